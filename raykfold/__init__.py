@@ -1,0 +1,60 @@
+"""Cross-validation for PyTorch on Ray: every fold at once, one mean ± std at the end.
+
+    from raykfold import RunConfig, cross_validate
+    summary = cross_validate(RunConfig(processed_dir=Path("data/processed"), epochs=15))
+    print(summary.mean_accuracy, summary.std_accuracy)
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raykfold.config import RunConfig
+    from raykfold.data import FeatureSet, SoundDataset, read_feature_set
+    from raykfold.driver import cross_validate
+    from raykfold.errors import RaykfoldError
+    from raykfold.models import AudioCNN
+    from raykfold.observers import Observer
+    from raykfold.results import EpochMetrics, FoldResult, Summary
+
+try:
+    __version__ = version("raykfold")
+except PackageNotFoundError:  # a source tree that is on the path and not installed
+    __version__ = "unknown"
+
+# Imported when first used: torch and Ray take seconds, and a usage error should not.
+_HOMES = {
+    "AudioCNN": "models",
+    "EpochMetrics": "results",
+    "FeatureSet": "data",
+    "FoldResult": "results",
+    "Observer": "observers",
+    "RaykfoldError": "errors",
+    "RunConfig": "config",
+    "SoundDataset": "data",
+    "Summary": "results",
+    "cross_validate": "driver",
+    "read_feature_set": "data",
+}
+__all__ = [
+    "AudioCNN",
+    "EpochMetrics",
+    "FeatureSet",
+    "FoldResult",
+    "Observer",
+    "RaykfoldError",
+    "RunConfig",
+    "SoundDataset",
+    "Summary",
+    "cross_validate",
+    "read_feature_set",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,141 @@
+"""An observer: the outputs in `model_dir`, copied from storage as they come into being."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from raykfold.checkpoint import FinishedFold
+from raykfold.data import FeatureSet
+from raykfold.files import link_file, write_file, write_json
+from raykfold.observers import Observer, RunStart
+from raykfold.paths import ModelDir, RunDir
+from raykfold.results import EpochMetrics, FoldResult, Summary
+
+
+class Artifacts(Observer):
+    """Mirrors weights to `model_dir`, and keeps ``training_state.json`` there up to date.
+
+    Raises `StorageError` from any call when the disk is full: that ends the run, because an
+    output that is missing at the end would be noticed too late.
+    """
+
+    def __init__(self, outputs: ModelDir, run_dir: RunDir) -> None:
+        self._outputs = outputs
+        self._run_dir = run_dir
+        self._state: dict[int, dict[str, Any]] = {}
+        self._start: RunStart | None = None
+
+    def run_started(self, start: RunStart) -> None:
+        self._start = start
+        for fold in start.folds:
+            done = start.finished.get(fold)
+            history = done.history if done else start.histories.get(fold, ())
+            for metrics in history:
+                self._mirror(fold, metrics.epoch)
+            status = done.status if done else "running"
+            self._state[fold] = {"status": status, "epochs_done": len(history)}
+        self._write_state()
+
+    def epoch_committed(self, fold: int, metrics: EpochMetrics) -> None:
+        self._mirror(fold, metrics.epoch)
+        self._state[fold] = {"status": "running", "epochs_done": metrics.epoch + 1}
+        self._write_state()
+
+    def fold_finished(self, result: FoldResult) -> None:
+        self._state[result.fold]["status"] = result.status
+        if result.error:
+            self._state[result.fold]["error"] = result.error
+        self._write_state()
+
+    def _mirror(self, fold: int, epoch: int) -> None:
+        source = self._run_dir.epoch_weights(fold, epoch)
+        target = self._outputs.epoch_weights(fold, epoch)
+        if source.exists() and not (target.exists() and target.samefile(source)):
+            link_file(source, target)
+
+    def _write_state(self) -> None:
+        assert self._start is not None
+        write_json(
+            self._outputs.training_state,
+            {
+                "run_name": self._start.run_name,
+                "epochs": self._start.epochs,
+                "folds": {str(fold): row for fold, row in sorted(self._state.items())},
+            },
+        )
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Predictions for every held-out sample, each by the fold that held it out.
+
+    Attributes:
+        index: (n,) which samples, ascending.
+        fold: (n,) who held each out.
+        label: (n,) true label, as in the data.
+        prediction: (n,) predicted label.
+        probabilities: (n, classes) float32.
+        classes: (classes,) labels in the order of the columns.
+    """
+
+    index: np.ndarray
+    fold: np.ndarray
+    label: np.ndarray
+    prediction: np.ndarray
+    probabilities: np.ndarray
+    classes: np.ndarray
+
+    @property
+    def accuracy(self) -> float:
+        return float((self.label == self.prediction).mean())
+
+
+def out_of_fold(finished: Iterable[FinishedFold], data: FeatureSet) -> OutOfFold | None:
+    """Put the folds' held-out predictions together; None if no fold is complete."""
+    folds = list(finished)
+    if not folds:
+        return None
+    index = np.concatenate([fold.index for fold in folds])
+    order = np.argsort(index, kind="stable")
+    probabilities = np.concatenate([fold.probabilities for fold in folds])[order]
+    classes = np.asarray(data.class_labels)
+    return OutOfFold(
+        index=index[order],
+        fold=np.repeat([f.result.fold for f in folds], [len(f.index) for f in folds])[order],
+        label=data.labels[index[order]],
+        prediction=classes[probabilities.argmax(axis=1)],
+        probabilities=probabilities,
+        classes=classes,
+    )
+
+
+def write_results(
+    outputs: ModelDir,
+    summary: Summary,
+    finished: Mapping[int, FinishedFold],
+    predictions: OutOfFold | None,
+) -> None:
+    """Write what a run leaves; ``summary.json`` comes last, so its presence means that all is there.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    for fold, content in sorted(finished.items()):
+        write_file(outputs.best_weights(fold), content.weights)
+    write_file(outputs.histories, pickle.dumps([_history(r) for r in summary.folds], protocol=4))
+    if predictions is not None:
+        buffer = io.BytesIO()
+        np.savez(buffer, **vars(predictions))
+        write_file(outputs.predictions, buffer.getvalue())
+    write_json(outputs.summary, summary.to_json())
+
+
+def _history(result: FoldResult) -> dict[str, list[float]]:
+    names = ("loss", "accuracy", "val_loss", "val_accuracy")
+    return {name: [getattr(metrics, name) for metrics in result.history] for name in names}

@@ -1,0 +1,212 @@
+"""A fold's state ⇄ files.
+
+    fold_<n>/                   in a Ray checkpoint: a fold that goes on
+      state.pt                  everything that `FoldTrainer.state_dict` gives
+      model.safetensors         the current weights alone, for other tools
+      history.json              its `FoldResult` so far
+      manifest.json             fold, epochs_run, hashes
+
+    folds/fold_<n>/             a fold that is over
+      state.pt                  from which it can go on if --epochs is raised
+      model.safetensors         the best weights
+      history.json              its `FoldResult`
+      predictions.npz           index, probabilities of the held-out samples
+      manifest.json
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from raykfold.files import Damaged, read_folder, write_file, write_folder
+from raykfold.paths import HISTORY, PREDICTIONS, STATE, WEIGHTS
+from raykfold.results import FoldResult, FoldStatus
+from raykfold.training import FoldTrainer
+
+
+@dataclass(frozen=True)
+class WeightsContext:
+    """What weights need to be told, so that they can be used without the run they come from.
+
+    Attributes:
+        model: ``module:Class`` of the network.
+        classes: label → name, in the order of the network's outputs.
+        input_shape: (n_mels, time).
+        feature_parameters: how the features were made; empty if nobody said.
+    """
+
+    model: str
+    classes: Mapping[int, str]
+    input_shape: tuple[int, int]
+    feature_parameters: Mapping[str, Any]
+
+    def metadata(self, fold: int, epoch: int, accuracy: float) -> dict[str, str]:
+        """Metadata of a safetensors file, whose values can only be text."""
+        return {
+            "format": "pt",
+            "fold": str(fold),
+            "epoch": str(epoch),
+            "accuracy": repr(accuracy),
+            "classes": json.dumps({str(label): name for label, name in self.classes.items()}),
+            "model": self.model,
+            "input_shape": json.dumps(list(self.input_shape)),
+            "features": json.dumps(dict(self.feature_parameters), sort_keys=True),
+        }
+
+
+def save_epoch_weights(path: Path, trainer: FoldTrainer, context: WeightsContext) -> None:
+    """Write the current weights to `path`.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    write_file(path, _current_weights(trainer, context))
+
+
+def save_active_fold(folder: Path, trainer: FoldTrainer, context: WeightsContext) -> None:
+    """Write a fold that goes on.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    files = {
+        STATE: _state_bytes(trainer),
+        WEIGHTS: _current_weights(trainer, context),
+        HISTORY: _history_bytes(result_of(trainer, "running")),
+    }
+    write_folder(folder, files, _facts(trainer))
+
+
+def save_finished_fold(
+    folder: Path, trainer: FoldTrainer, context: WeightsContext, validation: np.ndarray
+) -> FoldResult:
+    """Write a fold that is over, with the predictions for its `validation` indices.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    result = result_of(trainer, "complete")
+    assert result.best_epoch is not None and result.best_val_accuracy is not None
+    metadata = context.metadata(trainer.fold, result.best_epoch, result.best_val_accuracy)
+    files = {
+        STATE: _state_bytes(trainer),
+        WEIGHTS: safetensors.torch.save(_on_cpu(trainer.best_weights), metadata),
+        HISTORY: _history_bytes(result),
+        PREDICTIONS: _npz(index=validation, probabilities=trainer.held_out_probabilities()),
+    }
+    write_folder(folder, files, _facts(trainer))
+    return result
+
+
+def result_of(trainer: FoldTrainer, status: FoldStatus) -> FoldResult:
+    return FoldResult(
+        fold=trainer.fold,
+        status=status,
+        n_train=trainer.n_train,
+        n_val=trainer.n_val,
+        history=tuple(trainer.history),
+        best_epoch=trainer.best_epoch,
+        stopped_early=trainer.stopped_early,
+    )
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """What `FoldTrainer.load_state_dict` takes. No pickled code runs.
+
+    Raises:
+        Damaged: the folder is not whole.
+    """
+    files = read_folder(folder)
+    try:
+        state: dict[str, Any] = torch.load(
+            io.BytesIO(files[STATE]), map_location="cpu", weights_only=True
+        )
+    except Exception as error:  # torch raises many kinds for what is no state
+        raise Damaged(f"{folder}: {STATE} cannot be read ({error})") from error
+    return state
+
+
+def load_result(folder: Path) -> FoldResult:
+    """The fold's history, as far as it went.
+
+    Raises:
+        Damaged: the folder is not whole.
+    """
+    return FoldResult.from_json(json.loads(read_folder(folder)[HISTORY]))
+
+
+@dataclass(frozen=True)
+class FinishedFold:
+    """What a fold that is over has left.
+
+    Attributes:
+        result: its history and best epoch.
+        weights: content of a safetensors file with the best weights.
+        index: (n_val,) which samples it held out.
+        probabilities: (n_val, classes) float32, from the best weights.
+    """
+
+    result: FoldResult
+    weights: bytes
+    index: np.ndarray
+    probabilities: np.ndarray
+
+
+def load_finished_fold(folder: Path) -> FinishedFold:
+    """Read what `save_finished_fold` wrote.
+
+    Raises:
+        Damaged: the folder is not whole.
+    """
+    files = read_folder(folder)
+    with np.load(io.BytesIO(files[PREDICTIONS]), allow_pickle=False) as predictions:
+        return FinishedFold(
+            result=FoldResult.from_json(json.loads(files[HISTORY])),
+            weights=files[WEIGHTS],
+            index=predictions["index"],
+            probabilities=predictions["probabilities"],
+        )
+
+
+def _facts(trainer: FoldTrainer) -> dict[str, Any]:
+    return {
+        "fold": trainer.fold,
+        "epochs_run": trainer.epochs_run,
+        "stopped_early": trainer.stopped_early,
+    }
+
+
+def _history_bytes(result: FoldResult) -> bytes:
+    return json.dumps(result.to_json(), indent=2).encode()
+
+
+def _current_weights(trainer: FoldTrainer, context: WeightsContext) -> bytes:
+    last = trainer.history[-1]
+    metadata = context.metadata(trainer.fold, last.epoch, last.val_accuracy)
+    return safetensors.torch.save(_on_cpu(trainer.model.state_dict()), metadata)
+
+
+def _on_cpu(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    # Tied weights share memory, which safetensors refuses; a copy each keeps any network savable.
+    return {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+
+
+def _state_bytes(trainer: FoldTrainer) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(trainer.state_dict(), buffer)
+    return buffer.getvalue()
+
+
+def _npz(**arrays: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()

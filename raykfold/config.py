@@ -1,0 +1,401 @@
+"""What a run is told: flag, then environment variable, then TOML file, then default.
+
+One table: the fields of `RunConfig`. The parser of the command line, the names of the environment
+variables and the keys of the TOML file follow from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import math
+import os
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raykfold.errors import BadInput
+from raykfold.paths import ModelDir, RunDir
+
+ENVIRONMENT_PREFIX = "RAYKFOLD_"
+# Ray sets this for the entrypoint of `ray job submit`.
+_SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def _option(
+    default: Any,
+    parse: Callable[[str], Any],
+    check: Callable[[Any], str | None] | None = None,
+) -> Any:
+    """A field with how its text is read, and what is wrong with a value (None when nothing is)."""
+    return dataclasses.field(default=default, metadata={"parse": parse, "check": check})
+
+
+def _text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("want a text that is not empty")
+    return value
+
+
+def _path(value: str) -> Path:
+    if "://" in value:
+        raise ValueError("want a path; URIs are not supported yet")
+    return Path(_text(value))
+
+
+def _integer(value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError("want a whole number") from None
+
+
+def _number(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError("want a number") from None
+
+
+def _switch(value: str) -> bool:
+    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if value.strip().lower() not in known:
+        raise ValueError("want true or false")
+    return known[value.strip().lower()]
+
+
+def _or_auto(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    def parse_or_auto(value: str) -> Any:
+        if value.strip().lower() == "auto":
+            return None
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise ValueError(f"{error}, or auto") from None
+
+    return parse_or_auto
+
+
+def _fold_list(value: str) -> tuple[int, ...] | None:
+    if value.strip().lower() == "all":
+        return None
+    try:
+        return tuple(sorted({int(part) for part in value.split(",")}))
+    except ValueError:
+        raise ValueError("want fold labels with commas between, as in 1,3, or all") from None
+
+
+def _positive(value: float) -> str | None:
+    return None if value > 0 and math.isfinite(value) else "want more than 0"
+
+
+def _not_negative(value: float) -> str | None:
+    return None if value >= 0 else "want 0 or more"
+
+
+def _plain_name(value: str) -> str | None:
+    if "/" in value or "\\" in value or value in (".", ".."):
+        return "want a plain name without slashes"
+    return None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a cross-validation is told. `python -m raykfold.run --help` prints it."""
+
+    processed_dir: Path = _option(Path("data/processed"), _path)
+    """Folder with features, labels and folds, as `raykfold.prepare` writes it."""
+
+    demo: bool = _option(False, _switch)
+    """Train on built-in, synthesised sounds instead of `processed_dir`."""
+
+    epochs: int = _option(50, _integer, _positive)
+    """Most epochs of a fold."""
+
+    batch_size: int = _option(32, _integer, _positive)
+    """Samples in a training batch."""
+
+    learning_rate: float = _option(0.001, _number, _positive)
+    """Adam's learning rate at the start."""
+
+    early_stopping_patience: int = _option(10, _integer, _positive)
+    """Epochs without a lower validation loss after which a fold stops."""
+
+    seed: int = _option(0, _integer, _not_negative)
+    """Seed of initial weights, order of samples and dropout."""
+
+    model: str = _option("raykfold.models:AudioCNN", _text)
+    """The network, `module:Class`, called with (n_mels, num_classes, target_len)."""
+
+    folds: tuple[int, ...] | None = _option(None, _fold_list)
+    """Folds to hold out, as in 1,3 (all by default); training splits stay whole."""
+
+    model_dir: Path | None = _option(None, _path)
+    """Folder of the outputs (~/raykfold/<run_name> by default)."""
+
+    storage_path: Path | None = _option(None, _path)
+    """Folder of the checkpoints that a run resumes from (<model_dir>/ray by default)."""
+
+    run_name: str = _option("", _text, _plain_name)
+    """Name of the run (demo, or the last part of processed_dir, by default)."""
+
+    fresh: bool = _option(False, _switch)
+    """Set an earlier run of that name aside, and start anew."""
+
+    address: str | None = _option(None, _text)
+    """Ray cluster to use (RAY_ADDRESS by default, else a local instance of its own)."""
+
+    local_cpus: int | None = _option(None, _or_auto(_integer), _positive)
+    """CPUs that a local Ray instance offers (all by default)."""
+
+    num_workers: int | None = _option(None, _or_auto(_integer), _positive)
+    """Most workers at once (auto: one a fold, as far as there are slots)."""
+
+    cpus_per_worker: int = _option(1, _integer, _positive)
+    """CPUs, and threads, of a worker."""
+
+    use_gpu: bool | None = _option(None, _or_auto(_switch))
+    """Whether each worker takes a GPU (auto: if Ray has any)."""
+
+    max_failures: int = _option(3, _integer, _positive)
+    """Deaths in a row of a fold's worker, no round completed between, that fail the fold."""
+
+    checkpoint_every: int = _option(1, _integer, _positive)
+    """Rounds from one checkpoint to the next."""
+
+    verbose: bool = _option(False, _switch)
+    """Let Ray and the workers print, and errors show their traceback."""
+
+    def __post_init__(self) -> None:
+        """Fill what follows from other fields, make paths absolute, refuse impossible values.
+
+        Raises:
+            BadInput: a value is out of range; a relative output path in a submitted job.
+        """
+        for field in dataclasses.fields(self):
+            check, value = field.metadata["check"], getattr(self, field.name)
+            wrong = check(value) if check and value not in (None, "") else None
+            if wrong:
+                raise BadInput(f"--{field.name} {value}: {wrong}")
+        for name in ("processed_dir", "model_dir", "storage_path"):  # text is fine from Python
+            if getattr(self, name) is not None:
+                self._set(name, Path(getattr(self, name)))
+        if self.folds is not None:
+            self._set("folds", tuple(sorted(set(self.folds))))
+        self._refuse_paths_that_vanish()
+        self._set("processed_dir", _absolute(self.processed_dir))
+        self._set("run_name", self.run_name or self._default_run_name())
+        self._set("model_dir", _absolute(self.model_dir or Path("~/raykfold") / self.run_name))
+        self._set("storage_path", _absolute(self.storage_path or self.model_path / "ray"))
+
+    @property
+    def model_path(self) -> Path:
+        """`model_dir`, which is always filled."""
+        assert self.model_dir is not None
+        return self.model_dir
+
+    @property
+    def outputs(self) -> ModelDir:
+        return ModelDir(self.model_path)
+
+    @property
+    def run_dir(self) -> RunDir:
+        assert self.storage_path is not None
+        return RunDir(self.storage_path / self.run_name)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for the record of the run. There are no secrets among the fields."""
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+    def command(self) -> list[str]:
+        """The command that starts or resumes this run, only with what is not the default."""
+        command = ["python", "-m", "raykfold.run"]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name == "fresh" or value == self._default_of(field):
+                continue
+            if value is True and field.metadata["parse"] is _switch:
+                command.append(f"--{field.name}")
+            else:
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                command += [f"--{field.name}", text]
+        return command
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _default_run_name(self) -> str:
+        return "demo" if self.demo else self.processed_dir.name or "root"
+
+    def _default_of(self, field: dataclasses.Field[Any]) -> Any:
+        derived = {
+            "processed_dir": _absolute(Path("data/processed")),
+            "run_name": self._default_run_name(),
+            "model_dir": _absolute(Path("~/raykfold") / self.run_name),
+            "storage_path": self.model_path / "ray",
+        }
+        return derived.get(field.name, field.default)
+
+    def _refuse_paths_that_vanish(self) -> None:
+        if _SUBMITTED_JOB_VARIABLE not in os.environ:
+            return
+        for name in ("model_dir", "storage_path"):
+            path = getattr(self, name)
+            if path is not None and not path.expanduser().is_absolute():
+                raise BadInput(
+                    f"--{name} {path}: is relative, and the working directory of a submitted job "
+                    "vanishes with it; want an absolute path"
+                )
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return Path(os.path.abspath(path.expanduser()))
+    except RuntimeError as error:  # ~somebody who does not exist
+        raise BadInput(f"{path}: {error}") from None
+
+
+def parse_config(argv: Sequence[str], environ: Mapping[str, str]) -> RunConfig:
+    """Read the command line, the environment and the TOML file that they name.
+
+    Raises:
+        BadInput: a flag, variable or key is unknown or its value cannot be read; the text names
+            where it stood.
+        SystemExit: after --help or --version.
+    """
+    flags = vars(_parser().parse_args(_unknown_refused(argv)))
+    config_file = flags.pop("config") or environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")
+    values = _from_toml(Path(config_file)) if config_file else {}
+    values |= _from_environment(environ)
+    values |= {
+        name: _read(name, text, f"--{name}") for name, text in flags.items() if text is not None
+    }
+    return RunConfig(**values)
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    values = {}
+    for variable, text in environ.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable == f"{ENVIRONMENT_PREFIX}CONFIG":
+            continue
+        name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+        if name not in _fields():
+            raise BadInput(f"environment variable {variable}: unknown{_nearest(name, 'variable')}")
+        values[name] = _read(name, text, f"environment variable {variable}")
+    if "address" not in values and environ.get("RAY_ADDRESS"):
+        values["address"] = environ["RAY_ADDRESS"]
+    return values
+
+
+def _from_toml(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"--config {path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"--config {path}: is no TOML ({error})") from None
+    values = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in _fields():
+            raise BadInput(f"--config {path}: unknown key {key!r}{_nearest(name, 'key')}")
+        values[name] = _read(name, _toml_text(value), f"--config {path}: {key}")
+    return values
+
+
+def _toml_text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+def _read(name: str, text: str, where: str) -> Any:
+    field = _fields()[name]
+    try:
+        value = field.metadata["parse"](text)
+    except ValueError as error:
+        raise BadInput(f"{where} {text!r}: {error}") from None
+    wrong = field.metadata["check"](value) if field.metadata["check"] and value is not None else None
+    if wrong:
+        raise BadInput(f"{where} {text!r}: {wrong}")
+    return value
+
+
+def _fields() -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(RunConfig)}
+
+
+def _nearest(name: str, kind: str) -> str:
+    spelling = {
+        "flag": lambda n: f"--{n}",
+        "variable": lambda n: f"{ENVIRONMENT_PREFIX}{n.upper()}",
+        "key": lambda n: n,
+    }[kind]
+    near = difflib.get_close_matches(name, [*_fields(), "config", "version", "help"], n=1)
+    return f"; did you mean {spelling(near[0])}?" if near else ""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise BadInput(message)
+
+
+def _unknown_refused(argv: Sequence[str]) -> Sequence[str]:
+    known = {*_fields(), "config", "version", "help"}
+    for argument in argv:
+        name = argument.partition("=")[0].removeprefix("--").replace("-", "_")
+        if argument.startswith("--") and name not in known:
+            raise BadInput(
+                f"{argument.partition('=')[0]}: unknown flag{_nearest(name, 'flag')}"
+                if _nearest(name, "flag")
+                else f"{argument.partition('=')[0]}: unknown flag; see --help"
+            )
+    return argv
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m raykfold.run",
+        description="Cross-validate: train every fold as a Ray Train worker, all folds at once.",
+        allow_abbrev=False,
+        epilog="Each flag is also an environment variable (RAYKFOLD_EPOCHS) and a key of the "
+        "--config file (epochs). Exit codes: 0 done, 2 bad input, 3 some folds failed, "
+        "130 interrupted, 1 anything else.",
+    )
+    docs = _field_docs()
+    for name, field in _fields().items():
+        spellings = list(dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")))
+        shown = "" if field.default in (None, "", False) else f" [{field.default}]"
+        options: dict[str, Any] = {"dest": name, "default": None, "help": docs[name] + shown}
+        if field.metadata["parse"] is _switch:
+            options |= {"nargs": "?", "const": "true", "metavar": "true|false"}
+        else:
+            options["metavar"] = name.rpartition("_")[2].upper()
+        parser.add_argument(*spellings, **options)
+    parser.add_argument("--config", metavar="FILE.toml", help="TOML file with any of these keys.")
+    parser.add_argument("--version", action="version", version=f"raykfold {_version()}")
+    return parser
+
+
+def _field_docs() -> dict[str, str]:
+    """The docstring under each field of `RunConfig`, which Python itself does not keep."""
+    lines = [line.strip() for line in inspect.getsource(RunConfig).splitlines()]
+    docs: dict[str, str] = {}
+    for line, following in zip(lines, lines[1:], strict=False):
+        name = line.partition(":")[0]
+        if name in _fields() and following.startswith('"""'):
+            docs[name] = following.strip('"').replace("%", "%%")
+    return docs
+
+
+def _version() -> str:
+    from raykfold import __version__
+
+    return __version__

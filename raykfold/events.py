@@ -1,0 +1,140 @@
+"""What happens in the shares, on its way to the driver; what the driver asks, on its way back.
+
+    worker ── ray.train.report ──▶ Train controller ── ShareCallback ──▶ EventBoard ──▶ driver
+       ▲                                                                     │
+       └────────────── the round is committed; hand these folds over ────────┘
+
+The board is an actor without CPUs of its own on the driver's node. It keeps nothing that is not
+also on storage: when it dies the run dies, and resumes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raykfold.results import EpochMetrics, FoldResult
+
+
+@dataclass(frozen=True)
+class ShareStarted:
+    """A share's worker runs."""
+
+    share: str
+    node: str
+    pid: int
+
+
+@dataclass(frozen=True)
+class ShareStopping:
+    """A share's worker met what concerns the whole run (a full disk), and says it before it ends."""
+
+    share: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of a share, as its worker reports it.
+
+    Attributes:
+        number: counted from 1 within the share.
+        epochs: fold → the epoch that it finished.
+        finished: results of folds that are over, and are on storage as such.
+        failed: fold → why it cannot go on.
+        released: folds given back at the driver's wish.
+        saved: folds that are in the round's checkpoint.
+    """
+
+    number: int
+    epochs: dict[int, EpochMetrics] = field(default_factory=dict)
+    finished: dict[int, FoldResult] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+    released: tuple[int, ...] = ()
+    saved: tuple[int, ...] = ()
+
+    def to_metrics(self) -> dict[str, Any]:
+        """Plain Python values: Ray Train's metrics take nothing else."""
+        return {
+            "number": self.number,
+            "epochs": [[fold, vars(metrics)] for fold, metrics in self.epochs.items()],
+            "finished": [result.to_json() for result in self.finished.values()],
+            "failed": [[fold, message] for fold, message in self.failed.items()],
+            "released": list(self.released),
+            "saved": list(self.saved),
+        }
+
+    @classmethod
+    def from_metrics(cls, values: Mapping[str, Any]) -> Round:
+        results = [FoldResult.from_json(result) for result in values["finished"]]
+        return cls(
+            number=values["number"],
+            epochs={fold: EpochMetrics(**metrics) for fold, metrics in values["epochs"]},
+            finished={result.fold: result for result in results},
+            failed=dict(map(tuple, values["failed"])),
+            released=tuple(values["released"]),
+            saved=tuple(values["saved"]),
+        )
+
+
+@dataclass(frozen=True)
+class RoundCommitted:
+    """A round whose checkpoint, if it has one, is whole on storage and known to Ray Train."""
+
+    share: str
+    round: Round
+    checkpoint: str | None
+
+
+Event = ShareStarted | ShareStopping | RoundCommitted
+
+
+class EventBoard:
+    """Carries events to the driver, and to each worker what has been committed."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._committed: dict[str, int] = {}
+        self._wanted: dict[str, tuple[int, ...]] = {}
+        self._changed = asyncio.Condition()
+
+    async def post(self, event: Event) -> None:
+        async with self._changed:
+            self._events.append(event)
+            if isinstance(event, RoundCommitted):
+                self._committed[event.share] = event.round.number
+            self._changed.notify_all()
+
+    async def ask(self, share: str, folds: tuple[int, ...]) -> None:
+        """Leave word for a share's worker to give these folds back at its next round."""
+        self._wanted[share] = folds
+
+    async def committed(self, share: str, number: int) -> tuple[int, ...]:
+        """Wait until round `number` of the share is committed; the folds it is to give back."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._committed.get(share, 0) >= number)
+        return self._wanted.pop(share, ())
+
+    async def drain(self, wait_seconds: float) -> list[Event]:
+        """The events since the last call, in order; waits for one if there is none."""
+        deadline = time.monotonic() + wait_seconds
+        async with self._changed:
+            while not self._events and (left := deadline - time.monotonic()) > 0:
+                try:
+                    await asyncio.wait_for(self._changed.wait(), timeout=left)
+                except TimeoutError:
+                    break
+            events, self._events = self._events, []
+        return events
+
+
+def open_board() -> Any:
+    """Start the board on this process's node; it ends with the driver."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(EventBoard).options(num_cpus=0, scheduling_strategy=here).remote()

@@ -1,0 +1,140 @@
+"""The built-in network, and how a network is named and built."""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from raykfold.errors import BadInput
+
+DEFAULT_MODEL = "raykfold.models:AudioCNN"
+
+
+class EncoderBlock(nn.Module):
+    """Convolution 3 by 3, batch normalisation, ReLU, max pooling and dropout, in this order.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        pool: factors by which pooling shrinks (n_mels, time).
+        dropout: probability with which an element is dropped in training.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, pool: tuple[int, int], dropout: float = 0.2
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+        self.bn = nn.BatchNorm2d(out_channels)
+        self.pool = nn.MaxPool2d(pool)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.dropout(self.pool(torch.relu(self.bn(self.conv(x))))))
+
+
+class AudioCNN(nn.Module):
+    """Three encoder blocks over a log-mel spectrogram, and a small classifier.
+
+    Input (B, n_mels, time) float32; output (B, num_classes) logits. The time axis is averaged
+    away, so `target_len` does not change the parameters; frequency is kept, and does.
+
+    Args:
+        n_mels: mel bands, at least 8 (pooling divides them by 8).
+        num_classes: outputs.
+        target_len: frames, at least 16 (pooling divides them by 16).
+
+    Raises:
+        ValueError: the input is smaller than pooling allows.
+    """
+
+    def __init__(self, n_mels: int, num_classes: int, target_len: int) -> None:
+        super().__init__()
+        if n_mels < 8 or target_len < 16:
+            raise ValueError(
+                f"features of {n_mels} mel bands by {target_len} frames are too small: "
+                "AudioCNN pools them by 8 and 16, so it needs n_mels >= 8 and time >= 16"
+            )
+        self.encoder1 = EncoderBlock(1, 32, pool=(2, 2))
+        self.encoder2 = EncoderBlock(32, 64, pool=(2, 2))
+        self.encoder3 = EncoderBlock(64, 128, pool=(2, 4))
+        self.conv1d = nn.Conv1d(128, 64, kernel_size=3, padding=1)
+        self.fc1 = nn.Linear(64 * (n_mels // 8), 128)
+        self.dropout = nn.Dropout(0.5)
+        self.fc2 = nn.Linear(128, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.encoder3(self.encoder2(self.encoder1(x.unsqueeze(1))))
+        x = torch.relu(self.conv1d(x.mean(dim=3)))  # (B, 128, n_mels / 8) along frequency
+        x = torch.relu(self.fc1(x.flatten(1)))
+        return cast(Tensor, self.fc2(self.dropout(x)))
+
+
+def model_class(spec: str) -> type[nn.Module]:
+    """The class that ``module:Class`` names.
+
+    Raises:
+        BadInput: it cannot be imported, or is no `nn.Module` class.
+    """
+    module_name, _, class_name = spec.partition(":")
+    if not module_name or not class_name:
+        raise BadInput(f"--model {spec!r}: want module:Class, as in {DEFAULT_MODEL}")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except Exception as error:  # a user's module can raise anything while it is imported
+        raise BadInput(
+            f"--model {spec}: cannot be imported ({type(error).__name__}: {error}); "
+            "the module must be on the Python path"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise BadInput(f"--model {spec}: is no torch.nn.Module class")
+    return found
+
+
+def build_model(spec: str, n_mels: int, num_classes: int, target_len: int) -> nn.Module:
+    """The network named by `spec`, with initial weights from torch's current random state.
+
+    Args:
+        spec: ``module:Class``, called with ``(n_mels, num_classes, target_len)``.
+
+    Raises:
+        BadInput: the class cannot be imported or constructed for this input.
+    """
+    cls = model_class(spec)
+    try:
+        return cls(n_mels, num_classes, target_len)
+    except Exception as error:
+        raise BadInput(
+            f"--model {spec}: cannot be built for {n_mels} mel bands, {num_classes} classes, "
+            f"{target_len} frames ({type(error).__name__}: {error})"
+        ) from error
+
+
+def check_model(spec: str, n_mels: int, num_classes: int, target_len: int) -> int:
+    """Build the network once, send two samples through it, and count its parameters.
+
+    Leaves torch's random state as it was.
+
+    Raises:
+        BadInput: it cannot be built, fails on such input, or returns another shape than
+            (2, num_classes).
+    """
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        model = build_model(spec, n_mels, num_classes, target_len).eval()
+        try:
+            output = model(torch.zeros(2, n_mels, target_len))
+        except Exception as error:
+            raise BadInput(
+                f"--model {spec}: fails on input (2, {n_mels}, {target_len}) "
+                f"({type(error).__name__}: {error})"
+            ) from error
+    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if shape != (2, num_classes):
+        raise BadInput(
+            f"--model {spec}: returned {shape} for input (2, {n_mels}, {target_len}); "
+            f"want logits of shape (2, {num_classes})"
+        )
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,109 @@
+"""Every file name that raykfold reads or writes, once.
+
+Two places belong to a run. `ModelDir` is what people look at: the outputs. `RunDir` is what a
+run resumes from, below Ray's storage path. By default the second lies inside the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+STATE = "state.pt"
+WEIGHTS = "model.safetensors"
+HISTORY = "history.json"
+PREDICTIONS = "predictions.npz"
+
+
+def fold_name(fold: int) -> str:
+    return f"fold_{fold}"
+
+
+def epoch_weights_name(epoch: int) -> str:
+    """Name of the weights after `epoch`, counted from 0."""
+    return f"epoch_{epoch}.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelDir:
+    """The outputs of a run (`--model_dir`)."""
+
+    root: Path
+
+    @property
+    def run_record(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def training_state(self) -> Path:
+        return self.root / "training_state.json"
+
+    @property
+    def histories(self) -> Path:
+        return self.root / "all_fold_histories_pytorch.pkl"
+
+    @property
+    def predictions(self) -> Path:
+        return self.root / "oof_predictions.npz"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    def best_weights(self, fold: int) -> Path:
+        return self.root / f"model_{fold_name(fold)}_best.safetensors"
+
+    def epoch_weights(self, fold: int, epoch: int) -> Path:
+        return self.checkpoints / fold_name(fold) / epoch_weights_name(epoch)
+
+    def outputs(self) -> list[Path]:
+        """What a run has written here and `--fresh` sets aside."""
+        named = [
+            self.run_record,
+            self.summary,
+            self.training_state,
+            self.histories,
+            self.predictions,
+            self.checkpoints,
+            *sorted(self.root.glob("model_fold_*_best.safetensors")),
+        ]
+        return [path for path in named if path.exists()]
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """What a run resumes from (`<storage_path>/<run_name>`)."""
+
+    root: Path
+
+    @property
+    def run_record(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def index(self) -> Path:
+        return self.root / "index.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / ".lock"
+
+    @property
+    def shares(self) -> Path:
+        """Ray Train's own directories, one a share; what is in them is Ray's to delete."""
+        return self.root / "shares"
+
+    def finished(self, fold: int) -> Path:
+        """What a stopped fold leaves, out of reach of Ray's retention."""
+        return self.root / "folds" / fold_name(fold)
+
+    def weights(self, fold: int) -> Path:
+        return self.root / "weights" / fold_name(fold)
+
+    def epoch_weights(self, fold: int, epoch: int) -> Path:
+        return self.weights(fold) / epoch_weights_name(epoch)

@@ -1,0 +1,65 @@
+"""``python -m raykfold.run``: cross-validate from the command line."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from raykfold.config import RunConfig, parse_config
+from raykfold.errors import RaykfoldError, RunStopped
+
+PARTIAL = 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, print, and return the exit code: 0, 1, 2, 3 or 130 (see `raykfold.errors`)."""
+    try:
+        config = parse_config(sys.argv[1:] if argv is None else argv, os.environ)
+    except RaykfoldError as error:
+        return _say(error)
+    try:
+        return _run(config)
+    except RunStopped:
+        print(f"\nstopped; to go on: {shlex.join(config.command())}", file=sys.stderr)
+        return RunStopped.exit_code
+    except RaykfoldError as error:
+        if config.verbose:
+            traceback.print_exc()
+        return _say(error)
+
+
+def _run(config: RunConfig) -> int:
+    with_signals()
+    from raykfold.driver import cross_validate
+    from raykfold.observers import console, duration, summary_lines
+
+    summary = cross_validate(config, observers=[console()])
+    print()
+    for line in summary_lines(summary):
+        print(line)
+    print(f"{duration(summary.wall_seconds)}; outputs in {config.model_path}")
+    return 0 if summary.status == "complete" else PARTIAL
+
+
+def with_signals() -> None:
+    """Let SIGINT and SIGTERM end the run in an orderly way."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise RunStopped(signal.Signals(number).name)
+
+
+def _say(error: RaykfoldError) -> int:
+    print(f"raykfold: {' '.join(str(error).split())}", file=sys.stderr)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""A connection to Ray: a cluster that was named, or an instance of our own for this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+from raykfold.errors import BadInput
+from raykfold.scratch import scratch_dir
+
+# Ray reads these when it is imported or started; a value that the user has set stays.
+_QUIET = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a FutureWarning for every worker
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # gauges that nobody scrapes
+}
+
+
+@contextmanager
+def ray_session(
+    address: str | None, *, local_cpus: int | None = None, verbose: bool = False
+) -> Iterator[None]:
+    """Connect to the Ray cluster at `address`, or start an instance of our own; leave it at the end.
+
+    An instance of our own has a port and a temporary folder that nobody else has, so it neither
+    finds nor is found by another Ray on the host.
+
+    Args:
+        address: ``host:port``, ``ray://…`` excluded; None starts an instance of our own.
+        local_cpus: CPUs that an instance of our own offers, as many as the machine has by default.
+        verbose: let Ray and the workers print.
+
+    Raises:
+        BadInput: there is no cluster at `address`.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray  # takes a second, and reads the environment
+
+    options = {
+        "log_to_driver": verbose,
+        "logging_level": logging.INFO if verbose else logging.CRITICAL,
+    }
+    if not verbose:
+        logging.getLogger("ray").setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", module=r"ray\.")
+    with ExitStack() as stack:
+        stack.callback(ray.shutdown)
+        with _signal_handlers_kept():
+            if address is None:
+                _start_own(stack, local_cpus, options)
+            else:
+                _join(stack, address, options)
+        yield
+
+
+def _start_own(stack: ExitStack, local_cpus: int | None, options: dict) -> None:
+    import ray
+
+    temporary = stack.enter_context(scratch_dir())
+    stack.callback(ray.shutdown)  # before the folder goes
+    port = _free_port()
+    # Ray Train's placement-group cleaner finds its cluster by RAY_ADDRESS, and would otherwise
+    # take whatever other cluster the host has.
+    host = ray.util.get_node_ip_address()
+    stack.enter_context(
+        _environment(
+            {
+                "RAY_GCS_SERVER_PORT": str(port),
+                "RAY_ADDRESS": f"{host}:{port}",
+                # An actor for each Train run, to hear of nodes that are about to be taken away.
+                "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+            }
+        )
+    )
+    ray.init(
+        address="local",
+        num_cpus=local_cpus,
+        include_dashboard=False,
+        _temp_dir=str(temporary),
+        **options,
+    )
+
+
+def _join(stack: ExitStack, address: str, options: dict) -> None:
+    import ray
+
+    try:
+        context = ray.init(address=address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BadInput(f"--address {address}: no Ray cluster answers there ({reason})") from None
+    gcs = context.address_info["gcs_address"]
+    stack.enter_context(_environment({"RAY_ADDRESS": gcs}))
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself when it connects, and would end the process its own way."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,320 @@
+"""Where a run resumes from: its record, its index of newest states, and what lies on the disk."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from raykfold.config import RunConfig
+from raykfold.errors import BadInput
+from raykfold.files import Damaged, read_folder, read_manifest, replaced_folder, write_json
+from raykfold.paths import MANIFEST, RunDir, fold_name
+
+_IDENTITY_HINTS = {
+    "data": "the features, labels or folds are others",
+    "device": "another kind of processor, or another number of threads, rounds differently",
+}
+
+
+def identity(config: RunConfig, fingerprint: str, device: str | None = None) -> dict[str, Any]:
+    """What two runs must have in common for one to be the continuation of the other.
+
+    Args:
+        fingerprint: of the data.
+        device: ``gpu``, or ``cpu x<threads>``; None while it is not known yet.
+    """
+    known = {
+        "data": fingerprint,
+        "batch_size": config.batch_size,
+        "learning_rate": config.learning_rate,
+        "early_stopping_patience": config.early_stopping_patience,
+        "seed": config.seed,
+        "model": config.model,
+        "precision": "fp32",
+    }
+    return known if device is None else {**known, "device": device}
+
+
+def check_identity(config: RunConfig, current: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run that was another one.
+
+    Raises:
+        BadInput: a record of that run_name or in that model_dir differs from `current`, or has
+            more epochs than `config`; the text names the field.
+    """
+    for path in (config.run_dir.run_record, config.outputs.run_record):
+        record = _read_record(path)
+        if record is None:
+            continue
+        if path == config.outputs.run_record and record["run_name"] != config.run_name:
+            raise BadInput(
+                f"--model_dir {config.model_path}: belongs to the run {record['run_name']!r}, "
+                f"not to {config.run_name!r}; choose another, or that --run_name"
+            )
+        for name, value in current.items():
+            before = record["identity"].get(name)
+            if before is not None and before != value:
+                raise BadInput(_another_run(config, name, before, value))
+        if record["config"]["epochs"] > config.epochs:
+            raise BadInput(
+                f"--epochs {config.epochs}: the run {config.run_name!r} was started with "
+                f"{record['config']['epochs']}; epochs can be raised, not lowered (or --fresh)"
+            )
+
+
+def _another_run(config: RunConfig, name: str, before: Any, value: Any) -> str:
+    hint = f" ({_IDENTITY_HINTS[name]})" if name in _IDENTITY_HINTS else ""
+    return (
+        f"--run_name {config.run_name}: is taken by a run with {name} {_short(before)}, "
+        f"and this one has {_short(value)}{hint}; choose another --run_name and --model_dir, "
+        "or set the earlier run aside with --fresh"
+    )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        record = None
+    if not (isinstance(record, dict) and {"run_name", "identity", "config"} <= record.keys()):
+        raise BadInput(f"{path}: is no record of a run; set the run aside with --fresh")
+    return record
+
+
+def write_record(config: RunConfig, current: Mapping[str, Any]) -> None:
+    """Say, beside the outputs and beside the checkpoints, what this run is.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    record = {
+        "run_name": config.run_name,
+        "identity": dict(current),
+        "config": config.to_json(),
+        "versions": versions(),
+    }
+    write_json(config.run_dir.run_record, record)
+    write_json(config.outputs.run_record, record)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide results."""
+    found = {"python": platform.python_version()}
+    for package in ("raykfold", "torch", "ray", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def check_writable(config: RunConfig) -> None:
+    """Find out before any work whether outputs and checkpoints can be written.
+
+    Raises:
+        BadInput: a path is a file, or lies where this user may not write.
+    """
+    for flag, path in (("model_dir", config.model_path), ("storage_path", config.run_dir.root)):
+        existing = next(p for p in (path, *path.parents) if p.exists() or p.is_symlink())
+        if not existing.is_dir():
+            raise BadInput(f"--{flag} {path}: {existing} is no folder")
+        if not os.access(existing, os.W_OK | os.X_OK) or not _accepts_folders(existing):
+            raise BadInput(f"--{flag} {path}: cannot be written (no permission in {existing})")
+
+
+def _accepts_folders(folder: Path) -> bool:
+    """`os.access` says yes to root, even on a file system that is read-only or virtual."""
+    probe = folder / f".raykfold-{os.getpid()}"
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def locked(config: RunConfig) -> Iterator[None]:
+    """Keep a second driver out of the run; the lock goes with the process, however it ends.
+
+    Raises:
+        BadInput: another driver is at work on it.
+    """
+    path = config.run_dir.lock
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise BadInput(
+                f"--run_name {config.run_name}: is being worked on by another process "
+                f"({lock.read().strip() or 'unknown'}) in {config.run_dir.root}"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"pid {os.getpid()} on {platform.node()}")
+        lock.flush()
+        yield
+
+
+def set_aside(config: RunConfig) -> list[Path]:
+    """Move an earlier run's outputs and checkpoints out of the way; return where they are."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    places = []
+    outputs = config.outputs.outputs()
+    if outputs:
+        place = _new_folder(config.model_path / f"aside-{stamp}")
+        for path in outputs:
+            os.rename(path, place / path.name)
+        places.append(place)
+    state = [path for path in config.run_dir.root.glob("*") if path != config.run_dir.lock]
+    if state:
+        place = _new_folder(config.run_dir.root.with_name(f"{config.run_name}.aside-{stamp}"))
+        for path in state:
+            os.rename(path, place / path.name)
+        places.append(place)
+    return places
+
+
+def _new_folder(path: Path) -> Path:
+    for attempt in range(1000):
+        candidate = path.with_name(f"{path.name}-{attempt}") if attempt else path
+        try:
+            candidate.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return candidate
+    raise BadInput(f"{path}: cannot be made")
+
+
+@dataclass(frozen=True)
+class FoldState:
+    """The newest whole state of a fold on storage."""
+
+    fold: int
+    folder: Path
+    epochs_run: int
+    stopped_early: bool
+    finished: bool
+
+    def done(self, epochs: int) -> bool:
+        """Whether nothing is left to do for it in a run of `epochs`."""
+        return self.finished and (self.stopped_early or self.epochs_run >= epochs)
+
+
+@dataclass
+class Index:
+    """Fold → newest committed state; the time and the most workers that the run has taken so far."""
+
+    wall_seconds: float = 0.0
+    num_workers: int = 0
+    folds: dict[int, Path] = field(default_factory=dict)
+
+    def write(self, run_dir: RunDir) -> None:
+        """Replace the index on storage.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        rows = {str(fold): str(folder) for fold, folder in sorted(self.folds.items())}
+        effort = {"wall_seconds": self.wall_seconds, "num_workers": self.num_workers}
+        write_json(run_dir.index, {**effort, "folds": rows})
+
+
+def read_index(run_dir: RunDir) -> tuple[Index, list[str]]:
+    """The index, and what there is to say of it: an unreadable one is made anew from the disk."""
+    try:
+        rows = json.loads(run_dir.index.read_bytes())
+        folds = {int(fold): Path(folder) for fold, folder in rows["folds"].items()}
+        return Index(float(rows["wall_seconds"]), int(rows["num_workers"]), folds), []
+    except FileNotFoundError:
+        return Index(), []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Index(), [f"{run_dir.index} cannot be read; made anew from the checkpoints"]
+
+
+def newest_states(
+    run_dir: RunDir, index: Index, folds: Sequence[int]
+) -> tuple[dict[int, FoldState], list[str]]:
+    """For each fold the whole state with the most epochs, and what was passed over.
+
+    The index can be a moment behind what Ray has committed, and what it names can be damaged: so
+    everything on the disk is a candidate, and a candidate counts when its hashes hold.
+    """
+    states, notes = {}, []
+    for fold in folds:
+        candidates = _candidates(run_dir, index, fold)
+        for candidate in sorted(candidates, key=_preference, reverse=True):
+            try:
+                read_folder(candidate.folder)
+            except Damaged as damage:
+                notes.append(f"fold {fold}: passed over a damaged checkpoint ({damage})")
+                continue
+            states[fold] = candidate
+            break
+        notes += [
+            f"fold {fold}: passed over a damaged checkpoint ({folder} has no readable {MANIFEST})"
+            for folder in _folders(run_dir, index, fold)
+            if folder.is_dir() and _candidate(run_dir, fold, folder) is None
+        ]
+    return states, notes
+
+
+def _preference(state: FoldState) -> tuple[int, bool]:
+    return state.epochs_run, state.finished
+
+
+def _candidates(run_dir: RunDir, index: Index, fold: int) -> list[FoldState]:
+    found = [_candidate(run_dir, fold, folder) for folder in _folders(run_dir, index, fold)]
+    return [state for state in found if state is not None]
+
+
+def _folders(run_dir: RunDir, index: Index, fold: int) -> list[Path]:
+    finished = run_dir.finished(fold)
+    folders = [finished, replaced_folder(finished)]
+    folders += sorted(run_dir.shares.glob(f"*/*/{fold_name(fold)}"))
+    if fold in index.folds and index.folds[fold] not in folders:
+        folders.append(index.folds[fold])
+    return folders
+
+
+def _candidate(run_dir: RunDir, fold: int, folder: Path) -> FoldState | None:
+    try:
+        manifest = read_manifest(folder)
+        if manifest["fold"] != fold:
+            return None
+        return FoldState(
+            fold=fold,
+            folder=folder,
+            epochs_run=int(manifest["epochs_run"]),
+            stopped_early=bool(manifest["stopped_early"]),
+            finished=folder.parent == run_dir.finished(fold).parent,
+        )
+    except (Damaged, KeyError, ValueError, TypeError):
+        return None
+
+
+def sweep(run_dir: RunDir) -> None:
+    """Remove what a kill left half-written: folders and files that were being made aside.
+
+    Only while the run is `locked`, and no worker of it is alive.
+    """
+    for aside in [*run_dir.root.glob("folds/.fold_*"), *run_dir.root.glob("weights/*/.epoch_*")]:
+        shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)

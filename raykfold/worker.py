@@ -1,0 +1,195 @@
+"""The Ray Train loop of a share: load its folds, step them round by round, report each round."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import torch
+from ray.train import CheckpointUploadMode
+
+from raykfold.checkpoint import (
+    WeightsContext,
+    load_state,
+    save_active_fold,
+    save_epoch_weights,
+    save_finished_fold,
+)
+from raykfold.data import Split
+from raykfold.errors import FoldError, RaykfoldError, StorageError
+from raykfold.events import Round, ShareStarted, ShareStopping
+from raykfold.paths import RunDir, fold_name
+from raykfold.training import FoldTrainer, TrainingSettings
+
+
+@dataclass(frozen=True)
+class ShareTask:
+    """Everything that a share's worker is told.
+
+    Attributes:
+        share: the share's name.
+        board: handle of the event board.
+        features: reference to the (N, n_mels, time) array in Ray's object store, which each
+            machine holds once.
+        class_indices: (N,) int64, 0 to classes - 1.
+        splits: fold → its split, for the folds of the share.
+        origins: fold → folder of the state it goes on from; folds not named start anew.
+        settings: how to train.
+        epochs: most epochs of a fold.
+        context: what weights are told.
+        run_dir: where finished folds and epochs' weights go.
+        scratch: where checkpoints are made before Ray takes them; the system's place if None.
+        checkpoint_every: rounds from one checkpoint to the next.
+        threads: CPU threads of the worker.
+        use_gpu: train on the GPU that Ray has given the worker.
+    """
+
+    share: str
+    board: Any
+    features: Any
+    class_indices: np.ndarray
+    splits: Mapping[int, Split]
+    origins: Mapping[int, Path]
+    settings: TrainingSettings
+    epochs: int
+    context: WeightsContext
+    run_dir: RunDir
+    scratch: Path | None
+    checkpoint_every: int
+    threads: int
+    use_gpu: bool
+
+
+def run_share(config: Mapping[str, Any]) -> None:
+    """Work on ``config["task"]``, a reference to a `ShareTask`, until its folds are over or given back.
+
+    One report is in flight at a time: round k + 1 is computed while Ray takes round k away, and
+    waits before its own report until round k is committed.
+
+    Raises:
+        StorageError: a state cannot be written; the driver has been told.
+    """
+    task: ShareTask = ray.get(config["task"])
+    ray.get(task.board.post.remote(_started(task)))
+    try:
+        _run_rounds(task)
+    except RaykfoldError as error:
+        ray.get(task.board.post.remote(ShareStopping(task.share, str(error))))
+        raise
+
+
+def _run_rounds(task: ShareTask) -> None:
+    active = _trainers(task)
+    number = 0
+    while active:
+        number += 1
+        round_ = _Stepped(task, number)
+        for trainer in list(active.values()):
+            round_.step(trainer)
+        wanted = ray.get(task.board.committed.remote(task.share, number - 1))
+        over = {*round_.finished, *round_.failed}
+        released = tuple(fold for fold in active if fold in wanted and fold not in over)
+        going_on = [trainer for fold, trainer in active.items() if fold not in over]
+        _report(task, round_, going_on, released)
+        active = {t.fold: t for t in going_on if t.fold not in released}
+    ray.get(task.board.committed.remote(task.share, number))
+
+
+class _Stepped:
+    """What becomes of the folds of a share in one round."""
+
+    def __init__(self, task: ShareTask, number: int) -> None:
+        self.number = number
+        self.epochs: dict[int, Any] = {}
+        self.finished: dict[int, Any] = {}
+        self.failed: dict[int, str] = {}
+        self._task = task
+
+    def step(self, trainer: FoldTrainer) -> None:
+        """One epoch of one fold; a fold that is over is on storage before this returns."""
+        task, fold = self._task, trainer.fold
+        try:
+            if not trainer.done(task.epochs):
+                self.epochs[fold] = trainer.run_epoch()
+        except FoldError as error:
+            self.failed[fold] = str(error)
+            return
+        if fold in self.epochs:
+            weights = task.run_dir.epoch_weights(fold, self.epochs[fold].epoch)
+            save_epoch_weights(weights, trainer, task.context)
+        if trainer.done(task.epochs):
+            self.finished[fold] = save_finished_fold(
+                task.run_dir.finished(fold), trainer, task.context, task.splits[fold].validation
+            )
+
+
+def _report(
+    task: ShareTask, round_: _Stepped, going_on: list[FoldTrainer], released: tuple[int, ...]
+) -> None:
+    due = round_.number % task.checkpoint_every == 0 or released
+    checkpoint = _checkpoint(task, going_on) if going_on and due else None
+    message = Round(
+        number=round_.number,
+        epochs=round_.epochs,
+        finished=round_.finished,
+        failed=round_.failed,
+        released=released,
+        saved=tuple(trainer.fold for trainer in going_on) if checkpoint else (),
+    )
+    ray.train.report(
+        message.to_metrics(), checkpoint, checkpoint_upload_mode=CheckpointUploadMode.ASYNC
+    )
+
+
+def _checkpoint(task: ShareTask, trainers: list[FoldTrainer]) -> ray.train.Checkpoint:
+    # Not a TemporaryDirectory: the upload, which goes on after the report, deletes the folder.
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="round-", dir=task.scratch))
+    except OSError as error:
+        raise StorageError(f"no room for a checkpoint in {task.scratch} ({error})") from error
+    try:
+        for trainer in trainers:
+            save_active_fold(folder / fold_name(trainer.fold), trainer, task.context)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return ray.train.Checkpoint.from_directory(str(folder))
+
+
+def _trainers(task: ShareTask) -> dict[int, FoldTrainer]:
+    torch.set_num_threads(task.threads)  # Ray has set OMP_NUM_THREADS by its own rule
+    device = torch.device("cuda" if task.use_gpu else "cpu")
+    # One set of kernels, whatever else runs: results must not depend on an auto-tuner's timings.
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    features = _tensor(ray.get(task.features)).to(device)
+    class_indices = _tensor(task.class_indices).to(device)
+    trainers = {}
+    for fold, split in task.splits.items():
+        trainer = FoldTrainer(
+            fold, features, class_indices, split, len(task.context.classes), task.settings
+        )
+        if fold in task.origins:
+            trainer.load_state_dict(load_state(task.origins[fold]))
+        trainers[fold] = trainer
+    return trainers
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    with warnings.catch_warnings():
+        # The object store's memory is shared and read-only; the trainer only gathers from it.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def _started(task: ShareTask) -> ShareStarted:
+    return ShareStarted(task.share, ray.util.get_node_ip_address(), os.getpid())

@@ -1,0 +1,165 @@
+"""Flag, then environment variable, then TOML file, then default; and one clear line for the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from raykfold.config import RunConfig, parse_config
+from raykfold.errors import BadInput
+
+
+def toml(folder: Path, text: str) -> str:
+    path = folder / "run.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_defaults_are_those_of_the_contract() -> None:
+    config = parse_config([], {})
+    assert config.processed_dir == Path.cwd() / "data" / "processed"
+    assert (config.epochs, config.batch_size, config.learning_rate) == (50, 32, 0.001)
+    assert (config.early_stopping_patience, config.seed) == (10, 0)
+    assert config.model == "raykfold.models:AudioCNN"
+    assert config.folds is None
+    assert config.run_name == "processed"
+    assert config.model_dir == Path.home() / "raykfold" / "processed"
+    assert config.storage_path == Path.home() / "raykfold" / "processed" / "ray"
+    assert (config.num_workers, config.local_cpus, config.use_gpu) == (None, None, None)
+    assert (config.cpus_per_worker, config.max_failures, config.checkpoint_every) == (1, 3, 1)
+
+
+def test_the_demo_is_named_so() -> None:
+    assert parse_config(["--demo"], {}).run_name == "demo"
+
+
+def test_flag_over_variable_over_file_over_default(tmp_path: Path) -> None:
+    file = toml(tmp_path, "epochs = 3\nbatch-size = 8\nseed = 5")
+    environ = {"RAYKFOLD_EPOCHS": "4", "RAYKFOLD_SEED": "6", "RAYKFOLD_CONFIG": file}
+    config = parse_config(["--epochs", "7"], environ)
+    assert (config.epochs, config.seed, config.batch_size) == (7, 6, 8)
+
+
+@pytest.mark.parametrize("spelling", ["--batch_size", "--batch-size"])
+@pytest.mark.parametrize("equals", [True, False])
+def test_every_flag_has_two_spellings(spelling: str, equals: bool) -> None:
+    argv = [f"{spelling}=16"] if equals else [spelling, "16"]
+    assert parse_config(argv, {}).batch_size == 16
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(RunConfig)])
+def test_every_field_is_a_flag_with_a_line_of_help(
+    field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parse_config(["--help"], {})
+    assert exit_.value.code == 0
+    options = capsys.readouterr().out.partition("options:")[2]
+    rows = re.split(rf"\n  --{field}\b(?!-)", options)
+    assert len(rows) == 2
+    assert rows[1].partition("\n  -")[0].strip().endswith((".", "]"))
+
+
+def test_folds_are_a_list_in_any_order(tmp_path: Path) -> None:
+    assert parse_config(["--folds", "3,1,3"], {}).folds == (1, 3)
+    assert parse_config(["--folds", "all"], {}).folds is None
+    assert parse_config(["--config", toml(tmp_path, "folds = [2, 1]")], {}).folds == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", True), ("FALSE", False), ("auto", None), ("1", True), ("no", False)]
+)
+def test_switches_and_auto(text: str, value: bool | None) -> None:
+    assert parse_config(["--use_gpu", text], {}).use_gpu is value
+
+
+def test_a_cluster_named_by_ray_is_used_unless_another_is_named() -> None:
+    environ = {"RAY_ADDRESS": "10.0.0.1:6379"}
+    assert parse_config([], environ).address == "10.0.0.1:6379"
+    assert parse_config(["--address", "10.0.0.2:6379"], environ).address == "10.0.0.2:6379"
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "parts"),
+    [
+        (["--epoch", "3"], {}, ["--epoch:", "unknown flag", "--epochs"]),
+        (["--frobnicate"], {}, ["--frobnicate", "unknown flag"]),
+        (["--epochs"], {}, ["--epochs"]),
+        (["--epochs", "many"], {}, ["--epochs 'many'", "whole number"]),
+        (["--epochs", "1.5"], {}, ["--epochs '1.5'", "whole number"]),
+        (["--epochs", "0"], {}, ["--epochs '0'", "more than 0"]),
+        (["--epochs", "-3"], {}, ["--epochs '-3'", "more than 0"]),
+        (["--batch_size", "0"], {}, ["--batch_size '0'", "more than 0"]),
+        (["--early_stopping_patience", "0"], {}, ["--early_stopping_patience '0'"]),
+        (["--learning_rate", "0"], {}, ["--learning_rate '0'", "more than 0"]),
+        (["--learning_rate", "-0.1"], {}, ["--learning_rate '-0.1'", "more than 0"]),
+        (["--learning_rate", "nan"], {}, ["--learning_rate 'nan'", "more than 0"]),
+        (["--learning_rate", "inf"], {}, ["--learning_rate 'inf'", "more than 0"]),
+        (["--learning_rate", "fast"], {}, ["--learning_rate 'fast'", "number"]),
+        (["--seed", "-1"], {}, ["--seed '-1'", "0 or more"]),
+        (["--folds", "1,x"], {}, ["--folds '1,x'", "1,3"]),
+        (["--folds", ""], {}, ["--folds ''"]),
+        (["--use_gpu", "maybe"], {}, ["--use_gpu 'maybe'", "true or false"]),
+        (["--num_workers", "0"], {}, ["--num_workers '0'", "more than 0"]),
+        (["--run_name", "a/b"], {}, ["--run_name 'a/b'", "slashes"]),
+        (["--run_name", ".."], {}, ["--run_name '..'", "slashes"]),
+        (["--run_name", ""], {}, ["--run_name ''", "not empty"]),
+        (["--model_dir", "~nobody-has-this-name/x"], {}, ["~nobody-has-this-name"]),
+        (["--storage_path", "ftp://host/x"], {}, ["--storage_path 'ftp://host/x'", "want a path"]),
+        (["stray"], {}, ["stray"]),
+        ([], {"RAYKFOLD_EPOCHS": "many"}, ["RAYKFOLD_EPOCHS 'many'", "whole number"]),
+        ([], {"RAYKFOLD_EPOCH": "3"}, ["RAYKFOLD_EPOCH:", "RAYKFOLD_EPOCHS?"]),
+        (["--config", "/nowhere/run.toml"], {}, ["/nowhere/run.toml", "No such file"]),
+    ],
+)
+def test_bad_input_names_where_it_stood_and_what_would_be_right(
+    argv: list[str], environ: dict[str, str], parts: list[str]
+) -> None:
+    with pytest.raises(BadInput) as error:
+        parse_config(argv, environ)
+    for part in parts:
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("epoch = 3", ["'epoch'", "did you mean epochs?"]),
+        ("epochs = 'many'", ["epochs 'many'", "whole number"]),
+        ("epochs = ", ["TOML"]),
+        ("[training]\nepochs = 3", ["'training'"]),
+    ],
+)
+def test_a_bad_file_is_named_with_its_key(tmp_path: Path, text: str, parts: list[str]) -> None:
+    file = toml(tmp_path, text)
+    with pytest.raises(BadInput) as error:
+        parse_config(["--config", file], {})
+    for part in (file, *parts):
+        assert part in str(error.value)
+
+
+def test_from_python_values_are_checked_too() -> None:
+    with pytest.raises(BadInput, match="--epochs 0"):
+        RunConfig(epochs=0)
+    assert RunConfig(folds=(2, 1, 2)).folds == (1, 2)
+
+
+@pytest.mark.parametrize("flag", ["--model_dir", "--storage_path"])
+def test_in_a_submitted_job_outputs_need_an_absolute_path(
+    flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(BadInput, match=f"{flag} out: .*absolute"):
+        parse_config([flag, "out"], {})
+    assert parse_config([flag, "/out"], {})
+
+
+def test_the_command_that_resumes_reads_back_as_the_same_configuration(tmp_path: Path) -> None:
+    argv = ["--demo", "--folds", "1,3", "--learning_rate", "1e-05", "--use_gpu", "false"]
+    config = parse_config([*argv, "--model_dir", str(tmp_path / "a b"), "--fresh"], {})
+    again = parse_config(config.command()[3:], {})
+    assert again == dataclasses.replace(config, fresh=False)

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from raykfold.errors import BadInput
+from raykfold.models import DEFAULT_MODEL, AudioCNN, build_model, check_model
+
+NAMES = {
+    "encoder1.conv",
+    "encoder1.bn",
+    "encoder2.conv",
+    "encoder2.bn",
+    "encoder3.conv",
+    "encoder3.bn",
+    "conv1d",
+    "fc1",
+    "fc2",
+}
+
+
+@pytest.mark.parametrize(
+    ("n_mels", "classes", "time", "parameters"), [(128, 10, 173, 250_250), (64, 10, 32, 184_714)]
+)
+def test_the_network_has_the_size_of_the_one_it_replaces(
+    n_mels: int, classes: int, time: int, parameters: int
+) -> None:
+    assert check_model(DEFAULT_MODEL, n_mels, classes, time) == parameters
+    assert AudioCNN(n_mels, classes, time).eval()(torch.randn(3, n_mels, time)).shape == (3, classes)
+
+
+def test_weights_are_named_so_that_those_trained_elsewhere_load() -> None:
+    weights = AudioCNN(64, 10, 32).state_dict()
+    assert {name.rpartition(".")[0] for name in weights} == NAMES
+
+
+def test_it_computes_what_its_definition_says() -> None:
+    """The same composition from torch's functional parts, in evaluation mode."""
+    torch.manual_seed(0)
+    model = AudioCNN(16, 3, 20).eval()
+    x = torch.randn(2, 16, 20)
+    y = x[:, None]
+    for block, pool in ((model.encoder1, 2), (model.encoder2, 2), (model.encoder3, (2, 4))):
+        y = nn.functional.conv2d(y, block.conv.weight, block.conv.bias, padding=1)
+        scale = block.bn.weight / torch.sqrt(block.bn.running_var + 1e-5)
+        y = (y - block.bn.running_mean[:, None, None]) * scale[:, None, None]
+        y = nn.functional.max_pool2d((y + block.bn.bias[:, None, None]).clamp(min=0), pool)
+    y = nn.functional.conv1d(y.mean(3), model.conv1d.weight, model.conv1d.bias, padding=1)
+    y = (y.clamp(min=0).flatten(1) @ model.fc1.weight.T + model.fc1.bias).clamp(min=0)
+    expected = y @ model.fc2.weight.T + model.fc2.bias
+    torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize(("n_mels", "time"), [(7, 32), (64, 15)])
+def test_features_smaller_than_pooling_allows_are_refused(n_mels: int, time: int) -> None:
+    with pytest.raises(BadInput, match="n_mels >= 8 and time >= 16"):
+        check_model(DEFAULT_MODEL, n_mels, 10, time)
+
+
+def test_the_smallest_features_are_accepted() -> None:
+    assert check_model(DEFAULT_MODEL, 8, 2, 16) > 0
+
+
+def test_checking_draws_no_random_number() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    check_model(DEFAULT_MODEL, 8, 2, 16)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.fixture
+def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "own_models.py").write_text(
+        "import torch\n"
+        "class Good(torch.nn.Module):\n"
+        "    def __init__(self, n_mels, num_classes, target_len):\n"
+        "        super().__init__()\n"
+        "        self.out = torch.nn.Linear(n_mels * target_len, num_classes)\n"
+        "    def forward(self, x):\n"
+        "        return self.out(x.flatten(1))\n"
+        "class Wide(Good):\n"
+        "    def forward(self, x):\n"
+        "        return torch.cat([self.out(x.flatten(1))] * 2, dim=1)\n"
+        "class Pair(Good):\n"
+        "    def forward(self, x):\n"
+        "        return x, x\n"
+        "class Raises(Good):\n"
+        "    def forward(self, x):\n"
+        "        raise RuntimeError('first line\\nsecond line')\n"
+        "class Picky(Good):\n"
+        "    def __init__(self, n_mels):\n"
+        "        pass\n"
+        "class NoModule:\n"
+        "    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "own_models"
+
+
+def test_an_own_network_is_built_with_three_numbers(own_models: str) -> None:
+    model = build_model(f"{own_models}:Good", 4, 3, 5)
+    assert model(torch.zeros(2, 4, 5)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("Wide", "returned (2, 6)"),
+        ("Pair", "returned tuple"),
+        ("Raises", "RuntimeError: first line"),
+        ("Picky", "cannot be built"),
+        ("NoModule", "no torch.nn.Module"),
+        ("Absent", "cannot be imported"),
+    ],
+)
+def test_a_network_that_will_not_do_is_named(own_models: str, name: str, part: str) -> None:
+    with pytest.raises(BadInput) as error:
+        check_model(f"{own_models}:{name}", 8, 3, 16)
+    assert f"--model {own_models}:{name}" in str(error.value)
+    assert part in str(error.value)
+
+
+@pytest.mark.parametrize("spec", ["torch", "torch:", ":Linear", "no.such.module:Net"])
+def test_a_name_that_leads_nowhere_is_named(spec: str) -> None:
+    with pytest.raises(BadInput, match="--model"):
+        check_model(spec, 8, 2, 16)
