@@ -1,0 +1,72 @@
+# Needs GNU make (3.81 or newer) and Python >= 3.11; everything is installed into .venv.
+
+PYTHON ?= python3
+DEMO_ARGS ?=
+TESTARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# A stamp says that an installation is done, and is older than what it followed from when that
+# changes.
+RUN_STAMP := $(VENV)/.installed-run
+TEST_STAMP := $(VENV)/.installed-test
+DEV_STAMP := $(VENV)/.installed-dev
+REQUIREMENTS := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check format clean
+
+help:  ## print this
+	@echo 'make TARGET, where TARGET is one of:'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@echo 'PYTHON=python3.12 makes .venv with another Python than python3.'
+
+demo: $(RUN_STAMP)  ## cross-validate on the built-in data, into runs/demo (DEMO_ARGS='--epochs 5')
+	$(PY) -m raykfold.run --demo --model_dir runs/demo $(DEMO_ARGS)
+
+test: $(TEST_STAMP)  ## run the tests, without the slow ones (TESTARGS='-k shares')
+	$(PY) -m pytest $(TESTARGS)
+
+test-slow: $(TEST_STAMP)  ## run the slow tests
+	$(PY) -m pytest -m slow $(TESTARGS)
+
+check: $(DEV_STAMP)  ## check format, lint and types
+	$(PY) -m ruff format --check
+	$(PY) -m ruff check
+	$(PY) -m mypy raykfold tests
+
+format: $(DEV_STAMP)  ## rewrite the code as `make check` wants it
+	$(PY) -m ruff format
+	$(PY) -m ruff check --fix
+
+clean:  ## remove caches and builds; .venv, data and runs stay
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
+	find raykfold tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# pip is the last thing that venv puts there, so with it the environment is whole.
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "make: raykfold needs Python >= 3.11, and '$(PYTHON)' is" \
+	    "$$($(PYTHON) --version 2>/dev/null || echo 'not there');" \
+	    "name one that will do: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Of two targets, `make test` after `make demo` adds what the tests need and no more; what is
+# installed for one is there for those that need less.
+$(RUN_STAMP): $(REQUIREMENTS) | $(VENV)/bin/pip
+	@echo 'Installing raykfold into $(VENV) (PyTorch and Ray are large: minutes, the first time)'
+	$(INSTALL) -e .
+	@touch $@
+
+$(TEST_STAMP): $(REQUIREMENTS) | $(VENV)/bin/pip
+	@echo 'Installing what the tests need into $(VENV) (minutes, the first time)'
+	$(INSTALL) -e '.[test]'
+	@touch $(RUN_STAMP) $@
+
+$(DEV_STAMP): $(REQUIREMENTS) | $(VENV)/bin/pip
+	@echo 'Installing what the checks and tests need into $(VENV) (minutes, the first time)'
+	$(INSTALL) -e '.[dev]'
+	@touch $(RUN_STAMP) $(TEST_STAMP) $@

@@ -1,0 +1,35 @@
+"""Small, real data for tests: four classes that a network can tell apart after some epochs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raykfold.data import FeatureSet, feature_set_from_arrays, write_feature_set
+
+CLASSES = {2: "dog", 3: "rain", 5: "siren", 7: "<drill>"}
+
+
+def small_arrays(n: int = 240, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features (n, 16, 32), labels among `CLASSES`, folds 1 to 5; a class is a louder band."""
+    rng = np.random.default_rng(seed)
+    index = rng.integers(0, len(CLASSES), n)
+    features = rng.normal(size=(n, 16, 32)).astype(np.float32)
+    features[np.arange(n), index * 4] += rng.uniform(0.2, 1.2, size=(n, 1)).astype(np.float32)
+    return features, np.asarray(list(CLASSES))[index], np.arange(n) % 5 + 1
+
+
+@pytest.fixture(scope="session")
+def small_data() -> FeatureSet:
+    features, labels, folds = small_arrays()
+    return feature_set_from_arrays(features, labels, folds, class_mapping=CLASSES)
+
+
+@pytest.fixture(scope="session")
+def small_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `processed_dir` with the same data."""
+    folder = tmp_path_factory.mktemp("small")
+    write_feature_set(folder, *small_arrays(), CLASSES, {})
+    return folder

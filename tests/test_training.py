@@ -1,0 +1,289 @@
+"""One fold in training, without Ray and without files."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raykfold.data import FeatureSet
+from raykfold.errors import FoldError, NonFiniteLoss
+from raykfold.training import EVALUATION_BATCH, FoldTrainer, TrainingSettings
+
+SETTINGS = TrainingSettings(
+    model="raykfold.models:AudioCNN", batch_size=32, learning_rate=0.001, patience=3, seed=0
+)
+
+
+def settings(**changes: object) -> TrainingSettings:
+    return TrainingSettings(**{**vars(SETTINGS), **changes})  # type: ignore[arg-type]
+
+
+def trainer(data: FeatureSet, fold: int = 1, **changes: object) -> FoldTrainer:
+    return FoldTrainer(
+        fold,
+        torch.from_numpy(np.asarray(data.features)),
+        torch.from_numpy(data.class_indices),
+        data.split(fold),
+        data.num_classes,
+        settings(**changes),
+    )
+
+
+def outcome(trained: FoldTrainer) -> tuple[list[tuple[float, ...]], dict[str, torch.Tensor]]:
+    """What must be equal to the bit: metrics without times, and weights."""
+    rows = [
+        (m.epoch, m.loss, m.accuracy, m.val_loss, m.val_accuracy, m.learning_rate)
+        for m in trained.history
+    ]
+    return rows, trained.model.state_dict()
+
+
+def assert_same(a: FoldTrainer, b: FoldTrainer) -> None:
+    (rows_a, weights_a), (rows_b, weights_b) = outcome(a), outcome(b)
+    assert rows_a == rows_b
+    assert weights_a.keys() == weights_b.keys()
+    for name, value in weights_a.items():
+        assert torch.equal(value, weights_b[name]), name
+    assert a.best_epoch == b.best_epoch
+    for name, value in a.best_weights.items():
+        assert torch.equal(value, b.best_weights[name]), name
+
+
+def test_it_learns(small_data: FeatureSet) -> None:
+    fold = trainer(small_data, learning_rate=0.003)
+    for _ in range(12):
+        fold.run_epoch()
+    assert fold.history[-1].loss < 0.7 * fold.history[0].loss
+    assert fold.best_epoch is not None
+    assert fold.history[fold.best_epoch].val_accuracy > 0.5  # chance is 0.25
+
+
+def test_equal_seed_and_fold_give_equal_bits_whatever_else_happens(small_data: FeatureSet) -> None:
+    alone, disturbed, other = trainer(small_data), trainer(small_data), trainer(small_data, fold=2)
+    for _ in range(3):
+        alone.run_epoch()
+    for _ in range(3):
+        other.run_epoch()
+        torch.manual_seed(99)
+        np.random.rand(7)
+        random.random()
+        disturbed.run_epoch()
+    assert_same(alone, disturbed)
+
+
+def test_training_leaves_the_generators_of_the_process_alone(small_data: FeatureSet) -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    expected = draw()
+    random.seed(5)
+    np.random.seed(5)
+    torch.manual_seed(5)
+    fold = trainer(small_data)
+    fold.run_epoch()
+    fold.held_out_probabilities()
+    assert draw() == expected
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"fold": 2}])
+def test_another_seed_or_fold_starts_from_other_weights(
+    small_data: FeatureSet, change: dict[str, int]
+) -> None:
+    first, second = trainer(small_data), trainer(small_data, **change)
+    assert not torch.equal(first.model.state_dict()["fc1.weight"],
+                           second.model.state_dict()["fc1.weight"])
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3])
+def test_a_state_that_went_through_a_file_goes_on_to_equal_bits(
+    small_data: FeatureSet, stop: int
+) -> None:
+    whole, first = trainer(small_data), trainer(small_data)
+    for _ in range(5):
+        whole.run_epoch()
+    for _ in range(stop):
+        first.run_epoch()
+    buffer = io.BytesIO()
+    torch.save(first.state_dict(), buffer)
+    buffer.seek(0)
+    second = trainer(small_data)
+    second.load_state_dict(torch.load(buffer, weights_only=True))
+    for _ in range(5 - stop):
+        second.run_epoch()
+    assert_same(whole, second)
+
+
+def test_a_state_of_another_fold_is_refused(small_data: FeatureSet) -> None:
+    with pytest.raises(ValueError, match="fold 2"):
+        trainer(small_data).load_state_dict(trainer(small_data, fold=2).state_dict())
+
+
+def test_a_network_that_draws_from_python_and_numpy_resumes_to_equal_bits(
+    small_data: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "noisy_model.py").write_text(
+        "import random, numpy, raykfold\n"
+        "class Noisy(raykfold.AudioCNN):\n"
+        "    def forward(self, x):\n"
+        "        if self.training:\n"
+        "            x = x + random.random() + numpy.random.normal()\n"
+        "        return super().forward(x)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    whole = trainer(small_data, model="noisy_model:Noisy")
+    first = trainer(small_data, model="noisy_model:Noisy")
+    second = trainer(small_data, model="noisy_model:Noisy")
+    for _ in range(3):
+        whole.run_epoch()
+    first.run_epoch()
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    second.run_epoch()
+    second.run_epoch()
+    assert_same(whole, second)
+
+
+def test_metrics_are_those_of_a_plain_evaluation(small_data: FeatureSet) -> None:
+    fold = trainer(small_data)
+    metrics = fold.run_epoch()
+    validation = small_data.split(1).validation
+    with torch.inference_mode():
+        logits = fold.model.eval()(torch.from_numpy(small_data.features[validation]))
+    targets = torch.from_numpy(small_data.class_indices[validation])
+    assert metrics.val_accuracy == float((logits.argmax(1) == targets).float().mean())
+    assert metrics.val_loss == pytest.approx(
+        float(torch.nn.functional.cross_entropy(logits, targets)), rel=1e-5
+    )
+
+
+def test_held_out_probabilities_are_those_of_the_best_weights(small_data: FeatureSet) -> None:
+    fold = trainer(small_data, learning_rate=0.003)
+    for _ in range(6):
+        fold.run_epoch()
+    assert fold.best_epoch is not None
+    split = small_data.split(1)
+    assert fold.n_val > 0 and fold.n_val != EVALUATION_BATCH
+    before = {name: value.clone() for name, value in fold.model.state_dict().items()}
+    probabilities = fold.held_out_probabilities()
+    assert probabilities.shape == (len(split.validation), 4)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-5)
+    right = probabilities.argmax(axis=1) == small_data.class_indices[split.validation]
+    assert right.mean() == fold.history[fold.best_epoch].val_accuracy
+    for name, value in fold.model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_the_last_short_batch_is_used(small_data: FeatureSet) -> None:
+    seen = []
+    fold = trainer(small_data, batch_size=50)
+    fold.model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    fold.train_epoch()
+    assert seen == [50, 50, 50, 42]
+
+
+class Scripted(FoldTrainer):
+    """A trainer whose evaluations follow a script, so that its rules can be seen."""
+
+    script: list[tuple[float, float]]
+
+    def evaluate(self) -> tuple[float, float]:
+        return self.script[self.epochs_run]
+
+    def train_epoch(self) -> tuple[float, float]:
+        return 1.0, 0.5
+
+
+def scripted(data: FeatureSet, script: list[tuple[float, float]], **changes: object) -> Scripted:
+    fold = Scripted(
+        1,
+        torch.from_numpy(np.asarray(data.features)),
+        torch.from_numpy(data.class_indices),
+        data.split(1),
+        data.num_classes,
+        settings(**changes),
+    )
+    fold.script = script
+    return fold
+
+
+def test_it_stops_after_patience_epochs_without_a_strictly_lower_loss(
+    small_data: FeatureSet,
+) -> None:
+    fold = scripted(small_data, [(1.0, 0.1), (0.9, 0.1), (0.9, 0.1), (0.95, 0.1), (0.9, 0.1)])
+    stopped = []
+    for _ in range(5):
+        fold.run_epoch()
+        stopped.append(fold.stopped_early)
+    assert stopped == [False, False, False, False, True]
+    assert fold.done(epochs=50)
+
+
+def test_a_lower_loss_starts_patience_anew(small_data: FeatureSet) -> None:
+    fold = scripted(small_data, [(1.0, 0.1), (1.1, 0.1), (1.1, 0.1), (0.9, 0.1), (1.0, 0.1)])
+    for _ in range(5):
+        fold.run_epoch()
+    assert not fold.stopped_early
+    assert not fold.done(epochs=6)
+    assert fold.done(epochs=5)
+
+
+def test_the_best_epoch_is_the_first_with_the_highest_accuracy(small_data: FeatureSet) -> None:
+    fold = scripted(small_data, [(1.0, 0.0), (0.9, 0.4), (0.8, 0.4), (0.7, 0.3)])
+    best = []
+    for _ in range(4):
+        fold.run_epoch()
+        best.append(fold.best_epoch)
+    assert best == [0, 1, 1, 1]
+
+
+def test_the_learning_rate_falls_to_a_fifth_after_six_epochs_without_progress(
+    small_data: FeatureSet,
+) -> None:
+    fold = scripted(small_data, [(1.0, 0.1)] * 40, patience=100)
+    rates = [fold.run_epoch().learning_rate for _ in range(40)]
+    assert rates[:7] == [0.001] * 7
+    assert rates[7] == pytest.approx(0.0002)
+    assert rates[13] == pytest.approx(0.00004)
+    assert rates[-1] == pytest.approx(1e-5)
+
+
+def test_a_loss_that_is_no_number_fails_the_fold_with_epoch_and_batch(
+    small_data: FeatureSet,
+) -> None:
+    fold = trainer(small_data, learning_rate=1e30)
+    with pytest.raises(NonFiniteLoss, match=r"loss became (nan|inf) in epoch 1, batch \d of \d"):
+        fold.run_epoch()
+
+
+def test_an_exception_in_the_network_fails_the_fold(small_data: FeatureSet) -> None:
+    fold = trainer(small_data)
+    fold.run_epoch()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("sensor unplugged")
+
+    fold.model.register_forward_pre_hook(fail)
+    with pytest.raises(FoldError, match="epoch 2: RuntimeError: sensor unplugged"):
+        fold.run_epoch()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_float_types_are_float32_in_the_batch(small_data: FeatureSet, dtype: type) -> None:
+    fold = FoldTrainer(
+        1,
+        torch.from_numpy(small_data.features.astype(dtype)),
+        torch.from_numpy(small_data.class_indices),
+        small_data.split(1),
+        small_data.num_classes,
+        SETTINGS,
+    )
+    assert math.isfinite(fold.run_epoch().loss)
