@@ -1,8 +1,8 @@
 """Cross-validation for PyTorch on Ray: every fold at once, one mean ± std at the end.
 
-    from raykfold import RunConfig, cross_validate
-    summary = cross_validate(RunConfig(processed_dir=Path("data/processed"), epochs=15))
-    print(summary.mean_accuracy, summary.std_accuracy)
+from raykfold import RunConfig, cross_validate
+summary = cross_validate(RunConfig(processed_dir=Path("data/processed"), epochs=15))
+print(summary.mean_accuracy, summary.std_accuracy)
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def write_results(
     finished: Mapping[int, FinishedFold],
     predictions: OutOfFold | None,
 ) -> None:
-    """Write what a run leaves; ``summary.json`` comes last, so its presence means that all is there.
+    """Write what a run leaves. ``summary.json`` comes last: its presence means that all is there.
 
     Raises:
         StorageError: a file cannot be written.

@@ -1,17 +1,17 @@
 """A fold's state ⇄ files.
 
-    fold_<n>/                   in a Ray checkpoint: a fold that goes on
-      state.pt                  everything that `FoldTrainer.state_dict` gives
-      model.safetensors         the current weights alone, for other tools
-      history.json              its `FoldResult` so far
-      manifest.json             fold, epochs_run, hashes
+fold_<n>/                   in a Ray checkpoint: a fold that goes on
+  state.pt                  everything that `FoldTrainer.state_dict` gives
+  model.safetensors         the current weights alone, for other tools
+  history.json              its `FoldResult` so far
+  manifest.json             fold, epochs_run, hashes
 
-    folds/fold_<n>/             a fold that is over
-      state.pt                  from which it can go on if --epochs is raised
-      model.safetensors         the best weights
-      history.json              its `FoldResult`
-      predictions.npz           index, probabilities of the held-out samples
-      manifest.json
+folds/fold_<n>/             a fold that is over
+  state.pt                  from which it can go on if --epochs is raised
+  model.safetensors         the best weights
+  history.json              its `FoldResult`
+  predictions.npz           index, probabilities of the held-out samples
+  manifest.json
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def save_finished_fold(
     metadata = context.metadata(trainer.fold, result.best_epoch, result.best_val_accuracy)
     files = {
         STATE: _state_bytes(trainer),
-        WEIGHTS: safetensors.torch.save(_on_cpu(trainer.best_weights), metadata),
+        WEIGHTS: _weights_bytes(trainer.best_weights, metadata),
         HISTORY: _history_bytes(result),
         PREDICTIONS: _npz(index=validation, probabilities=trainer.held_out_probabilities()),
     }
@@ -192,12 +192,21 @@ def _history_bytes(result: FoldResult) -> bytes:
 def _current_weights(trainer: FoldTrainer, context: WeightsContext) -> bytes:
     last = trainer.history[-1]
     metadata = context.metadata(trainer.fold, last.epoch, last.val_accuracy)
-    return safetensors.torch.save(_on_cpu(trainer.model.state_dict()), metadata)
+    return _weights_bytes(trainer.model.state_dict(), metadata)
 
 
-def _on_cpu(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _weights_bytes(weights: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+    """Content of a safetensors file; equal weights and metadata give equal bytes."""
     # Tied weights share memory, which safetensors refuses; a copy each keeps any network savable.
-    return {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+    content = safetensors.torch.save(copies, metadata)
+    # The header lists the metadata in an order that differs from process to process.
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def _state_bytes(trainer: FoldTrainer) -> bytes:

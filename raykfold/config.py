@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import itertools
 import math
 import os
 import tomllib
@@ -322,7 +323,9 @@ def _read(name: str, text: str, where: str) -> Any:
         value = field.metadata["parse"](text)
     except ValueError as error:
         raise BadInput(f"{where} {text!r}: {error}") from None
-    wrong = field.metadata["check"](value) if field.metadata["check"] and value is not None else None
+    wrong = (
+        field.metadata["check"](value) if field.metadata["check"] and value is not None else None
+    )
     if wrong:
         raise BadInput(f"{where} {text!r}: {wrong}")
     return value
@@ -388,7 +391,7 @@ def _field_docs() -> dict[str, str]:
     """The docstring under each field of `RunConfig`, which Python itself does not keep."""
     lines = [line.strip() for line in inspect.getsource(RunConfig).splitlines()]
     docs: dict[str, str] = {}
-    for line, following in zip(lines, lines[1:], strict=False):
+    for line, following in itertools.pairwise(lines):
         name = line.partition(":")[0]
         if name in _fields() and following.startswith('"""'):
             docs[name] = following.strip('"').replace("%", "%%")

@@ -51,6 +51,7 @@ _HEALTH_CHECK_SECONDS = "0.1"
 # What a new worker costs before its first step, measured; a fold is not moved to save less.
 _START_SECONDS = 20.0
 _POLL_SECONDS = 0.2
+_END_SECONDS = 10.0
 
 
 def cross_validate(
@@ -192,6 +193,7 @@ class _Run:
         self._deaths: dict[int, int] = dict.fromkeys(folds, 0)
         self._shares: dict[str, _Share] = {}
         self._ended: queue.Queue[tuple[str, Exception | None]] = queue.Queue()
+        self._threads: list[threading.Thread] = []
         self._index = Index()
         self._began: float | None = None
         self._seconds_before = 0.0
@@ -304,6 +306,13 @@ class _Run:
                 self._take_in(event)
             while not self._ended.empty():
                 self._settle(*self._ended.get())
+        self._let_shares_end()
+
+    def _let_shares_end(self) -> None:
+        """Ray ends the process if a thread calls it just after it was shut down."""
+        deadline = time.monotonic() + _END_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _deal(self) -> None:
         """Give waiting folds to free slots; if none waits, relieve the shares that have many."""
@@ -355,9 +364,9 @@ class _Run:
         self._shares[name] = _Share(name, set(folds))
         self._index.num_workers = max(self._index.num_workers, len(self._shares))
         trainer = self._trainer(name, folds)
-        threading.Thread(
-            target=self._fit, args=(name, trainer), name=f"share {name}", daemon=True
-        ).start()
+        thread = threading.Thread(target=self._fit, args=(name, trainer), daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _trainer(self, name: str, folds: tuple[int, ...]) -> Any:
         import ray
@@ -407,9 +416,13 @@ class _Run:
             run_config=train.RunConfig(
                 name=name,
                 storage_path=str(config.run_dir.shares),
-                failure_config=train.FailureConfig(max_failures=0, controller_failure_limit=0),
+                # A type checker sees the classes of Ray Train V1 here, which V2 replaces.
+                failure_config=train.FailureConfig(
+                    max_failures=0,
+                    controller_failure_limit=0,  # type: ignore[call-arg]
+                ),
                 checkpoint_config=train.CheckpointConfig(num_to_keep=3),
-                callbacks=[ShareCallback(self._board, name)],
+                callbacks=[ShareCallback(self._board, name)],  # type: ignore[list-item]
             ),
         )
 

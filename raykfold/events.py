@@ -33,7 +33,7 @@ class ShareStarted:
 
 @dataclass(frozen=True)
 class ShareStopping:
-    """A share's worker met what concerns the whole run (a full disk), and says it before it ends."""
+    """A share's worker met what ends the whole run (a full disk), and says so before it ends."""
 
     share: str
     message: str

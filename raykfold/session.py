@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from raykfold.errors import BadInput
 from raykfold.scratch import scratch_dir
@@ -26,7 +27,7 @@ _QUIET = {
 def ray_session(
     address: str | None, *, local_cpus: int | None = None, verbose: bool = False
 ) -> Iterator[None]:
-    """Connect to the Ray cluster at `address`, or start an instance of our own; leave it at the end.
+    """Connect to the Ray cluster at `address`, or start one of our own; leave it at the end.
 
     An instance of our own has a port and a temporary folder that nobody else has, so it neither
     finds nor is found by another Ray on the host.
@@ -43,7 +44,7 @@ def ray_session(
         os.environ.setdefault(name, value)
     import ray  # takes a second, and reads the environment
 
-    options = {
+    options: dict[str, Any] = {
         "log_to_driver": verbose,
         "logging_level": logging.INFO if verbose else logging.CRITICAL,
     }
@@ -60,7 +61,7 @@ def ray_session(
         yield
 
 
-def _start_own(stack: ExitStack, local_cpus: int | None, options: dict) -> None:
+def _start_own(stack: ExitStack, local_cpus: int | None, options: dict[str, Any]) -> None:
     import ray
 
     temporary = stack.enter_context(scratch_dir())
@@ -88,16 +89,17 @@ def _start_own(stack: ExitStack, local_cpus: int | None, options: dict) -> None:
     )
 
 
-def _join(stack: ExitStack, address: str, options: dict) -> None:
+def _join(stack: ExitStack, address: str, options: dict[str, Any]) -> None:
     import ray
 
     try:
-        context = ray.init(address=address, **options)
+        ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInput(f"--address {address}: no Ray cluster answers there ({reason})") from None
-    gcs = context.address_info["gcs_address"]
-    stack.enter_context(_environment({"RAY_ADDRESS": gcs}))
+    # Ray Train's placement-group cleaner must find this cluster, not another one on the host.
+    here = ray.get_runtime_context().gcs_address
+    stack.enter_context(_environment({"RAY_ADDRESS": here}))
 
 
 @contextmanager

@@ -221,7 +221,7 @@ class FoldState:
 
 @dataclass
 class Index:
-    """Fold → newest committed state; the time and the most workers that the run has taken so far."""
+    """Fold → newest committed state; the time and the most workers that the run has taken."""
 
     wall_seconds: float = 0.0
     num_workers: int = 0

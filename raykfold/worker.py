@@ -70,7 +70,7 @@ class ShareTask:
 
 
 def run_share(config: Mapping[str, Any]) -> None:
-    """Work on ``config["task"]``, a reference to a `ShareTask`, until its folds are over or given back.
+    """Work on the `ShareTask` that ``config["task"]`` refers to, until no fold of it is left.
 
     One report is in flight at a time: round k + 1 is computed while Ray takes round k away, and
     waits before its own report until round k is committed.

@@ -1,4 +1,4 @@
-"""Flag, then environment variable, then TOML file, then default; and one clear line for the rest."""
+"""Flag, then environment variable, then TOML file, then default; one clear line for the rest."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ def test_folds_are_a_list_in_any_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("true", True), ("FALSE", False), ("auto", None), ("1", True), ("no", False)]
+    ("text", "value"),
+    [("true", True), ("FALSE", False), ("auto", None), ("1", True), ("no", False)],
 )
 def test_switches_and_auto(text: str, value: bool | None) -> None:
     assert parse_config(["--use_gpu", text], {}).use_gpu is value

@@ -29,7 +29,8 @@ def test_the_network_has_the_size_of_the_one_it_replaces(
     n_mels: int, classes: int, time: int, parameters: int
 ) -> None:
     assert check_model(DEFAULT_MODEL, n_mels, classes, time) == parameters
-    assert AudioCNN(n_mels, classes, time).eval()(torch.randn(3, n_mels, time)).shape == (3, classes)
+    model = AudioCNN(n_mels, classes, time).eval()
+    assert model(torch.randn(3, n_mels, time)).shape == (3, classes)
 
 
 def test_weights_are_named_so_that_those_trained_elsewhere_load() -> None:
@@ -41,16 +42,18 @@ def test_it_computes_what_its_definition_says() -> None:
     """The same composition from torch's functional parts, in evaluation mode."""
     torch.manual_seed(0)
     model = AudioCNN(16, 3, 20).eval()
+    w = model.state_dict()
     x = torch.randn(2, 16, 20)
     y = x[:, None]
-    for block, pool in ((model.encoder1, 2), (model.encoder2, 2), (model.encoder3, (2, 4))):
-        y = nn.functional.conv2d(y, block.conv.weight, block.conv.bias, padding=1)
-        scale = block.bn.weight / torch.sqrt(block.bn.running_var + 1e-5)
-        y = (y - block.bn.running_mean[:, None, None]) * scale[:, None, None]
-        y = nn.functional.max_pool2d((y + block.bn.bias[:, None, None]).clamp(min=0), pool)
-    y = nn.functional.conv1d(y.mean(3), model.conv1d.weight, model.conv1d.bias, padding=1)
-    y = (y.clamp(min=0).flatten(1) @ model.fc1.weight.T + model.fc1.bias).clamp(min=0)
-    expected = y @ model.fc2.weight.T + model.fc2.bias
+    for name, pool in (("encoder1", 2), ("encoder2", 2), ("encoder3", (2, 4))):
+        y = nn.functional.conv2d(y, w[f"{name}.conv.weight"], w[f"{name}.conv.bias"], padding=1)
+        y = y - w[f"{name}.bn.running_mean"][:, None, None]
+        scale = w[f"{name}.bn.weight"] / torch.sqrt(w[f"{name}.bn.running_var"] + 1e-5)
+        y = y * scale[:, None, None] + w[f"{name}.bn.bias"][:, None, None]
+        y = nn.functional.max_pool2d(y.clamp(min=0), pool)
+    y = nn.functional.conv1d(y.mean(3), w["conv1d.weight"], w["conv1d.bias"], padding=1)
+    y = (y.clamp(min=0).flatten(1) @ w["fc1.weight"].T + w["fc1.bias"]).clamp(min=0)
+    expected = y @ w["fc2.weight"].T + w["fc2.bias"]
     torch.testing.assert_close(model(x), expected)
 
 

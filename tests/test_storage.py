@@ -181,7 +181,7 @@ def test_other_data_another_device_and_fewer_epochs_are_refused(tmp_path: Path) 
 def test_a_model_dir_of_another_run_is_refused(tmp_path: Path) -> None:
     run = config(tmp_path)
     write_record(run, identity(run, "f"))
-    with pytest.raises(BadInput, match="--model_dir .* belongs to the run 'run'"):
+    with pytest.raises(BadInput, match=r"--model_dir .* belongs to the run 'run'"):
         check_identity(config(tmp_path, run_name="other"), identity(run, "f"))
 
 

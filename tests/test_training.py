@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import math
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,11 +23,11 @@ SETTINGS = TrainingSettings(
 )
 
 
-def settings(**changes: object) -> TrainingSettings:
-    return TrainingSettings(**{**vars(SETTINGS), **changes})  # type: ignore[arg-type]
+def settings(**changes: Any) -> TrainingSettings:
+    return dataclasses.replace(SETTINGS, **changes)
 
 
-def trainer(data: FeatureSet, fold: int = 1, **changes: object) -> FoldTrainer:
+def trainer(data: FeatureSet, fold: int = 1, **changes: Any) -> FoldTrainer:
     return FoldTrainer(
         fold,
         torch.from_numpy(np.asarray(data.features)),
@@ -36,7 +38,7 @@ def trainer(data: FeatureSet, fold: int = 1, **changes: object) -> FoldTrainer:
     )
 
 
-def outcome(trained: FoldTrainer) -> tuple[list[tuple[float, ...]], dict[str, torch.Tensor]]:
+def outcome(trained: FoldTrainer) -> tuple[list[Any], dict[str, Any]]:
     """What must be equal to the bit: metrics without times, and weights."""
     rows = [
         (m.epoch, m.loss, m.accuracy, m.val_loss, m.val_accuracy, m.learning_rate)
@@ -100,8 +102,9 @@ def test_another_seed_or_fold_starts_from_other_weights(
     small_data: FeatureSet, change: dict[str, int]
 ) -> None:
     first, second = trainer(small_data), trainer(small_data, **change)
-    assert not torch.equal(first.model.state_dict()["fc1.weight"],
-                           second.model.state_dict()["fc1.weight"])
+    assert not torch.equal(
+        first.model.state_dict()["fc1.weight"], second.model.state_dict()["fc1.weight"]
+    )
 
 
 @pytest.mark.parametrize("stop", [0, 1, 3])
@@ -202,7 +205,7 @@ class Scripted(FoldTrainer):
         return 1.0, 0.5
 
 
-def scripted(data: FeatureSet, script: list[tuple[float, float]], **changes: object) -> Scripted:
+def scripted(data: FeatureSet, script: list[tuple[float, float]], **changes: Any) -> Scripted:
     fold = Scripted(
         1,
         torch.from_numpy(np.asarray(data.features)),

@@ -1,0 +1,859 @@
+"""The data of a cross-validation: features, labels, folds and classes, read from files and checked.
+
+    data = read_feature_set(Path("data/processed"))
+    for fold in data.fold_labels:
+        split = data.split(fold)
+
+Data sets come from strangers, so no code of theirs runs: `.npy` files are mapped without pickle
+support, and pickles are read instruction by instruction (`_PickleReader`), nothing being imported
+or called. What cannot be used is refused with one line that says what would be right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import mmap
+import os
+import pickletools
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from raykfold.errors import BadData, BadInput, StorageError
+
+Array = npt.NDArray[Any]
+Integers = npt.NDArray[np.int64]
+
+_ARRAYS = ("features", "labels", "folds")
+_MAPPING = "class_mapping"
+_PARAMETERS = "features.json"
+_CHUNK_BYTES = 16 * 2**20  # of features that one thread holds at a time
+_SAVE_AS_NPY = "save plain numbers with numpy.save as .npy"
+
+
+@dataclass(frozen=True)
+class SoundClass:
+    """A class: its label in the data, and its name."""
+
+    label: int
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The samples of one fold's training and validation, as ascending int64 indices."""
+
+    fold: int
+    train: Integers
+    validation: Integers
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSet:
+    """Everything a cross-validation is about, checked.
+
+    Attributes:
+        features: (N, n_mels, time), float16, float32 or float64 in native byte order, all finite;
+            memory-mapped where the file is, else C-contiguous.
+        labels: (N,) class labels as in the files.
+        folds: (N,) fold labels as in the files.
+        classes: in ascending order of label; the outputs of a network are in this order.
+        feature_parameters: how the features were made (`features.json`), {} where unknown.
+        fingerprint: hex; equal for equal features, labels, folds and class labels, whatever files
+            or shapes they came in.
+        notes: lines to show the user.
+    """
+
+    features: Array
+    labels: Integers
+    folds: Integers
+    classes: tuple[SoundClass, ...]
+    feature_parameters: dict[str, Any]
+    fingerprint: str
+    notes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def n_mels(self) -> int:
+        return int(self.features.shape[1])
+
+    @property
+    def time(self) -> int:
+        """Frames of a sample."""
+        return int(self.features.shape[2])
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def class_labels(self) -> tuple[int, ...]:
+        return tuple(each.label for each in self.classes)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(each.name for each in self.classes)
+
+    @property
+    def class_indices(self) -> Integers:
+        """(N,) the labels as 0 to num_classes - 1, in the order of `classes`."""
+        return np.searchsorted(self.class_labels, self.labels).astype(np.int64)
+
+    @property
+    def fold_labels(self) -> tuple[int, ...]:
+        """The folds' labels, ascending."""
+        return tuple(np.unique(self.folds).tolist())
+
+    def split(self, fold: int) -> Split:
+        """The split that holds `fold` out.
+
+        Raises:
+            BadInput: no sample is in that fold.
+        """
+        held_out = self.folds == fold
+        if not held_out.any():
+            known = ", ".join(map(str, self.fold_labels))
+            raise BadInput(f"fold {fold}: not in the data, whose folds are {known}")
+        return Split(fold, np.flatnonzero(~held_out), np.flatnonzero(held_out))
+
+    def warnings(self) -> list[str]:
+        """One line for each fold whose training lacks a class, and one for classes without data."""
+        present = set(self.labels.tolist())
+        lines = []
+        absent = [each for each in self.classes if each.label not in present]
+        if absent:
+            lines.append(f"no sample in any fold is of {_listed(absent)}")
+        for fold in self.fold_labels:
+            trained = set(self.labels[self.folds != fold].tolist())
+            lacking = [each for each in self.classes if each.label in present - trained]
+            if lacking:
+                lines.append(f"fold {fold}: its training split has no sample of {_listed(lacking)}")
+        return lines
+
+
+class SoundDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Samples for a `DataLoader`: (n_mels, time) float32 and a scalar long, on `device`.
+
+    Args:
+        features: (N, n_mels, time), any float type; may be memory-mapped or read-only.
+        labels: (N,) integers; for a loss, class indices.
+        device: where the tensors go.
+
+    Raises:
+        ValueError: there are not as many labels as features.
+    """
+
+    def __init__(self, features: Array, labels: Array, device: str | torch.device = "cpu") -> None:
+        if len(features) != len(labels):
+            raise ValueError(f"{len(features)} features, but {len(labels)} labels")
+        self.features = features
+        self.labels = labels
+        self.device = torch.device(device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        sample = torch.from_numpy(np.array(self.features[index], dtype=np.float32))
+        label = torch.tensor(int(self.labels[index]), dtype=torch.long)
+        return sample.to(self.device), label.to(self.device)
+
+
+def read_feature_set(processed_dir: Path) -> FeatureSet:
+    """Read and check the files of `processed_dir`.
+
+    `features`, `labels` and `folds` as `.npy` (which wins) or `.pkl`; optionally `class_mapping`
+    as `.json` (which wins) or `.pkl`, and `features.json`. `features.npy` stays on disk,
+    memory-mapped, and is read once, to check and fingerprint it.
+
+    Raises:
+        BadData: a file is missing, damaged, or holds what a cross-validation cannot use.
+    """
+    paths = _find_arrays(processed_dir)
+    mapping_path = _first_file(processed_dir, f"{_MAPPING}.json", f"{_MAPPING}.pkl")
+    parameters_path = _first_file(processed_dir, _PARAMETERS)
+    return feature_set_from_arrays(
+        *(_read_array(path) for path in paths),
+        class_mapping=_read_mapping(mapping_path) if mapping_path else None,
+        feature_parameters=_read_json_object(parameters_path) if parameters_path else None,
+        names={
+            **{array: str(path) for array, path in zip(_ARRAYS, paths, strict=True)},
+            _MAPPING: str(mapping_path),
+        },
+    )
+
+
+def feature_set_from_arrays(
+    features: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    folds: npt.ArrayLike,
+    *,
+    class_mapping: Mapping[Any, Any] | None = None,
+    feature_parameters: Mapping[str, Any] | None = None,
+    names: Mapping[str, str] | None = None,
+) -> FeatureSet:
+    """Check arrays as `read_feature_set` checks files.
+
+    Args:
+        features: (N, n_mels, time), or with a channel axis of length 1 second or last; float.
+        labels: (N,) integers; they need not be 0 to C - 1.
+        folds: (N,) integers.
+        class_mapping: label → name for every label in the data, maybe more; a label may be
+            written as a string. None: classes are named by their labels.
+        feature_parameters: how the features were made.
+        names: what messages call ``features``, ``labels``, ``folds`` and ``class_mapping``.
+
+    Raises:
+        BadData: a cross-validation cannot use them.
+    """
+    names = {**{name: name for name in (*_ARRAYS, _MAPPING)}, **(names or {})}
+    given = _as_array(names["features"], features)
+    given_labels = _as_array(names["labels"], labels)
+    given_folds = _as_array(names["folds"], folds)
+    _check_sample_counts(names, given, given_labels, given_folds)
+
+    checked_features, notes = _as_features(names["features"], given)
+    checked_labels = _as_integers(names["labels"], "labels", given_labels)
+    checked_folds = _as_integers(names["folds"], "folds", given_folds)
+    _check_several(names["folds"], "fold", checked_folds)
+    _check_several(names["labels"], "class", checked_labels)
+    classes = _classes(names, checked_labels, class_mapping)
+
+    feature_digest = _digest_finite(names["features"], checked_features)
+    return FeatureSet(
+        features=checked_features,
+        labels=checked_labels,
+        folds=checked_folds,
+        classes=classes,
+        feature_parameters=dict(feature_parameters or {}),
+        fingerprint=_fingerprint(
+            checked_features, feature_digest, checked_labels, checked_folds, classes
+        ),
+        notes=notes,
+    )
+
+
+def write_feature_set(
+    directory: Path,
+    features: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    folds: npt.ArrayLike,
+    class_mapping: Mapping[int, str],
+    feature_parameters: Mapping[str, Any],
+) -> None:
+    """Write the files that `read_feature_set` reads, as `.npy` and `.json`, into `directory`.
+
+    The folder is made. All files are written aside first and then moved, so a file is there whole
+    or not at all. Nothing is checked here.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    arrays = zip(_ARRAYS, (features, labels, folds), strict=True)
+    named = {str(label): name for label, name in class_mapping.items()}
+    contents: dict[str, Array | bytes] = {
+        **{f"{name}.npy": np.asarray(values) for name, values in arrays},
+        f"{_MAPPING}.json": _json_bytes(named),
+        _PARAMETERS: _json_bytes(dict(feature_parameters)),
+    }
+    aside = {name: directory / f".{name}.{os.getpid()}" for name in contents}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            _write_flushed(aside[name], content)
+        for name in contents:
+            os.replace(aside[name], directory / name)
+    except OSError as error:
+        raise StorageError(f"{directory}: cannot be written ({_one_line(error)})") from error
+    finally:
+        with suppress(OSError):  # the error above is the one to tell
+            for path in aside.values():
+                path.unlink(missing_ok=True)
+
+
+# ---- Finding and reading files
+
+
+def _find_arrays(processed_dir: Path) -> list[Path]:
+    found = [_first_file(processed_dir, f"{name}.npy", f"{name}.pkl") for name in _ARRAYS]
+    paths = [path for path in found if path is not None]
+    if len(paths) == len(_ARRAYS):
+        return paths
+    missing = [name for name, path in zip(_ARRAYS, found, strict=True) if path is None]
+    files = ", ".join(f"{name}.npy (or .pkl)" for name in missing)
+    state = (
+        f"lacks {files}" if processed_dir.is_dir() else f"no such folder; it should hold {files}"
+    )
+    raise BadData(
+        f"{processed_dir}: {state}; make the data with `python -m raykfold.prepare`, "
+        "fetch it with --hf_repo_id, or try --demo"
+    )
+
+
+def _first_file(folder: Path, *names: str) -> Path | None:
+    # os.path.isfile, because Path.is_file raises where a folder may not be entered.
+    return next((folder / name for name in names if os.path.isfile(folder / name)), None)
+
+
+def _read_array(path: Path) -> Array:
+    return _map_npy(path) if path.suffix == ".npy" else _read_pickled_array(path)
+
+
+def _map_npy(path: Path) -> Array:
+    try:
+        with np.errstate(over="ignore"):  # absurd shapes overflow, and are refused right after
+            return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # a broken header can raise nearly anything
+        raise BadData(
+            f"{path}: damaged, or no .npy file of plain numbers ({_one_line(error)}); "
+            "make it again with numpy.save"
+        ) from error
+
+
+def _read_pickled_array(path: Path) -> Array:
+    content = _read_pickle(path)
+    if isinstance(content, np.ndarray):
+        return content
+    if not isinstance(content, list | tuple):
+        raise BadData(f"{path}: holds a {_kind(content)}, not an array; {_SAVE_AS_NPY}")
+    if content and all(isinstance(item, np.ndarray) for item in content):
+        return _stack(path, list(content))
+    if all(isinstance(item, int | float | np.number | np.bool_) for item in content):
+        return np.array(content)
+    kinds = ", ".join(sorted({_kind(item) for item in content}))
+    raise BadData(f"{path}: holds a list of {kinds}; {_SAVE_AS_NPY}")
+
+
+def _stack(path: Path, arrays: list[Array]) -> Array:
+    kinds = sorted({f"{array.dtype} {array.shape}" for array in arrays})
+    if len(kinds) > 1:
+        raise BadData(
+            f"{path}: holds a list of arrays that differ, {kinds[0]} and {kinds[1]}; "
+            "all samples should have one type and shape"
+        )
+    # One array can stand in the list many times: a small file that stacks to a huge array.
+    total = sum(array.nbytes for array in arrays)
+    if total > max(path.stat().st_size, 2**30):
+        raise BadData(f"{path}: {path.stat().st_size} bytes that unfold to {total}; {_SAVE_AS_NPY}")
+    return np.stack(arrays)
+
+
+def _read_mapping(path: Path) -> dict[Any, Any]:
+    if path.suffix == ".json":
+        return _read_json_object(path)
+    content = _read_pickle(path)
+    if not isinstance(content, dict):
+        raise BadData(f"{path}: holds a {_kind(content)}; it should be a dict, label to name")
+    return content
+
+
+def _read_json_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes(), object_pairs_hook=_unique_keys)
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise BadData(
+            f"{path}: damaged, or not JSON ({_one_line(error)}); it should be one JSON object"
+        ) from error
+    if not isinstance(content, dict):
+        raise BadData(f"{path}: holds a {_kind(content)}; it should be one JSON object, {{...}}")
+    return content
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return content
+
+
+def _json_bytes(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _write_flushed(path: Path, content: Array | bytes) -> None:
+    with path.open("wb") as file:
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            np.save(file, content, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+# ---- Checking arrays
+
+
+def _as_array(name: str, values: npt.ArrayLike) -> Array:
+    if isinstance(values, np.ndarray):
+        return values
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise BadData(f"{name}: no array of numbers ({_one_line(error)})") from error
+
+
+def _check_sample_counts(
+    names: Mapping[str, str], features: Array, labels: Array, folds: Array
+) -> None:
+    for key, array in (("labels", labels), ("folds", folds)):
+        if array.ndim != 1:
+            raise BadData(
+                f"{names[key]}: shape {array.shape}; {key} should be one-dimensional, "
+                "one integer for each sample"
+            )
+    if features.ndim == 0 or (len(features) > 0 and features.ndim not in (3, 4)):
+        raise _bad_shape(names["features"], features)
+    if not len(features) == len(labels) == len(folds):
+        raise BadData(
+            f"{names['features']} has {len(features)} samples, {names['labels']} {len(labels)} and "
+            f"{names['folds']} {len(folds)}; all three should have the same number"
+        )
+    if len(features) == 0:
+        raise BadData(f"{names['features']}: no samples; at least one for each fold is needed")
+
+
+def _as_features(name: str, given: Array) -> tuple[Array, tuple[str, ...]]:
+    features, notes = given, []
+    if features.dtype.kind != "f" or features.dtype.itemsize not in (2, 4, 8):
+        raise BadData(
+            f"{name}: dtype {features.dtype}; features should be float16, float32 or float64"
+        )
+    if features.ndim == 4:
+        if features.shape[1] == 1:
+            features = features[:, 0]
+        elif features.shape[3] == 1:
+            features = features[..., 0]
+        else:
+            raise _bad_shape(name, given)
+        notes.append(f"features: {given.shape} -> {features.shape}")
+    if features.ndim != 3 or 0 in features.shape:
+        raise _bad_shape(name, given)
+    if not features.dtype.isnative:  # torch takes no other byte order
+        features = features.astype(features.dtype.newbyteorder("="))
+        notes.append("features: their byte order is not this machine's, so they are held in memory")
+    if not isinstance(features, np.memmap):
+        features = np.ascontiguousarray(features)
+    return features, tuple(notes)
+
+
+def _bad_shape(name: str, features: Array) -> BadData:
+    return BadData(
+        f"{name}: shape {features.shape}; features should be (samples, n_mels, time), or with one "
+        "channel (samples, 1, n_mels, time) or (samples, n_mels, time, 1)"
+    )
+
+
+def _as_integers(name: str, key: str, values: Array) -> Integers:
+    if values.dtype.kind in "iu":
+        if values.max() > np.iinfo(np.int64).max:
+            raise BadData(f"{name}: value {values.max()}; {key} should fit 64-bit integers")
+        return np.array(values, dtype=np.int64)
+    wanted = f"{key} should be integers, one for each sample"
+    if values.dtype.kind == "U":
+        raise BadData(f"{name}: text; {wanted}, and names stand in {_MAPPING}.json")
+    if values.dtype.kind != "f":
+        raise BadData(f"{name}: dtype {values.dtype}, non-integer {key}; {wanted}")
+    fractions = np.flatnonzero(~np.isfinite(values) | (values != np.floor(values)))
+    if len(fractions) == 0:
+        raise BadData(
+            f"{name}: dtype {values.dtype}, non-integer {key}; {wanted}: all values are whole, so "
+            f"save them as {key}.astype(numpy.int64)"
+        )
+    first = fractions[0]
+    raise BadData(f"{name}: non-integer {key}, value {values[first]} at index {first}; {wanted}")
+
+
+def _check_several(name: str, noun: str, values: Integers) -> None:
+    if values.min() == values.max():
+        raise BadData(f"{name}: {noun} {values[0]} only; a cross-validation needs two at least")
+
+
+def _classes(
+    names: Mapping[str, str], labels: Integers, class_mapping: Mapping[Any, Any] | None
+) -> tuple[SoundClass, ...]:
+    present: list[int] = np.unique(labels).tolist()
+    if class_mapping is None:
+        return tuple(SoundClass(label, str(label)) for label in present)
+    name = names[_MAPPING]
+    class_names: dict[int, str] = {}
+    for key, class_name in class_mapping.items():
+        label = _label_of(name, key)
+        if label in class_names:
+            raise BadData(f"{name}: label {label} stands twice; each should have one name")
+        if not isinstance(class_name, str):
+            raise BadData(
+                f"{name}: the name of label {label} is a {_kind(class_name)}; it should be a string"
+            )
+        class_names[label] = str(class_name)
+    unnamed = [label for label in present if label not in class_names]
+    if unnamed:
+        raise BadData(
+            f"{name}: label {unnamed[0]}, found in {names['labels']}, is missing "
+            f"({len(unnamed)} of {len(present)} labels are); every label should have a name"
+        )
+    return tuple(SoundClass(label, class_names[label]) for label in sorted(class_names))
+
+
+def _label_of(name: str, key: Any) -> int:
+    if isinstance(key, str):
+        whole = re.fullmatch(r"-?[0-9]{1,19}", key)
+        label = int(key) if whole else None
+        shown = repr(key[:40])
+    else:
+        integer = isinstance(key, int | np.integer) and not isinstance(key, bool)
+        label = int(key) if integer else None
+        shown = f"of type {_kind(key)}"
+    if label is None or not -(2**63) <= label < 2**63:
+        raise BadData(
+            f"{name}: key {shown}; it should map labels, which are integers, to names, "
+            'like {"0": "dog"}'
+        )
+    return label
+
+
+# ---- Fingerprint, and the check that features are finite: one pass over the file
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """What one pass over some samples found."""
+
+    digest: bytes
+    unusable: int
+    first_unusable: tuple[int, ...]  # sample, mel band, frame
+
+
+def _digest_finite(name: str, features: Array) -> bytes:
+    """The digest of all values, in C order and little-endian, whatever their layout.
+
+    Raises:
+        BadData: a value is not finite as float32.
+    """
+    count = max(1, _CHUNK_BYTES // features[0].nbytes)
+    starts = range(0, len(features), count)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        chunks = list(pool.map(lambda start: _scan(features[start : start + count], start), starts))
+    unusable = sum(chunk.unusable for chunk in chunks)
+    if unusable:
+        sample, mel, frame = next(chunk.first_unusable for chunk in chunks if chunk.unusable)
+        raise BadData(
+            f"{name}: {unusable} of {features.size} values are NaN, infinite or too large for "
+            f"float32, the first is {features[sample, mel, frame]} in sample {sample}, at mel band "
+            f"{mel}, frame {frame}; all should be finite"
+        )
+    return hashlib.blake2b(b"".join(chunk.digest for chunk in chunks)).digest()
+
+
+def _scan(samples: Array, start: int) -> _Chunk:
+    # Plain `np.asarray` first: operations on a memmap would make memmaps, at a cost for each.
+    values = np.ascontiguousarray(np.asarray(samples))
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf there, and is counted
+        usable = np.isfinite(values.astype(np.float32) if values.dtype.itemsize > 4 else values)
+    unusable = values.size - int(np.count_nonzero(usable))
+    first = np.unravel_index(int(np.argmin(usable)), usable.shape) if unusable else (0, 0, 0)
+    return _Chunk(
+        digest=hashlib.blake2b(values.astype(_little_endian(values), copy=False).data).digest(),
+        unusable=unusable,
+        first_unusable=(start + int(first[0]), int(first[1]), int(first[2])),
+    )
+
+
+def _fingerprint(
+    features: Array,
+    feature_digest: bytes,
+    labels: Integers,
+    folds: Integers,
+    classes: tuple[SoundClass, ...],
+) -> str:
+    # Labels of classes without a sample count too: they change a network's outputs.
+    class_labels = [each.label for each in classes]
+    head = f"{features.dtype.name} {features.shape} {class_labels}\n"
+    digest = hashlib.blake2b(head.encode(), digest_size=20)
+    digest.update(feature_digest)
+    for values in (labels, folds):
+        digest.update(values.astype(_little_endian(values)).tobytes())
+    return digest.hexdigest()
+
+
+def _little_endian(values: Array) -> np.dtype[Any]:
+    return values.dtype.newbyteorder("<")
+
+
+# ---- Pickles
+
+# What a pickle of plain numbers refers to, as NumPy 1 and 2 and protocols 0 to 5 write it.
+_KNOWN_NAMES = {
+    "numpy.ndarray": "ndarray",
+    "numpy.dtype": "dtype",
+    "numpy.core.multiarray._reconstruct": "_reconstruct",
+    "numpy._core.multiarray._reconstruct": "_reconstruct",
+    "numpy.core.multiarray.scalar": "scalar",
+    "numpy._core.multiarray.scalar": "scalar",
+    "numpy.core.numeric._frombuffer": "_frombuffer",
+    "numpy._core.numeric._frombuffer": "_frombuffer",
+    "_codecs.encode": "encode",
+    "__builtin__.bytes": "bytes",
+    "collections.OrderedDict": "OrderedDict",
+}
+_NUMBER_OR_TEXT = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|U[0-9]{1,6})")
+_LITERALS = {
+    *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1"),
+    *("LONG4", "FLOAT", "BINFLOAT", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+    *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_TUPLE_SIZES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+@dataclass(frozen=True)
+class _Name:
+    """Stands for something that the pickle refers to by name; `role` is a value of _KNOWN_NAMES."""
+
+    role: str
+
+
+@dataclass(eq=False)
+class _PickledDtype:
+    dtype: np.dtype[Any]
+
+
+@dataclass(eq=False)
+class _PickledArray:
+    array: Array | None = None  # None until its BUILD instruction
+
+
+def _read_pickle(path: Path) -> Any:
+    """What a pickle of numbers, strings, arrays, lists, tuples and dicts holds.
+
+    Arrays are found at the top, or as the items of a list or tuple at the top.
+
+    Raises:
+        BadData: the file is damaged, or holds or does anything else.
+    """
+    try:
+        # Mapped, because it is read in many small pieces, and none can be longer than the file.
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        ):
+            content = _PickleReader(path).read(cast(IO[bytes], mapped))
+            if isinstance(content, list | tuple):
+                return [_finished(item) for item in content]
+            return _finished(content)
+    except BadData:
+        raise
+    except Exception as error:  # garbage can raise nearly anything, MemoryError included
+        raise BadData(
+            f"{path}: damaged, or no pickle of an array ({_one_line(error)}); {_SAVE_AS_NPY}"
+        ) from error
+
+
+def _finished(item: Any) -> Any:
+    if not isinstance(item, _PickledArray):
+        return item
+    if item.array is None:
+        raise ValueError("an array without values")
+    return item.array
+
+
+class _PickleReader:
+    """Follows the instructions of a pickle, and has none that imports or calls.
+
+    `pickle.Unpickler` with a strict `find_class` would keep foreign code out as well, but a file
+    of ten bytes makes it take 32 GB (for the memo), and a megabyte of nested tuples as a key of a
+    dict crashes the process. Here memory stays in proportion to the file, and keys are plain.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._size = path.stat().st_size
+        self._encoded = 0
+        self._stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, Any] = {}
+
+    def read(self, file: IO[bytes]) -> Any:
+        for instruction, argument, _ in pickletools.genops(file):
+            if instruction.name == "STOP":
+                return self._stack.pop()
+            self._follow(instruction.name, argument)
+        raise ValueError("no STOP instruction")
+
+    def _follow(self, instruction: str, argument: Any) -> None:
+        stack, memo = self._stack, self._memo
+        match instruction:
+            case "PROTO" | "FRAME":
+                return
+            case _ if instruction in _LITERALS:
+                stack.append(_CONSTANTS.get(instruction, argument))
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "MARK":
+                self._marks.append(len(stack))
+            case "EMPTY_LIST":
+                stack.append([])
+            case "LIST":
+                stack.append(self._pop_to_mark())
+            case "EMPTY_TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(self._pop(_TUPLE_SIZES[instruction])))
+            case "TUPLE":
+                stack.append(tuple(self._pop_to_mark()))
+            case "EMPTY_DICT":
+                stack.append({})
+            case "DICT":
+                items = self._pop_to_mark()
+                stack.append({})
+                self._set_items(items)
+            case "APPEND":
+                self._extend(self._pop(1))
+            case "APPENDS":
+                self._extend(self._pop_to_mark())
+            case "SETITEM":
+                self._set_items(self._pop(2))
+            case "SETITEMS":
+                self._set_items(self._pop_to_mark())
+            case "GLOBAL":
+                stack.append(self._name(argument.replace(" ", ".", 1)))
+            case "STACK_GLOBAL":
+                module, name = self._pop(2)
+                if not (isinstance(module, str) and isinstance(name, str)):
+                    raise TypeError("a name that is no string")
+                stack.append(self._name(f"{module}.{name}"))
+            case "REDUCE":
+                callee, arguments = self._pop(2)
+                stack.append(self._made(callee, arguments))
+            case "BUILD":
+                (state,) = self._pop(1)
+                self._complete(stack[-1], state)
+            case _:
+                about = f" {argument}" if isinstance(argument, str) else ""
+                raise self._foreign(f"the instruction {instruction}{about}")
+
+    def _pop(self, count: int) -> list[Any]:
+        start = len(self._stack) - count
+        if start < (self._marks[-1] if self._marks else 0):
+            raise ValueError("an instruction without its operands")
+        items = self._stack[start:]
+        del self._stack[start:]
+        return items
+
+    def _pop_to_mark(self) -> list[Any]:
+        return self._pop(len(self._stack) - self._marks.pop())
+
+    def _extend(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if not isinstance(target, list):
+            raise TypeError(f"items for a {_kind(target)}")
+        target.extend(items)
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        keys = items[::2]
+        if not isinstance(target, dict):
+            raise TypeError(f"keys for a {_kind(target)}")
+        if not all(isinstance(key, str | int | np.integer) for key in keys):
+            raise TypeError("a dict key that is neither a string nor an integer")
+        target.update(zip(keys, items[1::2], strict=True))
+
+    def _name(self, name: str) -> _Name:
+        if name not in _KNOWN_NAMES:
+            raise self._foreign(f"the foreign object {name}")
+        return _Name(_KNOWN_NAMES[name])
+
+    def _made(self, callee: _Name, arguments: tuple[Any, ...]) -> Any:
+        """What a call gives in the pickles that NumPy writes; any other call is refused."""
+        match callee.role, arguments:
+            case "_reconstruct", (_Name("ndarray"), (0,), _):
+                return _PickledArray()
+            case "dtype", (str(code), *_):
+                return _PickledDtype(self._dtype(code))
+            case "_frombuffer", (data, _PickledDtype(dtype), shape, "C" | "F" as order):
+                return _PickledArray(_shaped(data, dtype, shape, order))
+            case "_frombuffer", (data, _PickledDtype(dtype), shape, "K", tuple(axes)):
+                return _PickledArray(_shaped(data, dtype, shape, "C").transpose(axes))
+            case "scalar", (_PickledDtype(dtype), bytes(data)):
+                return _shaped(data, dtype, (1,), "C")[0]
+            case "encode", (str(text), "latin1"):
+                return self._encode(text)
+            case "bytes", ():
+                return b""
+            case "OrderedDict", ():
+                return {}
+        raise self._foreign(f"a call of {callee.role} that no array needs")
+
+    def _dtype(self, code: str) -> np.dtype[Any]:
+        if not _NUMBER_OR_TEXT.fullmatch(code):
+            holds = "Python objects" if code.startswith("O") else f"dtype {code}"
+            raise self._foreign(f"an array of {holds}")
+        return np.dtype(code)
+
+    def _encode(self, text: str) -> bytes:
+        # Each byte stands in the file once; more than that comes from a text used many times.
+        self._encoded += len(text)
+        if self._encoded > self._size:
+            raise self._foreign("more bytes than the file has")
+        return text.encode("latin1")
+
+    def _complete(self, target: Any, state: Any) -> None:
+        match target, state:
+            case _PickledDtype(dtype), (
+                int(),
+                "<" | ">" | "|" | "=" as order,
+                None,
+                None,
+                None,
+                *_,
+            ):
+                target.dtype = np.dtype(order + dtype.str[1:])
+            case _PickledArray(None), (int(), shape, _PickledDtype(dtype), fortran, bytes(data)):
+                target.array = _shaped(data, dtype, shape, "F" if fortran else "C")
+            case _:
+                raise self._foreign(f"a state for a {_kind(target)} that no array needs")
+
+    def _foreign(self, what: str) -> BadData:
+        return BadData(
+            f"{self._path}: holds {_one_line(what)}, which is refused: only NumPy arrays of "
+            f"numbers and plain containers are read; {_SAVE_AS_NPY}"
+        )
+
+
+def _shaped(data: bytes | bytearray, dtype: np.dtype[Any], shape: Any, order: Any) -> Array:
+    if len(shape) > 32 or not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise ValueError("an impossible shape")
+    if math.prod(shape) * dtype.itemsize != len(data):
+        raise ValueError(f"{len(data)} bytes for an array of {dtype} {shape}")
+    return np.ndarray(shape, dtype, buffer=data, order=order)
+
+
+# ---- Words for messages
+
+
+def _kind(value: Any) -> str:
+    return "NumPy array" if isinstance(value, np.ndarray | _PickledArray) else type(value).__name__
+
+
+def _listed(classes: list[SoundClass]) -> str:
+    noun = "class" if len(classes) == 1 else "classes"
+    return f"{noun} " + ", ".join(f"{each.label} ({each.name})" for each in classes)
+
+
+def _one_line(about: object) -> str:
+    """Text from a file or a library, made fit for one line of a terminal."""
+    text = " ".join(str(about).split()) or type(about).__name__
+    return "".join(mark if mark.isprintable() else "?" for mark in text)[:200]

@@ -1,0 +1,24 @@
+"""The built-in network, but it raises in the third evaluation of the fold that holds out fold 4."""
+
+from __future__ import annotations
+
+import torch
+from conftest import small_arrays
+
+import raykfold
+
+_FIRST_OF_FOLD_4 = torch.from_numpy(small_arrays()[0][3])
+
+
+class FailsInFold4(raykfold.AudioCNN):
+    def __init__(self, n_mels: int, num_classes: int, target_len: int) -> None:
+        super().__init__(n_mels, num_classes, target_len)
+        self.register_buffer("evaluations", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training and torch.equal(x[0], _FIRST_OF_FOLD_4):
+            evaluations = self.get_buffer("evaluations")
+            evaluations += 1
+            if evaluations == 3:
+                raise RuntimeError("sensor unplugged")
+        return super().forward(x)

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raykfold import demo
+from raykfold.data import FeatureSet
+from raykfold.features import FeatureParameters
+
+
+@pytest.fixture(scope="module")
+def demo_data() -> FeatureSet:
+    return demo.demo_feature_set()
+
+
+def test_shape_classes_and_folds(demo_data):
+    assert demo_data.features.shape == (800, 64, 32) and demo_data.features.dtype == np.float32
+    assert demo_data.class_names == tuple(demo.SOUNDS) and demo_data.num_classes == 10
+    assert demo_data.fold_labels == (1, 2, 3, 4, 5)
+    assert demo_data.warnings() == []
+    assert FeatureParameters.from_dict(demo_data.feature_parameters) == demo.PARAMETERS
+
+
+def test_classes_and_folds_are_balanced(demo_data):
+    for fold in demo_data.fold_labels:
+        counts = np.bincount(demo_data.labels[demo_data.folds == fold], minlength=10)
+        assert (counts == 16).all()
+
+
+def test_equal_seeds_give_equal_data_and_others_do_not(demo_data):
+    assert demo.demo_feature_set(0).fingerprint == demo_data.fingerprint
+    assert demo.demo_feature_set(1).fingerprint != demo_data.fingerprint
+
+
+def test_the_last_bits_do_not_depend_on_the_processor(demo_data):
+    np.testing.assert_array_equal(demo_data.features, np.round(demo_data.features, 2))
+
+
+def test_clips_of_a_recording_stay_in_one_fold(monkeypatch):
+    """Each recording's clips are made to carry its number instead of sound."""
+    numbers = iter(range(1000))
+
+    def numbered(make_sound, rng):
+        return [np.full(demo.PARAMETERS.length, next(numbers))] * demo.CLIPS_PER_RECORDING
+
+    monkeypatch.setattr(demo, "_recording", numbered)
+    monkeypatch.setattr(demo, "log_mel_numpy", lambda samples, parameters: samples[:1])
+    recordings, labels, folds, _ = demo.demo_arrays()
+    for recording in np.unique(recordings):
+        clips = recordings[:, 0] == recording
+        assert clips.sum() == demo.CLIPS_PER_RECORDING
+        assert len(set(folds[clips])) == 1 and len(set(labels[clips])) == 1
+    assert len(np.unique(recordings)) == 10 * demo.FOLDS * demo.RECORDINGS_PER_FOLD
+
+
+def test_neither_level_nor_order_tells_the_class(demo_data):
+    assert (demo_data.features.max(axis=(1, 2)) == 0.0).all()
+    neighbours_alike = (demo_data.labels[1:] == demo_data.labels[:-1]).mean()
+    assert neighbours_alike == pytest.approx(0.1, abs=0.05)
+
+
+def test_it_can_be_learned_but_not_at_a_glance(demo_data):
+    """The nearest mean spectrogram of a class is right more often than chance, and often wrong."""
+    right = 0
+    for fold in demo_data.fold_labels:
+        split = demo_data.split(fold)
+        means = np.stack(
+            [
+                demo_data.features[split.train[demo_data.labels[split.train] == label]].mean(axis=0)
+                for label in demo_data.class_labels
+            ]
+        )
+        held_out = demo_data.features[split.validation]
+        distances = ((held_out[:, None] - means[None]) ** 2).sum(axis=(2, 3))
+        right += int((distances.argmin(axis=1) == demo_data.labels[split.validation]).sum())
+    assert 0.2 < right / len(demo_data) < 0.7
+
+
+def test_every_sound_is_heard():
+    for seed in range(30):
+        for make_sound in demo.SOUNDS.values():
+            for clip in demo._recording(make_sound, np.random.default_rng(seed)):
+                assert np.isfinite(clip).all() and clip.std() > 0
