@@ -369,12 +369,8 @@ class _Run:
         thread.start()
 
     def _trainer(self, name: str, folds: tuple[int, ...]) -> Any:
-        import ray
-        from ray import train
-        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
-        from raykfold.relay import ShareCallback
-        from raykfold.worker import ShareTask, run_share
+        from raykfold.trainer import ShareTrainer
+        from raykfold.worker import ShareTask
 
         config, size = self.config, self._size
         task = ShareTask(
@@ -404,27 +400,8 @@ class _Run:
             threads=size.cpus,
             use_gpu=bool(size.gpus),
         )
-        # DataParallelTrainer and not TorchTrainer: a worker alone needs no process group, and it
-        # sees its own GPU only.
-        return DataParallelTrainer(
-            run_share,
-            # By reference: the controller, which is handed the config too, need not read it.
-            train_loop_config={"task": ray.put(task)},
-            scaling_config=train.ScalingConfig(
-                num_workers=1, use_gpu=bool(size.gpus), resources_per_worker=size.resources
-            ),
-            run_config=train.RunConfig(
-                name=name,
-                storage_path=str(config.run_dir.shares),
-                # A type checker sees the classes of Ray Train V1 here, which V2 replaces.
-                failure_config=train.FailureConfig(
-                    max_failures=0,
-                    controller_failure_limit=0,  # type: ignore[call-arg]
-                ),
-                checkpoint_config=train.CheckpointConfig(num_to_keep=3),
-                callbacks=[ShareCallback(self._board, name)],  # type: ignore[list-item]
-            ),
-        )
+        own_instance = config.address is None
+        return ShareTrainer(task, size, config.run_dir.shares, own_instance=own_instance)
 
     def _fit(self, name: str, trainer: Any) -> None:
         try:

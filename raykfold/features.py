@@ -196,7 +196,7 @@ def log_mel_numpy(samples: np.ndarray, parameters: FeatureParameters) -> np.ndar
     windows = np.lib.stride_tricks.sliding_window_view(clip, n_fft)[:: parameters.hop_length]
     spectrum = np.abs(np.fft.rfft(windows * _hann(n_fft), axis=1)) ** 2
     bands = mel_filters(parameters.sample_rate, n_fft, parameters.n_mels)
-    # Not `@`: on a busy machine the threads of BLAS, waiting for each other, take ten times as long.
+    # Not `@`: the threads of BLAS wait for each other, ten times as long on a busy machine.
     power = _fitted(np.einsum("mf,tf->mt", bands, spectrum), parameters.frames)
     decibels = 10 * np.log10(np.maximum(power, _LOWEST_POWER))
     decibels -= decibels.max()

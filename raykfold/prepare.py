@@ -7,13 +7,15 @@ import csv
 import os
 import re
 import shlex
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -90,10 +92,11 @@ def _prepare(options: argparse.Namespace) -> None:
     require_audio()
 
     recordings = listing.recordings
-    print(f"{len(recordings)} recordings in {listing.source}; starting Ray", flush=True)
     paths = [recording.path for recording in recordings]
-    with ray_session(options.address, local_cpus=options.local_cpus, verbose=options.verbose):
-        features, problems = _features_over_ray(audio_dir, paths, parameters, options.strict)
+    features = _room(len(paths), parameters)
+    print(f"{len(paths)} recordings in {listing.source}; starting Ray", flush=True)
+    with _ray(options):
+        problems = _fill_over_ray(features, audio_dir, paths, parameters, options.strict)
     for problem in problems.values():
         print(f"raykfold: left out: {problem}", file=sys.stderr)
     read = [recordings[index] for index in range(len(recordings)) if index not in problems]
@@ -428,10 +431,47 @@ def _check_several(recordings: Sequence[Recording], source: str) -> None:
 # ---- The work
 
 
-def _features_over_ray(
-    audio_dir: Path, paths: Sequence[Path], parameters: FeatureParameters, strict: bool
-) -> tuple[np.ndarray, dict[int, str]]:
-    """Features (N, n_mels, frames) in the order of `paths`, and index → why it could not be read.
+@contextmanager
+def _ray(options: argparse.Namespace) -> Iterator[None]:
+    with ExitStack() as stack:
+        with _interrupt_held_back():
+            stack.enter_context(
+                ray_session(options.address, local_cpus=options.local_cpus, verbose=options.verbose)
+            )
+        yield
+
+
+@contextmanager
+def _interrupt_held_back() -> Iterator[None]:
+    """Ctrl-C inside is raised at the end.
+
+    A `ray.init` cut short leaves threads of its own behind, and one start in ten so interrupted
+    ended in a segmentation fault when the process exited.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals come to the main thread only
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        raise KeyboardInterrupt
+
+
+def _fill_over_ray(
+    features: np.ndarray,
+    audio_dir: Path,
+    paths: Sequence[Path],
+    parameters: FeatureParameters,
+    strict: bool,
+) -> dict[int, str]:
+    """Fill `features` (N, n_mels, frames) in the order of `paths`.
+
+    Returns:
+        index → why that file could not be read, ascending.
 
     Raises:
         BadData: a file could not be read, and `strict`.
@@ -441,7 +481,6 @@ def _features_over_ray(
     import ray
     from ray.exceptions import RayError, RayTaskError
 
-    features = _room(len(paths), parameters)
     problems: dict[int, str] = {}
     task = ray.remote(num_cpus=1)(_chunk_features)
     waiting = {
@@ -465,7 +504,7 @@ def _features_over_ray(
         raise RaykfoldError(f"a task failed: {error.cause!r}") from error
     except RayError as error:
         raise RaykfoldError(f"Ray lost a task: {error}") from error
-    return features, dict(sorted(problems.items()))
+    return dict(sorted(problems.items()))
 
 
 def _chunk_features(

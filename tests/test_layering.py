@@ -35,6 +35,7 @@ ORDER = (
     "events",
     "relay",
     "worker",
+    "trainer",
     "demo",
     "driver",
     "report",
@@ -48,7 +49,7 @@ ORDER = (
 
 # Libraries that only some modules know, so that the rest runs and is tested without them.
 ONLY_IN = {
-    "ray": {"session", "events", "relay", "worker", "driver", "prepare", "search"},
+    "ray": {"session", "events", "relay", "worker", "trainer", "driver", "prepare", "search"},
     "huggingface_hub": {"hub"},
     "wandb": {"tracking"},
     "librosa": {"features"},

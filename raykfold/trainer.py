@@ -1,0 +1,62 @@
+"""The Ray Train run of a share: one worker, no retries, and no actor that it has no use for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from raykfold.relay import ShareCallback
+from raykfold.shares import WorkerSize
+from raykfold.worker import ShareTask, run_share
+
+# Ray Train starts an actor for each of these, three seconds of CPU apiece.
+_UNUSED = {"DatasetsCallback"}  # features come through the object store, not through Ray Data
+_UNUSED_ALONE = {"PlacementGroupCleanerCallback"}  # an instance of our own goes as a whole
+
+
+class ShareTrainer(DataParallelTrainer):
+    """Runs a share in Ray Train.
+
+    `DataParallelTrainer` and not `TorchTrainer`, because a worker alone needs no process group,
+    and is shown its own GPU only. `max_failures` is 0 because the driver deals the folds of a
+    dead share anew, to whatever is free then.
+
+    Args:
+        task: what the share's worker is told.
+        size: what the worker takes of a node.
+        storage: folder below which Ray Train keeps the share's checkpoints.
+        own_instance: Ray was started by this process, and ends with it.
+    """
+
+    def __init__(
+        self, task: ShareTask, size: WorkerSize, storage: Path, *, own_instance: bool
+    ) -> None:
+        self._unused = _UNUSED | _UNUSED_ALONE if own_instance else _UNUSED
+        super().__init__(
+            run_share,
+            # By reference: the controller, which is handed the config too, need not read it, and
+            # so need not import torch.
+            train_loop_config={"task": ray.put(task)},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=1, use_gpu=bool(size.gpus), resources_per_worker=size.resources
+            ),
+            # A type checker sees the classes of Ray Train V1 here, which V2 replaces.
+            run_config=ray.train.RunConfig(
+                name=task.share,
+                storage_path=str(storage),
+                failure_config=ray.train.FailureConfig(
+                    max_failures=0,
+                    controller_failure_limit=0,  # type: ignore[call-arg]
+                ),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=3),
+                callbacks=[ShareCallback(task.board, task.share)],  # type: ignore[list-item]
+            ),
+        )
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [each for each in callbacks if type(each).__name__ not in self._unused]

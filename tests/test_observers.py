@@ -1,0 +1,120 @@
+"""Progress as people see it: a live line a fold on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import threading
+
+import pytest
+
+from raykfold.observers import Observer, RunStart, console, duration, summary_lines
+from raykfold.results import EpochMetrics, FoldResult, Summary
+
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def epoch(number: int) -> EpochMetrics:
+    return EpochMetrics(number, 1.5, 0.25, 1.25, 0.5 + number / 10, 0.001, 2.0)
+
+
+def complete(fold: int) -> FoldResult:
+    history = (epoch(0), epoch(1))
+    return FoldResult(fold, "complete", 8, 2, history=history, best_epoch=1, stopped_early=True)
+
+
+def tell(observer: Observer) -> None:
+    """A short run: fold 1 goes on from an earlier session, fold 2 fails."""
+    observer.noticed("fold 1: resumes after epoch 1")
+    observer.run_started(RunStart("run", 5, (1, 2), {1: (epoch(0),)}))
+    observer.epoch_committed(1, epoch(1))
+    observer.fold_finished(complete(1))
+    observer.fold_finished(FoldResult(2, "failed", 8, 2, error="loss became [nan]"))
+    observer.close()
+
+
+def test_a_log_gets_plain_lines() -> None:
+    stream = io.StringIO()
+    tell(console(stream))
+    assert stream.getvalue().splitlines() == [
+        "fold 1: resumes after epoch 1",
+        "fold 1  epoch 2/5  loss 1.5000  acc 0.2500  val_loss 1.2500  val_acc 0.6000  2.0s",
+        "fold 1: best accuracy 0.6000 at epoch 2 of 2, stopped early",
+        "fold 2: failed: loss became [nan]",
+    ]
+
+
+def test_a_terminal_gets_a_line_a_fold_that_changes_in_place() -> None:
+    shown = on_a_terminal(tell)
+    assert CONTROL.search(shown)
+    text = CONTROL.sub("", shown)
+    assert "fold 1: resumes after epoch 1" in text
+    last = [line.strip() for line in text.replace("\r", "").splitlines() if line.strip()][-3:]
+    assert last[0].startswith("fold 1")
+    assert "best accuracy 0.6000 at epoch 2 of 2, stopped early" in last[0]
+    assert last[1].startswith("fold 2") and "failed: loss became [nan]" in last[1]
+    assert last[2] == "putting the folds together"
+
+
+def test_a_terminal_shows_the_time_that_is_left() -> None:
+    def halfway(observer: Observer) -> None:
+        observer.run_started(RunStart("run", 5, (1, 2), {}))
+        observer.epoch_committed(1, epoch(0))
+        observer.close()
+
+    text = CONTROL.sub("", on_a_terminal(halfway))
+    assert re.search(r"fold 1 +epoch 1/5 +loss 1\.5000", text)
+    assert re.search(r"fold 2 +waiting", text)
+    assert re.search(r"at most \d+ s to go", text)
+
+
+def on_a_terminal(tell_to: object) -> str:
+    """What a pseudo-terminal receives while an observer on it is told something."""
+    ours, theirs = pty.openpty()
+    received: list[bytes] = []
+
+    def read() -> None:
+        while True:
+            try:
+                content = os.read(ours, 4096)
+            except OSError:  # how Linux says that the other side is closed
+                return
+            if not content:
+                return
+            received.append(content)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(theirs, "w") as stream:
+        tell_to(console(stream))  # type: ignore[operator]
+    reader.join(timeout=10)
+    os.close(ours)
+    return b"".join(received).decode()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (125, "2 min 05 s"), (3720, "1 h 02 min")],
+)
+def test_durations_are_readable(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def summary(*folds: FoldResult) -> Summary:
+    return Summary("run", folds, 0.55, {0: "a"}, wall_seconds=1.0, num_workers=2)
+
+
+def test_the_summary_has_the_line_that_people_know() -> None:
+    lines = summary_lines(summary(complete(1), complete(2)))
+    assert "Average Best Validation Accuracy: 0.6000 (+/- 0.0000)" in lines
+    assert "Out-of-fold accuracy, all samples pooled: 0.5500" in lines
+    assert [line.split()[0] for line in lines[:3]] == ["fold", "1", "2"]
+
+
+def test_the_summary_of_a_partial_run_has_no_mean_of_the_whole() -> None:
+    lines = summary_lines(summary(complete(1), FoldResult(2, "failed", 8, 2, error="died")))
+    assert not any("Average" in line for line in lines)
+    assert "fold 2: failed: died" in lines
+    assert "Partial run: mean 0.6000 over the complete folds only (folds 1)" in lines
