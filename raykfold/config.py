@@ -245,7 +245,7 @@ class RunConfig:
         return derived.get(field.name, field.default)
 
     def _refuse_paths_that_vanish(self) -> None:
-        if _SUBMITTED_JOB_VARIABLE not in os.environ:
+        if not in_submitted_job(os.environ):
             return
         for name in ("model_dir", "storage_path"):
             path = getattr(self, name)
@@ -254,6 +254,11 @@ class RunConfig:
                     f"--{name} {path}: is relative, and the working directory of a submitted job "
                     "vanishes with it; want an absolute path"
                 )
+
+
+def in_submitted_job(environ: Mapping[str, str]) -> bool:
+    """Whether this process is the entrypoint of `ray job submit`."""
+    return _SUBMITTED_JOB_VARIABLE in environ
 
 
 def _absolute(path: Path) -> Path:

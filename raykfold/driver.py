@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -45,6 +47,8 @@ from raykfold.storage import (
     write_record,
 )
 from raykfold.training import TrainingSettings
+
+_log = logging.getLogger(__name__)
 
 # Ray Train's controller takes one report away per interval; two seconds by default.
 _HEALTH_CHECK_SECONDS = "0.1"
@@ -241,12 +245,16 @@ class _Run:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _HEALTH_CHECK_SECONDS)
         self._began, self._seconds_before = time.monotonic(), self._index.wall_seconds
         config = self.config
-        with ray_session(config.address, local_cpus=config.local_cpus, verbose=config.verbose):
+        with ray_session(
+            config.address, local_cpus=config.local_cpus, verbose=config.verbose
+        ) as own_instance:
             import ray
 
             from raykfold.events import open_board
 
+            _log.info("connected to Ray")
             size = self._worker_size()
+            self._own_instance = own_instance
             self._check_slots(size)
             current = identity(config, self.data.fingerprint, _device_name(size))
             check_identity(config, current)
@@ -254,7 +262,7 @@ class _Run:
             self.audience.add(Artifacts(config.outputs, config.run_dir))
             self._announce()
             with scratch_dir() as scratch:
-                self._scratch = scratch if config.address is None else None
+                self._scratch = scratch if own_instance else None
                 self._size = size
                 self._board = open_board()
                 self._features = ray.put(_plain_array(self.data))
@@ -271,7 +279,7 @@ class _Run:
 
     def _check_slots(self, size: WorkerSize) -> None:
         """A local instance never grows; on a cluster what is missing may still come."""
-        if self.config.address is not None:
+        if not self._own_instance:
             return
         there = self._free_slots(size)
         if there == 0:
@@ -360,6 +368,7 @@ class _Run:
 
     def _start_share(self, folds: tuple[int, ...]) -> None:
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}"
+        _log.info("share %s: dealt %s", name, _named(folds))
         self.waiting -= set(folds)
         self._shares[name] = _Share(name, set(folds))
         self._index.num_workers = max(self._index.num_workers, len(self._shares))
@@ -400,8 +409,7 @@ class _Run:
             threads=size.cpus,
             use_gpu=bool(size.gpus),
         )
-        own_instance = config.address is None
-        return ShareTrainer(task, size, config.run_dir.shares, own_instance=own_instance)
+        return ShareTrainer(task, size, config.run_dir.shares, own_instance=self._own_instance)
 
     def _fit(self, name: str, trainer: Any) -> None:
         try:
@@ -414,13 +422,16 @@ class _Run:
     # --- what the shares say --------------------------------------------------------------
 
     def _take_in(self, event: Any) -> None:
-        from raykfold.events import RoundCommitted, ShareStarted, ShareStopping
+        from raykfold.events import RoundCommitted, ShareReady, ShareStarted, ShareStopping
 
         share = self._shares.get(event.share)
         if share is None:
             return  # it was given up, and its folds are elsewhere
         if isinstance(event, ShareStarted):
             share.placed = True
+            _log.info("share %s: worker up on %s, pid %d", share.name, event.node, event.pid)
+        elif isinstance(event, ShareReady):
+            _log.info("share %s: first step", share.name)
         elif isinstance(event, ShareStopping):
             raise StorageError(event.message)
         elif isinstance(event, RoundCommitted):
@@ -528,6 +539,10 @@ class _Run:
             versions=versions(),
         )
         write_results(self.config.outputs, summary, finished, predictions)
+        if summary.status == "complete":
+            # Every fold's last state is among those of finished folds: what rounds have left is
+            # of no more use.
+            shutil.rmtree(self.config.run_dir.shares, ignore_errors=True)
         self.audience.run_finished(summary)
         return summary
 

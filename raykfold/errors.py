@@ -4,8 +4,9 @@
     ├── BadInput                  2   a flag, a file or a value that cannot be right
     │   └── BadData               2   ... found inside a data file
     ├── StorageError              1   the disk is full, or a path went away, during a run
-    ├── FoldError                 (none: it fails one fold, and the others go on)
-    │   └── NonFiniteLoss
+    └── FoldError                 (none: it fails one fold, and the others go on)
+        └── NonFiniteLoss
+    KeyboardInterrupt
     └── RunStopped                130 a signal asked the run to stop
 
 The command line prints the message of a `RaykfoldError` as one line on stderr, without a
@@ -44,7 +45,10 @@ class NonFiniteLoss(FoldError):
     """The training or validation loss of a fold became NaN or infinite."""
 
 
-class RunStopped(RaykfoldError):
-    """A signal (Ctrl-C, `kill`, `ray job stop`) asked the run to stop."""
+class RunStopped(KeyboardInterrupt):
+    """A signal (Ctrl-C, `kill`, `ray job stop`) asked the run to stop.
+
+    Not an `Exception`, so that no ``except Exception`` on its way takes it for something else.
+    """
 
     exit_code = 130

@@ -32,6 +32,13 @@ class ShareStarted:
 
 
 @dataclass(frozen=True)
+class ShareReady:
+    """A share's worker has its data and its folds, and takes the first step."""
+
+    share: str
+
+
+@dataclass(frozen=True)
 class ShareStopping:
     """A share's worker met what ends the whole run (a full disk), and says so before it ends."""
 
@@ -92,7 +99,7 @@ class RoundCommitted:
     checkpoint: str | None
 
 
-Event = ShareStarted | ShareStopping | RoundCommitted
+Event = ShareStarted | ShareReady | ShareStopping | RoundCommitted
 
 
 class EventBoard:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 import signal
 import sys
@@ -10,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from raykfold.config import RunConfig, parse_config
+from raykfold.config import RunConfig, in_submitted_job, parse_config
 from raykfold.errors import RaykfoldError, RunStopped
 
 PARTIAL = 3
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: RunConfig) -> int:
-    with_signals()
+    _take_signals()
     from raykfold.driver import cross_validate
     from raykfold.observers import console, duration, summary_lines
 
@@ -42,18 +43,25 @@ def _run(config: RunConfig) -> int:
     print()
     for line in summary_lines(summary):
         print(line)
-    print(f"{duration(summary.wall_seconds)}; outputs in {config.model_path}")
+    where = f" on node {platform.node()}" if in_submitted_job(os.environ) else ""
+    print(f"{duration(summary.wall_seconds)}; outputs in {config.model_path}{where}")
     return 0 if summary.status == "complete" else PARTIAL
 
 
-def with_signals() -> None:
-    """Let SIGINT and SIGTERM end the run in an orderly way."""
+def _take_signals() -> None:
+    """Let SIGINT and SIGTERM end the run in an orderly way; a second one, at once."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
 
 
 def _stop(number: int, frame: Any) -> None:
+    for other in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(other, _stop_at_once)
     raise RunStopped(signal.Signals(number).name)
+
+
+def _stop_at_once(number: int, frame: Any) -> None:
+    os._exit(RunStopped.exit_code)
 
 
 def _say(error: RaykfoldError) -> int:

@@ -26,7 +26,7 @@ _QUIET = {
 @contextmanager
 def ray_session(
     address: str | None, *, local_cpus: int | None = None, verbose: bool = False
-) -> Iterator[None]:
+) -> Iterator[bool]:
     """Connect to the Ray cluster at `address`, or start one of our own; leave it at the end.
 
     An instance of our own has a port and a temporary folder that nobody else has, so it neither
@@ -37,6 +37,10 @@ def ray_session(
         local_cpus: CPUs that an instance of our own offers, as many as the machine has by default.
         verbose: let Ray and the workers print.
 
+    Yields:
+        Whether the instance is our own. A connection that this process has already is used as it
+        is, and left as it is.
+
     Raises:
         BadInput: there is no cluster at `address`.
     """
@@ -44,6 +48,9 @@ def ray_session(
         os.environ.setdefault(name, value)
     import ray  # takes a second, and reads the environment
 
+    if ray.is_initialized():
+        yield False
+        return
     options: dict[str, Any] = {
         "log_to_driver": verbose,
         "logging_level": logging.INFO if verbose else logging.CRITICAL,
@@ -58,7 +65,7 @@ def ray_session(
                 _start_own(stack, local_cpus, options)
             else:
                 _join(stack, address, options)
-        yield
+        yield address is None
 
 
 def _start_own(stack: ExitStack, local_cpus: int | None, options: dict[str, Any]) -> None:

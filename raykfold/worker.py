@@ -26,7 +26,7 @@ from raykfold.checkpoint import (
 )
 from raykfold.data import Split
 from raykfold.errors import FoldError, RaykfoldError, StorageError
-from raykfold.events import Round, ShareStarted, ShareStopping
+from raykfold.events import Round, ShareReady, ShareStarted, ShareStopping
 from raykfold.paths import RunDir, fold_name
 from raykfold.training import FoldTrainer, TrainingSettings
 
@@ -79,7 +79,7 @@ def run_share(config: Mapping[str, Any]) -> None:
         StorageError: a state cannot be written; the driver has been told.
     """
     task: ShareTask = ray.get(config["task"])
-    ray.get(task.board.post.remote(_started(task)))
+    task.board.post.remote(ShareStarted(task.share, ray.util.get_node_ip_address(), os.getpid()))
     try:
         _run_rounds(task)
     except RaykfoldError as error:
@@ -89,6 +89,7 @@ def run_share(config: Mapping[str, Any]) -> None:
 
 def _run_rounds(task: ShareTask) -> None:
     active = _trainers(task)
+    task.board.post.remote(ShareReady(task.share))
     number = 0
     while active:
         number += 1
@@ -189,7 +190,3 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
         # The object store's memory is shared and read-only; the trainer only gathers from it.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
-
-
-def _started(task: ShareTask) -> ShareStarted:
-    return ShareStarted(task.share, ray.util.get_node_ip_address(), os.getpid())

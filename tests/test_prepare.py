@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -396,12 +397,24 @@ def test_without_the_audio_extra(no_ray, monkeypatch, digits, tmp_path):
 
 
 def test_interrupted(monkeypatch, digits, tmp_path):
-    def interrupted(*args, **options):
-        raise KeyboardInterrupt
+    """Ctrl-C while Ray starts waits until it has, because Ray cannot be cut short there."""
+    seen: list[object] = []
 
-    monkeypatch.setattr(prepare, "ray_session", interrupted)
-    outcome = run("fsdd", "--audio_dir", digits, "--processed_dir", tmp_path / "out")
+    @contextlib.contextmanager
+    def session(address, *, local_cpus, verbose):
+        seen.append((address, local_cpus, verbose))
+        signal.raise_signal(signal.SIGINT)
+        seen.append("started")
+        try:
+            yield
+        finally:
+            seen.append("left")
+
+    monkeypatch.setattr(prepare, "ray_session", session)
+    flags = ["--address", "head:6379", "--local-cpus", 3]
+    outcome = run("fsdd", "--audio_dir", digits, "--processed_dir", tmp_path / "out", *flags)
     assert outcome.code == 130 and "nothing was written" in outcome.err
+    assert seen == [("head:6379", 3, False), "started", "left"]
     assert not (tmp_path / "out").exists()
 
 
