@@ -1,4 +1,4 @@
-"""Ray Train's callback in the controller of a share: it relays committed rounds to the board.
+"""What Ray Train's controller of a share runs of ours: it relays committed rounds to the board.
 
 A module of its own, because the controller imports it: what trains is not needed there.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ray.train import UserCallback
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
 from raykfold.events import Round, RoundCommitted
 
@@ -30,3 +31,16 @@ class ShareCallback(UserCallback):
         path = checkpoint.path if checkpoint is not None else None
         event = RoundCommitted(self._share, Round.from_metrics(metrics[0]), path)
         self._board.post.remote(event)
+
+
+class ClosedScalingPolicy(FixedScalingPolicy):
+    """One worker, in a Ray that cannot grow: there is no autoscaler to tell of it.
+
+    Ray Train's own policy starts an actor for that, and waits for it before it starts the worker.
+    """
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Ask nobody for resources."""
+
+    def _maybe_send_resource_request(self) -> None:
+        """Nor remind anybody."""

@@ -9,7 +9,7 @@ import ray
 import ray.train
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from raykfold.relay import ShareCallback
+from raykfold.relay import ClosedScalingPolicy, ShareCallback
 from raykfold.shares import WorkerSize
 from raykfold.worker import ShareTask, run_share
 
@@ -35,7 +35,7 @@ class ShareTrainer(DataParallelTrainer):
     def __init__(
         self, task: ShareTask, size: WorkerSize, storage: Path, *, own_instance: bool
     ) -> None:
-        self._unused = _UNUSED | _UNUSED_ALONE if own_instance else _UNUSED
+        self._own_instance = own_instance
         super().__init__(
             run_share,
             # By reference: the controller, which is handed the config too, need not read it, and
@@ -58,5 +58,11 @@ class ShareTrainer(DataParallelTrainer):
         )
 
     def _create_default_callbacks(self) -> list[Any]:
+        unused = _UNUSED | _UNUSED_ALONE if self._own_instance else _UNUSED
         callbacks = super()._create_default_callbacks()
-        return [each for each in callbacks if type(each).__name__ not in self._unused]
+        return [each for each in callbacks if type(each).__name__ not in unused]
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        if self._own_instance:
+            parts["scaling_policy"] = ClosedScalingPolicy(parts["scaling_policy"].scaling_config)
+        return super()._initialize_and_run_controller(**parts)
