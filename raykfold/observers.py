@@ -75,6 +75,11 @@ class LineProgress(Observer):
 
     def run_started(self, start: RunStart) -> None:
         self._epochs = start.epochs
+        left = [str(fold) for fold in start.folds if fold not in start.finished]
+        self._print(
+            f"run {start.run_name}: training folds {', '.join(left)}, "
+            f"at most {start.epochs} epochs each"
+        )
 
     def epoch_committed(self, fold: int, metrics: EpochMetrics) -> None:
         self._print(

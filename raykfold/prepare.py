@@ -7,15 +7,13 @@ import csv
 import os
 import re
 import shlex
-import signal
 import socket
 import sys
 import tempfile
-import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -95,7 +93,7 @@ def _prepare(options: argparse.Namespace) -> None:
     paths = [recording.path for recording in recordings]
     features = _room(len(paths), parameters)
     print(f"{len(paths)} recordings in {listing.source}; starting Ray", flush=True)
-    with _ray(options):
+    with ray_session(options.address, local_cpus=options.local_cpus, verbose=options.verbose):
         problems = _fill_over_ray(features, audio_dir, paths, parameters, options.strict)
     for problem in problems.values():
         print(f"raykfold: left out: {problem}", file=sys.stderr)
@@ -429,36 +427,6 @@ def _check_several(recordings: Sequence[Recording], source: str) -> None:
 
 
 # ---- The work
-
-
-@contextmanager
-def _ray(options: argparse.Namespace) -> Iterator[None]:
-    with ExitStack() as stack:
-        with _interrupt_held_back():
-            stack.enter_context(
-                ray_session(options.address, local_cpus=options.local_cpus, verbose=options.verbose)
-            )
-        yield
-
-
-@contextmanager
-def _interrupt_held_back() -> Iterator[None]:
-    """Ctrl-C inside is raised at the end.
-
-    A `ray.init` cut short leaves threads of its own behind, and one start in ten so interrupted
-    ended in a segmentation fault when the process exited.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals come to the main thread only
-        return
-    held: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if held:
-        raise KeyboardInterrupt
 
 
 def _fill_over_ray(

@@ -60,7 +60,7 @@ def ray_session(
         warnings.filterwarnings("ignore", module=r"ray\.")
     with ExitStack() as stack:
         stack.callback(ray.shutdown)
-        with _signal_handlers_kept():
+        with _signals_held_back():
             if address is None:
                 _start_own(stack, local_cpus, options)
             else:
@@ -110,14 +110,28 @@ def _join(stack: ExitStack, address: str, options: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _signal_handlers_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself when it connects, and would end the process its own way."""
+def _signals_held_back() -> Iterator[None]:
+    """SIGINT and SIGTERM inside are delivered at the end, to the handlers of before.
+
+    A `ray.init` cut short leaves threads of its own behind, and one start in ten so interrupted
+    ended in a segmentation fault. Once connected, Ray has taken SIGTERM for itself, and would end
+    the process its own way.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals come to the main thread only
+        return
+    held: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-    yield
-    if threading.current_thread() is threading.main_thread():
+    before = {
+        number: signal.signal(number, lambda number, _: held.append(number)) for number in numbers
+    }
+    try:
+        yield
+    finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    for received in held:
+        signal.raise_signal(received)
 
 
 @contextmanager

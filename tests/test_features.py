@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from raykfold.features import (
 soundfile = pytest.importorskip("soundfile")
 librosa = pytest.importorskip("librosa")
 
-GOOD = {
+GOOD: dict[str, Any] = {
     "sample_rate": 8000,
     "seconds": 0.5,
     "n_mels": 32,

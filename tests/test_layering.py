@@ -20,6 +20,7 @@ ORDER = (
     "config",
     "files",
     "results",
+    "pickles",
     "data",
     "features",
     "models",

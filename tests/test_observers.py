@@ -40,6 +40,7 @@ def test_a_log_gets_plain_lines() -> None:
     tell(console(stream))
     assert stream.getvalue().splitlines() == [
         "fold 1: resumes after epoch 1",
+        "run run: training folds 1, 2, at most 5 epochs each",
         "fold 1  epoch 2/5  loss 1.5000  acc 0.2500  val_loss 1.2500  val_acc 0.6000  2.0s",
         "fold 1: best accuracy 0.6000 at epoch 2 of 2, stopped early",
         "fold 2: failed: loss became [nan]",
