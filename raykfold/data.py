@@ -104,6 +104,11 @@ class FeatureSet:
         return tuple(each.name for each in self.classes)
 
     @property
+    def class_mapping(self) -> dict[int, str]:
+        """Label → name, in the order of `classes`."""
+        return {each.label: each.name for each in self.classes}
+
+    @property
     def class_indices(self) -> Integers:
         """(N,) the labels as 0 to num_classes - 1, in the order of `classes`."""
         return np.searchsorted(self.class_labels, self.labels).astype(np.int64)

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raykfold.results import EpochMetrics, FoldResult
+from raykfold.results import Round
 
 
 @dataclass(frozen=True)
@@ -44,50 +43,6 @@ class ShareStopping:
 
     share: str
     message: str
-
-
-@dataclass(frozen=True)
-class Round:
-    """One round of a share, as its worker reports it.
-
-    Attributes:
-        number: counted from 1 within the share.
-        epochs: fold → the epoch that it finished.
-        finished: results of folds that are over, and are on storage as such.
-        failed: fold → why it cannot go on.
-        released: folds given back at the driver's wish.
-        saved: folds that are in the round's checkpoint.
-    """
-
-    number: int
-    epochs: dict[int, EpochMetrics] = field(default_factory=dict)
-    finished: dict[int, FoldResult] = field(default_factory=dict)
-    failed: dict[int, str] = field(default_factory=dict)
-    released: tuple[int, ...] = ()
-    saved: tuple[int, ...] = ()
-
-    def to_metrics(self) -> dict[str, Any]:
-        """Plain Python values: Ray Train's metrics take nothing else."""
-        return {
-            "number": self.number,
-            "epochs": [[fold, vars(metrics)] for fold, metrics in self.epochs.items()],
-            "finished": [result.to_json() for result in self.finished.values()],
-            "failed": [[fold, message] for fold, message in self.failed.items()],
-            "released": list(self.released),
-            "saved": list(self.saved),
-        }
-
-    @classmethod
-    def from_metrics(cls, values: Mapping[str, Any]) -> Round:
-        results = [FoldResult.from_json(result) for result in values["finished"]]
-        return cls(
-            number=values["number"],
-            epochs={fold: EpochMetrics(**metrics) for fold, metrics in values["epochs"]},
-            finished={result.fold: result for result in results},
-            failed=dict(map(tuple, values["failed"])),
-            released=tuple(values["released"]),
-            saved=tuple(values["saved"]),
-        )
 
 
 @dataclass(frozen=True)

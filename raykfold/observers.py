@@ -6,8 +6,9 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from raykfold.errors import RaykfoldError, one_line
 from raykfold.results import EpochMetrics, FoldResult, Summary
 
 if TYPE_CHECKING:
@@ -58,6 +59,45 @@ class Observer:
 
     def close(self) -> None:
         """The session ends, whether or not the run is over."""
+
+
+class Audience(Observer):
+    """Passes everything on to several observers, and shields the run from their failures."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = list(observers)
+
+    def add(self, observer: Observer) -> None:
+        self._observers.append(observer)
+
+    def run_started(self, start: RunStart) -> None:
+        self._tell("run_started", start)
+
+    def epoch_committed(self, fold: int, metrics: EpochMetrics) -> None:
+        self._tell("epoch_committed", fold, metrics)
+
+    def fold_finished(self, result: FoldResult) -> None:
+        self._tell("fold_finished", result)
+
+    def noticed(self, text: str) -> None:
+        self._tell("noticed", text)
+
+    def run_finished(self, summary: Summary) -> None:
+        self._tell("run_finished", summary)
+
+    def close(self) -> None:
+        self._tell("close")
+
+    def _tell(self, what: str, *args: Any) -> None:
+        for observer in list(self._observers):
+            try:
+                getattr(observer, what)(*args)
+            except RaykfoldError:
+                raise
+            except Exception as error:
+                self._observers.remove(observer)
+                name = type(observer).__name__
+                self.noticed(f"{name} failed and is not told any more: {one_line(error)}")
 
 
 def console(stream: TextIO | None = None) -> Observer:

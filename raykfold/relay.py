@@ -10,7 +10,8 @@ from typing import Any
 from ray.train import UserCallback
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
-from raykfold.events import Round, RoundCommitted
+from raykfold.events import RoundCommitted
+from raykfold.results import Round
 
 
 class ShareCallback(UserCallback):

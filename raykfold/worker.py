@@ -26,8 +26,9 @@ from raykfold.checkpoint import (
 )
 from raykfold.data import Split
 from raykfold.errors import FoldError, RaykfoldError, StorageError
-from raykfold.events import Round, ShareReady, ShareStarted, ShareStopping
+from raykfold.events import ShareReady, ShareStarted, ShareStopping
 from raykfold.paths import RunDir, fold_name
+from raykfold.results import Round
 from raykfold.training import FoldTrainer, TrainingSettings
 
 

@@ -30,6 +30,7 @@ ORDER = (
     "shares",
     "observers",
     "artifacts",
+    "ledger",
     "hub",
     "tracking",
     "session",
@@ -37,6 +38,7 @@ ORDER = (
     "relay",
     "worker",
     "trainer",
+    "dealer",
     "demo",
     "driver",
     "report",
@@ -50,7 +52,10 @@ ORDER = (
 
 # Libraries that only some modules know, so that the rest runs and is tested without them.
 ONLY_IN = {
-    "ray": {"session", "events", "relay", "worker", "trainer", "driver", "prepare", "search"},
+    "ray": {
+        *("session", "events", "relay", "worker", "trainer", "dealer", "driver"),
+        *("prepare", "search"),
+    },
     "huggingface_hub": {"hub"},
     "wandb": {"tracking"},
     "librosa": {"features"},

@@ -1,0 +1,214 @@
+"""What a run knows of each of its folds, kept on storage as it learns it. No Ray."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from raykfold.artifacts import out_of_fold, write_results
+from raykfold.checkpoint import FinishedFold, load_finished_fold, load_result
+from raykfold.config import RunConfig
+from raykfold.data import FeatureSet
+from raykfold.observers import Observer, RunStart
+from raykfold.paths import fold_name
+from raykfold.results import EpochMetrics, FoldResult, Round, Summary
+from raykfold.storage import (
+    FoldState,
+    Index,
+    newest_states,
+    read_index,
+    sweep,
+    versions,
+    write_record,
+)
+
+
+class Ledger:
+    """Which folds wait, are at work, are over; where the newest state of each lies.
+
+    Everything that is learnt is written to the index before observers hear of it.
+
+    Args:
+        config: the run's.
+        data: the run's.
+        folds: the folds that are held out, in order.
+        observer: told of what becomes of them.
+    """
+
+    def __init__(
+        self, config: RunConfig, data: FeatureSet, folds: tuple[int, ...], observer: Observer
+    ) -> None:
+        self.waiting: set[int] = set()
+        self._config = config
+        self._data = data
+        self._folds = folds
+        self._observer = observer
+        self._histories: dict[int, list[EpochMetrics]] = {fold: [] for fold in folds}
+        self._results: dict[int, FoldResult] = {}
+        self._origins: dict[int, Path] = {}
+        self._deaths = dict.fromkeys(folds, 0)
+        self._index = Index()
+        self._began: float | None = None
+        self._seconds_before = 0.0
+
+    def find_states(self) -> None:
+        """Learn from storage what an earlier session has done."""
+        sweep(self._config.run_dir)
+        index, notes = read_index(self._config.run_dir)
+        states, damage = newest_states(self._config.run_dir, index, self._folds)
+        self._index = replace(index, folds={f: state.folder for f, state in states.items()})
+        for fold, state in states.items():
+            self._take_up(fold, state)
+        self.waiting = {fold for fold in self._folds if fold not in self._results}
+        for line in (*notes, *damage, *self._resume_lines(states)):
+            self._observer.noticed(line)
+
+    def _take_up(self, fold: int, state: FoldState) -> None:
+        result = load_result(state.folder)
+        self._histories[fold] = list(result.history)
+        if state.done(self._config.epochs):
+            self._results[fold] = result
+        else:
+            self._origins[fold] = state.folder
+
+    def _resume_lines(self, states: Mapping[int, FoldState]) -> Iterator[str]:
+        complete = sorted(self._results)
+        if complete:
+            done = "" if self.waiting else "; nothing is left to train"
+            yield f"complete already, skipped: {named(complete)}{done}"
+        for fold in sorted(self.waiting & states.keys()):
+            yield f"fold {fold}: resumes after epoch {states[fold].epochs_run}"
+
+    def begin(self, identity: Mapping[str, Any]) -> None:
+        """Put down what this run is; from here on its time counts.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self._began, self._seconds_before = time.monotonic(), self._index.wall_seconds
+        # A summary stands for a run that is over, and this one has something left to do.
+        self._config.outputs.summary.unlink(missing_ok=True)
+        write_record(self._config, identity)
+        self._observer.run_started(
+            RunStart(
+                run_name=self._config.run_name,
+                epochs=self._config.epochs,
+                folds=self._folds,
+                histories={fold: tuple(rows) for fold, rows in self._histories.items()},
+                finished=dict(self._results),
+            )
+        )
+
+    def origins(self, folds: Sequence[int]) -> dict[int, Path]:
+        """Where those of `folds` that do not start anew go on from."""
+        return {fold: self._origins[fold] for fold in folds if fold in self._origins}
+
+    def epochs_left(self, fold: int) -> int:
+        """At most; patience can end it sooner."""
+        return self._config.epochs - len(self._histories[fold])
+
+    def workers(self, count: int) -> None:
+        """So many workers are at work at once."""
+        self._index.num_workers = max(self._index.num_workers, count)
+
+    def take_in(self, round_: Round, checkpoint: str | None) -> None:
+        """A round is committed, with the states of its saved folds in `checkpoint`.
+
+        Raises:
+            StorageError: the index, or an output, cannot be written.
+        """
+        for fold in round_.saved:
+            assert checkpoint is not None
+            self._note_state(fold, Path(checkpoint) / fold_name(fold))
+        for fold in round_.finished:
+            self._note_state(fold, self._config.run_dir.finished(fold))
+        self._write_index()
+        for fold, metrics in round_.epochs.items():
+            self._deaths[fold] = 0
+            history = self._histories[fold]
+            del history[metrics.epoch :]  # an epoch that was trained again after a death
+            history.append(metrics)
+            self._observer.epoch_committed(fold, metrics)
+        for result in round_.finished.values():
+            self._is_over(result)
+        for fold, message in round_.failed.items():
+            self.fail(fold, message)
+        self.waiting |= set(round_.released)
+
+    def count_death(self, fold: int, reason: str) -> None:
+        """The worker of a fold has died: the fold waits again, or has failed too often."""
+        self._deaths[fold] += 1
+        if self._deaths[fold] >= self._config.max_failures:
+            times = self._deaths[fold]
+            self.fail(fold, f"its worker died {times} times in a row; the last: {reason}")
+        else:
+            self.waiting.add(fold)
+
+    def fail(self, fold: int, message: str) -> None:
+        """A fold cannot go on."""
+        split = self._data.split(fold)
+        history = tuple(self._histories[fold])
+        best = max(history, key=lambda m: (m.val_accuracy, -m.epoch), default=None)
+        self._is_over(
+            FoldResult(
+                fold=fold,
+                status="failed",
+                n_train=len(split.train),
+                n_val=len(split.validation),
+                history=history,
+                best_epoch=best.epoch if best else None,
+                error=message,
+            )
+        )
+
+    def conclude(self) -> Summary:
+        """Put the folds together, and write the outputs.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        finished: dict[int, FinishedFold] = {
+            fold: load_finished_fold(self._config.run_dir.finished(fold))
+            for fold in self._folds
+            if self._results[fold].status == "complete"
+        }
+        predictions = out_of_fold(finished.values(), self._data)
+        self._write_index()
+        summary = Summary(
+            run_name=self._config.run_name,
+            folds=tuple(self._results[fold] for fold in self._folds),
+            oof_accuracy=predictions.accuracy if predictions else None,
+            classes=self._data.class_mapping,
+            wall_seconds=self._index.wall_seconds,
+            num_workers=self._index.num_workers,
+            versions=versions(),
+        )
+        write_results(self._config.outputs, summary, finished, predictions)
+        if summary.status == "complete":
+            # Every fold's last state is among those of finished folds: what rounds have left is
+            # of no more use.
+            shutil.rmtree(self._config.run_dir.shares, ignore_errors=True)
+        self._observer.run_finished(summary)
+        return summary
+
+    def _note_state(self, fold: int, folder: Path) -> None:
+        self._origins[fold] = folder
+        self._index.folds[fold] = folder
+
+    def _write_index(self) -> None:
+        if self._began is not None:  # a session that found nothing to train takes no time
+            self._index.wall_seconds = self._seconds_before + time.monotonic() - self._began
+        self._index.write(self._config.run_dir)
+
+    def _is_over(self, result: FoldResult) -> None:
+        self._results[result.fold] = result
+        self._observer.fold_finished(result)
+
+
+def named(folds: Sequence[int]) -> str:
+    """``fold 3``, ``folds 1, 2``."""
+    return f"fold{'s' * (len(folds) != 1)} {', '.join(map(str, folds))}"
