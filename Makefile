@@ -23,8 +23,8 @@ help:  ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 	@echo 'PYTHON=python3.12 makes .venv with another Python than python3.'
 
-demo: $(RUN_STAMP)  ## cross-validate on the built-in data, into runs/demo (DEMO_ARGS='--epochs 5')
-	$(PY) -m raykfold.run --demo --model_dir runs/demo $(DEMO_ARGS)
+demo: $(RUN_STAMP)  ## cross-validate on the built-in data, into runs/demo (DEMO_ARGS='--epochs 20')
+	$(PY) -m raykfold.run --demo --epochs 10 --model_dir runs/demo $(DEMO_ARGS)
 
 test: $(TEST_STAMP)  ## run the tests, without the slow ones (TESTARGS='-k shares')
 	$(PY) -m pytest $(TESTARGS)

@@ -136,7 +136,7 @@ class Dealer:
             if share.active and not share.asked
         }
         for name, folds in hand_over(loads, free, _START_SECONDS).items():
-            _log.info("share %s: asked to hand over %s", name, named(folds))
+            self._observer.noticed(f"a slot is free: {named(folds)} will move there")
             self._shares[name].asked = True
             ray.get(self._board.ask.remote(name, folds))
 

@@ -21,6 +21,7 @@ _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",  # gauges that nobody scrapes
 }
+_CONNECT_SECONDS = 5.0
 
 
 @contextmanager
@@ -99,6 +100,7 @@ def _start_own(stack: ExitStack, local_cpus: int | None, options: dict[str, Any]
 def _join(stack: ExitStack, address: str, options: dict[str, Any]) -> None:
     import ray
 
+    _check_reachable(address)
     try:
         ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -146,6 +148,21 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _check_reachable(address: str) -> None:
+    """`ray.init` itself tries for minutes.
+
+    Raises:
+        BadInput: nobody listens at `address`.
+    """
+    host, colon, port = address.rpartition(":")
+    if not (colon and port.isdigit()):
+        return  # a word that Ray resolves, like "auto"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise BadInput(f"--address {address}: no Ray cluster answers there ({error})") from None
 
 
 def _free_port() -> int:

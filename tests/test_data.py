@@ -536,7 +536,7 @@ def test_missing_files_are_listed_with_the_ways_on(tmp_path: Path, missing: list
     text = refusal(tmp_path, "")
     for name in ("features", "labels", "folds"):
         assert (f"{name}.npy" in text) == (name in missing)
-    for way in ("python -m raykfold.prepare", "--hf_repo_id", "--demo"):
+    for way in ("python -m raykfold.prepare", "--demo"):
         assert way in text
 
 

@@ -76,7 +76,6 @@ def write_table(path: Path, columns: str, *rows: str) -> None:
 def shared_ray() -> Iterator[None]:
     """One session for all commands of this module, two workers, a task for every file."""
     with pytest.MonkeyPatch.context() as patch, ray_session(None, local_cpus=2):
-        patch.setattr(prepare, "ray_session", lambda *_, **__: contextlib.nullcontext())
         patch.setattr(prepare, "CHUNK", 1)
         yield
 

@@ -36,11 +36,13 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from conftest import CLASSES, small_arrays
 from safetensors import safe_open
 
-from raykfold.data import write_feature_set
+from raykfold.data import read_feature_set, write_feature_set
 from raykfold.run import main
+from raykfold.training import FoldTrainer, TrainingSettings
 
 FOLDS = (1, 2, 3, 4, 5)
 # Patience of one epoch and a high rate: folds stop early, and at different epochs.
@@ -379,7 +381,7 @@ def test_a_fold_that_fails_leaves_the_others_alone_and_a_stopped_run_resumes(
     outcome: Outcome, data_dir: Path, tmp_path: Path
 ) -> None:
     """Fold 4's network raises in its third epoch; SIGINT comes before, and the command resumes."""
-    arguments = ("--local_cpus", "2", "--model", "failing_network:FailsInFold4")
+    arguments = ("--local_cpus", "2", "--model", "networks:FailsInFold4")
     process = start(data_dir, tmp_path, *arguments)
     try:
         read_until(process, r"epoch 1/6")
@@ -392,7 +394,7 @@ def test_a_fold_that_fails_leaves_the_others_alone_and_a_stopped_run_resumes(
     assert process.returncode == 130
     assert time.monotonic() - began < 10
     resume = re.search(r"to go on: (.*)", output)
-    assert resume and "--model failing_network:FailsInFold4" in resume[1]
+    assert resume and "--model networks:FailsInFold4" in resume[1]
 
     done = subprocess.run(
         [sys.executable, *resume[1].split()[1:]],
@@ -416,3 +418,79 @@ def test_a_fold_that_fails_leaves_the_others_alone_and_a_stopped_run_resumes(
     assert "Partial run: mean" in done.stdout
     with np.load(tmp_path / "oof_predictions.npz") as held:
         assert set(held["fold"].tolist()) == {1, 2, 3, 5}
+
+
+# --- slow ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_runs_on_a_host_leave_each_other_alone(
+    outcome: Outcome, data_dir: Path, tmp_path: Path
+) -> None:
+    arguments = ("--local_cpus", "1")
+    both = [start(data_dir, tmp_path / name, *arguments) for name in ("a", "b")]
+    try:
+        for process in both:
+            output, _ = process.communicate(timeout=280)
+            assert process.returncode == 0, output
+    finally:
+        for process in both:
+            process.kill()
+            process.wait()
+    for name in ("a", "b"):
+        assert_same(outcome, Outcome.of(tmp_path / name))
+
+
+@pytest.mark.slow
+def test_epochs_can_be_raised_and_checkpoints_can_be_rare(
+    outcome: Outcome, data_dir: Path, tmp_path: Path
+) -> None:
+    """Two epochs, then six with a checkpoint every third round; the driver is killed in between."""
+    short = run(data_dir, tmp_path, "--epochs", "2")
+    assert short.returncode == 0, short.stderr
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "complete"
+    process = start(data_dir, tmp_path, "--checkpoint_every", "3")
+    try:
+        read_until(process, r"epoch 4/6")
+        assert not (tmp_path / "summary.json").exists()
+        pid = worker_pid(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+    wait_until_gone(pid)
+    done = run(data_dir, tmp_path, "--checkpoint_every", "3")
+    assert done.returncode == 0, done.stderr
+    assert_same(outcome, Outcome.of(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_share_hands_a_fold_over_when_a_slot_comes_free(data_dir: Path, tmp_path: Path) -> None:
+    """Folds 1 and 3 share a slot, and 2 has one; when 2 is done, 3 moves there."""
+    arguments = ("--local_cpus", "2", "--folds", "1,2,3", "--model", "networks:Slow")
+    done = run(data_dir, tmp_path, *arguments, "--early_stopping_patience", "6")
+    assert done.returncode == 0, done.stderr
+    assert "a slot is free: fold 3 will move there" in done.stdout
+    histories = pickle.loads((tmp_path / "all_fold_histories_pytorch.pkl").read_bytes())
+    assert histories == [history_without_ray(data_dir, fold) for fold in (1, 2, 3)]
+
+
+def history_without_ray(data_dir: Path, fold: int) -> dict[str, list[float]]:
+    """Six epochs of a fold in this process, with one thread as a worker has."""
+    data = read_feature_set(data_dir)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        trainer = FoldTrainer(
+            fold,
+            torch.from_numpy(np.array(data.features)),
+            torch.from_numpy(data.class_indices),
+            data.split(fold),
+            data.num_classes,
+            TrainingSettings("raykfold.models:AudioCNN", 32, 0.003, patience=6, seed=0),
+        )
+        for _ in range(6):
+            trainer.run_epoch()
+    finally:
+        torch.set_num_threads(threads)
+    names = ("loss", "accuracy", "val_loss", "val_accuracy")
+    return {name: [getattr(metrics, name) for metrics in trainer.history] for name in names}

@@ -1,6 +1,8 @@
-"""The built-in network, but it raises in the third evaluation of the fold that holds out fold 4."""
+"""Networks for tests: the built-in one, with trouble that depends on the fold held out."""
 
 from __future__ import annotations
+
+import time
 
 import torch
 from conftest import small_arrays
@@ -11,6 +13,8 @@ _FIRST_OF_FOLD_4 = torch.from_numpy(small_arrays()[0][3])
 
 
 class FailsInFold4(raykfold.AudioCNN):
+    """Raises in the third evaluation of fold 4."""
+
     def __init__(self, n_mels: int, num_classes: int, target_len: int) -> None:
         super().__init__(n_mels, num_classes, target_len)
         self.register_buffer("evaluations", torch.zeros((), dtype=torch.long))
@@ -21,4 +25,13 @@ class FailsInFold4(raykfold.AudioCNN):
             evaluations += 1
             if evaluations == 3:
                 raise RuntimeError("sensor unplugged")
+        return super().forward(x)
+
+
+class Slow(raykfold.AudioCNN):
+    """Takes ten seconds for each evaluation, so that moving a fold elsewhere pays."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training and len(x) > 2:  # not when the driver tries the network out
+            time.sleep(10)
         return super().forward(x)
