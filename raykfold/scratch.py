@@ -8,6 +8,7 @@ from a living one's (a pid could not: pids come round again, and containers shar
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -30,8 +31,9 @@ def scratch_dir(parent: Path | None = None) -> Iterator[Path]:
     parent = parent or _short_temporary_dir()
     _sweep(parent)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-    with open(folder / _LOCK, "w") as lock:
+    with open(folder / f"{_LOCK}.new", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        os.rename(lock.name, folder / _LOCK)  # locked before anybody who sweeps can see it
         try:
             yield folder
         finally:

@@ -10,7 +10,15 @@ import threading
 
 import pytest
 
-from raykfold.observers import Observer, RunStart, console, duration, summary_lines
+from raykfold.errors import StorageError
+from raykfold.observers import (
+    Audience,
+    Observer,
+    RunStart,
+    console,
+    duration,
+    summary_lines,
+)
 from raykfold.results import EpochMetrics, FoldResult, Summary
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -119,3 +127,30 @@ def test_the_summary_of_a_partial_run_has_no_mean_of_the_whole() -> None:
     assert not any("Average" in line for line in lines)
     assert "fold 2: failed: died" in lines
     assert "Partial run: mean 0.6000 over the complete folds only (folds 1)" in lines
+
+
+class Failing(Observer):
+    """Fails each time that it hears of an epoch."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+        self.heard = 0
+
+    def epoch_committed(self, fold: int, metrics: EpochMetrics) -> None:
+        self.heard += 1
+        raise self.error
+
+
+def test_an_observer_that_fails_is_told_no_more_and_the_others_are() -> None:
+    failing, stream = Failing(OSError("service\nis down")), io.StringIO()
+    audience = Audience([failing, console(stream)])
+    audience.epoch_committed(1, epoch(0))
+    audience.epoch_committed(1, epoch(1))
+    assert failing.heard == 1
+    assert stream.getvalue().count("fold 1  epoch") == 2
+    assert "Failing failed and is not told any more: service is down" in stream.getvalue()
+
+
+def test_an_observer_can_end_the_run() -> None:
+    with pytest.raises(StorageError, match="disk"):
+        Audience([Failing(StorageError("the disk is full"))]).epoch_committed(1, epoch(0))

@@ -20,6 +20,7 @@ What a run leaves, with folds 1 to 5 and E epochs run by a fold:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -342,8 +343,8 @@ def worker_pid(driver: int) -> int:
     """The Ray Train worker below a driver, found by the name that Ray gives its process."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        for pid, session, title in processes():
-            if "TrainWorker" in title and session != os.getsid(0) and descends(pid, driver):
+        for pid, title in processes():
+            if "TrainWorker" in title and descends(pid, driver):
                 return pid
         time.sleep(0.1)
     raise AssertionError("no Train worker found")
@@ -356,20 +357,22 @@ def wait_until_gone(pid: int) -> None:
         time.sleep(0.2)
 
 
-def processes() -> Iterator[tuple[int, int, str]]:
-    listing = subprocess.run(
-        ["ps", "-eo", "pid=,sid=,args="], capture_output=True, text=True, check=True
-    )
-    for line in listing.stdout.splitlines():
-        pid, session, title = line.split(None, 2)
-        yield int(pid), int(session), title
+def processes() -> Iterator[tuple[int, str]]:
+    """Process ids, and what each is called."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it has just ended
+                yield int(entry.name), (entry / "cmdline").read_text(errors="replace")
 
 
 def descends(pid: int, ancestor: int) -> bool:
     while pid > 1:
         if pid == ancestor:
             return True
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            return False  # it has just ended
         pid = int(stat.rpartition(")")[2].split()[1])
     return False
 
@@ -418,6 +421,23 @@ def test_a_fold_that_fails_leaves_the_others_alone_and_a_stopped_run_resumes(
     assert "Partial run: mean" in done.stdout
     with np.load(tmp_path / "oof_predictions.npz") as held:
         assert set(held["fold"].tolist()) == {1, 2, 3, 5}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--num_workers", "9"), ("--num_workers 9", "has 2 slots of 1 CPU")),
+        (("--use_gpu", "true"), ("--use_gpu true", "no GPU")),
+    ],
+)
+def test_more_than_ray_has_is_refused_and_nothing_is_written(
+    data_dir: Path, tmp_path: Path, arguments: tuple[str, str], parts: tuple[str, str]
+) -> None:
+    done = run(data_dir, tmp_path / "out", "--local_cpus", "2", *arguments)
+    assert done.returncode == 2
+    assert all(part in done.stderr for part in parts)
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 # --- slow ----------------------------------------------------------------------------------------
