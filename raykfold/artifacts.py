@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from raykfold.checkpoint import FinishedFold
+from raykfold.config import RunConfig
 from raykfold.data import FeatureSet
 from raykfold.files import link_file, write_file, write_json
 from raykfold.observers import Observer, RunStart
-from raykfold.paths import ModelDir, RunDir
+from raykfold.paths import ModelDir
 from raykfold.results import EpochMetrics, FoldResult, Summary
 
 
@@ -25,47 +26,57 @@ class Artifacts(Observer):
     output that is missing at the end would be noticed too late.
     """
 
-    def __init__(self, outputs: ModelDir, run_dir: RunDir) -> None:
-        self._outputs = outputs
-        self._run_dir = run_dir
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
         self._state: dict[int, dict[str, Any]] = {}
-        self._start: RunStart | None = None
 
     def run_started(self, start: RunStart) -> None:
-        self._start = start
         for fold in start.folds:
-            done = start.finished.get(fold)
-            history = done.history if done else start.histories.get(fold, ())
-            for metrics in history:
-                self._mirror(fold, metrics.epoch)
-            status = done.status if done else "running"
-            self._state[fold] = {"status": status, "epochs_done": len(history)}
+            if fold in start.finished:
+                self._mirror_all(start.finished[fold])
+            else:
+                history = start.histories.get(fold, ())
+                self._mirror(fold, [metrics.epoch for metrics in history])
+                self._state[fold] = {"status": "running", "epochs_done": len(history)}
         self._write_state()
 
     def epoch_committed(self, fold: int, metrics: EpochMetrics) -> None:
-        self._mirror(fold, metrics.epoch)
+        self._mirror(fold, [metrics.epoch])
         self._state[fold] = {"status": "running", "epochs_done": metrics.epoch + 1}
         self._write_state()
 
     def fold_finished(self, result: FoldResult) -> None:
-        self._state[result.fold]["status"] = result.status
-        if result.error:
-            self._state[result.fold]["error"] = result.error
+        self._mirror_all(result)
         self._write_state()
 
-    def _mirror(self, fold: int, epoch: int) -> None:
-        source = self._run_dir.epoch_weights(fold, epoch)
-        target = self._outputs.epoch_weights(fold, epoch)
-        if source.exists() and not (target.exists() and target.samefile(source)):
-            link_file(source, target)
+    def run_finished(self, summary: Summary) -> None:
+        """Also when a kill came between the last epoch and its copy here."""
+        for result in summary.folds:
+            self._mirror_all(result)
+        self._write_state()
+
+    def _mirror_all(self, result: FoldResult) -> None:
+        self._mirror(result.fold, [metrics.epoch for metrics in result.history])
+        error = {"error": result.error} if result.error else {}
+        self._state[result.fold] = {
+            "status": result.status,
+            "epochs_done": result.epochs_run,
+            **error,
+        }
+
+    def _mirror(self, fold: int, epochs: Iterable[int]) -> None:
+        for epoch in epochs:
+            source = self._config.run_dir.epoch_weights(fold, epoch)
+            target = self._config.outputs.epoch_weights(fold, epoch)
+            if source.exists() and not (target.exists() and target.samefile(source)):
+                link_file(source, target)
 
     def _write_state(self) -> None:
-        assert self._start is not None
         write_json(
-            self._outputs.training_state,
+            self._config.outputs.training_state,
             {
-                "run_name": self._start.run_name,
-                "epochs": self._start.epochs,
+                "run_name": self._config.run_name,
+                "epochs": self._config.epochs,
                 "folds": {str(fold): row for fold, row in sorted(self._state.items())},
             },
         )
@@ -133,6 +144,8 @@ def write_results(
         buffer = io.BytesIO()
         np.savez(buffer, **vars(predictions))
         write_file(outputs.predictions, buffer.getvalue())
+    else:
+        outputs.predictions.unlink(missing_ok=True)
     write_json(outputs.summary, summary.to_json())
 
 

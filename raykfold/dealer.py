@@ -47,8 +47,13 @@ class _Share:
     name: str
     active: set[int]
     placed: bool = False
-    asked: bool = False
+    asked: frozenset[int] = frozenset()
     epoch_seconds: float = 0.0
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether it has still to give back folds that it was asked for."""
+        return bool(self.asked & self.active)
 
 
 class Dealer:
@@ -133,11 +138,12 @@ class Dealer:
                 share.epoch_seconds,
             )
             for share in self._shares.values()
-            if share.active and not share.asked
+            if share.active and not share.is_asked
         }
-        for name, folds in hand_over(loads, free, _START_SECONDS).items():
+        promised = sum(share.is_asked for share in self._shares.values())
+        for name, folds in hand_over(loads, free - promised, _START_SECONDS).items():
             self._observer.noticed(f"a slot is free: {named(folds)} will move there")
-            self._shares[name].asked = True
+            self._shares[name].asked = frozenset(folds)
             ray.get(self._board.ask.remote(name, folds))
 
     def _start_share(self, folds: tuple[int, ...]) -> None:
@@ -145,7 +151,6 @@ class Dealer:
         _log.info("share %s: dealt %s", name, named(folds))
         self._ledger.waiting -= set(folds)
         self._shares[name] = _Share(name, set(folds))
-        self._ledger.workers(len(self._shares))
         trainer = ShareTrainer(
             self._task(name, folds),
             self._size,
@@ -203,11 +208,13 @@ class Dealer:
         match event:
             case ShareStarted():
                 share.placed = True
+                at_work = [each for each in self._shares.values() if each.placed and each.active]
+                self._ledger.workers(len(at_work))
                 _log.info("share %s: worker up on %s, pid %d", share.name, event.node, event.pid)
             case ShareReady():
                 _log.info("share %s: first step", share.name)
             case ShareStopping():
-                raise StorageError(event.message)
+                raise event.error
             case RoundCommitted():
                 round_ = event.round
                 self._ledger.take_in(round_, event.checkpoint)
@@ -231,10 +238,7 @@ class Dealer:
         reason = "it ended early" if error is None else _last_line(error)
         self._observer.noticed(f"the worker of {named(sorted(share.active))} ended: {reason}")
         for fold in sorted(share.active):
-            if share.placed:
-                self._ledger.count_death(fold, reason)
-            else:  # it never started, which is no fault of the fold
-                self._ledger.waiting.add(fold)
+            self._ledger.take_back(fold, None if _found_no_place(error) else reason)
 
     def _let_shares_end(self) -> None:
         """Ray ends the process if a thread calls it just after it was shut down."""
@@ -249,6 +253,12 @@ def free_slots(size: WorkerSize) -> int:
     from ray._private.state import available_resources_per_node
 
     return slots(list(available_resources_per_node().values()), size)
+
+
+def _found_no_place(error: Exception | None) -> bool:
+    """The slot was taken by somebody else meanwhile, which is no fault of the folds."""
+    cause = getattr(error, "controller_failure", None)
+    return type(cause).__name__ == "WorkerGroupStartupTimeoutError"
 
 
 def _is_disk_full(error: Exception) -> bool:

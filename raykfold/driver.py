@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from raykfold.artifacts import Artifacts
 from raykfold.config import RunConfig
@@ -55,12 +56,13 @@ def cross_validate(
             audience.noticed(line)
         check_model(config.model, data.n_mels, data.num_classes, data.time)
         check_writable(config)
-        with _undone_if_refused(config), locked(config):
+        missing = _missing_folders(config)
+        with locked(config), _undone_if_refused(config, missing):
             if config.fresh:
                 for place in set_aside(config):
                     audience.noticed(f"the earlier run was set aside in {place}")
             check_identity(config, identity(config, data.fingerprint))
-            audience.add(Artifacts(config.outputs, config.run_dir))
+            audience.add(Artifacts(config))
             ledger = Ledger(config, data, folds, audience)
             ledger.find_states()
             if ledger.waiting:
@@ -84,17 +86,21 @@ def _chosen_folds(config: RunConfig, data: FeatureSet) -> tuple[int, ...]:
     return config.folds
 
 
-@contextmanager
-def _undone_if_refused(config: RunConfig) -> Iterator[None]:
-    """Take away the folders that were made to hold the lock, when the input turns out bad."""
+def _missing_folders(config: RunConfig) -> list[Path]:
+    """Of the run's folder and those above it, innermost first."""
     wanted = [config.run_dir.root, *config.run_dir.root.parents]
-    made = [folder for folder in wanted if not folder.exists()]
+    return [folder for folder in wanted if not folder.exists()]
+
+
+@contextmanager
+def _undone_if_refused(config: RunConfig, missing: Sequence[Path]) -> Iterator[None]:
+    """Take away the folders that were made to hold the lock, when the input turns out bad."""
     try:
         yield
     except BadInput:
-        if made:
+        if missing:
             config.run_dir.lock.unlink(missing_ok=True)
-        for folder in made:
+        for folder in missing:
             if folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
         raise
@@ -109,10 +115,10 @@ def _train(config: RunConfig, data: FeatureSet, ledger: Ledger, observer: Observ
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _HEALTH_CHECK_SECONDS)
     with (
+        scratch_dir() as scratch,  # goes after Ray and its workers, who write there
         ray_session(
             config.address, local_cpus=config.local_cpus, verbose=config.verbose
         ) as own_instance,
-        scratch_dir() as scratch,
     ):
         from raykfold.dealer import Dealer  # imports Ray, which the session has set up
 

@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raykfold.errors import RaykfoldError
 from raykfold.results import Round
 
 
@@ -42,7 +43,7 @@ class ShareStopping:
     """A share's worker met what ends the whole run (a full disk), and says so before it ends."""
 
     share: str
-    message: str
+    error: RaykfoldError
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from typing import Any
 from raykfold.errors import StorageError
 from raykfold.paths import MANIFEST
 
+REPLACED = ".replaced"
+
 
 class Damaged(Exception):
     """A folder that is not whole: a file is missing, cut short or altered."""
@@ -71,8 +73,8 @@ def link_file(source: Path, target: Path) -> None:
 def write_folder(folder: Path, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
     """Make `folder` from `files` and a manifest of their hashes that also states `facts`.
 
-    What stood there before is kept until the new one is in place (then as ``<name>.replaced``
-    for the moment between two renames, where `read_manifest` callers may still find it).
+    What stood there before is kept until the new one is in place: as `replaced_folder` for the
+    moment between two renames.
 
     Raises:
         StorageError: the disk is full, or the path cannot be written.
@@ -96,7 +98,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes], facts: Mapping[str, A
 
 def replaced_folder(folder: Path) -> Path:
     """Where the former `folder` stands while `write_folder` puts the new one in its place."""
-    return folder.with_name(f"{folder.name}.replaced")
+    return folder.with_name(f"{folder.name}{REPLACED}")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -60,7 +60,9 @@ class Ledger:
         sweep(self._config.run_dir)
         index, notes = read_index(self._config.run_dir)
         states, damage = newest_states(self._config.run_dir, index, self._folds)
-        self._index = replace(index, folds={f: state.folder for f, state in states.items()})
+        newest = {fold: state.folder for fold, state in states.items()}
+        elsewhere = {f: path for f, path in index.folds.items() if f not in self._folds}
+        self._index = replace(index, folds={**elsewhere, **newest})
         for fold, state in states.items():
             self._take_up(fold, state)
         self.waiting = {fold for fold in self._folds if fold not in self._results}
@@ -126,9 +128,10 @@ class Ledger:
             self._note_state(fold, Path(checkpoint) / fold_name(fold))
         for fold in round_.finished:
             self._note_state(fold, self._config.run_dir.finished(fold))
+        for fold in round_.released:
+            self._note_state(fold, self._config.run_dir.handed_over(fold))
         self._write_index()
         for fold, metrics in round_.epochs.items():
-            self._deaths[fold] = 0
             history = self._histories[fold]
             del history[metrics.epoch :]  # an epoch that was trained again after a death
             history.append(metrics)
@@ -139,14 +142,37 @@ class Ledger:
             self.fail(fold, message)
         self.waiting |= set(round_.released)
 
-    def count_death(self, fold: int, reason: str) -> None:
-        """The worker of a fold has died: the fold waits again, or has failed too often."""
-        self._deaths[fold] += 1
+    def take_back(self, fold: int, death: str | None) -> None:
+        """The share of a fold has ended: the fold waits again, or its worker died too often.
+
+        Args:
+            death: of what the worker died; None if it never found a place.
+        """
+        self._look_again(fold)
+        if fold in self._results:
+            return
+        self._deaths[fold] += death is not None
         if self._deaths[fold] >= self._config.max_failures:
             times = self._deaths[fold]
-            self.fail(fold, f"its worker died {times} times in a row; the last: {reason}")
+            self.fail(fold, f"its worker died {times} times in a row; the last: {death}")
         else:
             self.waiting.add(fold)
+
+    def _look_again(self, fold: int) -> None:
+        """Take the newest whole state of a fold: more may be there than a dead share could say."""
+        states, notes = newest_states(self._config.run_dir, self._index, [fold])
+        for line in notes:
+            self._observer.noticed(line)
+        known = len(self._histories[fold])
+        if fold not in states:
+            self._origins.pop(fold, None)
+            self._histories[fold] = []
+            return
+        self._take_up(fold, states[fold])
+        for metrics in self._histories[fold][known:]:
+            self._observer.epoch_committed(fold, metrics)
+        if fold in self._results:
+            self._is_over(self._results[fold])
 
     def fail(self, fold: int, message: str) -> None:
         """A fold cannot go on."""
@@ -177,25 +203,28 @@ class Ledger:
             if self._results[fold].status == "complete"
         }
         predictions = out_of_fold(finished.values(), self._data)
+        whole = len(finished) == len(self._folds)
         self._write_index()
         summary = Summary(
             run_name=self._config.run_name,
             folds=tuple(self._results[fold] for fold in self._folds),
-            oof_accuracy=predictions.accuracy if predictions else None,
+            oof_accuracy=predictions.accuracy if predictions and whole else None,
             classes=self._data.class_mapping,
             wall_seconds=self._index.wall_seconds,
             num_workers=self._index.num_workers,
             versions=versions(),
         )
         write_results(self._config.outputs, summary, finished, predictions)
-        if summary.status == "complete":
+        if summary.status == "complete" and self._folds == self._data.fold_labels:
             # Every fold's last state is among those of finished folds: what rounds have left is
             # of no more use.
-            shutil.rmtree(self._config.run_dir.shares, ignore_errors=True)
+            for left in (self._config.run_dir.shares, self._config.run_dir.handed_over(0).parent):
+                shutil.rmtree(left, ignore_errors=True)
         self._observer.run_finished(summary)
         return summary
 
     def _note_state(self, fold: int, folder: Path) -> None:
+        self._deaths[fold] = 0  # what is on storage need not be done again
         self._origins[fold] = folder
         self._index.folds[fold] = folder
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MANIFEST = "manifest.json"
+RUN_RECORD = "run.json"
 STATE = "state.pt"
 WEIGHTS = "model.safetensors"
 HISTORY = "history.json"
@@ -33,7 +34,7 @@ class ModelDir:
 
     @property
     def run_record(self) -> Path:
-        return self.root / "run.json"
+        return self.root / RUN_RECORD
 
     @property
     def summary(self) -> Path:
@@ -83,7 +84,7 @@ class RunDir:
 
     @property
     def run_record(self) -> Path:
-        return self.root / "run.json"
+        return self.root / RUN_RECORD
 
     @property
     def index(self) -> Path:
@@ -101,6 +102,10 @@ class RunDir:
     def finished(self, fold: int) -> Path:
         """What a stopped fold leaves, out of reach of Ray's retention."""
         return self.root / "folds" / fold_name(fold)
+
+    def handed_over(self, fold: int) -> Path:
+        """What a share leaves of a fold that it gives back, out of reach of Ray's retention."""
+        return self.root / "handed_over" / fold_name(fold)
 
     def weights(self, fold: int) -> Path:
         return self.root / "weights" / fold_name(fold)

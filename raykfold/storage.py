@@ -17,8 +17,8 @@ from typing import Any
 
 from raykfold.config import RunConfig
 from raykfold.errors import BadInput
-from raykfold.files import Damaged, read_folder, read_manifest, replaced_folder, write_json
-from raykfold.paths import MANIFEST, RunDir, fold_name
+from raykfold.files import REPLACED, Damaged, read_folder, read_manifest, write_json
+from raykfold.paths import MANIFEST, RUN_RECORD, RunDir, fold_name
 
 _IDENTITY_HINTS = {
     "data": "the features, labels or folds are others",
@@ -181,16 +181,21 @@ def set_aside(config: RunConfig) -> list[Path]:
     outputs = config.outputs.outputs()
     if outputs:
         place = _new_folder(config.model_path / f"aside-{stamp}")
-        for path in outputs:
+        for path in _record_last(outputs):
             os.rename(path, place / path.name)
         places.append(place)
     state = [path for path in config.run_dir.root.glob("*") if path != config.run_dir.lock]
     if state:
         place = _new_folder(config.run_dir.root.with_name(f"{config.run_name}.aside-{stamp}"))
-        for path in state:
+        for path in _record_last(state):
             os.rename(path, place / path.name)
         places.append(place)
     return places
+
+
+def _record_last(paths: Sequence[Path]) -> list[Path]:
+    """While the record stands, no other run takes for its own what a kill leaves of this one."""
+    return sorted(paths, key=lambda path: path.name == RUN_RECORD)
 
 
 def _new_folder(path: Path) -> Path:
@@ -287,8 +292,7 @@ def _candidates(run_dir: RunDir, index: Index, fold: int) -> list[FoldState]:
 
 
 def _folders(run_dir: RunDir, index: Index, fold: int) -> list[Path]:
-    finished = run_dir.finished(fold)
-    folders = [finished, replaced_folder(finished)]
+    folders = [run_dir.finished(fold), run_dir.handed_over(fold)]
     folders += sorted(run_dir.shares.glob(f"*/*/{fold_name(fold)}"))
     if fold in index.folds and index.folds[fold] not in folders:
         folders.append(index.folds[fold])
@@ -312,9 +316,15 @@ def _candidate(run_dir: RunDir, fold: int, folder: Path) -> FoldState | None:
 
 
 def sweep(run_dir: RunDir) -> None:
-    """Remove what a kill left half-written: folders and files that were being made aside.
+    """Put right what a kill left: finish or undo replacements, remove what was made aside.
 
     Only while the run is `locked`, and no worker of it is alive.
     """
-    for aside in [*run_dir.root.glob("folds/.fold_*"), *run_dir.root.glob("weights/*/.epoch_*")]:
-        shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+    for place in (run_dir.finished(0).parent, run_dir.handed_over(0).parent):
+        for former in place.glob(f"fold_*{REPLACED}"):
+            target = former.with_name(former.name.removesuffix(REPLACED))
+            shutil.rmtree(former) if target.exists() else former.rename(target)
+        for aside in place.glob(".fold_*"):
+            shutil.rmtree(aside)
+    for file in run_dir.root.glob("weights/*/.epoch_*"):
+        file.unlink(missing_ok=True)

@@ -51,6 +51,7 @@ class ShareTrainer(DataParallelTrainer):
                 failure_config=ray.train.FailureConfig(
                     max_failures=0,
                     controller_failure_limit=0,  # type: ignore[call-arg]
+                    max_preemption_failures=0,
                 ),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=3),
                 callbacks=[ShareCallback(task.board, task.share)],  # type: ignore[list-item]

@@ -29,6 +29,7 @@ from raykfold.errors import FoldError, RaykfoldError, StorageError
 from raykfold.events import ShareReady, ShareStarted, ShareStopping
 from raykfold.paths import RunDir, fold_name
 from raykfold.results import Round
+from raykfold.scratch import scratch_dir
 from raykfold.training import FoldTrainer, TrainingSettings
 
 
@@ -82,13 +83,14 @@ def run_share(config: Mapping[str, Any]) -> None:
     task: ShareTask = ray.get(config["task"])
     task.board.post.remote(ShareStarted(task.share, ray.util.get_node_ip_address(), os.getpid()))
     try:
-        _run_rounds(task)
+        with scratch_dir(task.scratch) as scratch:
+            _run_rounds(task, scratch)
     except RaykfoldError as error:
-        ray.get(task.board.post.remote(ShareStopping(task.share, str(error))))
+        ray.get(task.board.post.remote(ShareStopping(task.share, error)))
         raise
 
 
-def _run_rounds(task: ShareTask) -> None:
+def _run_rounds(task: ShareTask, scratch: Path) -> None:
     active = _trainers(task)
     task.board.post.remote(ShareReady(task.share))
     number = 0
@@ -100,8 +102,10 @@ def _run_rounds(task: ShareTask) -> None:
         wanted = ray.get(task.board.committed.remote(task.share, number - 1))
         over = {*round_.finished, *round_.failed}
         released = tuple(fold for fold in active if fold in wanted and fold not in over)
+        for fold in released:
+            save_active_fold(task.run_dir.handed_over(fold), active[fold], task.context)
         going_on = [trainer for fold, trainer in active.items() if fold not in over]
-        _report(task, round_, going_on, released)
+        _report(task, round_, going_on, released, scratch)
         active = {t.fold: t for t in going_on if t.fold not in released}
     ray.get(task.board.committed.remote(task.share, number))
 
@@ -135,29 +139,36 @@ class _Stepped:
 
 
 def _report(
-    task: ShareTask, round_: _Stepped, going_on: list[FoldTrainer], released: tuple[int, ...]
+    task: ShareTask,
+    round_: _Stepped,
+    going_on: list[FoldTrainer],
+    released: tuple[int, ...],
+    scratch: Path,
 ) -> None:
-    due = round_.number % task.checkpoint_every == 0 or released
-    checkpoint = _checkpoint(task, going_on) if going_on and due else None
+    saved = [trainer for trainer in going_on if trainer.fold not in released]
+    due = round_.number % task.checkpoint_every == 0
+    checkpoint = _checkpoint(task, saved, scratch) if saved and due else None
     message = Round(
         number=round_.number,
         epochs=round_.epochs,
         finished=round_.finished,
         failed=round_.failed,
         released=released,
-        saved=tuple(trainer.fold for trainer in going_on) if checkpoint else (),
+        saved=tuple(trainer.fold for trainer in saved) if checkpoint else (),
     )
     ray.train.report(
         message.to_metrics(), checkpoint, checkpoint_upload_mode=CheckpointUploadMode.ASYNC
     )
 
 
-def _checkpoint(task: ShareTask, trainers: list[FoldTrainer]) -> ray.train.Checkpoint:
+def _checkpoint(
+    task: ShareTask, trainers: list[FoldTrainer], scratch: Path
+) -> ray.train.Checkpoint:
     # Not a TemporaryDirectory: the upload, which goes on after the report, deletes the folder.
     try:
-        folder = Path(tempfile.mkdtemp(prefix="round-", dir=task.scratch))
+        folder = Path(tempfile.mkdtemp(prefix="round-", dir=scratch))
     except OSError as error:
-        raise StorageError(f"no room for a checkpoint in {task.scratch} ({error})") from error
+        raise StorageError(f"no room for a checkpoint in {scratch} ({error})") from error
     try:
         for trainer in trainers:
             save_active_fold(folder / fold_name(trainer.fold), trainer, task.context)

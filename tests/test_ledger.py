@@ -63,35 +63,83 @@ def test_a_committed_round_is_in_the_index_before_anybody_hears_of_it(
     assert (ledger.epochs_left(1), ledger.epochs_left(2)) == (4, 5)
 
 
+def put_state(folder: Path, fold: int, epochs: int) -> Path:
+    """A whole checkpoint of a fold, as far as the ledger looks into it."""
+    history = tuple(epoch(number) for number in range(epochs))
+    result = FoldResult(fold, "running", 192, 48, history=history)
+    facts = {"fold": fold, "epochs_run": epochs, "stopped_early": False}
+    write_folder(folder, {"history.json": json.dumps(result.to_json()).encode()}, facts)
+    return folder.parent
+
+
 def test_a_round_without_a_checkpoint_leaves_the_newest_state_where_it_is(
     tmp_path: Path, small_data: FeatureSet
 ) -> None:
     ledger, _ = new_ledger(tmp_path, small_data)
-    ledger.take_in(Round(1, epochs={1: epoch(0)}, saved=(1,)), "/storage/a")
+    first = put_state(tmp_path / "ray/run/shares/a/checkpoint_1/fold_1", 1, epochs=1)
+    ledger.take_in(Round(1, epochs={1: epoch(0)}, saved=(1,)), str(first))
     ledger.take_in(Round(2, epochs={1: epoch(1)}), None)
-    assert ledger.origins([1]) == {1: Path("/storage/a/fold_1")}
-    # The worker dies; epoch 2 of 5 is trained again, and counts once.
-    ledger.count_death(1, "killed")
-    ledger.take_in(Round(1, epochs={1: epoch(1)}), None)
     assert ledger.epochs_left(1) == 3
+    ledger.take_back(1, "killed")
+    assert ledger.origins([1]) == {1: first / "fold_1"}
+    ledger.take_in(Round(1, epochs={1: epoch(1)}), None)  # trained again, and counted once
+    assert ledger.epochs_left(1) == 3
+
+
+def test_a_dead_share_can_have_left_more_than_it_could_say(
+    tmp_path: Path, small_data: FeatureSet
+) -> None:
+    ledger, notes = new_ledger(tmp_path, small_data)
+    first = put_state(tmp_path / "ray/run/shares/a/checkpoint_1/fold_1", 1, epochs=1)
+    ledger.take_in(Round(1, epochs={1: epoch(0)}, saved=(1,)), str(first))
+    second = put_state(tmp_path / "ray/run/shares/a/checkpoint_2/fold_1", 1, epochs=2)
+    ledger.take_back(1, "killed")
+    assert ledger.origins([1]) == {1: second / "fold_1"}
+    assert ledger.epochs_left(1) == 3
+    assert notes.told == [(1, 0), (1, 1)]
+
+
+def test_a_damaged_state_is_passed_over_when_its_share_has_died(
+    tmp_path: Path, small_data: FeatureSet
+) -> None:
+    ledger, notes = new_ledger(tmp_path, small_data)
+    first = put_state(tmp_path / "ray/run/shares/a/checkpoint_1/fold_1", 1, epochs=1)
+    second = put_state(tmp_path / "ray/run/shares/a/checkpoint_2/fold_1", 1, epochs=2)
+    ledger.take_in(Round(1, epochs={1: epoch(0)}, saved=(1,)), str(first))
+    ledger.take_in(Round(2, epochs={1: epoch(1)}, saved=(1,)), str(second))
+    (second / "fold_1" / "history.json").write_bytes(b"")
+    ledger.take_back(1, "killed")
+    assert ledger.origins([1]) == {1: first / "fold_1"}
+    assert any("passed over a damaged checkpoint" in str(note) for note in notes.told)
 
 
 def test_a_fold_whose_worker_dies_waits_again_until_it_has_died_too_often(
     tmp_path: Path, small_data: FeatureSet
 ) -> None:
     ledger, notes = new_ledger(tmp_path, small_data, max_failures=2)
-    ledger.count_death(1, "out of memory")
+    ledger.take_back(1, "out of memory")
     assert ledger.waiting == {1}
     ledger.waiting.clear()
-    ledger.take_in(Round(1, epochs={1: epoch(0)}), None)  # a completed round: counted anew
-    ledger.count_death(1, "out of memory")
+    saved = put_state(tmp_path / "ray/run/shares/a/checkpoint_1/fold_1", 1, epochs=1)
+    ledger.take_in(Round(1, epochs={1: epoch(0)}, saved=(1,)), str(saved))  # counted anew
+    ledger.take_back(1, "out of memory")
+    ledger.take_back(1, None)  # no place for it: that is no death
     assert ledger.waiting == {1}
     ledger.waiting.clear()
-    ledger.count_death(1, "out of memory")
+    ledger.take_back(1, "out of memory")
     assert ledger.waiting == set()
     fold, status, error = notes.told[-1]
     assert (fold, status) == (1, "failed")
     assert "died 2 times in a row" in error and "out of memory" in error
+
+
+def test_a_fold_that_is_handed_over_lies_where_ray_deletes_nothing(
+    tmp_path: Path, small_data: FeatureSet
+) -> None:
+    ledger, _ = new_ledger(tmp_path, small_data)
+    ledger.take_in(Round(1, epochs={1: epoch(0)}, released=(1,)), None)
+    assert ledger.origins([1]) == {1: tmp_path / "ray" / "run" / "handed_over" / "fold_1"}
+    assert ledger.waiting == {1}
 
 
 def test_released_folds_wait_and_failed_ones_do_not(tmp_path: Path, small_data: FeatureSet) -> None:
@@ -131,7 +179,7 @@ def test_a_state_that_cannot_be_read_is_said_and_its_fold_starts_anew(
     tmp_path: Path, small_data: FeatureSet, content: bytes
 ) -> None:
     folder = tmp_path / "ray" / "run" / "shares" / "a" / "checkpoint_1" / "fold_1"
-    write_folder(folder, {"history.json": b"{}"}, {"fold": 1, "epochs_run": 1})
+    put_state(folder, 1, epochs=1)
     (folder / "manifest.json").write_bytes(content)
     ledger, notes = new_ledger(tmp_path, small_data)
     assert any("fold 1: passed over a damaged checkpoint" in str(note) for note in notes.told)

@@ -115,6 +115,7 @@ def test_a_finished_fold_is_done_until_epochs_are_raised(run_dir: RunDir) -> Non
 def test_a_kill_between_the_two_renames_of_a_replacement_loses_nothing(run_dir: RunDir) -> None:
     finished = put_state(run_dir.finished(1), 1, 3)
     finished.rename(finished.with_name("fold_1.replaced"))
+    sweep(run_dir)
     states, _ = newest_states(run_dir, Index(), [1])
     assert states[1].epochs_run == 3
 
