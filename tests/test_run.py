@@ -341,13 +341,17 @@ def newest_states(storage: Path, fold: int) -> list[Path]:
 
 def worker_pid(driver: int) -> int:
     """The Ray Train worker below a driver, found by the name that Ray gives its process."""
+    return find_process("TrainWorker", driver)
+
+
+def find_process(name: str, ancestor: int) -> int:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         for pid, title in processes():
-            if "TrainWorker" in title and descends(pid, driver):
+            if name in title and descends(pid, ancestor):
                 return pid
         time.sleep(0.1)
-    raise AssertionError("no Train worker found")
+    raise AssertionError(f"no {name} found")
 
 
 def wait_until_gone(pid: int) -> None:
@@ -438,6 +442,20 @@ def test_more_than_ray_has_is_refused_and_nothing_is_written(
     assert all(part in done.stderr for part in parts)
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_while_ray_starts_ends_the_run_in_order(data_dir: Path, tmp_path: Path) -> None:
+    process = start(data_dir, tmp_path, "--local_cpus", "1")
+    try:
+        ray = find_process("gcs_server", process.pid)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, output
+    assert "to go on: python -m raykfold.run" in output
+    wait_until_gone(ray)
 
 
 # --- slow ----------------------------------------------------------------------------------------
