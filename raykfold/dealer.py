@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 # What a new worker costs before its first step, measured; a fold is not moved to save less.
 _START_SECONDS = 20.0
 _POLL_SECONDS = 0.2
-_END_SECONDS = 10.0
+_END_SECONDS = 5.0
 
 
 @dataclass
@@ -93,6 +93,7 @@ class Dealer:
         self._shares: dict[str, _Share] = {}
         self._ended: queue.Queue[tuple[str, Exception | None]] = queue.Queue()
         self._threads: list[threading.Thread] = []
+        self._trainers: list[ShareTrainer] = []
         self._said_waiting = False
 
     def work(self) -> None:
@@ -101,13 +102,19 @@ class Dealer:
         Raises:
             StorageError: the disk is full.
         """
-        while self._ledger.waiting or any(share.active for share in self._shares.values()):
-            self._deal()
-            for event in ray.get(self._board.drain.remote(_POLL_SECONDS)):
-                self._take_in(event)
-            while not self._ended.empty():
-                self._settle(*self._ended.get())
-        self._let_shares_end()
+        try:
+            while self._ledger.waiting or any(share.active for share in self._shares.values()):
+                self._deal()
+                for event in ray.get(self._board.drain.remote(_POLL_SECONDS)):
+                    self._take_in(event)
+                while not self._ended.empty():
+                    self._settle(*self._ended.get())
+        except BaseException:
+            for trainer in self._trainers:
+                trainer.stop()
+            raise
+        finally:
+            self._let_shares_end()
 
     # --- to the shares ---------------------------------------------------------------------
 
@@ -157,6 +164,7 @@ class Dealer:
             self._config.run_dir.shares,
             own_instance=self._own_instance,
         )
+        self._trainers.append(trainer)
         thread = threading.Thread(target=self._fit, args=(name, trainer), daemon=True)
         self._threads.append(thread)
         thread.start()

@@ -7,7 +7,10 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykfold.relay import ClosedScalingPolicy, ShareCallback
 from raykfold.shares import WorkerSize
@@ -36,6 +39,7 @@ class ShareTrainer(DataParallelTrainer):
         self, task: ShareTask, size: WorkerSize, storage: Path, *, own_instance: bool
     ) -> None:
         self._own_instance = own_instance
+        self._controller: Any = None
         super().__init__(
             run_share,
             # By reference: the controller, which is handed the config too, need not read it, and
@@ -63,7 +67,21 @@ class ShareTrainer(DataParallelTrainer):
         callbacks = super()._create_default_callbacks()
         return [each for each in callbacks if type(each).__name__ not in unused]
 
+    def stop(self) -> None:
+        """End the run now: `fit`, in whatever thread it waits, raises."""
+        if self._controller is not None:
+            ray.kill(self._controller)
+
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        """As Ray Train does it, but with a handle on the controller, for `stop`."""
         if self._own_instance:
             parts["scaling_policy"] = ClosedScalingPolicy(parts["scaling_policy"].scaling_config)
-        return super()._initialize_and_run_controller(**parts)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        controller = ray.remote(TrainController).options(
+            num_cpus=0,
+            scheduling_strategy=here,
+            runtime_env={"env_vars": get_env_vars_to_propagate()},
+        )
+        self._controller = controller.remote(**parts)
+        ray.get(self._controller.run.remote())
+        return ray.get(self._controller.get_result.remote())
