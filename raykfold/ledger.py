@@ -218,7 +218,7 @@ class Ledger:
         if summary.status == "complete" and self._folds == self._data.fold_labels:
             # Every fold's last state is among those of finished folds: what rounds have left is
             # of no more use.
-            for left in (self._config.run_dir.shares, self._config.run_dir.handed_over(0).parent):
+            for left in (self._config.run_dir.shares, self._config.run_dir.handed_over_folds):
                 shutil.rmtree(left, ignore_errors=True)
         self._observer.run_finished(summary)
         return summary

@@ -99,13 +99,21 @@ class RunDir:
         """Ray Train's own directories, one a share; what is in them is Ray's to delete."""
         return self.root / "shares"
 
+    @property
+    def finished_folds(self) -> Path:
+        return self.root / "folds"
+
     def finished(self, fold: int) -> Path:
         """What a stopped fold leaves, out of reach of Ray's retention."""
-        return self.root / "folds" / fold_name(fold)
+        return self.finished_folds / fold_name(fold)
+
+    @property
+    def handed_over_folds(self) -> Path:
+        return self.root / "handed_over"
 
     def handed_over(self, fold: int) -> Path:
         """What a share leaves of a fold that it gives back, out of reach of Ray's retention."""
-        return self.root / "handed_over" / fold_name(fold)
+        return self.handed_over_folds / fold_name(fold)
 
     def weights(self, fold: int) -> Path:
         return self.root / "weights" / fold_name(fold)

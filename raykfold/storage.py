@@ -309,7 +309,7 @@ def _candidate(run_dir: RunDir, fold: int, folder: Path) -> FoldState | None:
             folder=folder,
             epochs_run=int(manifest["epochs_run"]),
             stopped_early=bool(manifest["stopped_early"]),
-            finished=folder.parent == run_dir.finished(fold).parent,
+            finished=folder.parent == run_dir.finished_folds,
         )
     except (Damaged, KeyError, ValueError, TypeError):
         return None
@@ -320,7 +320,7 @@ def sweep(run_dir: RunDir) -> None:
 
     Only while the run is `locked`, and no worker of it is alive.
     """
-    for place in (run_dir.finished(0).parent, run_dir.handed_over(0).parent):
+    for place in (run_dir.finished_folds, run_dir.handed_over_folds):
         for former in place.glob(f"fold_*{REPLACED}"):
             target = former.with_name(former.name.removesuffix(REPLACED))
             shutil.rmtree(former) if target.exists() else former.rename(target)
