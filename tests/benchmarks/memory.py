@@ -1,10 +1,13 @@
 """Unshared memory that each further worker of a run adds, with features of 800 MB.
 
-    python tests/benchmarks/memory.py [--workers 1,2,3]
+    python tests/benchmarks/memory.py [--workers 1,2,3] [--batch_size 2]
 
 For each number of workers: a run is started, watched for some seconds of training, and stopped.
-Memory is what the kernel counts as private (resident, and in no other process) in the Train
-workers alone, and in all processes of the run; the features lie in shared memory, once.
+Batches of two leave out what every training loop needs for its step, and has with or without us.
+Counted is what is resident in one process only: of a Train worker, and of all processes of the run
+(a worker brings two actors of Ray Train along). Not counted are the features, which the machine
+holds once, in Ray's object store and the mapped file: who touches a page of these first would else
+be charged for it.
 """
 
 from __future__ import annotations
@@ -21,24 +24,29 @@ from pathlib import Path
 import numpy as np
 
 SAMPLES, N_MELS, FRAMES = 9034, 128, 173  # 800 MB of float32
-WATCH_SECONDS = 20.0
+WATCH_SECONDS = 45.0  # from the last worker's start: some 30 s of training
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", default="1,2,3")
+    parser.add_argument("--batch_size", type=int, default=2)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         processed = Path(folder) / "processed"
         write_data(processed)
         size = (processed / "features.npy").stat().st_size
-        print(f"features {size / 1e6:.0f} MB; private memory in MB, peak of {WATCH_SECONDS:.0f} s")
-        print("workers  a worker, largest   whole run   added by the last worker")
+        print(
+            f"features {size / 1e6:.0f} MB, batches of {arguments.batch_size}; "
+            f"unshared memory in MB, peak of {WATCH_SECONDS:.0f} s"
+        )
+        print("workers  largest worker  whole run  added to the whole")
         before: float | None = None
         for workers in map(int, arguments.workers.split(",")):
-            largest, whole = watch(processed, Path(folder) / str(workers), workers)
-            added = "" if before is None else f"{whole - before:26.0f}"
-            print(f"{workers:7}  {largest:18.0f}  {whole:10.0f}  {added}", flush=True)
+            model_dir = Path(folder) / str(workers)
+            largest, whole = watch(processed, model_dir, workers, arguments.batch_size)
+            added = "" if before is None else f"{whole - before:20.0f}"
+            print(f"{workers:7}  {largest:14.0f}  {whole:9.0f}{added}", flush=True)
             before = whole
 
 
@@ -56,22 +64,24 @@ def write_data(processed: Path) -> None:
     np.save(processed / "folds.npy", np.arange(SAMPLES) % 7 % 5 + 1)
 
 
-def watch(processed: Path, model_dir: Path, workers: int) -> tuple[float, float]:
+def watch(processed: Path, model_dir: Path, workers: int, batch_size: int) -> tuple[float, float]:
     """Peaks in MB: of the largest worker, of the whole run."""
     command = [
         *(sys.executable, "-m", "raykfold.run", "--processed_dir", str(processed)),
         *("--model_dir", str(model_dir), "--local_cpus", str(workers)),
-        *("--num_workers", str(workers)),
+        *("--num_workers", str(workers), "--batch_size", str(batch_size)),
     ]
-    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    run = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         largest = whole = 0.0
         deadline = None
         while deadline is None or time.monotonic() < deadline:
             if run.poll() is not None:
                 raise SystemExit(f"the run ended by itself, with {run.returncode}")
-            rows = {pid: private(pid) for pid in family(run.pid)}
-            training = [pid for pid in rows if "run_train_fn" in title(pid)]
+            rows = {pid: unshared(pid) for pid in family(run.pid)}
+            training = [pid for pid in rows if "RayTrainWorker" in title(pid)]
             if len(training) == workers and deadline is None:
                 deadline = time.monotonic() + WATCH_SECONDS
             whole = max(whole, sum(rows.values()))
@@ -98,13 +108,20 @@ def family(ancestor: int) -> set[int]:
     return found
 
 
-def private(pid: int) -> float:
-    """MB that are resident and in no other process."""
+def unshared(pid: int) -> float:
+    """MB that are resident in this process alone, leaving out where the features lie."""
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/smaps").read_text().splitlines()
     except OSError:
         return 0.0  # it has just ended
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1000
+    kilobytes, counted = 0, True
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name in ("Private_Clean", "Private_Dirty"):
+            kilobytes += int(value.split()[0]) * counted
+        elif " " in name:  # the head of a mapping: addresses, permissions, …, path
+            counted = not ("/plasma" in line or line.endswith("features.npy"))
+    return kilobytes * 1024 / 1e6
 
 
 def title(pid: int) -> str:
