@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from raykfold.data import FeatureSet
 from raykfold.files import link_file, write_file, write_json
 from raykfold.observers import Observer, RunStart
 from raykfold.paths import ModelDir
-from raykfold.results import EpochMetrics, FoldResult, Summary
+from raykfold.results import EpochMetrics, FoldResult, FoldStatus, Summary, best_of
 
 
 class Artifacts(Observer):
@@ -28,48 +29,61 @@ class Artifacts(Observer):
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
+        self._histories: dict[int, list[EpochMetrics]] = {}
         self._state: dict[int, dict[str, Any]] = {}
 
     def run_started(self, start: RunStart) -> None:
         for fold in start.folds:
             if fold in start.finished:
-                self._mirror_all(start.finished[fold])
+                self._mirror_result(start.finished[fold])
             else:
                 history = start.histories.get(fold, ())
-                self._mirror(fold, [metrics.epoch for metrics in history])
-                self._state[fold] = {"status": "running", "epochs_done": len(history)}
+                self._mirror(fold, history, [metrics.epoch for metrics in history])
         self._write_state()
 
     def epoch_committed(self, fold: int, metrics: EpochMetrics) -> None:
-        self._mirror(fold, [metrics.epoch])
-        self._state[fold] = {"status": "running", "epochs_done": metrics.epoch + 1}
+        # An epoch that was trained again after a death takes the place of what it was before.
+        history = [*self._histories.get(fold, [])[: metrics.epoch], metrics]
+        self._mirror(fold, history, [metrics.epoch])
         self._write_state()
 
     def fold_finished(self, result: FoldResult) -> None:
-        self._mirror_all(result)
+        self._mirror_result(result)
         self._write_state()
 
     def run_finished(self, summary: Summary) -> None:
         """Also when a kill came between the last epoch and its copy here."""
         for result in summary.folds:
-            self._mirror_all(result)
+            self._mirror_result(result)
         self._write_state()
 
-    def _mirror_all(self, result: FoldResult) -> None:
-        self._mirror(result.fold, [metrics.epoch for metrics in result.history])
-        error = {"error": result.error} if result.error else {}
-        self._state[result.fold] = {
-            "status": result.status,
-            "epochs_done": result.epochs_run,
-            **error,
-        }
+    def _mirror_result(self, result: FoldResult) -> None:
+        epochs = [metrics.epoch for metrics in result.history]
+        self._mirror(result.fold, result.history, epochs, result.status, result.error)
 
-    def _mirror(self, fold: int, epochs: Iterable[int]) -> None:
+    def _mirror(
+        self,
+        fold: int,
+        history: Sequence[EpochMetrics],
+        epochs: Iterable[int],
+        status: FoldStatus = "running",
+        error: str | None = None,
+    ) -> None:
+        """Copy the weights of `epochs`, and let the best be those of the best epoch so far."""
+        storage, outputs = self._config.run_dir, self._config.outputs
         for epoch in epochs:
-            source = self._config.run_dir.epoch_weights(fold, epoch)
-            target = self._config.outputs.epoch_weights(fold, epoch)
-            if source.exists() and not (target.exists() and target.samefile(source)):
-                link_file(source, target)
+            _link(storage.epoch_weights(fold, epoch), outputs.epoch_weights(fold, epoch))
+        best = best_of(history)
+        if best is not None:
+            _link(outputs.epoch_weights(fold, best.epoch), outputs.best_weights(fold))
+        self._histories[fold] = list(history)
+        self._state[fold] = {
+            "status": status,
+            "epochs_done": len(history),
+            "best_epoch": None if best is None else best.epoch,
+            "best_val_accuracy": None if best is None else best.val_accuracy,
+            **({"error": error} if error else {}),
+        }
 
     def _write_state(self) -> None:
         write_json(
@@ -80,6 +94,11 @@ class Artifacts(Observer):
                 "folds": {str(fold): row for fold, row in sorted(self._state.items())},
             },
         )
+
+
+def _link(source: Path, target: Path) -> None:
+    if source.exists() and not (target.exists() and target.samefile(source)):
+        link_file(source, target)
 
 
 @dataclass(frozen=True)

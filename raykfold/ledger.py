@@ -15,7 +15,7 @@ from raykfold.config import RunConfig
 from raykfold.data import FeatureSet
 from raykfold.observers import Observer, RunStart
 from raykfold.paths import fold_name
-from raykfold.results import EpochMetrics, FoldResult, Round, Summary
+from raykfold.results import EpochMetrics, FoldResult, Round, Summary, best_of
 from raykfold.storage import (
     FoldState,
     Index,
@@ -178,7 +178,7 @@ class Ledger:
         """A fold cannot go on."""
         split = self._data.split(fold)
         history = tuple(self._histories[fold])
-        best = max(history, key=lambda m: (m.val_accuracy, -m.epoch), default=None)
+        best = best_of(history)
         self._is_over(
             FoldResult(
                 fold=fold,

@@ -33,6 +33,11 @@ class EpochMetrics:
     seconds: float
 
 
+def best_of(history: Sequence[EpochMetrics]) -> EpochMetrics | None:
+    """The epoch of the highest validation accuracy, the first of equals; None before the first."""
+    return max(history, key=lambda each: (each.val_accuracy, -each.epoch), default=None)
+
+
 @dataclass(frozen=True)
 class FoldResult:
     """One fold: `running`, trained to its end (`complete`), or `failed` with its `error`.
