@@ -13,14 +13,16 @@ import inspect
 import itertools
 import math
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raykfold.command import Parser, add_flag
 from raykfold.errors import BadInput
-from raykfold.paths import ModelDir, RunDir
+from raykfold.paths import ModelDir, RunDir, absolute
 
 ENVIRONMENT_PREFIX = "RAYKFOLD_"
 # Ray sets this for the entrypoint of `ray job submit`.
@@ -69,6 +71,20 @@ def _switch(value: str) -> bool:
     return known[value.strip().lower()]
 
 
+def _one_of(*choices: str) -> Callable[[Any], str | None]:
+    def check(value: Any) -> str | None:
+        return None if value in choices else f"want {' or '.join(choices)}"
+
+    return check
+
+
+def _repository(value: str) -> str | None:
+    # As the Hub has them: an owner and a name, or the name alone for what is one's own.
+    if re.fullmatch(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*", value, re.ASCII) and len(value) <= 96:
+        return None
+    return "want a repository of the Hugging Face Hub, as in owner/name"
+
+
 def _or_auto(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     def parse_or_auto(value: str) -> Any:
         if value.strip().lower() == "auto":
@@ -110,6 +126,9 @@ class RunConfig:
 
     processed_dir: Path = _option(Path("data/processed"), _path)
     """Folder with features, labels and folds, as `raykfold.prepare` writes it."""
+
+    hf_repo_id: str | None = _option(None, _text, _repository)
+    """Dataset on the Hugging Face Hub that what is missing in processed_dir is fetched from."""
 
     demo: bool = _option(False, _switch)
     """Train on built-in, synthesised sounds instead of `processed_dir`."""
@@ -168,6 +187,30 @@ class RunConfig:
     checkpoint_every: int = _option(1, _integer, _positive)
     """Rounds from one checkpoint to the next."""
 
+    hf_model_repo_id: str | None = _option(None, _text, _repository)
+    """Model repository on the Hugging Face Hub that weights and results go up to."""
+
+    hub_upload: str = _option("all", _text, _one_of("all", "best"))
+    """Weights that go up: of all epochs and the best of each fold, or only the best."""
+
+    hub_interval: float = _option(60.0, _number, _positive)
+    """Seconds from one commit on the Hub to the next, at least."""
+
+    hub_timeout: float = _option(600.0, _number, _not_negative)
+    """Seconds to wait, at the end, for what has still to go up."""
+
+    wandb_project: str | None = _option(None, _text, _plain_name)
+    """Project on Weights & Biases that each fold is logged to, as a run."""
+
+    wandb_entity: str | None = _option(None, _text, _plain_name)
+    """User or team on Weights & Biases (your own default)."""
+
+    wandb_mode: str | None = _option(None, _text, _one_of("online", "offline", "disabled"))
+    """online, offline or disabled (WANDB_MODE by default, else online if there is a key)."""
+
+    wandb_watch: bool = _option(False, _switch)
+    """Log histograms of weights and gradients, after each epoch."""
+
     verbose: bool = _option(False, _switch)
     """Let Ray and the workers print, and errors show their traceback."""
 
@@ -188,10 +231,10 @@ class RunConfig:
         if self.folds is not None:
             self._set("folds", tuple(sorted(set(self.folds))))
         self._refuse_paths_that_vanish()
-        self._set("processed_dir", _absolute(self.processed_dir))
+        self._set("processed_dir", absolute(self.processed_dir))
         self._set("run_name", self.run_name or self._default_run_name())
-        self._set("model_dir", _absolute(self.model_dir or Path("~/raykfold") / self.run_name))
-        self._set("storage_path", _absolute(self.storage_path or self.model_path / "ray"))
+        self._set("model_dir", absolute(self.model_dir or Path("~/raykfold") / self.run_name))
+        self._set("storage_path", absolute(self.storage_path or self.model_path / "ray"))
 
     @property
     def model_path(self) -> Path:
@@ -237,9 +280,9 @@ class RunConfig:
 
     def _default_of(self, field: dataclasses.Field[Any]) -> Any:
         derived = {
-            "processed_dir": _absolute(Path("data/processed")),
+            "processed_dir": absolute(Path("data/processed")),
             "run_name": self._default_run_name(),
-            "model_dir": _absolute(Path("~/raykfold") / self.run_name),
+            "model_dir": absolute(Path("~/raykfold") / self.run_name),
             "storage_path": self.model_path / "ray",
         }
         return derived.get(field.name, field.default)
@@ -259,13 +302,6 @@ class RunConfig:
 def in_submitted_job(environ: Mapping[str, str]) -> bool:
     """Whether this process is the entrypoint of `ray job submit`."""
     return _SUBMITTED_JOB_VARIABLE in environ
-
-
-def _absolute(path: Path) -> Path:
-    try:
-        return Path(os.path.abspath(path.expanduser()))
-    except RuntimeError as error:  # ~somebody who does not exist
-        raise BadInput(f"{path}: {error}") from None
 
 
 def parse_config(argv: Sequence[str], environ: Mapping[str, str]) -> RunConfig:
@@ -350,11 +386,6 @@ def _nearest(name: str, kind: str) -> str:
     return f"; did you mean {spelling(near[0])}?" if near else ""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise BadInput(message)
-
-
 def _unknown_refused(argv: Sequence[str]) -> Sequence[str]:
     known = {*_fields(), "config", "version", "help"}
     for argument in argv:
@@ -369,24 +400,22 @@ def _unknown_refused(argv: Sequence[str]) -> Sequence[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m raykfold.run",
         description="Cross-validate: train every fold as a Ray Train worker, all folds at once.",
-        allow_abbrev=False,
         epilog="Each flag is also an environment variable (RAYKFOLD_EPOCHS) and a key of the "
         "--config file (epochs). Exit codes: 0 done, 2 bad input, 3 some folds failed, "
         "130 interrupted, 1 anything else.",
     )
     docs = _field_docs()
     for name, field in _fields().items():
-        spellings = list(dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")))
         shown = "" if field.default in (None, "", False) else f" [{field.default}]"
-        options: dict[str, Any] = {"dest": name, "default": None, "help": docs[name] + shown}
+        options: dict[str, Any] = {"default": None, "help": docs[name] + shown}
         if field.metadata["parse"] is _switch:
             options |= {"nargs": "?", "const": "true", "metavar": "true|false"}
         else:
             options["metavar"] = name.rpartition("_")[2].upper()
-        parser.add_argument(*spellings, **options)
+        add_flag(parser, name, **options)
     parser.add_argument("--config", metavar="FILE.toml", help="TOML file with any of these keys.")
     parser.add_argument("--version", action="version", version=f"raykfold {_version()}")
     return parser

@@ -299,7 +299,8 @@ def _find_arrays(processed_dir: Path) -> list[Path]:
         f"lacks {files}" if processed_dir.is_dir() else f"no such folder; it should hold {files}"
     )
     raise BadData(
-        f"{processed_dir}: {state}; make the data with `python -m raykfold.prepare`, or try --demo"
+        f"{processed_dir}: {state}; make the data with `python -m raykfold.prepare`, fetch it from "
+        "the Hugging Face Hub with --hf_repo_id, or try --demo"
     )
 
 

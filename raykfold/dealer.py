@@ -109,6 +109,7 @@ class Dealer:
                     self._take_in(event)
                 while not self._ended.empty():
                     self._settle(*self._ended.get())
+                self._observer.time_passed()
         except BaseException:
             for trainer in self._trainers:
                 trainer.stop()

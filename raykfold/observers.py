@@ -57,6 +57,9 @@ class Observer:
     def run_finished(self, summary: Summary) -> None:
         """Once, when every fold is over."""
 
+    def time_passed(self) -> None:
+        """Several times a second: say what a thread of your own has found meanwhile."""
+
     def close(self) -> None:
         """The session ends, whether or not the run is over."""
 
@@ -85,11 +88,15 @@ class Audience(Observer):
     def run_finished(self, summary: Summary) -> None:
         self._tell("run_finished", summary)
 
-    def close(self) -> None:
-        self._tell("close")
+    def time_passed(self) -> None:
+        self._tell("time_passed")
 
-    def _tell(self, what: str, *args: Any) -> None:
-        for observer in list(self._observers):
+    def close(self) -> None:
+        """The last that came goes first: what it has still to say is for those before it."""
+        self._tell("close", last_first=True)
+
+    def _tell(self, what: str, *args: Any, last_first: bool = False) -> None:
+        for observer in self._observers[::-1] if last_first else list(self._observers):
             try:
                 getattr(observer, what)(*args)
             except RaykfoldError:
@@ -132,6 +139,10 @@ class LineProgress(Observer):
 
     def noticed(self, text: str) -> None:
         self._print(text)
+
+    def run_finished(self, summary: Summary) -> None:
+        for line in ("", *summary_lines(summary)):
+            self._print(line)
 
     def _print(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
@@ -178,6 +189,8 @@ class LiveProgress(Observer):
 
     def run_finished(self, summary: Summary) -> None:
         self.close()
+        for line in ("", *summary_lines(summary)):
+            print(line, file=self._stream, flush=True)
 
     def close(self) -> None:
         if self._live is not None:

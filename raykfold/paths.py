@@ -6,8 +6,11 @@ run resumes from, below Ray's storage path. By default the second lies inside th
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from raykfold.errors import BadInput
 
 MANIFEST = "manifest.json"
 RUN_RECORD = "run.json"
@@ -15,6 +18,18 @@ STATE = "state.pt"
 WEIGHTS = "model.safetensors"
 HISTORY = "history.json"
 PREDICTIONS = "predictions.npz"
+
+
+def absolute(path: str | Path) -> Path:
+    """`path` from the root, with the user's folder for ``~``.
+
+    Raises:
+        BadInput: ``~somebody`` who does not exist.
+    """
+    try:
+        return Path(os.path.abspath(Path(path).expanduser()))
+    except RuntimeError as error:
+        raise BadInput(f"{path}: {error}") from None
 
 
 def fold_name(fold: int) -> str:
@@ -53,6 +68,11 @@ class ModelDir:
         return self.root / "oof_predictions.npz"
 
     @property
+    def card(self) -> Path:
+        """The model card: README.md of the repository on the Hub."""
+        return self.root / "model_card.md"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 
@@ -70,6 +90,7 @@ class ModelDir:
             self.training_state,
             self.histories,
             self.predictions,
+            self.card,
             self.checkpoints,
             *sorted(self.root.glob("model_fold_*_best.safetensors")),
         ]

@@ -10,17 +10,16 @@ import shlex
 import socket
 import sys
 import tempfile
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
 
 import numpy as np
 
-from raykfold.errors import BadData, BadInput, RaykfoldError, RunStopped
+from raykfold.command import Parser, add_flag, exit_code
+from raykfold.errors import BadData, BadInput, RaykfoldError
 from raykfold.features import (
     DIGITS,
     ESC50,
@@ -30,6 +29,7 @@ from raykfold.features import (
     log_mel_of_file,
     require_audio,
 )
+from raykfold.paths import absolute
 from raykfold.session import ray_session
 
 CHUNK = 50  # files in a task: a worker's first one waits seconds for librosa to load
@@ -66,24 +66,17 @@ class Listing:
 def main(argv: list[str] | None = None) -> int:
     """Prepare, print, and return the exit code: 0, 1, 2 or 130 (see `raykfold.errors`)."""
     arguments = sys.argv[1:] if argv is None else argv
-    try:
-        options = _parser().parse_args(arguments)
-        _prepare(options)
-    except KeyboardInterrupt:
-        print("\nraykfold: interrupted; nothing was written", file=sys.stderr)
-        return RunStopped.exit_code
-    except RaykfoldError as error:
-        if "--verbose" in arguments:
-            traceback.print_exc()
-        print(f"raykfold: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code(
+        lambda: _prepare(_parser().parse_args(arguments)),
+        stopped="raykfold: interrupted; nothing was written",
+        verbose="--verbose" in arguments,
+    )
 
 
-def _prepare(options: argparse.Namespace) -> None:
+def _prepare(options: argparse.Namespace) -> int:
     """Everything that can be refused is refused before Ray starts, which takes seconds."""
     parameters = _parameters(options)
-    audio_dir, processed_dir = _absolute(options.audio_dir), _absolute(options.processed_dir)
+    audio_dir, processed_dir = absolute(options.audio_dir), absolute(options.processed_dir)
     _check_folders(audio_dir, processed_dir)
     listing = _LAYOUTS[options.layout].listing(audio_dir, options)
     _check_listing(listing, audio_dir)
@@ -113,43 +106,38 @@ def _prepare(options: argparse.Namespace) -> None:
         parameters.as_dict(),
     )
     _report(listing, read, len(problems), parameters, processed_dir)
+    return 0
 
 
 # ---- The command line
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise BadInput(f"{message}; see --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m raykfold.prepare",
         description="Turn audio files into log-mel features, in parallel over Ray.",
         epilog="Exit codes: 0 done, 2 bad input, 130 interrupted, 1 anything else.",
-        allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="layout", metavar="LAYOUT", required=True)
     for name, layout in _LAYOUTS.items():
-        command = commands.add_parser(
-            name, help=layout.help, description=layout.help, allow_abbrev=False
-        )
+        command = commands.add_parser(name, help=layout.help, description=layout.help)
         _add_flags(command, layout.defaults)
         if name == "csv":
-            _add(command, "csv", metavar="FILE", help="The table [AUDIO_DIR/metadata.csv].")
+            add_flag(command, "csv", metavar="FILE", help="The table [AUDIO_DIR/metadata.csv].")
     return parser
 
 
 def _add_flags(parser: argparse.ArgumentParser, defaults: FeatureParameters) -> None:
-    _add(
+    add_flag(
         parser,
         "audio_dir",
         required=True,
         metavar="DIR",
         help="Folder of the recordings; on a cluster, one that every node can read.",
     )
-    _add(parser, "processed_dir", metavar="DIR", help="Folder to write.", default="data/processed")
+    add_flag(
+        parser, "processed_dir", metavar="DIR", help="Folder to write.", default="data/processed"
+    )
     about = {
         "sample_rate": "Hz that recordings are resampled to.",
         "n_mels": "Mel bands.",
@@ -157,8 +145,8 @@ def _add_flags(parser: argparse.ArgumentParser, defaults: FeatureParameters) -> 
         "hop_length": "Samples from one frame to the next.",
     }
     for name, text in about.items():
-        _add(parser, name, type=int, metavar="N", help=text, default=getattr(defaults, name))
-    _add(
+        add_flag(parser, name, type=int, metavar="N", help=text, default=getattr(defaults, name))
+    add_flag(
         parser,
         "seconds",
         type=float,
@@ -166,40 +154,33 @@ def _add_flags(parser: argparse.ArgumentParser, defaults: FeatureParameters) -> 
         help="Length that recordings are cut, or padded with zeros, to.",
         default=defaults.seconds,
     )
-    _add(parser, "frames", type=int, metavar="N", help="Frames [as many as the seconds give].")
-    _add(
+    add_flag(parser, "frames", type=int, metavar="N", help="Frames [as many as the seconds give].")
+    add_flag(
         parser,
         "address",
         metavar="HOST:PORT",
         help="Ray cluster to use [RAY_ADDRESS, else a local instance of its own].",
         default=os.environ.get("RAY_ADDRESS") or None,
     )
-    _add(
+    add_flag(
         parser,
         "local_cpus",
         type=int,
         metavar="N",
         help="CPUs that a local Ray instance offers [all].",
     )
-    _add(
+    add_flag(
         parser,
         "strict",
         action="store_true",
         help="Stop at a recording that cannot be read, and write nothing.",
     )
-    _add(
+    add_flag(
         parser,
         "verbose",
         action="store_true",
         help="Let Ray and the workers print, and errors show their traceback.",
     )
-
-
-def _add(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
-    spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-    if options.get("default") is not None:
-        options["help"] += " [%(default)s]"
-    parser.add_argument(*spellings, dest=name, **options)
 
 
 def _parameters(options: argparse.Namespace) -> FeatureParameters:
@@ -217,13 +198,6 @@ def _parameters(options: argparse.Namespace) -> FeatureParameters:
         return FeatureParameters(**given, frames=frames)
     except BadInput as error:
         raise BadInput(f"--{error}") from None
-
-
-def _absolute(folder: str) -> Path:
-    try:
-        return Path(os.path.abspath(Path(folder).expanduser()))
-    except RuntimeError as error:  # ~somebody who does not exist
-        raise BadInput(f"{folder}: {error}") from None
 
 
 def _check_folders(audio_dir: Path, processed_dir: Path) -> None:
@@ -252,7 +226,7 @@ class _Layout:
 
 
 def _csv_listing(audio_dir: Path, options: argparse.Namespace) -> Listing:
-    table = _absolute(options.csv) if options.csv else audio_dir / "metadata.csv"
+    table = absolute(options.csv) if options.csv else audio_dir / "metadata.csv"
     rows = _read_table(table, ("path", "label", "fold"), "give it with --csv FILE")
     texts = [row["label"] for row in rows]
     if all(_WHOLE_NUMBER.fullmatch(text) for text in texts):

@@ -7,42 +7,37 @@ import platform
 import shlex
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from raykfold.command import exit_code
 from raykfold.config import RunConfig, in_submitted_job, parse_config
-from raykfold.errors import RaykfoldError, RunStopped
+from raykfold.errors import RunStopped
 
 PARTIAL = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print, and return the exit code: 0, 1, 2, 3 or 130 (see `raykfold.errors`)."""
-    try:
-        config = parse_config(sys.argv[1:] if argv is None else argv, os.environ)
-    except RaykfoldError as error:
-        return _say(error)
-    try:
-        return _run(config)
-    except RunStopped:
-        print(f"\nstopped; to go on: {shlex.join(config.command())}", file=sys.stderr)
-        return RunStopped.exit_code
-    except RaykfoldError as error:
-        if config.verbose:
-            traceback.print_exc()
-        return _say(error)
+    arguments = sys.argv[1:] if argv is None else argv
+    return exit_code(lambda: _main(arguments), stopped="stopped")
+
+
+def _main(arguments: Sequence[str]) -> int:
+    config = parse_config(arguments, os.environ)
+    return exit_code(
+        lambda: _run(config),
+        stopped=f"stopped; to go on: {shlex.join(config.command())}",
+        verbose=config.verbose,
+    )
 
 
 def _run(config: RunConfig) -> int:
     _take_signals()
     from raykfold.driver import cross_validate
-    from raykfold.observers import console, duration, summary_lines
+    from raykfold.observers import console, duration
 
     summary = cross_validate(config, observers=[console()])
-    print()
-    for line in summary_lines(summary):
-        print(line)
     where = f" on node {platform.node()}" if in_submitted_job(os.environ) else ""
     print(f"{duration(summary.wall_seconds)}; outputs in {config.model_path}{where}")
     return 0 if summary.status == "complete" else PARTIAL
@@ -62,11 +57,6 @@ def _stop(number: int, frame: Any) -> None:
 
 def _stop_at_once(number: int, frame: Any) -> None:
     os._exit(RunStopped.exit_code)
-
-
-def _say(error: RaykfoldError) -> int:
-    print(f"raykfold: {' '.join(str(error).split())}", file=sys.stderr)
-    return error.exit_code
 
 
 if __name__ == "__main__":

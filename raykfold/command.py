@@ -1,0 +1,52 @@
+"""What the commands of raykfold have in common: how flags are spelt, and how a command ends."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from raykfold.errors import BadInput, RaykfoldError, RunStopped
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises what others print: a wrong command line is bad input like any other."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """
+        Raises:
+            BadInput: always.
+        """
+        raise BadInput(f"{message}; see --help")
+
+
+def add_flag(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
+    """A flag that can be written with underscores or with hyphens, its default in its help."""
+    spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+    if options.get("default") is not None:
+        options["help"] += " [%(default)s]"
+    parser.add_argument(*spellings, dest=name, **options)
+
+
+def exit_code(command: Callable[[], int], *, stopped: str, verbose: bool = False) -> int:
+    """Run a command to its end: its own exit code, or that of what it raised, in one line.
+
+    Args:
+        stopped: what to say when Ctrl-C ends it.
+        verbose: show the traceback too.
+    """
+    try:
+        return command()
+    except KeyboardInterrupt:
+        print(f"\n{stopped}", file=sys.stderr)
+        return RunStopped.exit_code
+    except RaykfoldError as error:
+        if verbose:
+            traceback.print_exc()
+        print(f"raykfold: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code

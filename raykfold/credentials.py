@@ -1,0 +1,40 @@
+"""The secrets of outside services, kept where only the driver can use them.
+
+They come from the environment (or from the services' own logins, which read files). A process that
+Ray starts inherits the environment: so they are taken out of it before Ray is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+HUB_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+WANDB_VARIABLES = ("WANDB_API_KEY",)
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """None where the environment has none."""
+
+    hf_token: str | None = field(default=None, repr=False)
+    wandb_api_key: str | None = field(default=None, repr=False)
+
+
+@contextmanager
+def taken_out_of(environ: MutableMapping[str, str]) -> Iterator[Credentials]:
+    """The secrets that `environ` has, which are missing from it inside."""
+    taken = {
+        name: environ.pop(name) for name in (*HUB_VARIABLES, *WANDB_VARIABLES) if name in environ
+    }
+    try:
+        yield Credentials(
+            hf_token=_first(taken, HUB_VARIABLES), wandb_api_key=_first(taken, WANDB_VARIABLES)
+        )
+    finally:
+        environ.update(taken)
+
+
+def _first(values: MutableMapping[str, str], names: tuple[str, ...]) -> str | None:
+    return next((values[name].strip() for name in names if values.get(name, "").strip()), None)
