@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from raykfold.models import AudioCNN
     from raykfold.observers import Observer
     from raykfold.results import EpochMetrics, FoldResult, Summary
+    from raykfold.weights import FoldModel, load_fold
 
 try:
     __version__ = version("raykfold")
@@ -36,13 +37,16 @@ _HOMES = {
     "RunConfig": "config",
     "SoundDataset": "data",
     "Summary": "results",
+    "FoldModel": "weights",
     "cross_validate": "driver",
+    "load_fold": "weights",
     "read_feature_set": "data",
 }
 __all__ = [
     "AudioCNN",
     "EpochMetrics",
     "FeatureSet",
+    "FoldModel",
     "FoldResult",
     "Observer",
     "RaykfoldError",
@@ -50,6 +54,7 @@ __all__ = [
     "SoundDataset",
     "Summary",
     "cross_validate",
+    "load_fold",
     "read_feature_set",
 ]
 

@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
         raise BadInput(f"{message}; see --help")
 
 
-def add_flag(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
+def add_flag(parser: argparse._ActionsContainer, name: str, **options: Any) -> None:
     """A flag that can be written with underscores or with hyphens, its default in its help."""
     spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
     if options.get("default") is not None:

@@ -35,6 +35,12 @@ Integers = npt.NDArray[np.int64]
 _ARRAYS = ("features", "labels", "folds")
 _MAPPING = "class_mapping"
 _PARAMETERS = "features.json"
+# Of each file of a data set the names it may have; the first that is there is read.
+FILE_NAMES = (
+    *((f"{name}.npy", f"{name}.pkl") for name in _ARRAYS),
+    (f"{_MAPPING}.json", f"{_MAPPING}.pkl"),
+    (_PARAMETERS,),
+)
 _CHUNK_BYTES = 16 * 2**20  # of features that one thread holds at a time
 
 
@@ -197,6 +203,13 @@ def read_feature_set(processed_dir: Path) -> FeatureSet:
     )
 
 
+def missing_arrays(processed_dir: Path) -> list[str]:
+    """Which of features, labels and folds `processed_dir` lacks."""
+    return [
+        name for name in _ARRAYS if _first_file(processed_dir, f"{name}.npy", f"{name}.pkl") is None
+    ]
+
+
 def feature_set_from_arrays(
     features: npt.ArrayLike,
     labels: npt.ArrayLike,
@@ -293,7 +306,7 @@ def _find_arrays(processed_dir: Path) -> list[Path]:
     paths = [path for path in found if path is not None]
     if len(paths) == len(_ARRAYS):
         return paths
-    missing = [name for name, path in zip(_ARRAYS, found, strict=True) if path is None]
+    missing = missing_arrays(processed_dir)
     files = ", ".join(f"{name}.npy (or .pkl)" for name in missing)
     state = (
         f"lacks {files}" if processed_dir.is_dir() else f"no such folder; it should hold {files}"

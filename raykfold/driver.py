@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from raykfold.artifacts import Artifacts
 from raykfold.config import RunConfig
+from raykfold.credentials import Credentials, taken_out_of
 from raykfold.data import FeatureSet, read_feature_set
 from raykfold.demo import demo_feature_set
 from raykfold.errors import BadInput
+from raykfold.hub import fetch_missing, mirror
 from raykfold.ledger import Ledger
 from raykfold.models import check_model
 from raykfold.observers import Audience, Observer
@@ -20,7 +22,15 @@ from raykfold.results import Summary
 from raykfold.scratch import scratch_dir
 from raykfold.session import ray_session
 from raykfold.shares import WorkerSize
-from raykfold.storage import check_identity, check_writable, identity, locked, set_aside
+from raykfold.storage import (
+    check_identity,
+    check_writable,
+    created,
+    identity,
+    locked,
+    set_aside,
+)
+from raykfold.tracking import Tracker
 
 _log = logging.getLogger(__name__)
 
@@ -49,31 +59,69 @@ def cross_validate(
         StorageError: the disk is full.
     """
     audience = Audience(observers)
-    try:
-        data = data or _read_data(config)
+    with closing(audience), taken_out_of(os.environ) as credentials:
+        data = data or _read_data(config, credentials.hf_token, audience)
         folds = _chosen_folds(config, data)
         for line in (*data.notes, *data.warnings()):
             audience.noticed(line)
         check_model(config.model, data.n_mels, data.num_classes, data.time)
         check_writable(config)
         missing = _missing_folders(config)
-        with locked(config), _undone_if_refused(config, missing):
-            if config.fresh:
-                for place in set_aside(config):
-                    audience.noticed(f"the earlier run was set aside in {place}")
-            check_identity(config, identity(config, data.fingerprint))
-            audience.add(Artifacts(config))
-            ledger = Ledger(config, data, folds, audience)
-            ledger.find_states()
-            if ledger.waiting:
-                _train(config, data, ledger, audience)
-            return ledger.conclude()
-    finally:
-        audience.close()
+        # Observers are closed while the run is locked: a mirror may be at work until then.
+        with locked(config), _undone_if_refused(config, missing), closing(audience):
+            return _run(config, data, folds, credentials, audience)
 
 
-def _read_data(config: RunConfig) -> FeatureSet:
-    return demo_feature_set() if config.demo else read_feature_set(config.processed_dir)
+def _run(
+    config: RunConfig,
+    data: FeatureSet,
+    folds: tuple[int, ...],
+    credentials: Credentials,
+    audience: Audience,
+) -> Summary:
+    if config.fresh:
+        for place in set_aside(config):
+            audience.noticed(f"the earlier run was set aside in {place}")
+    check_identity(config, identity(config, data.fingerprint))
+    first_started = created(config)
+    audience.add(Artifacts(config))
+    for service in _services(config, credentials, first_started, audience):
+        audience.add(service)
+    ledger = Ledger(config, data, folds, audience, first_started)
+    ledger.find_states()
+    if ledger.waiting:
+        _train(config, data, ledger, audience)
+    else:
+        ledger.announce()
+    return ledger.conclude()
+
+
+def _read_data(config: RunConfig, hf_token: str | None, observer: Observer) -> FeatureSet:
+    if config.demo:
+        return demo_feature_set()
+    if config.hf_repo_id is not None:
+        fetch_missing(config.processed_dir, config.hf_repo_id, hf_token, observer.noticed)
+    return read_feature_set(config.processed_dir)
+
+
+def _services(
+    config: RunConfig, credentials: Credentials, first_started: str, observer: Observer
+) -> Iterator[Observer]:
+    """The observers that speak to services outside."""
+    if config.hf_model_repo_id is not None:
+        yield mirror(config, credentials.hf_token, observer.noticed)
+    if config.wandb_project is not None:
+        yield Tracker(
+            project=config.wandb_project,
+            entity=config.wandb_entity,
+            mode=config.wandb_mode,
+            # A run that was started anew has the name of the earlier one, and is another.
+            run_id=f"{config.run_name}-{first_started}",
+            folder=config.model_path,
+            config=config.to_json(),
+            api_key=credentials.wandb_api_key,
+            say=observer.noticed,
+        )
 
 
 def _chosen_folds(config: RunConfig, data: FeatureSet) -> tuple[int, ...]:

@@ -37,16 +37,23 @@ class Ledger:
         data: the run's.
         folds: the folds that are held out, in order.
         observer: told of what becomes of them.
+        created: when the run was first started, as `storage.created` says.
     """
 
     def __init__(
-        self, config: RunConfig, data: FeatureSet, folds: tuple[int, ...], observer: Observer
+        self,
+        config: RunConfig,
+        data: FeatureSet,
+        folds: tuple[int, ...],
+        observer: Observer,
+        created: str,
     ) -> None:
         self.waiting: set[int] = set()
         self._config = config
         self._data = data
         self._folds = folds
         self._observer = observer
+        self._created = created
         self._histories: dict[int, list[EpochMetrics]] = {fold: [] for fold in folds}
         self._results: dict[int, FoldResult] = {}
         self._origins: dict[int, Path] = {}
@@ -94,7 +101,11 @@ class Ledger:
         self._began, self._seconds_before = time.monotonic(), self._index.wall_seconds
         # A summary stands for a run that is over, and this one has something left to do.
         self._config.outputs.summary.unlink(missing_ok=True)
-        write_record(self._config, identity)
+        write_record(self._config, identity, self._created)
+        self.announce()
+
+    def announce(self) -> None:
+        """Tell the observers what is there already, and so what is still to do."""
         self._observer.run_started(
             RunStart(
                 run_name=self._config.run_name,
@@ -135,6 +146,8 @@ class Ledger:
             history = self._histories[fold]
             del history[metrics.epoch :]  # an epoch that was trained again after a death
             history.append(metrics)
+            if fold in round_.histograms:
+                self._observer.weights_watched(fold, metrics.epoch, round_.histograms[fold])
             self._observer.epoch_committed(fold, metrics)
         for result in round_.finished.values():
             self._is_over(result)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
 from raykfold.errors import RaykfoldError, one_line
-from raykfold.results import EpochMetrics, FoldResult, Summary
+from raykfold.results import EpochMetrics, FoldResult, Histogram, Summary
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -43,7 +43,10 @@ class Observer:
     """
 
     def run_started(self, start: RunStart) -> None:
-        """Once, before the first epoch of this session."""
+        """Once, before the first epoch of this session, if there is still one to come."""
+
+    def weights_watched(self, fold: int, epoch: int, histograms: Mapping[str, Histogram]) -> None:
+        """Before `epoch_committed`, with --wandb_watch: histograms of weights and gradients."""
 
     def epoch_committed(self, fold: int, metrics: EpochMetrics) -> None:
         """After each epoch of each fold; its weights are on storage."""
@@ -76,6 +79,9 @@ class Audience(Observer):
     def run_started(self, start: RunStart) -> None:
         self._tell("run_started", start)
 
+    def weights_watched(self, fold: int, epoch: int, histograms: Mapping[str, Histogram]) -> None:
+        self._tell("weights_watched", fold, epoch, histograms)
+
     def epoch_committed(self, fold: int, metrics: EpochMetrics) -> None:
         self._tell("epoch_committed", fold, metrics)
 
@@ -92,8 +98,12 @@ class Audience(Observer):
         self._tell("time_passed")
 
     def close(self) -> None:
-        """The last that came goes first: what it has still to say is for those before it."""
+        """The last that came goes first: what it has still to say is for those before it.
+
+        Each is closed once.
+        """
         self._tell("close", last_first=True)
+        self._observers.clear()
 
     def _tell(self, what: str, *args: Any, last_first: bool = False) -> None:
         for observer in self._observers[::-1] if last_first else list(self._observers):
@@ -123,6 +133,8 @@ class LineProgress(Observer):
     def run_started(self, start: RunStart) -> None:
         self._epochs = start.epochs
         left = [str(fold) for fold in start.folds if fold not in start.finished]
+        if not left:
+            return
         self._print(
             f"run {start.run_name}: training folds {', '.join(left)}, "
             f"at most {start.epochs} epochs each"
@@ -164,6 +176,8 @@ class LiveProgress(Observer):
         from rich.console import Console
         from rich.live import Live
 
+        if len(start.finished) == len(start.folds):
+            return
         self._start = start
         self._newest = {fold: rows[-1] for fold, rows in start.histories.items() if rows}
         self._over = dict(start.finished)

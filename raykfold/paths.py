@@ -79,6 +79,15 @@ class ModelDir:
     def best_weights(self, fold: int) -> Path:
         return self.root / f"model_{fold_name(fold)}_best.safetensors"
 
+    def all_best_weights(self) -> list[Path]:
+        """Those that are there."""
+        return sorted(self.root.glob("model_fold_*_best.safetensors"))
+
+    def all_epoch_weights(self) -> list[Path]:
+        """Those that are there, epoch by epoch."""
+        found = self.checkpoints.glob("fold_*/epoch_*.safetensors")
+        return sorted(found, key=lambda file: (int(file.stem.removeprefix("epoch_")), file.parent))
+
     def epoch_weights(self, fold: int, epoch: int) -> Path:
         return self.checkpoints / fold_name(fold) / epoch_weights_name(epoch)
 
@@ -92,7 +101,7 @@ class ModelDir:
             self.predictions,
             self.card,
             self.checkpoints,
-            *sorted(self.root.glob("model_fold_*_best.safetensors")),
+            *self.all_best_weights(),
         ]
         return [path for path in named if path.exists()]
 

@@ -33,6 +33,14 @@ class EpochMetrics:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Histogram:
+    """How often values fall between `edges`: `counts` has one fewer than these."""
+
+    counts: tuple[int, ...]
+    edges: tuple[float, ...]
+
+
 def best_of(history: Sequence[EpochMetrics]) -> EpochMetrics | None:
     """The epoch of the highest validation accuracy, the first of equals; None before the first."""
     return max(history, key=lambda each: (each.val_accuracy, -each.epoch), default=None)
@@ -86,6 +94,7 @@ class Round:
         failed: fold → why it cannot go on.
         released: folds given back at the driver's wish.
         saved: folds that are in the round's checkpoint.
+        histograms: fold → of its weights and gradients, by name; empty unless asked for.
     """
 
     number: int
@@ -94,6 +103,7 @@ class Round:
     failed: dict[int, str] = field(default_factory=dict)
     released: tuple[int, ...] = ()
     saved: tuple[int, ...] = ()
+    histograms: dict[int, dict[str, Histogram]] = field(default_factory=dict)
 
     def to_metrics(self) -> dict[str, Any]:
         """Plain Python values: Ray Train's metrics take nothing else."""
@@ -104,11 +114,19 @@ class Round:
             "failed": [[fold, message] for fold, message in self.failed.items()],
             "released": list(self.released),
             "saved": list(self.saved),
+            "histograms": [
+                [fold, name, list(each.counts), list(each.edges)]
+                for fold, histograms in self.histograms.items()
+                for name, each in histograms.items()
+            ],
         }
 
     @classmethod
     def from_metrics(cls, values: Mapping[str, Any]) -> Round:
         results = [FoldResult.from_json(result) for result in values["finished"]]
+        histograms: dict[int, dict[str, Histogram]] = {}
+        for fold, name, counts, edges in values["histograms"]:
+            histograms.setdefault(fold, {})[name] = Histogram(tuple(counts), tuple(edges))
         return cls(
             number=values["number"],
             epochs={fold: EpochMetrics(**metrics) for fold, metrics in values["epochs"]},
@@ -116,6 +134,7 @@ class Round:
             failed=dict(map(tuple, values["failed"])),
             released=tuple(values["released"]),
             saved=tuple(values["saved"]),
+            histograms=histograms,
         )
 
 

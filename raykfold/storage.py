@@ -98,7 +98,13 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     return record
 
 
-def write_record(config: RunConfig, current: Mapping[str, Any]) -> None:
+def created(config: RunConfig) -> str:
+    """When the run was first started; now, if this is the first time."""
+    record = _read_record(config.run_dir.run_record) or {}
+    return str(record.get("created") or time.strftime("%Y%m%d-%H%M%S"))
+
+
+def write_record(config: RunConfig, current: Mapping[str, Any], created: str) -> None:
     """Say, beside the outputs and beside the checkpoints, what this run is.
 
     Raises:
@@ -106,6 +112,7 @@ def write_record(config: RunConfig, current: Mapping[str, Any]) -> None:
     """
     record = {
         "run_name": config.run_name,
+        "created": created,
         "identity": dict(current),
         "config": config.to_json(),
         "versions": versions(),

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from raykfold.data import Split
 from raykfold.errors import FoldError, NonFiniteLoss
 from raykfold.models import build_model
-from raykfold.results import EpochMetrics
+from raykfold.results import EpochMetrics, Histogram
 
 # A constant, because another batch size can round a convolution another way: the accuracy of a
 # set of weights must not depend on a setting of training.
 EVALUATION_BATCH = 64
+_HISTOGRAM_BINS = 64
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,21 @@ class FoldTrainer:
             self.model.load_state_dict(current)
         return probabilities.cpu().numpy()
 
+    def histograms(self) -> dict[str, Histogram]:
+        """Of each parameter's weights, and of its gradients in the last batch of the epoch.
+
+        By the names ``weights/<parameter>`` and ``gradients/<parameter>``; what holds a value that
+        is not finite is left out.
+        """
+        found = {}
+        for name, parameter in self.model.named_parameters():
+            found[f"weights/{name}"] = parameter.detach()
+            if parameter.grad is not None:
+                found[f"gradients/{name}"] = parameter.grad
+        return {
+            name: _histogram(values) for name, values in found.items() if values.isfinite().all()
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the fold depends on; tensors and plain values only."""
         return {
@@ -257,6 +273,11 @@ class FoldTrainer:
         else:
             self._epochs_without_improvement += 1
         self._scheduler.step(metrics.val_loss)
+
+
+def _histogram(values: Tensor) -> Histogram:
+    counts, edges = torch.histogram(values.float().cpu(), bins=_HISTOGRAM_BINS)
+    return Histogram(tuple(map(int, counts.tolist())), tuple(edges.tolist()))
 
 
 class RandomStreams:

@@ -28,7 +28,7 @@ from raykfold.data import Split
 from raykfold.errors import FoldError, RaykfoldError, StorageError
 from raykfold.events import ShareReady, ShareStarted, ShareStopping
 from raykfold.paths import RunDir, fold_name
-from raykfold.results import Round
+from raykfold.results import Histogram, Round
 from raykfold.scratch import scratch_dir
 from raykfold.training import FoldTrainer, TrainingSettings
 
@@ -53,6 +53,7 @@ class ShareTask:
         checkpoint_every: rounds from one checkpoint to the next.
         threads: CPU threads of the worker.
         use_gpu: train on the GPU that Ray has given the worker.
+        watch: report histograms of weights and gradients.
     """
 
     share: str
@@ -69,6 +70,7 @@ class ShareTask:
     checkpoint_every: int
     threads: int
     use_gpu: bool
+    watch: bool
 
 
 def run_share(config: Mapping[str, Any]) -> None:
@@ -118,6 +120,7 @@ class _Stepped:
         self.epochs: dict[int, Any] = {}
         self.finished: dict[int, Any] = {}
         self.failed: dict[int, str] = {}
+        self.histograms: dict[int, dict[str, Histogram]] = {}
         self._task = task
 
     def step(self, trainer: FoldTrainer) -> None:
@@ -132,6 +135,8 @@ class _Stepped:
         if fold in self.epochs:
             weights = task.run_dir.epoch_weights(fold, self.epochs[fold].epoch)
             save_epoch_weights(weights, trainer, task.context)
+            if task.watch:
+                self.histograms[fold] = trainer.histograms()
         if trainer.done(task.epochs):
             self.finished[fold] = save_finished_fold(
                 task.run_dir.finished(fold), trainer, task.context, task.splits[fold].validation
@@ -155,6 +160,7 @@ def _report(
         failed=round_.failed,
         released=released,
         saved=tuple(trainer.fold for trainer in saved) if checkpoint else (),
+        histograms=round_.histograms,
     )
     ray.train.report(
         message.to_metrics(), checkpoint, checkpoint_upload_mode=CheckpointUploadMode.ASYNC

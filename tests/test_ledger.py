@@ -40,7 +40,7 @@ def epoch(number: int, accuracy: float = 0.5) -> EpochMetrics:
 def new_ledger(folder: Path, data: FeatureSet, **changes: Any) -> tuple[Ledger, Notes]:
     notes = Notes()
     config = RunConfig(**{"run_name": "run", "model_dir": folder, "epochs": 5, **changes})
-    ledger = Ledger(config, data, (1, 2), notes)
+    ledger = Ledger(config, data, (1, 2), notes, "20261124-120000")
     ledger.find_states()
     ledger.begin(identity(config, data.fingerprint, "cpu x1"))
     ledger.waiting = set()  # both are at work

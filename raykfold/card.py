@@ -1,0 +1,195 @@
+"""The model card: what somebody who finds the weights on the Hub has to know of them.
+
+Made from the files of `model_dir` alone, so that it can be made again long after the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# Of the run's configuration, what decides results.
+_SETTINGS = (
+    *("model", "epochs", "batch_size", "learning_rate", "early_stopping_patience", "seed"),
+)
+
+
+def model_card(
+    repo_id: str,
+    record: Mapping[str, Any],
+    state: Mapping[str, Any],
+    summary: Mapping[str, Any] | None,
+) -> str:
+    """The content of a repository's README.md.
+
+    Args:
+        repo_id: the repository's.
+        record: content of ``run.json``.
+        state: content of ``training_state.json``.
+        summary: content of ``summary.json``; None while the run goes on, and then the card gives
+            no mean.
+    """
+    sections = [
+        _front_matter(repo_id, record, summary),
+        f"# {_plain(record['run_name'])}",
+        _opening(record, state, summary),
+        "\n".join(_fold_table(state, summary)),
+        _reading(summary),
+        _loading(repo_id, state),
+        "\n".join(_training(record)),
+        "\n".join(_classes(summary)),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _front_matter(
+    repo_id: str, record: Mapping[str, Any], summary: Mapping[str, Any] | None
+) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    dataset = record["config"].get("hf_repo_id")
+
+    def result(name: str, value: float, metric: str = "accuracy") -> EvalResult:
+        return EvalResult(
+            task_type="audio-classification",
+            dataset_type=dataset or record["run_name"],
+            dataset_name=dataset or record["run_name"],
+            dataset_split="cross-validation",
+            metric_type=metric,
+            metric_name=name,
+            metric_value=round(value, 6),
+        )
+
+    folds = [] if summary is None else summary["folds"]
+    results = [
+        result(f"Accuracy, fold {row['fold']}", row["best_val_accuracy"])
+        for row in folds
+        if row["status"] == "complete"
+    ]
+    if summary is not None and summary["mean_accuracy"] is not None:
+        results[:0] = [
+            result(f"Accuracy, mean over {len(folds)} folds", summary["mean_accuracy"]),
+            result(
+                f"Accuracy, standard deviation over {len(folds)} folds",
+                summary["std_accuracy"],
+                "accuracy-std",
+            ),
+        ]
+    data = ModelCardData(
+        library_name="raykfold",
+        tags=["raykfold", "cross-validation", "audio-classification", "pytorch"],
+        pipeline_tag="audio-classification",
+        metrics=["accuracy"],
+        datasets=[dataset] if dataset else None,
+        model_name=repo_id.rpartition("/")[2] if results else None,
+        eval_results=results or None,
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _opening(
+    record: Mapping[str, Any], state: Mapping[str, Any], summary: Mapping[str, Any] | None
+) -> str:
+    folds = len(state["folds"])
+    about = f"{folds} folds of a cross-validation of `{record['config']['model']}`"
+    dataset = record["config"].get("hf_repo_id")
+    if dataset:
+        about += f" on [{dataset}](https://huggingface.co/datasets/{dataset})"
+    about += ", trained with raykfold. Each fold has weights of its own."
+    if summary is None:
+        done = sum(row["status"] == "complete" for row in state["folds"].values())
+        return f"{about}\n\n**In training**: {done} of {folds} folds are complete."
+    if summary["mean_accuracy"] is None:
+        failed = [str(row["fold"]) for row in summary["folds"] if row["status"] != "complete"]
+        return f"{about}\n\n**Partial**: no mean, because folds failed ({', '.join(failed)})."
+    return (
+        f"{about}\n\n**Accuracy: {summary['mean_accuracy']:.4f} ± {summary['std_accuracy']:.4f}** "
+        f"(mean ± standard deviation over {folds} folds)"
+    )
+
+
+def _fold_table(state: Mapping[str, Any], summary: Mapping[str, Any] | None) -> Iterator[str]:
+    yield "| fold | status | training | validation | epochs | best epoch | accuracy | last |"
+    yield "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    if summary is None:
+        for fold, row in state["folds"].items():
+            best = (_from_1(row["best_epoch"]), row["best_val_accuracy"])
+            yield _row(fold, row["status"], None, None, row["epochs_done"], *best, None)
+        return
+    for row in summary["folds"]:
+        status = f"{row['status']}{', stopped early' if row['stopped_early'] else ''}"
+        counts = (row["n_train"], row["n_val"], row["epochs_run"])
+        best = (_from_1(row["best_epoch"]), row["best_val_accuracy"])
+        yield _row(row["fold"], status, *counts, *best, row["last_val_accuracy"])
+
+
+def _row(*cells: Any) -> str:
+    shown = ("" if c is None else f"{c:.4f}" if isinstance(c, float) else str(c) for c in cells)
+    return f"| {' | '.join(shown)} |"
+
+
+def _from_1(epoch: int | None) -> int | None:
+    return None if epoch is None else epoch + 1
+
+
+def _reading(summary: Mapping[str, Any] | None) -> str:
+    text = (
+        "Accuracy is that of the best epoch on the fold that was held out, and the same fold chose "
+        "the epoch: it flatters a little. The last epoch was chosen by nobody"
+    )
+    if summary is None or summary["last_mean_accuracy"] is None:
+        return f"{text}."
+    last = f"{summary['last_mean_accuracy']:.4f} ± {summary['last_std_accuracy']:.4f}"
+    pooled = summary["oof_accuracy"]
+    return f"{text}: {last}." + (
+        f" Over all held-out samples, pooled: {pooled:.4f}." if pooled is not None else ""
+    )
+
+
+def _loading(repo_id: str, state: Mapping[str, Any]) -> str:
+    fold = next(iter(state["folds"]), "1")
+    return f"""## Use
+
+```python
+import raykfold
+
+fold = raykfold.load_fold("{repo_id}", {fold})
+fold.model          # a torch.nn.Module, in evaluation mode
+fold.classes        # label -> name, in the order of its outputs
+fold.probabilities(features)  # features: (batch, n_mels, time)
+```
+
+Or from the shell, all folds averaged:
+`python -m raykfold.predict recording.wav --repo {repo_id}`"""
+
+
+def _training(record: Mapping[str, Any]) -> Iterator[str]:
+    yield "## Training"
+    yield ""
+    yield "| setting | value |"
+    yield "| --- | --- |"
+    for name in _SETTINGS:
+        yield f"| {name} | {_plain(record['config'][name])} |"
+    for name in ("device", "precision", "data"):
+        if name in record["identity"]:
+            shown = "fingerprint of the data" if name == "data" else name
+            yield f"| {shown} | {_plain(record['identity'][name])} |"
+    for package, version in record["versions"].items():
+        yield f"| {_plain(package)} | {_plain(version)} |"
+
+
+def _classes(summary: Mapping[str, Any] | None) -> Iterator[str]:
+    if summary is None:
+        return
+    yield "## Classes"
+    yield ""
+    yield "| output | label | name |"
+    yield "| ---: | ---: | --- |"
+    for output, (label, name) in enumerate(summary["classes"].items()):
+        yield f"| {output} | {_plain(label)} | {_plain(name)} |"
+
+
+def _plain(value: Any) -> str:
+    """Text from data or a command line, without a mark that Markdown or HTML would act on."""
+    text = " ".join(str(value).split())
+    return "".join(c if c.isalnum() or c in " .,:" else f"&#{ord(c)};" for c in text)

@@ -1,0 +1,236 @@
+"""Repositories on the Hugging Face Hub: what they hold, commits to them, downloads from them.
+
+The only module that speaks to the Hub. Its client raises many kinds of exception, some of them for
+what a second try would mend and some not; here these are two:
+
+    Unavailable   the service or the network: try again later
+    Refused       the request: trying again changes nothing, somebody has to
+
+The endpoint is that of `HF_ENDPOINT`, as everywhere in the ecosystem.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from hashlib import sha1, sha256
+from pathlib import Path
+from typing import Any
+
+from raykfold.errors import one_line
+
+# The client itself waits for ever for a reply. A second for each step of a large upload is plenty;
+# a minute is for a Hub that is busy.
+_REPLY_SECONDS = 60.0
+# Of these a second try can come out otherwise: time-outs, conflicts of two commits, limits, faults.
+_TRANSIENT = {408, 409, 412, 425, 429}
+_PART_BYTES = 2**20
+
+
+class Unavailable(Exception):
+    """The Hub cannot be reached, or not now.
+
+    Attributes:
+        retry_after: seconds that the Hub wants left in peace; None if it did not say.
+    """
+
+    def __init__(self, reason: str, retry_after: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+class Refused(Exception):
+    """The Hub said no, and will again. The text says why, and what would help.
+
+    Attributes:
+        status: of HTTP; None if the request was never sent.
+    """
+
+    def __init__(self, advice: str, status: int | None = None) -> None:
+        super().__init__(advice)
+        self.status = status
+
+
+class ModelRepository:
+    """A model repository on the Hub.
+
+    Every method can raise `Unavailable` and `Refused`.
+
+    Args:
+        repo_id: ``owner/name``, or a name among one's own.
+        token: the Hub's; None for what `hf auth login` has left.
+    """
+
+    def __init__(self, repo_id: str, token: str | None) -> None:
+        self.repo_id = repo_id
+        self._api = _api(token)
+
+    def create(self) -> str:
+        """See to it that the repository is there; its address."""
+        with _understood(self.repo_id):
+            url = self._api.create_repo(self.repo_id, exist_ok=True)
+        self.repo_id = url.repo_id  # now with its owner
+        return str(url)
+
+    def contents(self) -> dict[str, str]:
+        """Path → id of the content of every file: one of `content_ids`."""
+        with _understood(self.repo_id):
+            entries = list(self._api.list_repo_tree(self.repo_id, recursive=True))
+        files = (entry for entry in entries if hasattr(entry, "blob_id"))  # not the folders
+        return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}
+
+    def commit(self, files: Mapping[str, Path], deleted: Sequence[str], message: str) -> None:
+        """Add or replace `files` (path in the repository → local file), all of them or nothing."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        operations = [
+            *(CommitOperationAdd(path, str(file)) for path, file in files.items()),
+            *(CommitOperationDelete(path) for path in deleted),
+        ]
+        with _understood(self.repo_id):
+            self._api.create_commit(self.repo_id, operations, commit_message=message)
+
+    def fetch(self, names: Sequence[str]) -> Path:
+        """A folder of the local cache that holds those of the files `names` that there are."""
+        with _understood(self.repo_id):
+            return Path(self._api.snapshot_download(self.repo_id, allow_patterns=list(names)))
+
+
+def content_ids(file: Path) -> tuple[str, str]:
+    """By which the Hub names this content: SHA-256 of large and binary files, git's of others."""
+    of_content, of_blob = sha256(), sha1(usedforsecurity=False)
+    of_blob.update(b"blob %d\0" % file.stat().st_size)
+    with file.open("rb") as content:
+        while part := content.read(_PART_BYTES):
+            of_content.update(part)
+            of_blob.update(part)
+    return of_content.hexdigest(), of_blob.hexdigest()
+
+
+def fetch_dataset(
+    repo_id: str,
+    choices: Sequence[Sequence[str]],
+    folder: Path,
+    token: str | None,
+    *,
+    progress: bool,
+) -> None:
+    """Download files of the dataset `repo_id` into `folder`; a download cut short goes on.
+
+    Args:
+        choices: for each file wanted, the names it may have, the best first; of those that the
+            dataset has, the best is taken.
+        progress: draw progress bars on stderr.
+
+    Raises:
+        Unavailable, Refused.
+    """
+    with _understood(repo_id):
+        api = _api(token, progress=progress)
+        there = set(api.list_repo_files(repo_id, repo_type="dataset"))
+        names = [next((name for name in each if name in there), None) for each in choices]
+        if any(names):
+            wanted = [name for name in names if name is not None]
+            api.snapshot_download(
+                repo_id, repo_type="dataset", local_dir=folder, allow_patterns=wanted
+            )
+
+
+def _api(token: str | None, *, progress: bool = False) -> Any:
+    import huggingface_hub
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
+
+    (enable_progress_bars if progress else disable_progress_bars)()
+    # What it says beside its exceptions would stand between the lines of the run.
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    huggingface_hub.set_client_factory(_client)
+    os.environ.setdefault("HF_XET_CLIENT_READ_TIMEOUT", f"{_REPLY_SECONDS:.0f}s")
+    return huggingface_hub.HfApi(
+        endpoint=os.environ.get("HF_ENDPOINT"), token=token, library_name="raykfold"
+    )
+
+
+def _client() -> Any:
+    """The client's own HTTP client, but one that does not wait for ever."""
+    from huggingface_hub.utils._http import default_client_factory
+
+    client = default_client_factory()
+    client.timeout = _REPLY_SECONDS
+    return client
+
+
+@contextmanager
+def _understood(repo_id: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise _translated(repo_id, error) from error
+
+
+def _translated(repo_id: str, error: Exception) -> Unavailable | Refused:
+    response = next((each.response for each in _chain(error) if _has_response(each)), None)
+    if response is not None:
+        status = int(response.status_code)
+        if status in _TRANSIENT or status >= 500:
+            return Unavailable(f"HTTP {status}", _retry_after(response.headers))
+        return Refused(_advice(repo_id, status, error), status)
+    if _is_of_the_network(error):
+        return Unavailable(f"{type(error).__name__}: {one_line(error)}")
+    return Refused(f"{type(error).__name__}: {one_line(error)}")
+
+
+def _chain(error: BaseException) -> Iterator[Any]:
+    """The error and what it came from: the client wraps some of its own."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _has_response(error: BaseException) -> bool:
+    return getattr(getattr(error, "response", None), "status_code", None) is not None
+
+
+def _is_of_the_network(error: Exception) -> bool:
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    # Its own errors are also those of the HTTP library that it uses.
+    of_http = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+
+    # RuntimeError and the built-in ConnectionError (an OSError) are how uploads of large files
+    # fail; a download that ends too early is an OSError.
+    kinds: tuple[type, ...] = (of_http, OSError, RuntimeError)
+    return not isinstance(error, HFValidationError) and any(
+        isinstance(each, kinds) for each in _chain(error)
+    )
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    from huggingface_hub.utils._http import parse_ratelimit_headers
+
+    said = headers.get("Retry-After", "")
+    if said.isdigit():
+        return float(said)
+    limit = parse_ratelimit_headers(headers)
+    return float(limit.reset_in_seconds) if limit and not limit.remaining else None
+
+
+def _advice(repo_id: str, status: int, error: Exception) -> str:
+    if status == 401:
+        return (
+            f"HTTP 401: the Hub does not accept the token for {repo_id}; set HF_TOKEN to a valid "
+            "one, or run `hf auth login`"
+        )
+    if status == 403:
+        return (
+            f"HTTP 403: the token may not do this in {repo_id}; it needs write permission there "
+            "(https://huggingface.co/settings/tokens)"
+        )
+    if status == 404:
+        return (
+            f"HTTP 404: there is no {repo_id}, or the token may not see it; check the name, and "
+            "HF_TOKEN"
+        )
+    return f"HTTP {status}: {one_line(getattr(error, 'server_message', None) or error)}"

@@ -1,0 +1,229 @@
+"""The weights that a fold has left, ready to use: from a run's outputs, or from the Hub.
+
+    fold = load_fold("runs/demo", 1)  # or load_fold("owner/name", 1)
+    fold.probabilities(features)
+
+What a file says of itself is a stranger's word. No code that it names runs: the built-in network
+is built, any other only where the caller names its class; nothing is unpickled; and no number in it
+makes memory that the file itself does not fill.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from raykfold.errors import BadData, BadInput, one_line
+from raykfold.features import FeatureParameters
+from raykfold.models import DEFAULT_MODEL, AudioCNN, build_model
+from raykfold.paths import ModelDir
+from raykfold.repository import ModelRepository, Refused, Unavailable
+
+_LONGEST_CLIP = 2**26  # samples, 25 minutes at 44.1 kHz
+_LARGEST_WINDOW = 2**18
+_BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class FoldModel:
+    """A fold's network with its best weights.
+
+    Attributes:
+        fold: the fold that was held out.
+        epoch: of the weights, counted from 0.
+        accuracy: on the fold that was held out, 0 to 1.
+        model: in evaluation mode, on the CPU; (B, n_mels, time) float32 → (B, classes) logits.
+        classes: label → name, in the order of the outputs.
+        input_shape: (n_mels, time).
+        features: content of ``features.json``; {} where nobody knew.
+    """
+
+    fold: int
+    epoch: int
+    accuracy: float
+    model: nn.Module
+    classes: Mapping[int, str]
+    input_shape: tuple[int, int]
+    features: Mapping[str, Any]
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """(B, classes) float32, each row of sum 1.
+
+        Args:
+            features: (B, n_mels, time), any float type.
+
+        Raises:
+            ValueError: they have another shape.
+        """
+        if features.shape[1:] != self.input_shape:
+            raise ValueError(f"features of shape {features.shape}; want (B, *{self.input_shape})")
+        batches = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).split(_BATCH)
+        with torch.inference_mode():
+            logits = torch.cat([self.model(batch) for batch in batches])
+        return logits.softmax(dim=1).numpy()
+
+    def feature_parameters(self) -> FeatureParameters:
+        """How audio becomes the features that this network knows.
+
+        Raises:
+            BadData: the weights do not say, or nothing that could be.
+        """
+        if not self.features:
+            raise BadData(
+                f"fold {self.fold}: its weights do not say how their features were made (features "
+                "that `raykfold.prepare` makes say so)"
+            )
+        parameters = FeatureParameters.from_dict(self.features)
+        shape = (parameters.n_mels, parameters.frames)
+        if shape != self.input_shape:
+            raise BadData(f"features of {shape}, for a network that takes {self.input_shape}")
+        if parameters.length > _LONGEST_CLIP or parameters.n_fft > _LARGEST_WINDOW:
+            raise BadData(
+                f"features of clips of {parameters.length} samples and windows of "
+                f"{parameters.n_fft}; want at most {_LONGEST_CLIP} and {_LARGEST_WINDOW}"
+            )
+        return parameters
+
+
+def load_fold(source: str | Path, fold: int, *, model: str | None = None) -> FoldModel:
+    """A fold's network with its best weights.
+
+    Args:
+        source: a run's `model_dir`, or else a model repository of the Hub, ``owner/name``.
+        fold: the fold that was held out.
+        model: ``module:Class`` of the network where it is not the built-in one; importing it runs
+            its code.
+
+    Raises:
+        BadInput: there are no such weights, or they are no network of that class.
+    """
+    folder, files = _weights_in(source, ModelDir(Path()).best_weights(fold).name)
+    if not files:
+        there = ", ".join(each.name for each in _weights_in(source)[1]) or "none of any fold"
+        raise BadInput(f"{folder}: no weights of fold {fold}; there are {there}")
+    return read_weights(files[0], model=model)
+
+
+def load_folds(source: str | Path, *, model: str | None = None) -> list[FoldModel]:
+    """The networks of all folds that are there, as `load_fold` gives one.
+
+    Raises:
+        BadInput: there is none, or one cannot be used.
+    """
+    folder, files = _weights_in(source)
+    if not files:
+        raise BadInput(f"{folder}: no weights; want {_ANY_FOLD} files, as a run leaves them")
+    return sorted((read_weights(file, model=model) for file in files), key=lambda each: each.fold)
+
+
+_ANY_FOLD = "model_fold_*_best.safetensors"
+
+
+def _weights_in(source: str | Path, pattern: str = _ANY_FOLD) -> tuple[str | Path, list[Path]]:
+    if isinstance(source, Path) or os.path.isdir(source):
+        if not os.path.isdir(source):
+            raise BadInput(f"{source}: no such folder")
+        return source, sorted(Path(source).glob(pattern))
+    if source.count("/") != 1:
+        raise BadInput(f"{source}: no such folder, and no repository of the Hub (owner/name)")
+    try:
+        return source, sorted(ModelRepository(source, None).fetch([pattern]).glob(pattern))
+    except (Refused, Unavailable) as error:
+        raise BadInput(f"{source}: cannot be had from the Hub ({error})") from error
+
+
+def read_weights(file: Path, *, model: str | None = None) -> FoldModel:
+    """The network of one file; `load_fold` says the rest.
+
+    Raises:
+        BadData: the file is damaged, lacks what a run writes into it, or fits another network.
+        BadInput: it wants a class that was not named.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise BadData(f"{file}: no whole safetensors file ({one_line(error)})") from error
+    try:
+        about = _About.of(metadata)
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise BadData(f"{file}: not the weights of a fold ({one_line(repr(error))})") from error
+    return FoldModel(
+        fold=about.fold,
+        epoch=about.epoch,
+        accuracy=about.accuracy,
+        model=_network(file, about, tensors, model),
+        classes=about.classes,
+        input_shape=about.input_shape,
+        features=about.features,
+    )
+
+
+@dataclass(frozen=True)
+class _About:
+    """What `raykfold.checkpoint.WeightsContext` writes into a file."""
+
+    fold: int
+    epoch: int
+    accuracy: float
+    model: str
+    classes: dict[int, str]
+    input_shape: tuple[int, int]
+    features: dict[str, Any]
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, str]) -> _About:
+        n_mels, time = json.loads(metadata["input_shape"])
+        classes = {int(label): name for label, name in json.loads(metadata["classes"]).items()}
+        features = json.loads(metadata.get("features", "{}"))
+        if not all(isinstance(name, str) for name in classes.values()):
+            raise TypeError("a class whose name is no text")
+        if not (isinstance(features, dict) and type(n_mels) is type(time) is int):
+            raise TypeError("no shape, or no parameters, of features")
+        return cls(
+            fold=int(metadata["fold"]),
+            epoch=int(metadata["epoch"]),
+            accuracy=float(metadata["accuracy"]),
+            model=metadata["model"],
+            classes=classes,
+            input_shape=(n_mels, time),
+            features=features,
+        )
+
+
+def _network(
+    file: Path, about: _About, tensors: Mapping[str, Tensor], named: str | None
+) -> nn.Module:
+    if named is None and about.model != DEFAULT_MODEL:
+        raise BadInput(
+            f"{file}: weights of {one_line(about.model)}, which is not the built-in network; name "
+            "its class with --model, if you trust it"
+        )
+    shape = (about.input_shape[0], len(about.classes), about.input_shape[1])
+    try:
+        if named is not None and named != DEFAULT_MODEL:
+            network = build_model(named, *shape)
+        else:
+            with torch.device("meta"):  # takes no memory: the file's tensors take their places
+                network = AudioCNN(*shape)
+        wanted = network.state_dict()
+        fitting = {
+            name: values.to(wanted[name].dtype) if name in wanted else values
+            for name, values in tensors.items()
+        }
+        network.load_state_dict(fitting, assign=True)
+    except BadInput:
+        raise
+    except Exception as error:  # the network's own checks, and torch's
+        raise BadData(f"{file}: these weights do not fit it ({one_line(error)})") from error
+    return network.eval()
