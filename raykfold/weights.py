@@ -156,7 +156,7 @@ def read_weights(file: Path, *, model: str | None = None) -> FoldModel:
         raise BadData(f"{file}: no whole safetensors file ({one_line(error)})") from error
     try:
         about = _About.of(metadata)
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise BadData(f"{file}: not the weights of a fold ({one_line(repr(error))})") from error
     return FoldModel(
         fold=about.fold,
@@ -186,8 +186,8 @@ class _About:
         n_mels, time = json.loads(metadata["input_shape"])
         classes = {int(label): name for label, name in json.loads(metadata["classes"]).items()}
         features = json.loads(metadata.get("features", "{}"))
-        if not all(isinstance(name, str) for name in classes.values()):
-            raise TypeError("a class whose name is no text")
+        if not classes or not all(isinstance(name, str) for name in classes.values()):
+            raise TypeError("no classes, or one whose name is no text")
         if not (isinstance(features, dict) and type(n_mels) is type(time) is int):
             raise TypeError("no shape, or no parameters, of features")
         return cls(

@@ -21,6 +21,7 @@ What a run leaves, with folds 1 to 5 and E epochs run by a fold:
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import pickle
@@ -39,7 +40,9 @@ import pytest
 import safetensors.numpy
 import torch
 from conftest import CLASSES, small_arrays
+from hub_server import Fault, HubServer
 from safetensors import safe_open
+from wandb_files import newest
 
 from raykfold.data import read_feature_set, write_feature_set
 from raykfold.run import main
@@ -329,10 +332,14 @@ def test_killed_workers_and_a_killed_driver_give_the_same_bits_on_one_worker(
 
 
 def newest_states(storage: Path, fold: int) -> list[Path]:
-    """The checkpoints that hold most epochs of a fold: one, or two after an untimely kill."""
+    """The states with most epochs of a fold: one, or two after an untimely kill.
+
+    On a fast machine the fold may be over before its worker knows that the driver is gone.
+    """
+    name = f"fold_{fold}/manifest.json"
     epochs = {
         manifest.parent: json.loads(manifest.read_text())["epochs_run"]
-        for manifest in storage.glob(f"shares/*/*/fold_{fold}/manifest.json")
+        for manifest in (*storage.glob(f"shares/*/*/{name}"), *storage.glob(f"folds/{name}"))
     }
     return [folder for folder, number in epochs.items() if number == max(epochs.values())]
 
@@ -456,7 +463,211 @@ def test_ctrl_c_while_ray_starts_ends_the_run_in_order(data_dir: Path, tmp_path:
     wait_until_gone(ray)
 
 
+# --- the Hub and W&B -----------------------------------------------------------------------------
+
+TOKEN = HubServer.token
+REPOSITORY = "tester/sounds"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    with HubServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
+
+
+def mirrored(*arguments: str) -> tuple[str, ...]:
+    """Of a run of three folds on two slots."""
+    where = ("--hf_model_repo_id", REPOSITORY, "--hub_interval", "0.5")
+    return ("--local_cpus", "2", "--folds", "1,2,3", *where, *arguments)
+
+
+def assert_same_folds(
+    outcome: Outcome, model_dir: Path, folds: tuple[int, ...] = (1, 2, 3)
+) -> None:
+    """What a run of three folds has of these is what the run of all has."""
+    folds = (1, 2, 3)
+    some = Outcome.of(model_dir)
+    assert some.folds == [row for row in outcome.folds if row["fold"] in folds]
+    assert some.histories == [outcome.histories[FOLDS.index(fold)] for fold in folds]
+    mine = {name: content for name, content in outcome.weights.items() if _is_of(name, folds)}
+    assert some.weights.keys() == mine.keys()
+    for name, content in mine.items():
+        # Not the bytes: the metadata name the network, which can be a derived one.
+        tensors = safetensors.numpy.load(some.weights[name])
+        for tensor, values in safetensors.numpy.load(content).items():
+            np.testing.assert_array_equal(tensors[tensor], values, err_msg=f"{name} {tensor}")
+
+
+def _is_of(name: str, folds: tuple[int, ...]) -> bool:
+    match = re.search(r"fold_(\d+)", name)
+    assert match, name
+    return int(match[1]) in folds
+
+
+def assert_is_mirrored(hub: HubServer, model_dir: Path) -> None:
+    """The repository holds what `model_dir` does, byte for byte, and each file came up once.
+
+    .gitattributes, README.md, summary.json, all_fold_histories_pytorch.pkl, oof_predictions.npz
+    model_fold_<n>_best.safetensors
+    fold_<n>/epoch_<e>.safetensors
+    """
+    repository = hub.repository(REPOSITORY)
+    expected = {
+        "README.md": model_dir / "model_card.md",
+        **{
+            name: model_dir / name
+            for name in ("summary.json", "all_fold_histories_pytorch.pkl", "oof_predictions.npz")
+        },
+        **{path.name: path for path in model_dir.glob("model_fold_*_best.safetensors")},
+        **{
+            f"{path.parent.name}/{path.name}": path
+            for path in model_dir.glob("checkpoints/fold_*/epoch_*.safetensors")
+        },
+    }
+    found = {name: data for name, data in repository.files.items() if name != ".gitattributes"}
+    assert found == {name: path.read_bytes() for name, path in expected.items()}
+    assert "summary.json" in repository.commits[-1].paths
+    epochs = [path for commit in repository.commits for path in commit.paths if "/epoch_" in path]
+    assert len(epochs) == len(set(epochs))
+
+
+def files_that_hold(secret: str, folder: Path) -> list[Path]:
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and secret.encode() in path.read_bytes()
+    ]
+
+
+def test_a_run_is_mirrored_and_tracked_and_tells_nobody_the_token(
+    outcome: Outcome, hub: HubServer, data_dir: Path, tmp_path: Path
+) -> None:
+    model_dir, told = tmp_path / "out", tmp_path / "told"
+    told.mkdir()
+    tracked = ("--wandb_project", "sounds", "--wandb_watch")
+    done = run(
+        data_dir,
+        model_dir,
+        *mirrored("--model", "networks:TellsItsEnvironment", *tracked),
+        ENVIRONMENTS=str(told),
+        WANDB_API_KEY="0123456789" * 4,
+        WANDB_BASE_URL="http://127.0.0.1:9",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert_same_folds(outcome, model_dir)
+    assert_is_mirrored(hub, model_dir)
+    assert "is open, and takes the weights" in done.stdout
+    assert "Hub: everything is up" in done.stdout
+    times = [commit.time for commit in hub.repository(REPOSITORY).commits[1:]]
+    assert all(later - earlier > 0.45 for earlier, later in itertools.pairwise(times))
+
+    assert re.search(r"W&B: .*; metrics go to .*/wandb, .*wandb sync ", done.stdout)
+    logged = newest(model_dir)
+    assert logged.keys() == {"fold_1", "fold_2", "fold_3", "summary"}
+    for row, history in zip(outcome.folds, outcome.histories, strict=True):
+        if row["fold"] in (1, 2, 3):
+            of_fold = logged[f"fold_{row['fold']}"]
+            assert of_fold.run["run_group"] == "sounds"
+            assert of_fold.column("val/accuracy") == pytest.approx(history["val_accuracy"])
+            assert all("weights/fc1.bias.values" in each for each in of_fold.rows)
+    assert logged["summary"].summary["mean_accuracy"] == pytest.approx(
+        np.mean([row["best_val_accuracy"] for row in outcome.folds[:3]])
+    )
+
+    for secret in (TOKEN, "0123456789" * 4):
+        assert secret not in done.stdout
+        assert files_that_hold(secret, tmp_path) == []
+    assert len(list(told.iterdir())) == 3  # of the driver and two workers
+
+
+def test_what_the_hub_refuses_is_sent_later(
+    outcome: Outcome, hub: HubServer, data_dir: Path, tmp_path: Path
+) -> None:
+    hub.fault("commit", Fault("status", status=403))
+    done = run(data_dir, tmp_path, *mirrored())
+    assert done.returncode == 0, done.stderr
+    assert_same_folds(outcome, tmp_path)
+    assert done.stdout.count("HTTP 403") == 1
+    again = re.search(r"Hub: not up yet: .*; to send them: (.*)", done.stdout)
+    assert again
+    hub.clear_faults()
+    sent = subprocess.run(
+        [sys.executable, *again[1].split()[1:]],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(),
+    )
+    assert sent.returncode == 0, sent.stdout + sent.stderr
+    assert_is_mirrored(hub, tmp_path)
+
+
+def test_a_driver_that_is_killed_while_it_uploads_loses_nothing(
+    outcome: Outcome, hub: HubServer, data_dir: Path, tmp_path: Path
+) -> None:
+    hub.fault("commit", Fault("lost_reply", times=1))
+    hub.fault("commit", Fault("slow", seconds=60, times=1))
+    process = start(data_dir, tmp_path, *mirrored())
+    try:
+        read_until(process, r"epoch 3/6")
+        wait_until_seen(hub, "commit", 2)  # the second of them hangs
+    finally:
+        process.kill()
+        process.wait()
+    done = run(data_dir, tmp_path, *mirrored())
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"resumes after epoch|complete already", done.stdout)
+    assert_same_folds(outcome, tmp_path)
+    assert_is_mirrored(hub, tmp_path)
+
+
+def wait_until_seen(hub: HubServer, endpoint: str, times: int) -> None:
+    deadline = time.monotonic() + 60
+    while sum(request.endpoint == endpoint for request in hub.requests) < times:
+        assert time.monotonic() < deadline, f"no {times} requests for {endpoint}"
+        time.sleep(0.1)
+
+
 # --- slow ----------------------------------------------------------------------------------------
+
+
+FAULTS = {
+    "replies that are lost": [
+        ("create", Fault("lost_reply", times=1)),
+        ("commit", Fault("lost_reply", times=2)),
+        ("lfs_put", Fault("lost_reply", times=1)),
+        ("tree", Fault("lost_reply", times=1)),
+    ],
+    "a service that fails": [
+        ("create", Fault("status", status=503, times=1)),
+        ("commit", Fault("status", status=429, retry_after=1, times=1)),
+        ("commit", Fault("status", status=412, times=1)),
+        ("commit", Fault("reset", times=1)),
+        ("commit", Fault("status", status=500, times=1)),
+        ("preupload", Fault("reset", times=1)),
+    ],
+    "a service that is slow": [("*", Fault("slow", seconds=2.0))],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("faults", FAULTS.values(), ids=FAULTS)
+def test_a_bad_day_of_the_hub_changes_nothing(
+    outcome: Outcome,
+    hub: HubServer,
+    data_dir: Path,
+    tmp_path: Path,
+    faults: list[tuple[str, Fault]],
+) -> None:
+    for endpoint, fault in faults:
+        hub.fault(endpoint, fault)
+    done = run(data_dir, tmp_path, *mirrored())
+    assert done.returncode == 0, done.stderr
+    assert_same_folds(outcome, tmp_path)
+    assert_is_mirrored(hub, tmp_path)
 
 
 @pytest.mark.slow

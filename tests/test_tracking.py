@@ -14,14 +14,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import wandb
-from wandb.util import get_core_path
+from wandb_files import Logged, files, newest
 
 from raykfold import tracking
 from raykfold.observers import RunStart
@@ -72,53 +71,6 @@ def make(tmp_path: Path, said: list[str]) -> Callable[..., Tracker]:
     return make_tracker
 
 
-@dataclass
-class Logged:
-    """What one file holds of a W&B run."""
-
-    folder: Path
-    run: dict[str, Any] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    summary: dict[str, Any] = field(default_factory=dict)
-    preempting: bool = False
-    exit_code: int | None = None
-
-    def column(self, name: str) -> list[Any]:
-        return [row.get(name) for row in self.rows]
-
-
-def read(file: Path) -> Logged:
-    """Read a ``.wandb`` file back with W&B's own reader."""
-    command = [get_core_path(), "leet", "inspect", "-json", "-no-observability", "-run-file"]
-    printed = subprocess.run([*command, str(file)], check=True, capture_output=True, text=True)
-    logged = Logged(file.parent)
-    for record in map(json.loads, printed.stdout.splitlines()):
-        if record["type"] == "run":
-            logged.run = record["run"]
-        elif record["type"] == "history":
-            logged.rows.append(record["history"]["item"])
-        elif record["type"] == "summary":
-            logged.summary |= record["summary"].get("update", {})
-        elif record["type"] == "preempting":
-            logged.preempting = True
-        elif record["type"] == "exit":
-            logged.exit_code = record["exit"]["exit_code"]
-    return logged
-
-
-def files(tmp_path: Path, kind: str = "offline-run") -> dict[str, list[Logged]]:
-    """Display name → what each session wrote, oldest first."""
-    found: dict[str, list[Logged]] = {}
-    for file in sorted((tmp_path / "out" / "wandb").glob(f"{kind}-*/*.wandb")):
-        logged = read(file)
-        found.setdefault(logged.run["display_name"], []).append(logged)
-    return found
-
-
-def newest(tmp_path: Path, kind: str = "offline-run") -> dict[str, Logged]:
-    return {name: sessions[-1] for name, sessions in files(tmp_path, kind).items()}
-
-
 def epoch(number: int, accuracy: float = 0.5) -> EpochMetrics:
     return EpochMetrics(number, 1.5, 0.25, 1.25, accuracy + number / 10, 0.001, 2.0)
 
@@ -151,7 +103,7 @@ def test_each_fold_is_a_run_and_each_epoch_a_row(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     whole_run(make())
-    runs = newest(tmp_path)
+    runs = newest(tmp_path / "out")
     assert set(runs) == {"fold_1", "fold_2", "summary"}
     about = runs["fold_2"].run
     assert about["run_id"] == "abc-1-fold-2"
@@ -184,7 +136,7 @@ def test_the_summary_run_has_live_means_and_the_table_of_folds(
     make: Callable[..., Tracker], tmp_path: Path
 ) -> None:
     whole_run(make())
-    logged = newest(tmp_path)["summary"]
+    logged = newest(tmp_path / "out")["summary"]
     assert logged.run["run_id"] == "abc-1-summary"
     assert (logged.run["run_group"], logged.run["job_type"]) == ("run", "summary")
     live = logged.rows[:-1]
@@ -223,7 +175,7 @@ def test_a_failed_fold_is_a_failed_run(make: Callable[..., Tracker], tmp_path: P
     tracker.fold_finished(broken)
     tracker.run_finished(summary(complete(1), broken))
     tracker.close()
-    runs = newest(tmp_path)
+    runs = newest(tmp_path / "out")
     assert runs["fold_2"].exit_code == 1
     assert runs["fold_2"].summary["status"] == "failed"
     assert runs["fold_2"].summary["error"] == "loss became nan"
@@ -242,7 +194,7 @@ def test_a_resumed_session_logs_what_the_earlier_one_had(
     first.run_started(RunStart("run", 4, (1, 2, 3), {}))
     first.epoch_committed(1, epoch(0))
     first.close()
-    interrupted = newest(tmp_path)["fold_1"]
+    interrupted = newest(tmp_path / "out")["fold_1"]
     assert interrupted.preempting and interrupted.exit_code == 1
 
     second = make()
@@ -250,7 +202,7 @@ def test_a_resumed_session_logs_what_the_earlier_one_had(
     second.run_started(RunStart("run", 4, (1, 2, 3), histories, {2: complete(2, 0.6)}))
     second.epoch_committed(1, epoch(2))
     second.close()
-    sessions = files(tmp_path)
+    sessions = files(tmp_path / "out")
     assert [logged.column("epoch") for logged in sessions["fold_1"]] == [[0], [0, 1, 2]]
     assert {logged.run["run_id"] for logged in sessions["fold_1"]} == {"abc-1-fold-1"}
     over = sessions["fold_2"][-1]
@@ -269,8 +221,8 @@ def test_an_epoch_that_is_committed_again_is_logged_once(
     for number in (1, 0, 1, 2):
         tracker.epoch_committed(1, epoch(number))
     tracker.close()
-    assert newest(tmp_path)["fold_1"].column("epoch") == [0, 1, 2]
-    assert len(newest(tmp_path)["summary"].rows) == 3
+    assert newest(tmp_path / "out")["fold_1"].column("epoch") == [0, 1, 2]
+    assert len(newest(tmp_path / "out")["summary"].rows) == 3
 
 
 def test_values_that_are_not_finite_are_left_out(
@@ -281,7 +233,7 @@ def test_values_that_are_not_finite_are_left_out(
     tracker.epoch_committed(1, EpochMetrics(0, math.nan, 0.25, math.inf, math.nan, 0.001, 2.0))
     tracker.epoch_committed(1, epoch(1))
     tracker.close()
-    runs = newest(tmp_path)
+    runs = newest(tmp_path / "out")
     row = {key: value for key, value in runs["fold_1"].rows[0].items() if key[0] != "_"}
     assert row == {"epoch": 0, "train/accuracy": 0.25, "lr": 0.001, "epoch_seconds": 2.0}
     assert runs["fold_1"].column("val/loss") == [None, 1.25]
@@ -300,7 +252,7 @@ def test_watched_weights_stand_in_the_row_of_their_epoch(
     tracker.epoch_committed(1, epoch(1))
     tracker.weights_watched(1, 2, {"weights/fc": drawn})
     tracker.close()
-    rows = newest(tmp_path)["fold_1"].rows
+    rows = newest(tmp_path / "out")["fold_1"].rows
     assert rows[0]["weights/fc._type"] == "histogram"
     assert rows[0]["weights/fc.values"] == [1, 2]
     assert rows[0]["weights/fc.bins"] == [-1, 0, 1]
@@ -337,7 +289,7 @@ def test_the_mode_of_the_environment_counts_where_none_is_given(
     assert not (tmp_path / "out").exists()
     monkeypatch.setenv("WANDB_MODE", "offline")
     whole_run(make(mode=None))
-    assert set(newest(tmp_path)) == {"fold_1", "fold_2", "summary"}
+    assert set(newest(tmp_path / "out")) == {"fold_1", "fold_2", "summary"}
     assert said == []
 
 
@@ -359,8 +311,8 @@ def test_a_server_that_is_not_there_means_offline_after_one_line(
     (line,) = said
     assert "connection refused" in line
     assert sync_finds(line) == {"abc-1-fold-1", "abc-1-fold-2", "abc-1-summary"}
-    assert newest(tmp_path)["fold_2"].column("epoch") == [0, 1, 2]
-    assert "mean_accuracy" in newest(tmp_path)["summary"].summary
+    assert newest(tmp_path / "out")["fold_2"].column("epoch") == [0, 1, 2]
+    assert "mean_accuracy" in newest(tmp_path / "out")["summary"].summary
     assert capfd.readouterr() == ("", "")
     assert holding_the_key(tmp_path) <= {netrc}
 
@@ -389,7 +341,7 @@ def test_no_call_waits_for_a_server_that_never_answers(
             tracker.run_finished(summary(complete(1)))
             assert not list((tmp_path / "out" / "wandb").glob("offline-run-*"))
             tracker.close()
-    assert newest(tmp_path)["fold_1"].column("epoch") == [0, 1, 2]
+    assert newest(tmp_path / "out")["fold_1"].column("epoch") == [0, 1, 2]
     (line,) = said
     assert "offline-run-" in line
 
@@ -420,7 +372,7 @@ def test_closing_twice_and_events_after_it_change_nothing(
     whole_run(tracker)
     tracker.epoch_committed(1, epoch(3))
     tracker.close()
-    assert newest(tmp_path)["fold_1"].column("epoch") == [0, 1, 2]
+    assert newest(tmp_path / "out")["fold_1"].column("epoch") == [0, 1, 2]
     assert said == []
 
 
@@ -435,7 +387,7 @@ def test_a_tracker_that_closes_leaves_another_one_at_work(
     first.close()
     second.epoch_committed(1, epoch(0))
     second.close()
-    logged = {run.run["run_id"]: run for run in files(tmp_path)["fold_1"]}
+    logged = {run.run["run_id"]: run for run in files(tmp_path / "out")["fold_1"]}
     assert logged["second-fold-1"].column("epoch") == [0]
     assert said == []
 
@@ -475,7 +427,7 @@ def test_ids_fit_and_stay_apart(make: Callable[..., Tracker], tmp_path: Path) ->
         tracker = make(run_id=run_id)
         tracker.run_started(RunStart("run", 3, (1,), {}))
         tracker.close()
-    ids = [logged.run["run_id"] for logged in files(tmp_path)["fold_1"]]
+    ids = [logged.run["run_id"] for logged in files(tmp_path / "out")["fold_1"]]
     assert len(set(ids)) == 2
     assert all(re.fullmatch(r"a_b_c+-[0-9a-f]{8}-fold-1", run_id) for run_id in ids)
     assert max(map(len, ids)) < 100
@@ -637,7 +589,7 @@ def test_a_key_that_is_refused_means_offline(
     whole_run(make(mode="online", api_key=KEY))
     (line,) = said
     assert "401" in line and KEY not in line
-    assert newest(tmp_path)["fold_1"].column("epoch") == [0, 1, 2]
+    assert newest(tmp_path / "out")["fold_1"].column("epoch") == [0, 1, 2]
 
 
 def test_a_server_that_goes_silent_during_a_run_does_not_hold_up_its_end(
@@ -660,5 +612,5 @@ def test_a_server_that_goes_silent_during_a_run_does_not_hold_up_its_end(
     (line,) = said
     assert "fold_1, fold_2, summary not sent" in line
     assert sync_finds(line) == {"abc-1-fold-1", "abc-1-fold-2", "abc-1-summary"}
-    assert newest(tmp_path, "run")["fold_1"].column("epoch") == [0, 1, 2]
+    assert newest(tmp_path / "out", "run")["fold_1"].column("epoch") == [0, 1, 2]
     assert capfd.readouterr() == ("", "")
