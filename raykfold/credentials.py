@@ -10,8 +10,9 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-HUB_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-WANDB_VARIABLES = ("WANDB_API_KEY",)
+_HUB = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_WANDB = ("WANDB_API_KEY",)
+SECRETS = (*_HUB, *_WANDB)
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,9 @@ class Credentials:
 @contextmanager
 def taken_out_of(environ: MutableMapping[str, str]) -> Iterator[Credentials]:
     """The secrets that `environ` has, which are missing from it inside."""
-    taken = {
-        name: environ.pop(name) for name in (*HUB_VARIABLES, *WANDB_VARIABLES) if name in environ
-    }
+    taken = {name: environ.pop(name) for name in SECRETS if name in environ}
     try:
-        yield Credentials(
-            hf_token=_first(taken, HUB_VARIABLES), wandb_api_key=_first(taken, WANDB_VARIABLES)
-        )
+        yield Credentials(hf_token=_first(taken, _HUB), wandb_api_key=_first(taken, _WANDB))
     finally:
         environ.update(taken)
 
