@@ -190,6 +190,9 @@ class RunConfig:
     hf_model_repo_id: str | None = _option(None, _text, _repository)
     """Model repository on the Hugging Face Hub that weights and results go up to."""
 
+    hf_private: bool = _option(False, _switch)
+    """Make that repository a private one, if it has still to be made."""
+
     hub_upload: str = _option("all", _text, _one_of("all", "best"))
     """Weights that go up: of all epochs and the best of each fold, or only the best."""
 

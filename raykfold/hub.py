@@ -47,6 +47,7 @@ FIRST_PAUSE = 5.0  # seconds after a failure; doubled with every further one
 LONGEST_PAUSE = 300.0
 _SAY_SECONDS = 30.0
 _TRIES_TO_SEE = 5
+_FETCHED = ".fetched-"
 
 
 class Uploader:
@@ -183,12 +184,14 @@ class Uploader:
                 raise
             raise Unavailable(str(refused)) from refused
         self._seen = True
-        self._is_reached()
-        if self._attempt is not None:
-            made, paths = self._attempt
-            if not set(paths) & set(self.left()):
-                self._last_commit = made
-            self._attempt = None
+        if self._attempt is None:
+            self._is_reached()
+            return
+        made, paths = self._attempt
+        self._attempt = None
+        if not set(paths) & set(self.left()):  # only its reply was lost
+            self._last_commit = made
+            self._is_reached()
 
     def _commit_when_due(self) -> None:
         due = self._last_commit + self._interval
@@ -247,7 +250,10 @@ class Uploader:
         return files
 
     def _is_missing(self, path: str, file: Path) -> bool:
-        return path not in self._there or self._there[path] not in self._content_ids(file)
+        try:
+            return path not in self._there or self._there[path] not in self._content_ids(file)
+        except FileNotFoundError:  # the run took it back meanwhile
+            return False
 
     def _content_ids(self, file: Path) -> tuple[str, str]:
         stat = file.stat()
@@ -381,7 +387,7 @@ def mirror(config: RunConfig, token: str | None, say: Callable[[str], None]) -> 
     assert config.hf_model_repo_id is not None
     uploader = Uploader(
         config.outputs,
-        ModelRepository(config.hf_model_repo_id, token),
+        ModelRepository(config.hf_model_repo_id, token, private=config.hf_private),
         upload=config.hub_upload,
         interval=config.hub_interval,
     )
@@ -403,14 +409,17 @@ def fetch_missing(
     if not lacking:
         return
     say(f"{processed_dir} lacks {', '.join(lacking)}: fetching from the dataset {repo_id} (Hub)")
-    aside = processed_dir / ".fetched"  # a name that stays: a fetch that was cut short goes on
+    if processed_dir.exists() and not processed_dir.is_dir():
+        raise BadData(f"--processed_dir {processed_dir}: is no folder")
+    # A name that stays, for a fetch that was cut short to go on, but not with another's files.
+    aside = processed_dir / f"{_FETCHED}{repo_id.replace('/', '--')}"
     choices = [
         names for names in FILE_NAMES if not any((processed_dir / name).exists() for name in names)
     ]
-    _fetch_with_patience(repo_id, choices, aside, token, say)
-    for file in aside.glob("*.*"):
-        os.replace(file, processed_dir / file.name)
-    shutil.rmtree(aside)
+    for name in _fetch_with_patience(repo_id, choices, aside, token, say):
+        os.replace(aside / name, processed_dir / name)
+    for left in processed_dir.glob(f"{_FETCHED}*"):
+        shutil.rmtree(left)
     lacking = missing_arrays(processed_dir)
     if lacking:
         files = ", ".join(f"{name}.npy (or .pkl)" for name in lacking)
@@ -423,13 +432,15 @@ def _fetch_with_patience(
     folder: Path,
     token: str | None,
     say: Callable[[str], None],
-) -> None:
-    for pause in (1.0, 4.0, 16.0, None):
+) -> list[str]:
+    pauses = iter((1.0, 4.0, 16.0))
+    while True:
         try:
-            fetch_dataset(repo_id, choices, folder, token, progress=sys.stderr.isatty())
+            return fetch_dataset(repo_id, choices, folder, token, progress=sys.stderr.isatty())
         except Refused as refused:
             raise BadData(f"--hf_repo_id {repo_id}: {refused}") from refused
         except Unavailable as unavailable:
+            pause = next(pauses, None)
             if pause is None:
                 raise BadData(
                     f"--hf_repo_id {repo_id}: cannot be fetched now ({unavailable}); the same "
@@ -437,8 +448,6 @@ def _fetch_with_patience(
                 ) from unavailable
             say(f"Hub: not to be reached now ({unavailable}); tried again")
             time.sleep(max(pause, unavailable.retry_after or 0.0))
-        else:
-            return
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -478,12 +487,15 @@ def _upload(options: argparse.Namespace) -> int:
     with taken_out_of(os.environ) as credentials:
         uploader = Uploader(
             outputs,
-            ModelRepository(repo_id, credentials.hf_token),
+            ModelRepository(
+                repo_id, credentials.hf_token, private=bool(told.get("hf_private", False))
+            ),
             upload=options.hub_upload or told.get("hub_upload", "all"),
         )
     uploader.finish()
     uploader.start()
     wait_for(uploader, options.hub_timeout, lambda line: print(line, flush=True))
+    uploader.stop()
     left = uploader.left()
     print(f"Hub: not up yet: {_some(left)}" if left else f"Hub: all is up in {repo_id}")
     return 1 if left else 0

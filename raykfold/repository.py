@@ -11,11 +11,13 @@ The endpoint is that of `HF_ENDPOINT`, as everywhere in the ecosystem.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha1, sha256
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,11 @@ _REPLY_SECONDS = 60.0
 # Of these a second try can come out otherwise: time-outs, conflicts of two commits, limits, faults.
 _TRANSIENT = {408, 409, 412, 425, 429}
 _PART_BYTES = 2**20
+# What the local disk can answer.
+_LOCAL = {
+    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+}
 
 
 class Unavailable(Exception):
@@ -61,16 +68,20 @@ class ModelRepository:
     Args:
         repo_id: ``owner/name``, or a name among one's own.
         token: the Hub's; None for what `hf auth login` has left.
+        private: whether `create` makes it for its owner's eyes only.
     """
 
-    def __init__(self, repo_id: str, token: str | None) -> None:
+    def __init__(self, repo_id: str, token: str | None, *, private: bool = False) -> None:
         self.repo_id = repo_id
+        self._private = private
         self._api = _api(token)
 
     def create(self) -> str:
         """See to it that the repository is there; its address."""
         with _understood(self.repo_id):
-            url = self._api.create_repo(self.repo_id, exist_ok=True)
+            # None leaves it to the owner's settings.
+            private = True if self._private else None
+            url = self._api.create_repo(self.repo_id, private=private, exist_ok=True)
         self.repo_id = url.repo_id  # now with its owner
         return str(url)
 
@@ -116,7 +127,7 @@ def fetch_dataset(
     token: str | None,
     *,
     progress: bool,
-) -> None:
+) -> list[str]:
     """Download files of the dataset `repo_id` into `folder`; a download cut short goes on.
 
     Args:
@@ -124,18 +135,23 @@ def fetch_dataset(
             dataset has, the best is taken.
         progress: draw progress bars on stderr.
 
+    Returns:
+        The names that were taken; all of them are there.
+
     Raises:
         Unavailable, Refused.
     """
     with _understood(repo_id):
         api = _api(token, progress=progress)
-        there = set(api.list_repo_files(repo_id, repo_type="dataset"))
-        names = [next((name for name in each if name in there), None) for each in choices]
-        if any(names):
-            wanted = [name for name in names if name is not None]
+        # Not a listing of the tree, which the client itself tries for half a minute.
+        there = {file.rfilename for file in api.dataset_info(repo_id).siblings or ()}
+        best = (next((name for name in each if name in there), None) for each in choices)
+        wanted = [name for name in best if name is not None]
+        if wanted:
             api.snapshot_download(
                 repo_id, repo_type="dataset", local_dir=folder, allow_patterns=wanted
             )
+    return wanted
 
 
 def _api(token: str | None, *, progress: bool = False) -> Any:
@@ -143,13 +159,15 @@ def _api(token: str | None, *, progress: bool = False) -> Any:
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
     (enable_progress_bars if progress else disable_progress_bars)()
-    # What it says beside its exceptions would stand between the lines of the run.
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-    huggingface_hub.set_client_factory(_client)
     os.environ.setdefault("HF_XET_CLIENT_READ_TIMEOUT", f"{_REPLY_SECONDS:.0f}s")
-    return huggingface_hub.HfApi(
+    huggingface_hub.set_client_factory(_client)
+    api = huggingface_hub.HfApi(
         endpoint=os.environ.get("HF_ENDPOINT"), token=token, library_name="raykfold"
     )
+    # What it says beside its exceptions would stand between the lines of the run. It sets the
+    # level itself when it is first used, so after that.
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    return api
 
 
 def _client() -> Any:
@@ -199,11 +217,14 @@ def _is_of_the_network(error: Exception) -> bool:
     # Its own errors are also those of the HTTP library that it uses.
     of_http = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
 
+    chain = list(_chain(error))
+    if any(isinstance(each, OSError) and each.errno in _LOCAL for each in chain):
+        return False
     # RuntimeError and the built-in ConnectionError (an OSError) are how uploads of large files
-    # fail; a download that ends too early is an OSError.
-    kinds: tuple[type, ...] = (of_http, OSError, RuntimeError)
+    # fail; a download that ends too early is an OSError; a gateway in between answers in HTML.
+    kinds: tuple[type, ...] = (of_http, OSError, RuntimeError, JSONDecodeError)
     return not isinstance(error, HFValidationError) and any(
-        isinstance(each, kinds) for each in _chain(error)
+        isinstance(each, kinds) for each in chain
     )
 
 

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from raykfold.credentials import SECRETS
 from raykfold.data import FeatureSet, feature_set_from_arrays, write_feature_set
 
 CLASSES = {2: "dog", 3: "rain", 5: "siren", 7: "<drill>"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Nobody's login and nobody's cache, before the Hub's client reads its settings: on import."""
+    home = tempfile.TemporaryDirectory(prefix="hf_home_")
+    config.add_cleanup(home.cleanup)
+    os.environ["HF_HOME"] = home.name
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
+    for secret in SECRETS:
+        os.environ.pop(secret, None)
 
 
 def small_arrays(n: int = 240, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

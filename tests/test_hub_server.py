@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,21 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from hub_server import COMMITS_PAGE, TREE_PAGE, Fault, HubServer, Repository
-
-# The client reads its settings when it is imported.
-_home = tempfile.TemporaryDirectory(prefix="hf_home_")
-for _name, _value in {
-    "HF_HOME": _home.name,
-    "HF_HUB_DISABLE_XET": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-}.items():
-    os.environ.setdefault(_name, _value)
-
-import httpx2  # noqa: E402
-from huggingface_hub import (  # noqa: E402
+from huggingface_hub import (
     CommitInfo,
     CommitOperationAdd,
     CommitOperationCopy,
@@ -40,7 +27,7 @@ from huggingface_hub import (  # noqa: E402
     RepoFile,
     get_session,
 )
-from huggingface_hub.errors import (  # noqa: E402
+from huggingface_hub.errors import (
     BadRequestError,
     EntryNotFoundError,
     HfHubHTTPError,
