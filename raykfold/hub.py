@@ -18,7 +18,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +126,7 @@ class Uploader:
 
     def left(self) -> list[str]:
         """Paths in the repository of files that are not known to be there."""
-        files = self._files()
-        return [path for path, file in files.items() if self._is_missing(path, file)]
+        return list(self._missing(self._over))
 
     # --- in the thread ---------------------------------------------------------------------
 
@@ -156,8 +155,8 @@ class Uploader:
         self._open()
         self._look()
         over, self._news = self._over, False  # before the look at the files: later ones are news
-        self._write_card()
-        if self.left():
+        self._write_card(over)
+        if self._missing(over):
             self._commit_when_due()
             return True
         if over:
@@ -198,11 +197,13 @@ class Uploader:
         with self._changed:
             self._changed.wait_for(lambda: self._stopped, max(0.0, due - time.monotonic()))
         if not self._stopped:
-            self._write_card()
-            self._commit(self._batch())
+            over = self._over  # asked once: the card and the summary must be of one mind
+            self._write_card(over)
+            missing = self._missing(over)
+            batch = self._batch(missing)
+            self._commit(batch, self._stale(over, missing, batch))
 
-    def _commit(self, batch: dict[str, Path]) -> None:
-        stale = [self._outputs.summary.name] if self._summary_is_stale(batch) else []
+    def _commit(self, batch: Mapping[str, Path], stale: Sequence[str]) -> None:
         with scratch_dir(self._outputs.root) as aside:
             # A file that is replaced meanwhile must not change under the upload's feet.
             files = {path: aside / str(number) for number, path in enumerate(batch)}
@@ -218,24 +219,30 @@ class Uploader:
             self._there.pop(path)
         self._is_reached()
 
-    def _batch(self) -> dict[str, Path]:
+    def _batch(self, missing: Mapping[str, Path]) -> dict[str, Path]:
         """What goes into the next commit; the summary only where nothing else is left."""
-        files = self._files()
-        left = self.left()
-        if len(left) > FILES_A_COMMIT:
-            first = [path for path in left if path == CARD]
-            rest = [path for path in left if path not in (CARD, self._outputs.summary.name)]
-            left = [*first, *rest][:FILES_A_COMMIT]
-        return {path: files[path] for path in left}
+        if len(missing) <= FILES_A_COMMIT:
+            return dict(missing)
+        first = [path for path in missing if path == CARD]
+        rest = [path for path in missing if path not in (CARD, self._summary)]
+        return {path: missing[path] for path in [*first, *rest][:FILES_A_COMMIT]}
 
-    def _summary_is_stale(self, batch: dict[str, Path]) -> bool:
-        """An earlier summary says that the repository is complete, which it is not now."""
-        name = self._outputs.summary.name
-        final = self._files().get(name)
-        stale = final is None or self._is_missing(name, final)
-        return name in self._there and name not in batch and stale
+    def _stale(self, over: bool, missing: Collection[str], batch: Collection[str]) -> list[str]:
+        """An earlier summary, which says that the repository is complete: it is not now."""
+        name = self._summary
+        is_final = name in self._files(over) and name not in missing
+        return [name] if name in self._there and name not in batch and not is_final else []
 
-    def _files(self) -> dict[str, Path]:
+    @property
+    def _summary(self) -> str:
+        return self._outputs.summary.name
+
+    def _missing(self, over: bool) -> dict[str, Path]:
+        """Those of `_files` that are not known to be there."""
+        files = self._files(over).items()
+        return {path: file for path, file in files if self._is_missing(path, file)}
+
+    def _files(self, over: bool) -> dict[str, Path]:
         """Path in the repository → file, in the order in which they go up."""
         outputs = self._outputs
         weights = outputs.all_epoch_weights() if self._upload == "all" else []
@@ -245,8 +252,8 @@ class Uploader:
         files |= {file.name: file for file in results if file.exists()}
         if outputs.card.exists():
             files[CARD] = outputs.card
-        if self._over and outputs.summary.exists():
-            files[outputs.summary.name] = outputs.summary
+        if over and outputs.summary.exists():
+            files[self._summary] = outputs.summary
         return files
 
     def _is_missing(self, path: str, file: Path) -> bool:
@@ -262,11 +269,11 @@ class Uploader:
             self._ids[file] = (as_of, content_ids(file))
         return self._ids[file][1]
 
-    def _write_card(self) -> None:
+    def _write_card(self, over: bool) -> None:
         outputs = self._outputs
         if not (outputs.run_record.exists() and outputs.training_state.exists()):
             return
-        summary = _json(outputs.summary) if self._over and outputs.summary.exists() else None
+        summary = _json(outputs.summary) if over and outputs.summary.exists() else None
         card = model_card(
             self._repository.repo_id,
             _json(outputs.run_record),
