@@ -100,21 +100,24 @@ class Audience(Observer):
     def close(self) -> None:
         """The last that came goes first: what it has still to say is for those before it.
 
-        Each is closed once.
+        Each is closed once, also when a signal cuts one short and this is called again.
         """
-        self._tell("close", last_first=True)
-        self._observers.clear()
+        while self._observers:
+            self._tell_one(self._observers.pop(), "close")
 
-    def _tell(self, what: str, *args: Any, last_first: bool = False) -> None:
-        for observer in self._observers[::-1] if last_first else list(self._observers):
-            try:
-                getattr(observer, what)(*args)
-            except RaykfoldError:
-                raise
-            except Exception as error:
-                self._observers.remove(observer)
-                name = type(observer).__name__
-                self.noticed(f"{name} failed and is not told any more: {one_line(error)}")
+    def _tell(self, what: str, *args: Any) -> None:
+        for observer in list(self._observers):
+            self._tell_one(observer, what, *args)
+
+    def _tell_one(self, observer: Observer, what: str, *args: Any) -> None:
+        try:
+            getattr(observer, what)(*args)
+        except RaykfoldError:
+            raise
+        except Exception as error:
+            self._observers = [each for each in self._observers if each is not observer]
+            name = type(observer).__name__
+            self.noticed(f"{name} failed and is not told any more: {one_line(error)}")
 
 
 def console(stream: TextIO | None = None) -> Observer:

@@ -13,6 +13,8 @@ import pytest
 from raykfold.errors import StorageError
 from raykfold.observers import (
     Audience,
+    LineProgress,
+    LiveProgress,
     Observer,
     RunStart,
     console,
@@ -154,3 +156,35 @@ def test_an_observer_that_fails_is_told_no_more_and_the_others_are() -> None:
 def test_an_observer_can_end_the_run() -> None:
     with pytest.raises(StorageError, match="disk"):
         Audience([Failing(StorageError("the disk is full"))]).epoch_committed(1, epoch(0))
+
+
+class Closing(Observer):
+    """Says its name when it is closed, and can be interrupted at that."""
+
+    def __init__(self, name: str, said: list[str], *, interrupted: bool = False) -> None:
+        self.name = name
+        self.said = said
+        self.interrupted = interrupted
+
+    def close(self) -> None:
+        self.said.append(self.name)
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+
+def test_the_last_observer_is_closed_first_and_each_once_even_if_interrupted() -> None:
+    said: list[str] = []
+    audience = Audience([Closing("a", said), Closing("b", said, interrupted=True)])
+    audience.add(Closing("c", said))
+    with pytest.raises(KeyboardInterrupt):
+        audience.close()
+    audience.close()
+    assert said == ["c", "b", "a"]
+
+
+def test_a_run_with_nothing_left_to_train_starts_no_display() -> None:
+    done = complete(1)
+    stream = io.StringIO()
+    for observer in (LineProgress(stream), LiveProgress(stream)):
+        observer.run_started(RunStart("run", 3, (1,), {}, {1: done}))
+    assert stream.getvalue() == ""
