@@ -156,7 +156,8 @@ class Uploader:
         self._look()
         over, self._news = self._over, False  # before the look at the files: later ones are news
         self._write_card(over)
-        if self._missing(over):
+        missing = self._missing(over)
+        if missing and (over or missing.keys() != {CARD}):  # a card alone can wait for weights
             self._commit_when_due()
             return True
         if over:
