@@ -104,6 +104,11 @@ def _join(stack: ExitStack, address: str, options: dict[str, Any]) -> None:
     try:
         ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
+        if "AuthenticationError" in str(error.__cause__):
+            raise BadInput(
+                f"--address {address}: the cluster refuses this token; want RAY_AUTH_MODE=token, "
+                "and the cluster's own token in RAY_AUTH_TOKEN or in ~/.ray/auth_token"
+            ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInput(f"--address {address}: no Ray cluster answers there ({reason})") from None
     # Ray Train's placement-group cleaner must find this cluster, not another one on the host.

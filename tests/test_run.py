@@ -26,9 +26,12 @@ import json
 import os
 import pickle
 import re
+import secrets
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -632,6 +635,63 @@ def wait_until_seen(hub: HubServer, endpoint: str, times: int) -> None:
 
 
 # --- slow ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """A cluster of two CPUs that was started by somebody who has a token for the Hub too."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(32)
+    # Short: Ray puts UNIX sockets below, and their paths end at 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="rkt-", dir="/tmp") as folder:
+        head = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+                *("--port", str(port), "--num-cpus", "2", "--temp-dir", folder),
+                *("--include-dashboard", "false", "--disable-usage-stats"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment(
+                RAY_AUTH_MODE="token",
+                RAY_AUTH_TOKEN=token,
+                HF_TOKEN=TOKEN,
+                ENVIRONMENTS=str(tmp_path / "told"),
+            ),
+        )
+        try:
+            address = re.search(r"\d+(?:\.\d+){3}", read_until(head, "Local node")[-1])
+            assert address
+            read_until(head, "Ray runtime started")
+            yield f"{address[0]}:{port}", token
+        finally:
+            head.terminate()
+            head.communicate(timeout=60)
+
+
+@pytest.mark.slow
+def test_on_a_named_cluster_workers_have_no_secrets_and_a_token_is_needed(
+    outcome: Outcome, cluster: tuple[str, str], data_dir: Path, tmp_path: Path
+) -> None:
+    address, token = cluster
+    model_dir, told = tmp_path / "out", tmp_path / "told"
+    told.mkdir()
+    network = ("--model", "networks:TellsItsEnvironment")
+    arguments = ("--address", address, "--folds", "1,2,3", *network)
+    wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "ENVIRONMENTS": str(told)}
+    refused = run(data_dir, model_dir, *arguments, **wrong)
+    assert refused.returncode == 2
+    assert "the cluster refuses this token" in refused.stderr.splitlines()[-1]
+    assert not model_dir.exists()
+
+    right = {**wrong, "RAY_AUTH_TOKEN": token, "HF_TOKEN": TOKEN}
+    done = run(data_dir, model_dir, *arguments, **right)
+    assert done.returncode == 0, done.stderr
+    assert_same_folds(outcome, model_dir)
+    assert files_that_hold(TOKEN, told) == []
 
 
 FAULTS = {
