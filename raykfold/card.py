@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from raykfold.models import DEFAULT_MODEL
+
 # Of the run's configuration, what decides results.
 _SETTINGS = (
     *("model", "epochs", "batch_size", "learning_rate", "early_stopping_patience", "seed"),
@@ -35,7 +37,7 @@ def model_card(
         _opening(record, state, summary),
         "\n".join(_fold_table(state, summary)),
         _reading(summary),
-        _loading(repo_id, state),
+        _loading(repo_id, record, state),
         "\n".join(_training(record)),
         "\n".join(_classes(summary)),
     ]
@@ -146,21 +148,24 @@ def _reading(summary: Mapping[str, Any] | None) -> str:
     )
 
 
-def _loading(repo_id: str, state: Mapping[str, Any]) -> str:
+def _loading(repo_id: str, record: Mapping[str, Any], state: Mapping[str, Any]) -> str:
     fold = next(iter(state["folds"]), "1")
+    own = record["config"]["model"]
+    named = "" if own == DEFAULT_MODEL else f', model="{own}"'
+    flag = "" if own == DEFAULT_MODEL else f" --model {own}"
     return f"""## Use
 
 ```python
 import raykfold
 
-fold = raykfold.load_fold("{repo_id}", {fold})
+fold = raykfold.load_fold("{repo_id}", {fold}{named})
 fold.model          # a torch.nn.Module, in evaluation mode
 fold.classes        # label -> name, in the order of its outputs
 fold.probabilities(features)  # features: (batch, n_mels, time)
 ```
 
-Or from the shell, all folds averaged:
-`python -m raykfold.predict recording.wav --repo {repo_id}`"""
+Or from the shell, where the features are those of `raykfold.prepare`, all folds averaged:
+`python -m raykfold.predict recording.wav --repo {repo_id}{flag}`"""
 
 
 def _training(record: Mapping[str, Any]) -> Iterator[str]:

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from raykfold.errors import BadInput, RaykfoldError, RunStopped
+from raykfold.errors import BadInput, RaykfoldError, RunStopped, one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,5 +48,5 @@ def exit_code(command: Callable[[], int], *, stopped: str, verbose: bool = False
     except RaykfoldError as error:
         if verbose:
             traceback.print_exc()
-        print(f"raykfold: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"raykfold: {one_line(error, longest=None)}", file=sys.stderr)
         return error.exit_code

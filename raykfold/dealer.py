@@ -198,7 +198,7 @@ class Dealer:
             checkpoint_every=config.checkpoint_every,
             threads=self._size.cpus,
             use_gpu=bool(self._size.gpus),
-            watch=config.wandb_watch,
+            watch=config.wandb_watch and config.wandb_project is not None,
         )
 
     def _fit(self, name: str, trainer: ShareTrainer) -> None:

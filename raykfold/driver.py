@@ -28,6 +28,7 @@ from raykfold.storage import (
     created,
     identity,
     locked,
+    renew_record,
     set_aside,
 )
 from raykfold.tracking import Tracker
@@ -92,6 +93,7 @@ def _run(
     if ledger.waiting:
         _train(config, data, ledger, audience)
     else:
+        renew_record(config)
         ledger.announce()
     return ledger.conclude()
 

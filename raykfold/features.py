@@ -62,7 +62,7 @@ class FeatureParameters:
             value = getattr(self, field.name)
             if not (_is_number(value) and value > 0 and math.isfinite(value)):
                 raise BadInput(f"{field.name} {value!r}: want more than 0")
-            if field.name != "seconds" and value != int(value):
+            if field.name != "seconds" and not isinstance(value, int):
                 raise BadInput(f"{field.name} {value!r}: want a whole number")
         if self.length < 1:
             raise BadInput(f"seconds {self.seconds}: not one sample at {self.sample_rate} Hz")

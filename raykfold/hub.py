@@ -30,7 +30,7 @@ from raykfold.data import FILE_NAMES, missing_arrays
 from raykfold.errors import BadData, BadInput, one_line
 from raykfold.files import link_file, write_file
 from raykfold.observers import Observer, RunStart, duration
-from raykfold.paths import ModelDir, absolute
+from raykfold.paths import ModelDir, absolute, is_weights
 from raykfold.repository import (
     ModelRepository,
     Refused,
@@ -45,6 +45,7 @@ CARD = "README.md"
 FILES_A_COMMIT = 90  # the Hub asks for less than 100
 FIRST_PAUSE = 5.0  # seconds after a failure; doubled with every further one
 LONGEST_PAUSE = 300.0
+LONGEST_WAIT = 60.0  # seconds between two commits, or tries, once somebody waits for the end
 _SAY_SECONDS = 30.0
 _TRIES_TO_SEE = 5
 _FETCHED = ".fetched-"
@@ -86,8 +87,11 @@ class Uploader:
         self._there: dict[str, str] = {}  # path → id of its content
         self._ids: dict[Path, tuple[Any, tuple[str, str]]] = {}  # as of which size and time
         self._last_commit = float("-inf")
-        self._attempt: tuple[float, list[str]] | None = None  # a commit that may be there or not
+        self._attempt: list[str] | None = None  # paths of a commit that may be there or not
         self._failures = 0
+        self._takes_card = True
+        self._broken = False
+        self._told_of_others = False
 
     # --- for the driver's thread -----------------------------------------------------------
 
@@ -117,6 +121,11 @@ class Uploader:
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
+    @property
+    def broken(self) -> bool:
+        """Whether it has given up."""
+        return self._broken
+
     def notices(self) -> list[str]:
         """Lines for the user since the last call."""
         lines = []
@@ -139,8 +148,10 @@ class Uploader:
                 except Unavailable as unavailable:
                     self._outlast(unavailable)
         except Refused as refused:
+            self._broken = True
             self._say(f"{refused}; uploads stop here, and nothing else does")
         except Exception as error:  # a full disk, or a fault of ours: training must not feel it
+            self._broken = True
             self._say(f"uploads stop here, and nothing else does: {one_line(error)}")
 
     def _step(self) -> bool:
@@ -186,15 +197,24 @@ class Uploader:
         self._seen = True
         if self._attempt is None:
             self._is_reached()
+            self._tell_of_others()
             return
-        made, paths = self._attempt
-        self._attempt = None
+        paths, self._attempt = self._attempt, None
         if not set(paths) & set(self.left()):  # only its reply was lost
-            self._last_commit = made
+            self._last_commit = time.monotonic()
             self._is_reached()
 
+    def _tell_of_others(self) -> None:
+        """Another run's files stay where they are: nobody has asked for them to go."""
+        ours = self._files(True)
+        others = [path for path in self._there if is_weights(path) and path not in ours]
+        if others and not self._told_of_others:
+            self._say(f"{_some(others)} in the repository: of another run, not touched")
+        self._told_of_others = True
+
     def _commit_when_due(self) -> None:
-        due = self._last_commit + self._interval
+        interval = min(self._interval, LONGEST_WAIT) if self._over else self._interval
+        due = self._last_commit + interval
         with self._changed:
             self._changed.wait_for(lambda: self._stopped, max(0.0, due - time.monotonic()))
         if not self._stopped:
@@ -202,7 +222,13 @@ class Uploader:
             self._write_card(over)
             missing = self._missing(over)
             batch = self._batch(missing)
-            self._commit(batch, self._stale(over, missing, batch))
+            try:
+                self._commit(batch, self._stale(over, missing, batch))
+            except Refused as refused:
+                if refused.status != 400 or CARD not in batch:
+                    raise
+                self._say(f"{refused}; going on without the model card")
+                self._takes_card = False
 
     def _commit(self, batch: Mapping[str, Path], stale: Sequence[str]) -> None:
         with scratch_dir(self._outputs.root) as aside:
@@ -211,10 +237,9 @@ class Uploader:
             for path, copy in files.items():
                 link_file(batch[path], copy)
             ids = {path: content_ids(copy)[0] for path, copy in files.items()}
-            made = time.monotonic()
-            self._attempt, self._seen = (made, list(files)), False
+            self._attempt, self._seen = list(files), False
             self._repository.commit(files, stale, _title(files))
-        self._last_commit, self._attempt, self._seen = made, None, True
+        self._last_commit, self._attempt, self._seen = time.monotonic(), None, True
         self._there.update(ids)
         for path in stale:
             self._there.pop(path)
@@ -251,7 +276,7 @@ class Uploader:
         files |= {file.name: file for file in outputs.all_best_weights()}
         results = [outputs.histories, outputs.predictions]
         files |= {file.name: file for file in results if file.exists()}
-        if outputs.card.exists():
+        if self._takes_card and outputs.card.exists():
             files[CARD] = outputs.card
         if over and outputs.summary.exists():
             files[self._summary] = outputs.summary
@@ -259,7 +284,8 @@ class Uploader:
 
     def _is_missing(self, path: str, file: Path) -> bool:
         try:
-            return path not in self._there or self._there[path] not in self._content_ids(file)
+            there = self._there.get(path)
+            return there is None or there not in self._content_ids(file)
         except FileNotFoundError:  # the run took it back meanwhile
             return False
 
@@ -287,11 +313,16 @@ class Uploader:
     def _outlast(self, unavailable: Unavailable) -> None:
         if not self._failures:
             self._say(f"not to be reached now ({unavailable}); uploads are tried again")
-        pause = min(self._first_pause * 2**self._failures, LONGEST_PAUSE)
+        over = self._over
+        longest = LONGEST_WAIT if over else LONGEST_PAUSE
+        pause = min(self._first_pause * 2**self._failures, longest)
         self._failures += 1
-        pause = max(pause, unavailable.retry_after or 0.0)
+        asked = unavailable.retry_after or 0.0
         with self._changed:
-            self._changed.wait_for(lambda: self._stopped, pause)
+            # Once the run is over somebody waits: try at once, unless asked not to.
+            self._changed.wait_for(
+                lambda: self._stopped or (self._over and not over and not asked), max(pause, asked)
+            )
 
     def _is_reached(self) -> None:
         if self._failures:
@@ -365,7 +396,7 @@ class Mirror(Observer):
             left = self._uploader.left()
             if left:
                 self._say(f"Hub: not up yet: {_some(left)}; to send them: {self._again}")
-            elif self._over:
+            elif self._over and not self._uploader.broken:
                 self._say("Hub: everything is up")
 
 
@@ -399,7 +430,13 @@ def mirror(config: RunConfig, token: str | None, say: Callable[[str], None]) -> 
         upload=config.hub_upload,
         interval=config.hub_interval,
     )
-    again = f"python -m raykfold.hub upload --model_dir {shlex.quote(str(config.model_path))}"
+    again = shlex.join(
+        [
+            *("python", "-m", "raykfold.hub", "upload"),
+            *("--model_dir", str(config.model_path), "--repo", config.hf_model_repo_id),
+            *("--hub_upload", config.hub_upload),
+        ]
+    )
     return Mirror(uploader, timeout=config.hub_timeout, say=say, again=again)
 
 
@@ -424,8 +461,9 @@ def fetch_missing(
     choices = [
         names for names in FILE_NAMES if not any((processed_dir / name).exists() for name in names)
     ]
-    for name in _fetch_with_patience(repo_id, choices, aside, token, say):
-        os.replace(aside / name, processed_dir / name)
+    # The arrays come last: while one is missing, the next call fetches what is.
+    for file in reversed(_fetch_with_patience(repo_id, choices, aside, token, say)):
+        os.replace(file, processed_dir / file.name)
     for left in processed_dir.glob(f"{_FETCHED}*"):
         shutil.rmtree(left)
     lacking = missing_arrays(processed_dir)
@@ -440,7 +478,7 @@ def _fetch_with_patience(
     folder: Path,
     token: str | None,
     say: Callable[[str], None],
-) -> list[str]:
+) -> list[Path]:
     pauses = iter((1.0, 4.0, 16.0))
     while True:
         try:

@@ -43,7 +43,7 @@ class Observer:
     """
 
     def run_started(self, start: RunStart) -> None:
-        """Once, before the first epoch of this session, if there is still one to come."""
+        """Once, before the first epoch of this session; also when none is left to train."""
 
     def weights_watched(self, fold: int, epoch: int, histograms: Mapping[str, Histogram]) -> None:
         """Before `epoch_committed`, with --wandb_watch: histograms of weights and gradients."""

@@ -7,6 +7,7 @@ run resumes from, below Ray's storage path. By default the second lies inside th
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,17 @@ def fold_name(fold: int) -> str:
 def epoch_weights_name(epoch: int) -> str:
     """Name of the weights after `epoch`, counted from 0."""
     return f"epoch_{epoch}.safetensors"
+
+
+def is_best_weights(name: str) -> bool:
+    """Whether a file of this name is the best of some fold."""
+    return re.fullmatch(r"model_fold_-?\d+_best\.safetensors", name, re.ASCII) is not None
+
+
+def is_weights(path: str) -> bool:
+    """Whether a file with this path, in a repository, is of some fold's weights."""
+    epoch = re.fullmatch(r"fold_-?\d+/epoch_\d+\.safetensors", path, re.ASCII)
+    return epoch is not None or is_best_weights(path)
 
 
 @dataclass(frozen=True)
@@ -81,11 +93,12 @@ class ModelDir:
 
     def all_best_weights(self) -> list[Path]:
         """Those that are there."""
-        return sorted(self.root.glob("model_fold_*_best.safetensors"))
+        return sorted(file for file in self.root.glob("model_*") if is_best_weights(file.name))
 
     def all_epoch_weights(self) -> list[Path]:
         """Those that are there, epoch by epoch."""
-        found = self.checkpoints.glob("fold_*/epoch_*.safetensors")
+        named = self.checkpoints.glob("fold_*/epoch_*")
+        found = (file for file in named if is_weights(f"{file.parent.name}/{file.name}"))
         return sorted(found, key=lambda file: (int(file.stem.removeprefix("epoch_")), file.parent))
 
     def epoch_weights(self, fold: int, epoch: int) -> Path:

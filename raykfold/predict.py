@@ -57,7 +57,7 @@ def _parser() -> Parser:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    source = options.repo or absolute(options.model_dir)
+    source = f"hf://{options.repo}" if options.repo else absolute(options.model_dir)
     folds = _folds(source, options.fold, options.model)
     parameters = folds[0].feature_parameters()
     require_audio()
@@ -89,12 +89,16 @@ def _folds(source: str | Path, fold: str, model: str | None) -> list[FoldModel]:
         raise BadInput(f"--fold {fold!r}: want a fold's label, or all")
     first = folds[0]
     for other in folds[1:]:
-        if (other.classes, other.features) != (first.classes, first.features):
+        if _terms(other) != _terms(first):
             raise BadInput(
                 f"{source}: folds {first.fold} and {other.fold} differ in classes or features; "
                 "name one with --fold"
             )
     return folds
+
+
+def _terms(fold: FoldModel) -> tuple[object, ...]:
+    return fold.classes, fold.features, fold.input_shape
 
 
 def _as_text(file: str, folds: Sequence[FoldModel], probabilities: np.ndarray) -> str:

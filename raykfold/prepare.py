@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from raykfold.command import Parser, add_flag, exit_code
+from raykfold.credentials import taken_out_of
 from raykfold.errors import BadData, BadInput, RaykfoldError
 from raykfold.features import (
     DIGITS,
@@ -86,7 +87,10 @@ def _prepare(options: argparse.Namespace) -> int:
     paths = [recording.path for recording in recordings]
     features = _room(len(paths), parameters)
     print(f"{len(paths)} recordings in {listing.source}; starting Ray", flush=True)
-    with ray_session(options.address, local_cpus=options.local_cpus, verbose=options.verbose):
+    with (
+        taken_out_of(os.environ),  # they are of no use here, and Ray's processes would inherit them
+        ray_session(options.address, local_cpus=options.local_cpus, verbose=options.verbose),
+    ):
         problems = _fill_over_ray(features, audio_dir, paths, parameters, options.strict)
     for problem in problems.values():
         print(f"raykfold: left out: {problem}", file=sys.stderr)

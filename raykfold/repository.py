@@ -14,6 +14,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha1, sha256
@@ -127,8 +129,8 @@ def fetch_dataset(
     token: str | None,
     *,
     progress: bool,
-) -> list[str]:
-    """Download files of the dataset `repo_id` into `folder`; a download cut short goes on.
+) -> list[Path]:
+    """Download files of the dataset `repo_id` below `folder`; a download cut short goes on.
 
     Args:
         choices: for each file wanted, the names it may have, the best first; of those that the
@@ -136,7 +138,7 @@ def fetch_dataset(
         progress: draw progress bars on stderr.
 
     Returns:
-        The names that were taken; all of them are there.
+        The files, all of one revision.
 
     Raises:
         Unavailable, Refused.
@@ -144,14 +146,25 @@ def fetch_dataset(
     with _understood(repo_id):
         api = _api(token, progress=progress)
         # Not a listing of the tree, which the client itself tries for half a minute.
-        there = {file.rfilename for file in api.dataset_info(repo_id).siblings or ()}
+        info = api.dataset_info(repo_id)
+        there = {file.rfilename for file in info.siblings or ()}
         best = (next((name for name in each if name in there), None) for each in choices)
         wanted = [name for name in best if name is not None]
+        # Of its own for each revision: what an earlier call left is not mixed with a newer one.
+        revision = folder / info.sha
         if wanted:
             api.snapshot_download(
-                repo_id, repo_type="dataset", local_dir=folder, allow_patterns=wanted
+                repo_id,
+                repo_type="dataset",
+                revision=info.sha,
+                local_dir=revision,
+                allow_patterns=wanted,
             )
-    return wanted
+    files = [revision / name for name in wanted]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:  # the client takes an outage for success where the folder is not empty
+        raise Unavailable(f"{', '.join(missing)} did not arrive")
+    return files
 
 
 def _api(token: str | None, *, progress: bool = False) -> Any:
@@ -167,6 +180,7 @@ def _api(token: str | None, *, progress: bool = False) -> Any:
     # What it says beside its exceptions would stand between the lines of the run. It sets the
     # level itself when it is first used, so after that.
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module="huggingface_hub")
     return api
 
 
@@ -194,9 +208,10 @@ def _translated(repo_id: str, error: Exception) -> Unavailable | Refused:
         if status in _TRANSIENT or status >= 500:
             return Unavailable(f"HTTP {status}", _retry_after(response.headers))
         return Refused(_advice(repo_id, status, error), status)
-    if _is_of_the_network(error):
-        return Unavailable(f"{type(error).__name__}: {one_line(error)}")
-    return Refused(f"{type(error).__name__}: {one_line(error)}")
+    # A header that cannot be sent is quoted in the error, and it can be the token's.
+    told = one_line(re.sub(r"Bearer .*", "Bearer ***", str(error), flags=re.DOTALL))
+    kind = Unavailable if _is_of_the_network(error) else Refused
+    return kind(f"{type(error).__name__}: {told}")
 
 
 def _chain(error: BaseException) -> Iterator[Any]:
@@ -218,6 +233,8 @@ def _is_of_the_network(error: Exception) -> bool:
     of_http = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
 
     chain = list(_chain(error))
+    if any(type(each).__name__ in ("LocalProtocolError", "OfflineModeIsEnabled") for each in chain):
+        return False  # what cannot be sent, and HF_HUB_OFFLINE
     if any(isinstance(each, OSError) and each.errno in _LOCAL for each in chain):
         return False
     # RuntimeError and the built-in ConnectionError (an OSError) are how uploads of large files
@@ -239,19 +256,12 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _advice(repo_id: str, status: int, error: Exception) -> str:
-    if status == 401:
-        return (
-            f"HTTP 401: the Hub does not accept the token for {repo_id}; set HF_TOKEN to a valid "
-            "one, or run `hf auth login`"
-        )
-    if status == 403:
-        return (
-            f"HTTP 403: the token may not do this in {repo_id}; it needs write permission there "
-            "(https://huggingface.co/settings/tokens)"
-        )
-    if status == 404:
-        return (
-            f"HTTP 404: there is no {repo_id}, or the token may not see it; check the name, and "
-            "HF_TOKEN"
-        )
-    return f"HTTP {status}: {one_line(getattr(error, 'server_message', None) or error)}"
+    words = one_line(getattr(error, "server_message", None) or error)
+    advice = {
+        401: f"{repo_id} wants a valid token: set HF_TOKEN, or run `hf auth login`",
+        403: f"the token may not do this with {repo_id}: to upload it needs write permission, to "
+        "read what is gated, access",
+        404: f"there is no {repo_id}, or the token may not see it; check the name, and HF_TOKEN",
+    }
+    told = f"{advice[status]} ({words})" if status in advice else words
+    return f"HTTP {status}: {told}"

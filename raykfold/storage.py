@@ -121,6 +121,19 @@ def write_record(config: RunConfig, current: Mapping[str, Any], created: str) ->
     write_json(config.outputs.run_record, record)
 
 
+def renew_record(config: RunConfig) -> None:
+    """Say of a run with nothing left to train what it was told this time: outputs may be new.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    record = _read_record(config.run_dir.run_record)
+    if record is not None:
+        record["config"] = config.to_json()
+        write_json(config.run_dir.run_record, record)
+        write_json(config.outputs.run_record, record)
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide results."""
     found = {"python": platform.python_version()}

@@ -25,12 +25,11 @@ from torch import Tensor, nn
 from raykfold.errors import BadData, BadInput, one_line
 from raykfold.features import FeatureParameters
 from raykfold.models import DEFAULT_MODEL, AudioCNN, build_model
-from raykfold.paths import ModelDir
+from raykfold.paths import ModelDir, is_best_weights
 from raykfold.repository import ModelRepository, Refused, Unavailable
 
-_LONGEST_CLIP = 2**26  # samples, 25 minutes at 44.1 kHz
-_LARGEST_WINDOW = 2**18
 _BATCH = 64
+_HUB = "hf://"
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,19 +85,30 @@ class FoldModel:
         shape = (parameters.n_mels, parameters.frames)
         if shape != self.input_shape:
             raise BadData(f"features of {shape}, for a network that takes {self.input_shape}")
-        if parameters.length > _LONGEST_CLIP or parameters.n_fft > _LARGEST_WINDOW:
-            raise BadData(
-                f"features of clips of {parameters.length} samples and windows of "
-                f"{parameters.n_fft}; want at most {_LONGEST_CLIP} and {_LARGEST_WINDOW}"
-            )
+        _refuse_huge(parameters)
         return parameters
+
+
+def _refuse_huge(parameters: FeatureParameters) -> None:
+    """Nothing else bounds these: a network takes any number of frames."""
+    spectrum = (parameters.length // parameters.hop_length + 1) * (parameters.n_fft // 2 + 1)
+    for what, value, most in (
+        ("a sample rate in Hz", parameters.sample_rate, 400_000),
+        ("samples in a clip", parameters.length, 2**26),
+        ("samples in a window", parameters.n_fft, 2**18),
+        ("values in a feature", parameters.n_mels * parameters.frames, 2**26),
+        ("values in a spectrum", spectrum, 2**26),
+    ):
+        if value > most:
+            raise BadData(f"feature parameters: {value} {what}; want at most {most}")
 
 
 def load_fold(source: str | Path, fold: int, *, model: str | None = None) -> FoldModel:
     """A fold's network with its best weights.
 
     Args:
-        source: a run's `model_dir`, or else a model repository of the Hub, ``owner/name``.
+        source: a run's `model_dir`, or else a model repository of the Hub, ``owner/name`` (or,
+            where there is such a folder too, ``hf://owner/name``).
         fold: the fold that was held out.
         model: ``module:Class`` of the network where it is not the built-in one; importing it runs
             its code.
@@ -110,11 +120,16 @@ def load_fold(source: str | Path, fold: int, *, model: str | None = None) -> Fol
     if not files:
         there = ", ".join(each.name for each in _weights_in(source)[1]) or "none of any fold"
         raise BadInput(f"{folder}: no weights of fold {fold}; there are {there}")
-    return read_weights(files[0], model=model)
+    found = read_weights(files[0], model=model)
+    if found.fold != fold:
+        raise BadData(f"{files[0]}: says that it is of fold {found.fold}")
+    return found
 
 
 def load_folds(source: str | Path, *, model: str | None = None) -> list[FoldModel]:
-    """The networks of all folds that are there, as `load_fold` gives one.
+    """The networks of all folds, as `load_fold` gives one: those that ``summary.json`` names.
+
+    Without a summary, which a run that goes on has not, those that are there.
 
     Raises:
         BadInput: there is none, or one cannot be used.
@@ -122,9 +137,25 @@ def load_folds(source: str | Path, *, model: str | None = None) -> list[FoldMode
     folder, files = _weights_in(source)
     if not files:
         raise BadInput(f"{folder}: no weights; want {_ANY_FOLD} files, as a run leaves them")
-    return sorted((read_weights(file, model=model) for file in files), key=lambda each: each.fold)
+    named = _folds_of_summary(files[0].parent)
+    folds = (read_weights(file, model=model) for file in files)
+    chosen = [each for each in folds if named is None or each.fold in named]
+    if not chosen:
+        raise BadInput(f"{folder}: no weights of the folds that its {_SUMMARY} names")
+    return sorted(chosen, key=lambda each: each.fold)
 
 
+def _folds_of_summary(folder: Path) -> set[int] | None:
+    """Weights of another run's folds can lie beside them."""
+    try:
+        return {row["fold"] for row in json.loads((folder / _SUMMARY).read_bytes())["folds"]}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadData(f"{folder / _SUMMARY}: no summary of a run ({one_line(error)})") from error
+
+
+_SUMMARY = ModelDir(Path()).summary.name
 _ANY_FOLD = "model_fold_*_best.safetensors"
 
 
@@ -132,13 +163,19 @@ def _weights_in(source: str | Path, pattern: str = _ANY_FOLD) -> tuple[str | Pat
     if isinstance(source, Path) or os.path.isdir(source):
         if not os.path.isdir(source):
             raise BadInput(f"{source}: no such folder")
-        return source, sorted(Path(source).glob(pattern))
-    if source.count("/") != 1:
+        return source, _best_weights(Path(source), pattern)
+    repo_id = source.removeprefix(_HUB)
+    if repo_id.count("/") != 1:
         raise BadInput(f"{source}: no such folder, and no repository of the Hub (owner/name)")
     try:
-        return source, sorted(ModelRepository(source, None).fetch([pattern]).glob(pattern))
+        folder = ModelRepository(repo_id, None).fetch([pattern, _SUMMARY])
     except (Refused, Unavailable) as error:
-        raise BadInput(f"{source}: cannot be had from the Hub ({error})") from error
+        raise BadInput(f"{repo_id}: cannot be had from the Hub ({error})") from error
+    return repo_id, _best_weights(folder, pattern)
+
+
+def _best_weights(folder: Path, pattern: str) -> list[Path]:
+    return sorted(file for file in folder.glob(pattern) if is_best_weights(file.name))
 
 
 def read_weights(file: Path, *, model: str | None = None) -> FoldModel:

@@ -898,9 +898,9 @@ def cut_short(hub: HubServer, folder: Path) -> None:
     """Have a fetch killed that has the small files, and waits for the large ones."""
     hub.fault("download", Fault("slow", seconds=600))
     aside = folder / f".fetched-{DATASET.replace('/', '--')}"
-    small = [aside / name for name in ("class_mapping.json", "features.json")]
+    small = ("class_mapping.json", "features.json")
     kill_when(
-        lambda: "download" in seen(hub) and all(file.exists() for file in small),
+        lambda: "download" in seen(hub) and all(list(aside.glob(f"*/{name}")) for name in small),
         *(FETCH, str(folder), DATASET),
     )
     hub.clear_faults()
