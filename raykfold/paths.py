@@ -42,15 +42,16 @@ def epoch_weights_name(epoch: int) -> str:
     return f"epoch_{epoch}.safetensors"
 
 
-def is_best_weights(name: str) -> bool:
-    """Whether a file of this name is the best of some fold."""
-    return re.fullmatch(r"model_fold_-?\d+_best\.safetensors", name, re.ASCII) is not None
+def fold_of_best_weights(name: str) -> int | None:
+    """Of which fold a file of this name is the best; None if it is something else."""
+    match = re.fullmatch(r"model_fold_(-?\d+)_best\.safetensors", name, re.ASCII)
+    return int(match[1]) if match else None
 
 
 def is_weights(path: str) -> bool:
     """Whether a file with this path, in a repository, is of some fold's weights."""
     epoch = re.fullmatch(r"fold_-?\d+/epoch_\d+\.safetensors", path, re.ASCII)
-    return epoch is not None or is_best_weights(path)
+    return epoch is not None or fold_of_best_weights(path) is not None
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class ModelDir:
 
     def all_best_weights(self) -> list[Path]:
         """Those that are there."""
-        return sorted(file for file in self.root.glob("model_*") if is_best_weights(file.name))
+        named = self.root.glob("model_*")
+        return sorted(file for file in named if fold_of_best_weights(file.name) is not None)
 
     def all_epoch_weights(self) -> list[Path]:
         """Those that are there, epoch by epoch."""

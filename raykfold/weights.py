@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from raykfold.errors import BadData, BadInput, one_line
 from raykfold.features import FeatureParameters
 from raykfold.models import DEFAULT_MODEL, AudioCNN, build_model
-from raykfold.paths import ModelDir, is_best_weights
+from raykfold.paths import ModelDir, fold_of_best_weights
 from raykfold.repository import ModelRepository, Refused, Unavailable
 
 _BATCH = 64
@@ -116,14 +116,11 @@ def load_fold(source: str | Path, fold: int, *, model: str | None = None) -> Fol
     Raises:
         BadInput: there are no such weights, or they are no network of that class.
     """
-    folder, files = _weights_in(source, ModelDir(Path()).best_weights(fold).name)
-    if not files:
-        there = ", ".join(each.name for each in _weights_in(source)[1]) or "none of any fold"
-        raise BadInput(f"{folder}: no weights of fold {fold}; there are {there}")
-    found = read_weights(files[0], model=model)
-    if found.fold != fold:
-        raise BadData(f"{files[0]}: says that it is of fold {found.fold}")
-    return found
+    where, files = _weights_in(source, ModelDir(Path()).best_weights(fold).name)
+    if fold not in files:
+        there = ", ".join(map(str, _weights_in(source)[1])) or "none"
+        raise BadInput(f"{where}: no weights of fold {fold}; of these there are: {there}")
+    return _read_weights_of(fold, files[fold], model)
 
 
 def load_folds(source: str | Path, *, model: str | None = None) -> list[FoldModel]:
@@ -134,15 +131,21 @@ def load_folds(source: str | Path, *, model: str | None = None) -> list[FoldMode
     Raises:
         BadInput: there is none, or one cannot be used.
     """
-    folder, files = _weights_in(source)
+    where, files = _weights_in(source)
     if not files:
-        raise BadInput(f"{folder}: no weights; want {_ANY_FOLD} files, as a run leaves them")
-    named = _folds_of_summary(files[0].parent)
-    folds = (read_weights(file, model=model) for file in files)
-    chosen = [each for each in folds if named is None or each.fold in named]
+        raise BadInput(f"{where}: no weights; want {_ANY_FOLD} files, as a run leaves them")
+    named = _folds_of_summary(next(iter(files.values())).parent)
+    chosen = [fold for fold in files if named is None or fold in named]
     if not chosen:
-        raise BadInput(f"{folder}: no weights of the folds that its {_SUMMARY} names")
-    return sorted(chosen, key=lambda each: each.fold)
+        raise BadInput(f"{where}: no weights of the folds that its {_SUMMARY} names")
+    return [_read_weights_of(fold, files[fold], model) for fold in chosen]
+
+
+def _read_weights_of(fold: int, file: Path, model: str | None) -> FoldModel:
+    found = read_weights(file, model=model)
+    if found.fold != fold:
+        raise BadData(f"{file}: says that it is of fold {found.fold}")
+    return found
 
 
 def _folds_of_summary(folder: Path) -> set[int] | None:
@@ -159,7 +162,8 @@ _SUMMARY = ModelDir(Path()).summary.name
 _ANY_FOLD = "model_fold_*_best.safetensors"
 
 
-def _weights_in(source: str | Path, pattern: str = _ANY_FOLD) -> tuple[str | Path, list[Path]]:
+def _weights_in(source: str | Path, pattern: str = _ANY_FOLD) -> tuple[str | Path, dict[int, Path]]:
+    """What messages call the source, and fold → file of its weights."""
     if isinstance(source, Path) or os.path.isdir(source):
         if not os.path.isdir(source):
             raise BadInput(f"{source}: no such folder")
@@ -174,8 +178,9 @@ def _weights_in(source: str | Path, pattern: str = _ANY_FOLD) -> tuple[str | Pat
     return repo_id, _best_weights(folder, pattern)
 
 
-def _best_weights(folder: Path, pattern: str) -> list[Path]:
-    return sorted(file for file in folder.glob(pattern) if is_best_weights(file.name))
+def _best_weights(folder: Path, pattern: str) -> dict[int, Path]:
+    found = ((fold_of_best_weights(file.name), file) for file in folder.glob(pattern))
+    return dict(sorted((fold, file) for fold, file in found if fold is not None))
 
 
 def read_weights(file: Path, *, model: str | None = None) -> FoldModel:

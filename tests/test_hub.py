@@ -212,6 +212,41 @@ def test_everything_goes_up_and_nothing_else(
     assert len(notices) == 1 and f"{hub.endpoint}/{REPO}" in notices[0] and OPEN in notices[0]
 
 
+def test_files_of_others_stay_and_are_told_of(
+    hub: HubServer, outputs: ModelDir, make: MakeUploader
+) -> None:
+    """Another run's folds in the repository, and somebody's copy among our own weights."""
+    others = {"model_fold_7_best.safetensors": b"7", "fold_1/epoch_9.safetensors": b"9", "a": b"a"}
+    hub.add_repository(REPO, files=others)
+    copy = outputs.epoch_weights(1, 0).with_name("epoch_0 (copy).safetensors")
+    copy.write_bytes(b"copied by hand")
+    notices = upload_all(make(outputs))
+    assert files(hub).keys() == without_card(outputs) | {"README.md"} | others.keys()
+    assert count(notices, "of another run, not touched") == 1
+    assert any("model_fold_7_best.safetensors" in line for line in notices)
+
+
+def test_a_card_that_the_hub_refuses_keeps_nothing_else_back(
+    hub: HubServer, outputs: ModelDir, make: MakeUploader
+) -> None:
+    hub.fault("validate_yaml", Fault("status", status=400))
+    notices = upload_all(make(outputs))
+    assert files(hub).keys() == without_card(outputs) | {".gitattributes"}
+    assert count(notices, "HTTP 400") == count(notices, "going on without the model card") == 1
+
+
+def test_the_interval_is_from_the_end_of_a_slow_upload(
+    hub: HubServer, outputs: ModelDir, make: MakeUploader
+) -> None:
+    add_weights(outputs, range(10, 110))  # more than go into one commit
+    hub.fault("lfs_put", Fault("slow", seconds=0.7, times=1))
+    upload_all(make(outputs, interval=0.5))
+    times = [commit.time for commit in hub.repository(REPO).commits[1:]]
+    assert len(times) == 2
+    began = [request.time for request in hub.requests if request.endpoint == "preupload"]
+    assert began[1] - times[0] > 0.45
+
+
 def test_only_the_best_weights_go_up_where_that_is_wanted(
     hub: HubServer, outputs: ModelDir, make: MakeUploader
 ) -> None:

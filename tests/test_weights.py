@@ -94,13 +94,13 @@ def test_a_fold_from_the_hub_is_the_same(
 
 def test_what_is_not_there_is_said(model_dir: Path, hub: HubServer) -> None:
     hub.add_repository("somebody/else", files={"model.pt": b"x"})
-    with pytest.raises(BadInput, match=rf"no weights of fold 9; there are {BEST}"):
+    with pytest.raises(BadInput, match="no weights of fold 9; of these there are: 3"):
         load_fold(model_dir, 9)
     with pytest.raises(BadInput, match="no such folder"):
         load_fold(model_dir / "nowhere", 3)
     with pytest.raises(BadInput, match="no such folder, and no repository"):
         load_fold("nowhere", 3)
-    with pytest.raises(BadInput, match="no weights of fold 3; there are none"):
+    with pytest.raises(BadInput, match="no weights of fold 3; of these there are: none"):
         load_fold("somebody/else", 3)
     with pytest.raises(BadInput, match=r"somebody/nothing.*404"):
         load_fold("somebody/nothing", 3)
@@ -186,6 +186,9 @@ def test_tensors_that_do_not_fit_are_refused(model_dir: Path, change: str) -> No
         ({"n_mels": 24}, "for a network that takes"),
         ({"seconds": 1e12}, "want at most"),
         ({"n_fft": 2**30}, "want at most"),
+        ({"n_fft": 256.0}, "whole number"),
+        ({"hop_length": 1, "n_fft": 2**18, "seconds": 2000.0}, "values in a spectrum"),
+        ({"sample_rate": 10**12, "seconds": 1e-6}, "a sample rate in Hz"),
         ({"hop_length": None}, "hop_length"),
     ],
     ids=str,
@@ -196,6 +199,44 @@ def test_features_that_cannot_be_made_are_refused(
     rewritten(model_dir, features=json.dumps({**FEATURES.as_dict(), **change}))
     with pytest.raises(BadData, match=message):
         load_fold(model_dir, 3).feature_parameters()
+
+
+def test_frames_without_end_are_refused(model_dir: Path) -> None:
+    """The network takes any number of them: no tensor of the file bounds it."""
+    endless = {**FEATURES.as_dict(), "frames": 10**11}
+    rewritten(model_dir, features=json.dumps(endless), input_shape=json.dumps([16, 10**11]))
+    with pytest.raises(BadData, match="values in a feature"):
+        load_fold(model_dir, 3).feature_parameters()
+
+
+def test_weights_beside_those_that_the_summary_names_are_another_runs(model_dir: Path) -> None:
+    (model_dir / "summary.json").write_text(json.dumps({"folds": [{"fold": 3}]}))
+    (model_dir / "model_fold_4_best.safetensors").write_bytes(b"of another run")
+    (model_dir / "model_fold_\x1b[31m_best.safetensors").write_bytes(b"")
+    assert [each.fold for each in load_folds(model_dir)] == [3]
+    (model_dir / "summary.json").write_text(json.dumps({"folds": [{"fold": 5}]}))
+    with pytest.raises(BadInput, match=r"folds that its summary\.json names"):
+        load_folds(model_dir)
+    (model_dir / "summary.json").write_text("[]")
+    with pytest.raises(BadData, match="no summary of a run"):
+        load_folds(model_dir)
+
+
+def test_weights_that_say_they_are_of_another_fold_are_refused(model_dir: Path) -> None:
+    rewritten(model_dir, fold="5")
+    with pytest.raises(BadData, match="says that it is of fold 5"):
+        load_fold(model_dir, 3)
+
+
+def test_a_repository_can_be_told_from_a_folder_of_its_name(
+    model_dir: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add_repository("somebody/digits", files={BEST: (model_dir / BEST).read_bytes()})
+    (model_dir / "somebody" / "digits").mkdir(parents=True)
+    monkeypatch.chdir(model_dir)
+    with pytest.raises(BadInput, match="no weights of fold 3"):
+        load_fold("somebody/digits", 3)
+    assert load_fold("hf://somebody/digits", 3).fold == 3
 
 
 def test_features_that_nobody_described_are_asked_for(model_dir: Path) -> None:
