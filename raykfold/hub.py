@@ -315,7 +315,7 @@ class Uploader:
             self._say(f"not to be reached now ({unavailable}); uploads are tried again")
         over = self._over
         longest = LONGEST_WAIT if over else LONGEST_PAUSE
-        pause = min(self._first_pause * 2**self._failures, longest)
+        pause = min(self._first_pause * 2 ** min(self._failures, 10), longest)
         self._failures += 1
         asked = unavailable.retry_after or 0.0
         with self._changed:
