@@ -1,9 +1,10 @@
 """A Hugging Face Hub on loopback, for the real client, with faults to order.
 
 It speaks the part of the Hub's protocol that huggingface_hub uses to create, commit to, list and
-download models and datasets, with LFS and without Xet (`HF_HUB_DISABLE_XET=1`). Repositories are
-in memory and have one branch, `main`. LFS content lies at a second port, as at the Hub it lies
-at another host. To try commands against it: `python tests/hub_server.py --help`.
+download models and datasets, with LFS and without Xet (`HF_HUB_DISABLE_XET=1`), which
+`xet_server.py` adds. Repositories are in memory and have one branch, `main`. LFS content lies at a
+second port, as at the Hub it lies at another host. To try commands against it:
+`python tests/hub_server.py --help`.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class _File:
 _Tree = dict[str, _File]
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """A reply other than success, as the Hub words it."""
 
     def __init__(self, status: int, message: str, code: str = "", **fields: str) -> None:
@@ -165,7 +166,7 @@ class Repository:
         if revision == "main":
             return self.head
         if revision not in self.trees:
-            raise _Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return revision
 
 
@@ -203,6 +204,11 @@ class HubServer:
             origin.server_close()
 
     @property
+    def routes(self) -> tuple[Route, ...]:
+        """Which requests it answers, and how."""
+        return _ROUTES
+
+    @property
     def repositories(self) -> list[Repository]:
         return list(self._repositories.values())
 
@@ -232,15 +238,16 @@ class HubServer:
         return repository
 
     def fault(self, endpoint: str, fault: Fault) -> None:
-        """Order a fault for one of `ENDPOINTS`, or for every one: "*".
+        """Order a fault for one of the endpoints in `routes`, or for every one: "*".
 
         A request is struck by the oldest fault for its endpoint that is not used up.
 
         Raises:
             ValueError: no such endpoint.
         """
-        if endpoint not in (*ENDPOINTS, "*"):
-            raise ValueError(f"{endpoint}: not one of {', '.join(ENDPOINTS)}")
+        known = [route.endpoint for route in self.routes]
+        if endpoint not in (*known, "*"):
+            raise ValueError(f"{endpoint}: not one of {', '.join(known)}")
         with self.lock:
             self._faults.append(_Order(endpoint, fault))
 
@@ -264,7 +271,7 @@ class HubServer:
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     hub: HubServer
     named: dict[str, str]  # the named parts of the path
     path: str
@@ -281,52 +288,52 @@ class _Call:
         try:
             return self.hub.repository(self.named["id"], self.named.get("type", "model"))
         except KeyError:
-            raise _Refused(404, "Repository not found", "RepoNotFound") from None
+            raise Refused(404, "Repository not found", "RepoNotFound") from None
 
 
-class _Reply(NamedTuple):
+class Reply(NamedTuple):
     body: bytes
     headers: dict[str, str] = {}  # noqa: RUF012 - never changed
     status: int = 200
 
 
-def _json(value: Any, headers: Mapping[str, str] | None = None, status: int = 200) -> _Reply:
+def json_reply(value: Any, headers: Mapping[str, str] | None = None, status: int = 200) -> Reply:
     described = {"Content-Type": "application/json; charset=utf-8", **(headers or {})}
-    return _Reply(json.dumps(value).encode(), described, status)
+    return Reply(json.dumps(value).encode(), described, status)
 
 
-def _whoami(call: _Call) -> _Reply:
-    return _json({"type": "user", "id": "0", "name": USER, "fullname": USER, "orgs": []})
+def _whoami(call: Call) -> Reply:
+    return json_reply({"type": "user", "id": "0", "name": USER, "fullname": USER, "orgs": []})
 
 
-def _create(call: _Call) -> _Reply:
+def _create(call: Call) -> Reply:
     repository = _wanted(call)
     url = f"{call.hub.endpoint}/{repository.url_path}"
     if repository.commits:
-        raise _Refused(409, f"You already created this {repository.type} repo", url=url)
+        raise Refused(409, f"You already created this {repository.type} repo", url=url)
     hub_made = {".gitattributes": _File(ATTRIBUTES.encode(), lfs=False)}
     repository.add_commit(hub_made, "initial commit")
     call.hub._repositories[repository.type, repository.id] = repository
-    return _json({"url": url, "name": repository.id})
+    return json_reply({"url": url, "name": repository.id})
 
 
-def _wanted(call: _Call) -> Repository:
+def _wanted(call: Call) -> Repository:
     """The repository that a create request names: the one there, or else a new one."""
     organization, kind = call.fields.get("organization"), call.fields.get("type") or "model"
     name = f"{organization or USER}/{call.fields['name']}"
     return call.hub._repositories.get((kind, name)) or Repository(name, kind)
 
 
-def _validate_yaml(call: _Call) -> _Reply:
+def _validate_yaml(call: Call) -> Reply:
     bare = not call.fields["content"].startswith("---\n")
     warnings = [{"message": "empty or missing yaml metadata in repo card"}] if bare else []
-    return _json({"errors": [], "warnings": warnings})
+    return json_reply({"errors": [], "warnings": warnings})
 
 
-def _info(call: _Call) -> _Reply:
+def _info(call: Call) -> Reply:
     repository = call.repository
     oid = repository.resolve(call.named.get("revision", "main"))
-    return _json(
+    return json_reply(
         {
             "id": repository.id,
             "sha": oid,
@@ -338,14 +345,14 @@ def _info(call: _Call) -> _Reply:
     )
 
 
-def _preupload(call: _Call) -> _Reply:
+def _preupload(call: Call) -> Reply:
     tree = call.repository.trees[call.repository.resolve(call.named["revision"])]
     answers = []
     for wanted in call.fields["files"]:
         path, mode = wanted["path"], _upload_mode(wanted["path"], wanted["size"])
         known = {"oid": tree[path].oid} if path in tree else {}
         answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, **known})
-    return _json({"files": answers})
+    return json_reply({"files": answers})
 
 
 def _upload_mode(path: str, size: int) -> Literal["lfs", "regular"]:
@@ -353,7 +360,7 @@ def _upload_mode(path: str, size: int) -> Literal["lfs", "regular"]:
     return "lfs" if size > REGULAR_LIMIT or (size and path.endswith(LFS_SUFFIXES)) else "regular"
 
 
-def _lfs_batch(call: _Call) -> _Reply:
+def _lfs_batch(call: Call) -> Reply:
     url_path, hub = call.repository.url_path, call.hub
     verify = {"href": f"{hub.endpoint}/{url_path}.git/info/lfs/objects/verify"}
     answers = []
@@ -364,63 +371,65 @@ def _lfs_batch(call: _Call) -> _Reply:
             upload = {"href": f"{hub.storage}/objects/{wanted['oid']}"}
             answer["actions"] = {"upload": upload, "verify": verify}
         answers.append(answer)
-    return _json({"transfer": "basic", "objects": answers})
+    return json_reply({"transfer": "basic", "objects": answers})
 
 
-def _lfs_put(call: _Call) -> _Reply:
+def _lfs_put(call: Call) -> Reply:
     oid, content = call.named["oid"], call.body
     if oid not in call.hub.announced:
-        raise _Refused(403, "Request has no valid signature")
+        raise Refused(403, "Request has no valid signature")
     if len(content) != call.hub.announced[oid]:
-        raise _Refused(400, f"{len(content)} bytes are not the size that was announced")
+        raise Refused(400, f"{len(content)} bytes are not the size that was announced")
     if hashlib.sha256(content).hexdigest() != oid:
-        raise _Refused(400, "The content has another SHA-256")
+        raise Refused(400, "The content has another SHA-256")
     call.hub.objects[oid] = content
-    return _Reply(b"", {"ETag": f'"{oid}"'})
+    return Reply(b"", {"ETag": f'"{oid}"'})
 
 
-def _lfs_verify(call: _Call) -> _Reply:
+def _lfs_verify(call: Call) -> Reply:
     content = call.hub.objects.get(call.fields["oid"])
     if content is None or len(content) != call.fields["size"]:
-        raise _Refused(400, "No such object, or it has another size")
-    return _json({"message": "verified"})
+        raise Refused(400, "No such object, or it has another size")
+    return json_reply({"message": "verified"})
 
 
-def _commit(call: _Call) -> _Reply:
+def _commit(call: Call) -> Reply:
     repository, lines = call.repository, call.body.splitlines()
     operations = [(line["key"], line["value"]) for line in map(json.loads, lines)]
     header = dict(operations)["header"]
     if call.query.get("create_pr") or call.named["revision"] != "main":
-        raise _Refused(400, "This server commits to main only")
+        raise Refused(400, "This server commits to main only")
     if not repository.head.startswith(header.get("parentCommit", "").lower()):
-        raise _Refused(412, "A commit has happened since. Please refresh and try again.")
+        raise Refused(412, "A commit has happened since. Please refresh and try again.")
     tree = dict(repository.trees[repository.head])  # a copy: all of the commit is there or nothing
     for key, value in operations:
         if key != "header":
             _CHANGES[key](call.hub, tree, value)
     commit = repository.add_commit(tree, header["summary"], header.get("description", ""))
     url = f"{call.hub.endpoint}/{repository.url_path}/commit/{commit.oid}"
-    return _json({"success": True, "commitUrl": url, "commitOid": commit.oid, "hookOutput": ""})
+    return json_reply(
+        {"success": True, "commitUrl": url, "commitOid": commit.oid, "hookOutput": ""}
+    )
 
 
 def _put_file(hub: HubServer, tree: _Tree, value: dict[str, Any]) -> None:
     content = base64.b64decode(value["content"], validate=True)
     if _upload_mode(value["path"], len(content)) == "lfs":
-        raise _Refused(400, f"{value['path']}: must be uploaded to LFS")
+        raise Refused(400, f"{value['path']}: must be uploaded to LFS")
     tree[value["path"]] = _File(content, lfs=False)
 
 
 def _put_lfs_file(hub: HubServer, tree: _Tree, value: dict[str, Any]) -> None:
     content = hub.objects.get(value["oid"])
     if content is None or len(content) != value.get("size", len(content)):
-        raise _Refused(400, f"{value['path']}: its LFS pointer names no uploaded file")
+        raise Refused(400, f"{value['path']}: its LFS pointer names no uploaded file")
     tree[value["path"]] = _File(content, lfs=True)
 
 
 def _delete_file(hub: HubServer, tree: _Tree, value: dict[str, Any]) -> None:
     if tree.pop(value["path"], None) is None:
         message = f"A file with this name doesn't exist: {value['path']}"
-        raise _Refused(404, message, "EntryNotFound")
+        raise Refused(404, message, "EntryNotFound")
 
 
 def _delete_folder(hub: HubServer, tree: _Tree, value: dict[str, Any]) -> None:
@@ -437,7 +446,7 @@ _CHANGES: dict[str, Callable[[HubServer, _Tree, dict[str, Any]], None]] = {
 }
 
 
-def _tree(call: _Call) -> _Reply:
+def _tree(call: Call) -> Reply:
     repository = call.repository
     tree = repository.trees[repository.resolve(call.named["revision"])]
     folder = f"{call.named['path']}/" if "path" in call.named else ""
@@ -447,7 +456,7 @@ def _tree(call: _Call) -> _Reply:
             entries |= {above: _folder_entry(above) for above in _folders_between(folder, path)}
             entries[path] = _file_entry(path, tree[path])
     if folder and not entries:
-        raise _Refused(404, f"{folder} does not exist on this revision", "EntryNotFound")
+        raise Refused(404, f"{folder} does not exist on this revision", "EntryNotFound")
     recursive = call.query.get("recursive") == "true"
     names = sorted(name for name in entries if recursive or "/" not in name.removeprefix(folder))
     return _page(call, [entries[name] for name in names], TREE_PAGE)
@@ -469,22 +478,22 @@ def _file_entry(path: str, file: _File) -> dict[str, Any]:
     return entry
 
 
-def _page(call: _Call, entries: Sequence[Any], size: int) -> _Reply:
+def _page(call: Call, entries: Sequence[Any], size: int) -> Reply:
     start = int(call.query.get("cursor", 0))
     end = start + size
     if end >= len(entries):
-        return _json(entries[start:])
+        return json_reply(entries[start:])
     following = urlencode({**call.query, "cursor": end})
     link = f'<{call.hub.endpoint}{call.path}?{following}>; rel="next"'
-    return _json(entries[start:end], {"Link": link})
+    return json_reply(entries[start:end], {"Link": link})
 
 
-def _resolve(call: _Call) -> _Reply:
+def _resolve(call: Call) -> Reply:
     repository, path = call.repository, call.named["path"]
     oid = repository.resolve(call.named["revision"])
     file = repository.trees[oid].get(path)
     if file is None:
-        refused = _Refused(404, f"Entry not found: {path}", "EntryNotFound")
+        refused = Refused(404, f"Entry not found: {path}", "EntryNotFound")
         refused.headers["X-Repo-Commit"] = oid
         raise refused
     if not file.lfs:
@@ -495,30 +504,30 @@ def _resolve(call: _Call) -> _Reply:
         "X-Linked-Size": str(len(file.content)),
         "Location": f"{call.hub.storage}/objects/{file.oid}",
     }
-    return _Reply(b"", headers, 302)
+    return Reply(b"", headers, 302)
 
 
-def _download(call: _Call) -> _Reply:
+def _download(call: Call) -> Reply:
     oid = call.named["oid"]
     if oid not in call.hub.objects:
-        raise _Refused(404, "No such object")
+        raise Refused(404, "No such object")
     return _ranged(call, call.hub.objects[oid], {"ETag": f'"{oid}"'})
 
 
-def _ranged(call: _Call, content: bytes, headers: dict[str, str]) -> _Reply:
+def _ranged(call: Call, content: bytes, headers: dict[str, str]) -> Reply:
     headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", **headers}
     wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", call.headers.get("Range", ""))
     if wanted is None:
-        return _Reply(content, headers)
+        return Reply(content, headers)
     start = int(wanted[1])
     end = min(int(wanted[2] or len(content) - 1), len(content) - 1) + 1
     if start >= end:
-        return _Reply(b"", {**headers, "Content-Range": f"bytes */{len(content)}"}, 416)
+        return Reply(b"", {**headers, "Content-Range": f"bytes */{len(content)}"}, 416)
     part = f"bytes {start}-{end - 1}/{len(content)}"
-    return _Reply(content[start:end], {**headers, "Content-Range": part}, 206)
+    return Reply(content[start:end], {**headers, "Content-Range": part}, 206)
 
 
-def _commits(call: _Call) -> _Reply:
+def _commits(call: Call) -> Reply:
     repository = call.repository
     names = [commit.oid for commit in repository.commits]
     last = names.index(repository.resolve(call.named["revision"]))
@@ -535,8 +544,8 @@ def _commits(call: _Call) -> _Reply:
     return _page(call, entries, COMMITS_PAGE)
 
 
-def _unknown(call: _Call) -> _Reply:
-    raise _Refused(404, "Sorry, we can't find the page you are looking for.")
+def _unknown(call: Call) -> Reply:
+    raise Refused(404, "Sorry, we can't find the page you are looking for.")
 
 
 def _date(seconds: float) -> str:
@@ -546,12 +555,12 @@ def _date(seconds: float) -> str:
 # --- which endpoint a request is for -------------------------------------------------------------
 
 
-class _Route(NamedTuple):
+class Route(NamedTuple):
     endpoint: str
     origin: Literal["hub", "storage"]
     methods: str
     path: str
-    handle: Callable[[_Call], _Reply]
+    handle: Callable[[Call], Reply]
     token_needed: bool = False
 
 
@@ -562,28 +571,29 @@ _REV = r"(?P<revision>[^/]+)"
 _OBJECT = r"/objects/(?P<oid>[0-9a-f]{64})"
 
 _ROUTES = (
-    _Route("whoami", "hub", "GET", "/api/whoami-v2", _whoami, True),
-    _Route("create", "hub", "POST", "/api/repos/create", _create, True),
-    _Route("validate_yaml", "hub", "POST", "/api/validate-yaml", _validate_yaml),
-    _Route("info", "hub", "GET", f"{_API}(?:/revision/{_REV})?", _info),
-    _Route("preupload", "hub", "POST", f"{_API}/preupload/{_REV}", _preupload, True),
-    _Route("lfs_batch", "hub", "POST", f"{_LFS}/batch", _lfs_batch, True),
-    _Route("lfs_put", "storage", "PUT", _OBJECT, _lfs_put),
-    _Route("lfs_verify", "hub", "POST", f"{_LFS}/verify", _lfs_verify, True),
-    _Route("commit", "hub", "POST", f"{_API}/commit/{_REV}", _commit, True),
-    _Route("tree", "hub", "GET", f"{_API}/tree/{_REV}(?:/(?P<path>.+))?", _tree),
-    _Route("resolve", "hub", "GET HEAD", f"{_WEB}/resolve/{_REV}/(?P<path>.+)", _resolve),
-    _Route("download", "storage", "GET HEAD", _OBJECT, _download),
-    _Route("commits", "hub", "GET", f"{_API}/commits/{_REV}", _commits),
+    Route("whoami", "hub", "GET", "/api/whoami-v2", _whoami, True),
+    Route("create", "hub", "POST", "/api/repos/create", _create, True),
+    Route("validate_yaml", "hub", "POST", "/api/validate-yaml", _validate_yaml),
+    Route("info", "hub", "GET", f"{_API}(?:/revision/{_REV})?", _info),
+    Route("preupload", "hub", "POST", f"{_API}/preupload/{_REV}", _preupload, True),
+    Route("lfs_batch", "hub", "POST", f"{_LFS}/batch", _lfs_batch, True),
+    Route("lfs_put", "storage", "PUT", _OBJECT, _lfs_put),
+    Route("lfs_verify", "hub", "POST", f"{_LFS}/verify", _lfs_verify, True),
+    Route("commit", "hub", "POST", f"{_API}/commit/{_REV}", _commit, True),
+    Route("tree", "hub", "GET", f"{_API}/tree/{_REV}(?:/(?P<path>.+))?", _tree),
+    Route("resolve", "hub", "GET HEAD", f"{_WEB}/resolve/{_REV}/(?P<path>.+)", _resolve),
+    Route("download", "storage", "GET HEAD", _OBJECT, _download),
+    Route("commits", "hub", "GET", f"{_API}/commits/{_REV}", _commits),
 )
-_NO_ROUTE = _Route("unknown", "hub", "", "", _unknown)
+_NO_ROUTE = Route("unknown", "hub", "", "", _unknown)
 
-ENDPOINTS = tuple(route.endpoint for route in _ROUTES)
 _OF_A_REPOSITORY = tuple(route.endpoint for route in _ROUTES if "P<id>" in route.path)
 
 
-def _find_route(origin: str, method: str, path: str) -> tuple[_Route, dict[str, str]]:
-    for route in _ROUTES:
+def _find_route(
+    hub: HubServer, origin: str, method: str, path: str
+) -> tuple[Route, dict[str, str]]:
+    for route in hub.routes:
         match = re.fullmatch(route.path, path)
         if match and route.origin == origin and method in route.methods.split():
             named = match.groupdict()
@@ -591,15 +601,15 @@ def _find_route(origin: str, method: str, path: str) -> tuple[_Route, dict[str, 
     return _NO_ROUTE, {}
 
 
-def _check_token(route: _Route, call: _Call) -> None:
+def _check_token(route: Route, call: Call) -> None:
     authorization = call.headers["Authorization"]
     if authorization is None and route.token_needed:
-        raise _Refused(401, "Invalid username or password.")
+        raise Refused(401, "Invalid username or password.")
     if route.origin == "hub" and authorization not in (None, f"Bearer {call.hub.token}"):
-        raise _Refused(401, "Invalid credentials in Authorization header")
+        raise Refused(401, "Invalid credentials in Authorization header")
 
 
-def _ordered(route: _Route, call: _Call, fault: Fault) -> _Refused:
+def _ordered(route: Route, call: Call, fault: Fault) -> Refused:
     """The refusal that a fault of kind `status` asks for."""
     message, code = HTTPStatus(fault.status).phrase, ""
     fields = {}
@@ -607,7 +617,7 @@ def _ordered(route: _Route, call: _Call, fault: Fault) -> _Refused:
         message, code = "Repository not found", "RepoNotFound"
     if fault.status == 409 and route.endpoint == "create":
         fields["url"] = f"{call.hub.endpoint}/{_wanted(call).url_path}"
-    refused = _Refused(fault.status, message, code, **fields)
+    refused = Refused(fault.status, message, code, **fields)
     if fault.retry_after is not None:
         refused.headers["Retry-After"] = str(fault.retry_after)
     return refused
@@ -626,12 +636,13 @@ class _Exchange(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         url = urlsplit(self.path)
-        route, named = _find_route(self.server.origin, self.command, url.path)
+        hub, origin = self.server.hub, self.server.origin
+        route, named = _find_route(hub, origin, self.command, url.path)
         authorized = "Authorization" in self.headers
         request = Request(time.time(), route.endpoint, self.command, url.path, authorized)
         fault = self.server.hub.note(request)
         query = dict(parse_qsl(url.query))
-        call = _Call(self.server.hub, named, url.path, query, self.headers, self._read_body())
+        call = Call(self.server.hub, named, url.path, query, self.headers, self._read_body())
         kind = fault.kind if fault else None
         stopped = fault and kind == "slow" and self.server.hub.stopping.wait(fault.seconds)
         if kind == "reset" or stopped:
@@ -645,15 +656,15 @@ class _Exchange(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = answer  # noqa: N815
 
-    def _reply(self, route: _Route, call: _Call, fault: Fault | None) -> _Reply:
+    def _reply(self, route: Route, call: Call, fault: Fault | None) -> Reply:
         try:
             if fault and fault.kind == "status":
                 raise _ordered(route, call, fault)
             _check_token(route, call)
             with self.server.hub.lock:
                 return route.handle(call)
-        except _Refused as refused:
-            return _json(refused.fields, refused.headers, refused.status)
+        except Refused as refused:
+            return json_reply(refused.fields, refused.headers, refused.status)
 
     def _read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
@@ -670,7 +681,7 @@ class _Exchange(BaseHTTPRequestHandler):
             raise ConnectionResetError("the client went away in the middle of a request")
         return content
 
-    def _send(self, reply: _Reply) -> None:
+    def _send(self, reply: Reply) -> None:
         self.send_response(reply.status)
         for name, value in {**reply.headers, "Content-Length": str(len(reply.body))}.items():
             self.send_header(name, value)
