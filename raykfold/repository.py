@@ -173,6 +173,8 @@ def _api(token: str | None, *, progress: bool = False) -> Any:
 
     (enable_progress_bars if progress else disable_progress_bars)()
     os.environ.setdefault("HF_XET_CLIENT_READ_TIMEOUT", f"{_REPLY_SECONDS:.0f}s")
+    # By itself it goes on for minutes before it says that the storage is not there.
+    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "2")
     huggingface_hub.set_client_factory(_client)
     api = huggingface_hub.HfApi(
         endpoint=os.environ.get("HF_ENDPOINT"), token=token, library_name="raykfold"
@@ -202,16 +204,27 @@ def _understood(repo_id: str) -> Iterator[None]:
 
 
 def _translated(repo_id: str, error: Exception) -> Unavailable | Refused:
-    response = next((each.response for each in _chain(error) if _has_response(each)), None)
-    if response is not None:
-        status = int(response.status_code)
+    status, retry_after = _answer(error)
+    if status is not None:
         if status in _TRANSIENT or status >= 500:
-            return Unavailable(f"HTTP {status}", _retry_after(response.headers))
+            return Unavailable(f"HTTP {status}", retry_after)
         return Refused(_advice(repo_id, status, error), status)
     # A header that cannot be sent is quoted in the error, and it can be the token's.
     told = one_line(re.sub(r"Bearer .*", "Bearer ***", str(error), flags=re.DOTALL))
     kind = Unavailable if _is_of_the_network(error) else Refused
     return kind(f"{type(error).__name__}: {told}")
+
+
+def _answer(error: Exception) -> tuple[int | None, float | None]:
+    """The HTTP status that an error is about, and the seconds that the Hub wants left in peace."""
+    for each in _chain(error):
+        if _has_response(each):
+            return int(each.response.status_code), _retry_after(each.response.headers)
+        # What fails in an upload by Xet is a ConnectionError whatever it was, and says it in words.
+        refused = re.search(r"HTTP status client error \((\d{3})", str(each))
+        if refused:
+            return int(refused[1]), None
+    return None, None
 
 
 def _chain(error: BaseException) -> Iterator[Any]:

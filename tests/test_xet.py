@@ -133,6 +133,15 @@ def test_what_the_client_gives_up_the_uploader_tries_again(
     assert count(notices, OUTAGE) == count(notices, REACHED) == 1, notices
 
 
+def test_a_refusal_of_the_storage_is_told_once_and_ends_the_uploads(
+    hub: XetHubServer, outputs: ModelDir
+) -> None:
+    hub.fault("xet_token", Fault("status", 403))
+    notices = upload_all(hub, outputs)
+    assert count(notices, "HTTP 403") == 1 and count(notices, OUTAGE) == 0, notices
+    assert commits(hub) == []
+
+
 @pytest.mark.parametrize("endpoint", ["xorb_put", "shard"])
 def test_a_kill_in_the_middle_loses_nothing(
     hub: XetHubServer, outputs: ModelDir, endpoint: str
