@@ -377,8 +377,7 @@ class Mirror(Observer):
         self._uploader.wake()
 
     def time_passed(self) -> None:
-        for line in self._uploader.notices():
-            self._say(line)
+        _pass_on(self._uploader, self._say)
 
     def run_finished(self, summary: Summary) -> None:
         self._uploader.finish()
@@ -405,15 +404,18 @@ def wait_for(uploader: Uploader, seconds: float, say: Callable[[str], None]) -> 
     ends = time.monotonic() + seconds
     says = time.monotonic() + 1.0  # most often there is nothing left to wait for
     while not (ended := uploader.wait(0.1)) and time.monotonic() < ends:
-        for line in uploader.notices():
-            say(line)
+        _pass_on(uploader, say)
         if time.monotonic() >= says:
             says = time.monotonic() + _SAY_SECONDS
             files, patience = _counted(uploader.left()), duration(ends - time.monotonic())
             say(f"Hub: waiting for {files} to go up, {patience} at most")
+    _pass_on(uploader, say)
+    return ended
+
+
+def _pass_on(uploader: Uploader, say: Callable[[str], None]) -> None:
     for line in uploader.notices():
         say(line)
-    return ended
 
 
 def _some(paths: Sequence[str]) -> str:
