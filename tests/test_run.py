@@ -36,7 +36,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +43,7 @@ import safetensors.numpy
 import torch
 from conftest import CLASSES, small_arrays
 from hub_server import Fault, HubServer
+from outcomes import Outcome, assert_same, environment, read_until
 from safetensors import safe_open
 from wandb_files import newest
 
@@ -55,14 +55,6 @@ FOLDS = (1, 2, 3, 4, 5)
 # Patience of one epoch and a high rate: folds stop early, and at different epochs.
 ARGUMENTS = ("--epochs", "6", "--early_stopping_patience", "1", "--learning_rate", "0.003")
 EPOCH_LINE = re.compile(r"^fold (\d) {2}epoch (\d+)/6 ")
-
-
-def environment(**changes: str) -> dict[str, str]:
-    """This process's, with the tests' folder on the Python path for networks that live there."""
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    here = {name: value for name, value in os.environ.items() if not name.startswith("RAYKFOLD_")}
-    here.pop("RAY_ADDRESS", None)
-    return {**here, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **changes}
 
 
 def command(processed_dir: Path, model_dir: Path, *arguments: str) -> list[str]:
@@ -92,51 +84,6 @@ def start(processed_dir: Path, model_dir: Path, *arguments: str) -> subprocess.P
         env=environment(),
         start_new_session=True,
     )
-
-
-def read_until(process: subprocess.Popen[str], pattern: str) -> list[str]:
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if re.search(pattern, line):
-            return lines
-    raise AssertionError(f"no {pattern!r} in: {''.join(lines)}")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """All that must not depend on how a run went."""
-
-    folds: list[dict[str, Any]]
-    histories: list[dict[str, list[float]]]
-    weights: dict[str, bytes]
-    predictions: dict[str, np.ndarray]
-
-    @classmethod
-    def of(cls, model_dir: Path) -> Outcome:
-        with np.load(model_dir / "oof_predictions.npz") as file:
-            predictions = {name: file[name] for name in file.files}
-        return cls(
-            folds=json.loads((model_dir / "summary.json").read_text())["folds"],
-            histories=pickle.loads((model_dir / "all_fold_histories_pytorch.pkl").read_bytes()),
-            weights={
-                str(path.relative_to(model_dir)): path.read_bytes()
-                for path in sorted(model_dir.glob("**/*.safetensors"))
-                if "ray" not in path.relative_to(model_dir).parts
-            },
-            predictions=predictions,
-        )
-
-
-def assert_same(first: Outcome, second: Outcome) -> None:
-    assert first.folds == second.folds
-    assert first.histories == second.histories
-    assert first.weights.keys() == second.weights.keys()
-    for name, content in first.weights.items():
-        assert content == second.weights[name], name
-    for name, values in first.predictions.items():
-        np.testing.assert_array_equal(values, second.predictions[name], err_msg=name)
 
 
 @pytest.fixture(scope="module")

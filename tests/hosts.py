@@ -1,0 +1,250 @@
+"""Several hosts on one machine: network namespaces, each with its own address and its own Ray node.
+
+    with Hosts(4) as hosts:
+        address = hosts.start_head(hosts[0])
+        for host in hosts[1:]:
+            hosts.join(host, cpus=1)
+        hosts[2].power_off()
+
+The hosts hang on a bridge in a namespace of its own, so nothing of this reaches, or is reached
+from, a real network. They share the machine's file system, as a cluster with NFS does; `private`
+gives a host a folder that the others do not see. Needs root and Debian's iproute2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+from outcomes import environment
+
+PORT = 6379
+DASHBOARD = 8265
+_NETWORK = "10.77.0"
+# Ray starts a worker process a CPU before anybody asks: on two cores they only delay the others.
+_RAY_SETTINGS = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+needs_hosts = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("ip") is None,
+    reason="several hosts need root and `ip` (apt-get install iproute2)",
+)
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+class Host:
+    """A network namespace with one address."""
+
+    def __init__(self, hosts: Hosts, number: int) -> None:
+        self.number = number
+        self.name = f"{hosts.name}-{number}"
+        self.address = f"{_NETWORK}.{number + 1}"
+        self.folder = hosts.folder / str(number)
+        self._hosts = hosts
+        self._private: list[Path] = []
+
+    @property
+    def _port(self) -> str:
+        """The bridge's end of this host's cable."""
+        return f"port{self.number}"
+
+    def plug_in(self) -> None:
+        switch = self._hosts.switch
+        self.folder.mkdir(exist_ok=True)
+        ip("netns", "add", self.name)
+        ip("-n", switch, "link", "add", self._port, "type", "veth",
+           "peer", "name", "eth0", "netns", self.name)  # fmt: skip
+        ip("-n", switch, "link", "set", self._port, "up", "master", "bridge")
+        ip("-n", self.name, "link", "set", "lo", "up")
+        ip("-n", self.name, "addr", "add", f"{self.address}/24", "dev", "eth0")
+        ip("-n", self.name, "link", "set", "eth0", "up")
+
+    @contextlib.contextmanager
+    def cut_off(self) -> Iterator[None]:
+        """Inside, packets to and from this host vanish; no end hears of it."""
+        ip("-n", self._hosts.switch, "link", "set", self._port, "nomaster")
+        try:
+            yield
+        finally:
+            ip("-n", self._hosts.switch, "link", "set", self._port, "master", "bridge")
+
+    def private(self, folder: Path) -> None:
+        """What is started here from now on sees an empty folder of its own in its place."""
+        self._private.append(folder)
+
+    def command(self, *arguments: str) -> list[str]:
+        """`arguments` as a command that runs here."""
+        inside = list(arguments)
+        for folder in self._private:
+            mount = f'mount -t tmpfs private "{folder}" && exec "$@"'
+            inside = ["unshare", "--mount", "sh", "-c", mount, "sh", *inside]
+        return ["ip", "netns", "exec", self.name, *inside]
+
+    def run(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=self._hosts.environment,
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """As `run`, but alive: lines can be read as they come."""
+        return subprocess.Popen(
+            self.command(*arguments),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=self._hosts.environment,
+            start_new_session=True,
+        )
+
+    def pids(self) -> list[int]:
+        """The processes that run here."""
+        listed = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True)
+        return [int(pid) for pid in listed.stdout.split()]
+
+    def processes(self, title: str) -> list[int]:
+        """Those whose command line holds `title`, as Ray names its processes."""
+        found = []
+        for pid in self.pids():
+            with contextlib.suppress(OSError):  # it has just ended
+                if title in Path(f"/proc/{pid}/cmdline").read_text(errors="replace"):
+                    found.append(pid)
+        return found
+
+    def kill(self, title: str) -> list[int]:
+        """SIGKILL the processes of that name; returns whom it struck."""
+        struck = self.processes(title)
+        for pid in struck:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return struck
+
+    def power_off(self) -> None:
+        """SIGKILL everything that runs here."""
+        while pids := self.pids():
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+
+    def received_bytes(self) -> int:
+        shown = subprocess.run(
+            self.command("cat", "/sys/class/net/eth0/statistics/rx_bytes"),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return int(shown.stdout)
+
+    def unplug(self) -> None:
+        self.power_off()
+        ip("netns", "del", self.name)
+
+
+class Hosts:
+    """`count` hosts that reach each other and nobody else; all that runs on them ends with them."""
+
+    def __init__(self, count: int, **settings: str) -> None:
+        self.name = f"rkf{os.getpid()}{secrets.token_hex(2)}"
+        self.switch = f"{self.name}-switch"
+        # Short: Ray puts UNIX sockets below, and their paths end at 107 bytes.
+        self.folder = Path(tempfile.mkdtemp(prefix="rkh-", dir="/tmp"))
+        self._hosts = [Host(self, number) for number in range(count)]
+        self._nodes: list[subprocess.Popen[str]] = []
+        self.environment = environment(
+            **_RAY_SETTINGS, RAY_AUTH_TOKEN=secrets.token_hex(32), **settings
+        )
+
+    def __enter__(self) -> Hosts:
+        ip("netns", "add", self.switch)
+        ip("-n", self.switch, "link", "add", "bridge", "type", "bridge")
+        ip("-n", self.switch, "link", "set", "bridge", "up")
+        for host in self._hosts:
+            host.plug_in()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for host in self._hosts:
+            host.unplug()
+        ip("netns", "del", self.switch)
+        for node in self._nodes:
+            node.communicate()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __getitem__(self, number: int) -> Host:
+        return self._hosts[number]
+
+    def __iter__(self) -> Iterator[Host]:
+        return iter(self._hosts)
+
+    def start_head(self, host: Host, *, cpus: int = 0) -> str:
+        """Start a cluster; returns the address that nodes and drivers connect to."""
+        address = f"{host.address}:{PORT}"
+        self._ray(
+            host, cpus, "--head", "--port", str(PORT),
+            "--include-dashboard", "true", "--dashboard-host", host.address,
+            "--dashboard-port", str(DASHBOARD),
+        )  # fmt: skip
+        return address
+
+    def join(self, host: Host, address: str, *, cpus: int = 1, gpus: int = 0) -> None:
+        """Add a node to the cluster."""
+        self._ray(host, cpus, "--address", address, "--num-gpus", str(gpus))
+
+    def _ray(self, host: Host, cpus: int, *arguments: str) -> None:
+        folder = Path(tempfile.mkdtemp(dir=host.folder))  # a node that comes back is a new one
+        node = host.start(
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
+            *("--num-cpus", str(cpus), "--object-store-memory", str(200 * 2**20)),
+            *("--node-ip-address", host.address, "--temp-dir", str(folder)),
+            *arguments,
+        )
+        self._nodes.append(node)
+        assert node.stdout is not None
+        lines = []
+        for line in node.stdout:
+            lines.append(line)
+            if "Ray runtime started" in line:
+                return
+        raise AssertionError("".join(lines))
+
+
+def wait_for(met: Callable[[], object], what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        time.sleep(0.1)
+
+
+def submit(host: Host, *arguments: str) -> Sequence[str]:
+    """The command with which `ray job submit` runs `arguments` on the cluster of `host`'s head."""
+    return (
+        *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit"),
+        *("--address", f"http://{host.address}:{DASHBOARD}", "--", *arguments),
+    )
