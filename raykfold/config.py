@@ -85,16 +85,18 @@ def _repository(value: str) -> str | None:
     return "want a repository of the Hugging Face Hub, as in owner/name"
 
 
-def _or_auto(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    def parse_or_auto(value: str) -> Any:
-        if value.strip().lower() == "auto":
+def _or(word: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Reads `word` as None, and everything else by `parse`."""
+
+    def parse_or_word(value: str) -> Any:
+        if value.strip().lower() == word:
             return None
         try:
             return parse(value)
         except ValueError as error:
-            raise ValueError(f"{error}, or auto") from None
+            raise ValueError(f"{error}, or {word}") from None
 
-    return parse_or_auto
+    return parse_or_word
 
 
 def _fold_list(value: str) -> tuple[int, ...] | None:
@@ -169,17 +171,20 @@ class RunConfig:
     address: str | None = _option(None, _text)
     """Ray cluster to use (RAY_ADDRESS by default, else a local instance of its own)."""
 
-    local_cpus: int | None = _option(None, _or_auto(_integer), _positive)
+    local_cpus: int | None = _option(None, _or("auto", _integer), _positive)
     """CPUs that a local Ray instance offers (all by default)."""
 
-    num_workers: int | None = _option(None, _or_auto(_integer), _positive)
+    num_workers: int | None = _option(None, _or("auto", _integer), _positive)
     """Most workers at once (auto: one a fold, as far as there are slots)."""
 
     cpus_per_worker: int = _option(1, _integer, _positive)
     """CPUs, and threads, of a worker."""
 
-    use_gpu: bool | None = _option(None, _or_auto(_switch))
+    use_gpu: bool | None = _option(None, _or("auto", _switch))
     """Whether each worker takes a GPU (auto: if Ray has any)."""
+
+    wait_timeout: float | None = _option(None, _or("never", _number), _positive)
+    """Seconds to wait for a free slot when no fold has one (never: as long as it takes)."""
 
     max_failures: int = _option(3, _integer, _positive)
     """Deaths in a row of a fold's worker, no round completed between, that fail the fold."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import threading
@@ -13,12 +14,16 @@ from pathlib import Path
 import numpy as np
 import ray
 
+from raykfold.autoscaling import Request
 from raykfold.checkpoint import WeightsContext
 from raykfold.config import RunConfig
 from raykfold.data import FeatureSet
-from raykfold.errors import StorageError
+from raykfold.deaths import Death
+from raykfold.errors import BadInput, StorageError
 from raykfold.events import (
     Event,
+    FoldStepping,
+    NodeIsBlind,
     RoundCommitted,
     ShareReady,
     ShareStarted,
@@ -26,9 +31,10 @@ from raykfold.events import (
     open_board,
 )
 from raykfold.ledger import Ledger, named
+from raykfold.nodes import free_slots, inventory, is_up, leaving_nodes
 from raykfold.observers import Observer
-from raykfold.shares import Load, WorkerSize, deal, hand_over, slots
-from raykfold.trainer import ShareTrainer
+from raykfold.shares import Load, WorkerSize, deal, hand_over
+from raykfold.trainer import ShareTrainer, cause, is_fault
 from raykfold.training import TrainingSettings
 from raykfold.worker import ShareTask
 
@@ -38,15 +44,29 @@ _log = logging.getLogger(__name__)
 _START_SECONDS = 20.0
 _POLL_SECONDS = 0.2
 _END_SECONDS = 5.0
+_LOOK_SECONDS = 1.0  # from one look at the cluster's nodes to the next
+_REMIND_SECONDS = 30.0
 
 
 @dataclass
 class _Share:
-    """A share that was dealt, as the driver sees it."""
+    """A share that was dealt, as the driver sees it.
 
-    name: str
+    Attributes:
+        trainer: its Ray Train run.
+        active: folds that it has not finished.
+        node: id of the node where its worker runs; None until it does.
+        address: of that node.
+        stepping: the fold that its worker is stepping, and the epoch.
+        asked: folds that it was asked to give back.
+        epoch_seconds: time that an epoch of one fold takes there.
+    """
+
+    trainer: ShareTrainer
     active: set[int]
-    placed: bool = False
+    node: str | None = None
+    address: str = ""
+    stepping: tuple[int, int] | None = None
     asked: frozenset[int] = frozenset()
     epoch_seconds: float = 0.0
 
@@ -65,6 +85,7 @@ class Dealer:
         ledger: knows the folds, and is told of every committed round.
         observer: told of what the user should know.
         size: what a worker takes of a node.
+        marker: what workers must find on storage; None where that need not be asked.
         scratch: where workers make checkpoints; the system's place if None.
         own_instance: Ray was started by this process, and ends with it.
     """
@@ -77,6 +98,7 @@ class Dealer:
         observer: Observer,
         *,
         size: WorkerSize,
+        marker: str | None,
         scratch: Path | None,
         own_instance: bool,
     ) -> None:
@@ -85,25 +107,33 @@ class Dealer:
         self._ledger = ledger
         self._observer = observer
         self._size = size
+        self._marker = marker
         self._scratch = scratch
         self._own_instance = own_instance
         self._board = open_board()
         # A memory-mapped array would travel as a pickle, and be a private copy in each worker.
         self._features = ray.put(np.asarray(data.features))
+        # An instance of our own cannot grow.
+        self._request = None if own_instance else Request(_new_name(), size)
         self._shares: dict[str, _Share] = {}
         self._ended: queue.Queue[tuple[str, Exception | None]] = queue.Queue()
         self._threads: list[threading.Thread] = []
-        self._trainers: list[ShareTrainer] = []
-        self._said_waiting = False
+        self._blind: dict[str, str] = {}
+        self._leaving: set[str] = set()
+        self._looked = -math.inf
+        self._waiting_since: float | None = None
+        self._reminded = -math.inf
 
     def work(self) -> None:
         """Return when every fold is over.
 
         Raises:
             StorageError: the disk is full.
+            BadInput: no slot came within --wait_timeout.
         """
         try:
             while self._ledger.waiting or any(share.active for share in self._shares.values()):
+                self._look_at_nodes()
                 self._deal()
                 for event in ray.get(self._board.drain.remote(_POLL_SECONDS)):
                     self._take_in(event)
@@ -111,13 +141,27 @@ class Dealer:
                     self._settle(*self._ended.get())
                 self._observer.time_passed()
         except BaseException:
-            for trainer in self._trainers:
-                trainer.stop()
+            for share in self._shares.values():
+                share.trainer.stop()
             raise
         finally:
+            if self._request is not None:
+                self._request.close()
             self._let_shares_end()
 
     # --- to the shares ---------------------------------------------------------------------
+
+    def _look_at_nodes(self) -> None:
+        """Have the folds on nodes that are about to be taken away move in time."""
+        if self._own_instance or time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        self._leaving = leaving_nodes()
+        for name, share in self._shares.items():
+            if share.node in self._leaving and share.active - share.asked:
+                folds = tuple(sorted(share.active))
+                self._observer.noticed(f"node {share.address} is leaving: {named(folds)} will move")
+                self._ask(name, folds, leave=True)
 
     def _deal(self) -> None:
         """Give waiting folds to free slots; if none waits, relieve the shares that have many."""
@@ -125,47 +169,76 @@ class Dealer:
         for folds in deal(sorted(self._ledger.waiting), free):
             self._start_share(folds)
             free -= 1
-        waiting = sorted(self._ledger.waiting)
-        if waiting and not self._shares and not self._said_waiting:
-            self._observer.noticed(f"no free slot in Ray; {named(waiting)} waiting for one")
-            self._said_waiting = True
-        if free > 0 and not waiting:
+        if self._request is not None:
+            self._request.want(min(self._ledger.unfinished(), self._most_workers()))
+        if self._ledger.waiting and not self._shares:
+            self._wait()
+        elif free > 0:
             self._relieve(free)
 
     def _slots_to_deal(self) -> int:
-        allowed = self._config.num_workers
-        free = free_slots(self._size) if allowed is None or len(self._shares) < allowed else 0
-        unplaced = sum(not share.placed for share in self._shares.values())
-        room = free if allowed is None else allowed - len(self._shares)
+        room = self._most_workers() - len(self._shares)
+        if room <= 0:
+            return 0
+        unplaced = sum(share.node is None for share in self._shares.values())
+        free = free_slots(self._size, {*self._leaving, *self._blind})
         return max(0, min(room, free - unplaced))
+
+    def _most_workers(self) -> int:
+        return self._config.num_workers or len(self._data.fold_labels)
+
+    def _wait(self) -> None:
+        """Say at first and then now and again that there is no slot, until it takes too long.
+
+        Raises:
+            BadInput: it does.
+        """
+        now = time.monotonic()
+        self._waiting_since = since = self._waiting_since or now
+        waiting = named(sorted(self._ledger.waiting))
+        if now - self._reminded >= _REMIND_SECONDS:
+            self._reminded = now
+            so_long = f" for {now - since:.0f} s" if now - since >= 1 else ""
+            self._observer.noticed(
+                f"no free slot in Ray{so_long}; {waiting} waiting ({inventory(self._size)})"
+            )
+        longest = self._config.wait_timeout
+        if longest is not None and now - since >= longest:
+            raise BadInput(
+                f"--wait_timeout {longest:g}: no free slot in Ray for {waiting} in that time "
+                f"({inventory(self._size)}); want a longer one, or a cluster with room"
+            )
 
     def _relieve(self, free: int) -> None:
         loads = {
-            share.name: Load(
+            name: Load(
                 {fold: self._ledger.epochs_left(fold) for fold in share.active},
                 share.epoch_seconds,
             )
-            for share in self._shares.values()
+            for name, share in self._shares.items()
             if share.active and not share.is_asked
         }
         promised = sum(share.is_asked for share in self._shares.values())
         for name, folds in hand_over(loads, free - promised, _START_SECONDS).items():
             self._observer.noticed(f"a slot is free: {named(folds)} will move there")
-            self._shares[name].asked = frozenset(folds)
-            ray.get(self._board.ask.remote(name, folds))
+            self._ask(name, folds, leave=False)
+
+    def _ask(self, name: str, folds: tuple[int, ...], *, leave: bool) -> None:
+        self._shares[name].asked = frozenset(folds)
+        ray.get(self._board.ask.remote(name, folds, leave=leave))
 
     def _start_share(self, folds: tuple[int, ...]) -> None:
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}"
+        name = _new_name()
         _log.info("share %s: dealt %s", name, named(folds))
         self._ledger.waiting -= set(folds)
-        self._shares[name] = _Share(name, set(folds))
         trainer = ShareTrainer(
             self._task(name, folds),
             self._size,
             self._config.run_dir.shares,
+            shunned=self._blind,
             own_instance=self._own_instance,
         )
-        self._trainers.append(trainer)
+        self._shares[name] = _Share(trainer, set(folds))
         thread = threading.Thread(target=self._fit, args=(name, trainer), daemon=True)
         self._threads.append(thread)
         thread.start()
@@ -194,6 +267,7 @@ class Dealer:
                 feature_parameters=data.feature_parameters,
             ),
             run_dir=config.run_dir,
+            marker=self._marker,
             scratch=self._scratch,
             checkpoint_every=config.checkpoint_every,
             threads=self._size.cpus,
@@ -217,12 +291,17 @@ class Dealer:
             return  # it was given up, and its folds are elsewhere
         match event:
             case ShareStarted():
-                share.placed = True
-                at_work = [each for each in self._shares.values() if each.placed and each.active]
+                share.node, share.address = event.node, event.address
+                self._waiting_since, self._reminded = None, -math.inf
+                at_work = [each for each in self._shares.values() if each.node and each.active]
                 self._ledger.workers(len(at_work))
-                _log.info("share %s: worker up on %s, pid %d", share.name, event.node, event.pid)
+                _log.info("share %s: worker up on %s, pid %d", *_parts(event))
             case ShareReady():
-                _log.info("share %s: first step", share.name)
+                _log.info("share %s: first step", event.share)
+            case FoldStepping(fold=fold, epoch=epoch):
+                share.stepping = None if fold is None or epoch is None else (fold, epoch)
+            case NodeIsBlind():
+                self._shun(event)
             case ShareStopping():
                 raise event.error
             case RoundCommitted():
@@ -232,23 +311,44 @@ class Dealer:
                 seconds = [metrics.seconds for metrics in round_.epochs.values()]
                 share.epoch_seconds = max(seconds, default=share.epoch_seconds)
 
+    def _shun(self, event: NodeIsBlind) -> None:
+        if event.node not in self._blind:
+            self._blind[event.node] = event.address
+            self._observer.noticed(
+                f"node {event.address} is left out: it does not see {self._config.run_dir.root}"
+            )
+
     def _settle(self, name: str, error: Exception | None) -> None:
         """A share has ended; what it has not finished is dealt anew."""
         for event in ray.get(self._board.drain.remote(0)):
             self._take_in(event)
         share = self._shares.pop(name)
-        self._said_waiting = False
-        if error is not None and _is_disk_full(error):
-            raise StorageError(
-                f"{self._config.run_dir.root}: the disk is full; what was complete before is "
-                "safe, and the same command resumes from it"
-            )
-        if not share.active:
-            return
-        reason = "it ended early" if error is None else _last_line(error)
+        if error is not None:
+            share.trainer.give_slot_back()
+            if _is_disk_full(error):
+                raise StorageError(
+                    f"{self._config.run_dir.root}: the disk is full; what was complete before is "
+                    "safe, and the same command resumes from it"
+                )
+        if share.active and share.node not in self._blind:
+            self._take_back(share, error)
+        else:
+            self._ledger.waiting |= share.active
+
+    def _take_back(self, share: _Share, error: Exception | None) -> None:
+        reason = "it ended early" if error is None else cause(error)
+        at_fault = error is not None and is_fault(error)
+        if at_fault and share.node is not None and not is_up(share.node):
+            at_fault, reason = False, f"its node {share.address} is gone"
         self._observer.noticed(f"the worker of {named(sorted(share.active))} ended: {reason}")
+        stepped = share.stepping if share.stepping and share.stepping[0] in share.active else None
         for fold in sorted(share.active):
-            self._ledger.take_back(fold, None if _found_no_place(error) else reason)
+            death = None
+            if at_fault and stepped is None:
+                death = Death(reason)
+            elif at_fault and stepped is not None and stepped[0] == fold:
+                death = Death(reason, epoch=stepped[1])
+            self._ledger.take_back(fold, death)
 
     def _let_shares_end(self) -> None:
         """Ray ends the process if a thread calls it just after it was shut down."""
@@ -257,26 +357,14 @@ class Dealer:
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def free_slots(size: WorkerSize) -> int:
-    """Workers of this size for which Ray has room now, node by node."""
-    # Ray's public call adds the nodes up, and a worker cannot be split over two.
-    from ray._private.state import available_resources_per_node
-
-    return slots(list(available_resources_per_node().values()), size)
+def _new_name() -> str:
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}"
 
 
-def _found_no_place(error: Exception | None) -> bool:
-    """The slot was taken by somebody else meanwhile, which is no fault of the folds."""
-    cause = getattr(error, "controller_failure", None)
-    return type(cause).__name__ == "WorkerGroupStartupTimeoutError"
+def _parts(event: ShareStarted) -> tuple[str, str, int]:
+    return event.share, event.address, event.pid
 
 
 def _is_disk_full(error: Exception) -> bool:
     """Ray uploads checkpoints in a thread of its own, whose errors come as text only."""
     return any(sign in str(error) for sign in ("No space left on device", "Disk quota exceeded"))
-
-
-def _last_line(error: Exception) -> str:
-    """The last line of an error that says something: Ray's are tracebacks within tracebacks."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -14,6 +14,7 @@ from raykfold.credentials import Credentials, taken_out_of
 from raykfold.data import FeatureSet, read_feature_set
 from raykfold.demo import demo_feature_set
 from raykfold.errors import BadInput
+from raykfold.files import write_file
 from raykfold.hub import fetch_missing, mirror
 from raykfold.ledger import Ledger
 from raykfold.models import check_model
@@ -35,8 +36,16 @@ from raykfold.tracking import Tracker
 
 _log = logging.getLogger(__name__)
 
-# Ray Train's controller takes one report away per interval; two seconds by default.
-_HEALTH_CHECK_SECONDS = "0.1"
+# Ray Train reads these; a value that the user has set stays.
+_TRAIN_SETTINGS = {
+    # Its controller takes one report away per interval; two seconds by default.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    # A share is dealt to a slot that is free: if it is taken meanwhile, look for another soon.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    # An actor for each Train run, to hear of nodes that are about to be taken away: the driver
+    # looks for all of them.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
 
 
 def cross_validate(
@@ -163,7 +172,8 @@ def _train(config: RunConfig, data: FeatureSet, ledger: Ledger, observer: Observ
         BadInput: Ray has not what the flags ask for; the run is another one on this device.
         StorageError: the disk is full.
     """
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", _HEALTH_CHECK_SECONDS)
+    for name, value in _TRAIN_SETTINGS.items():
+        os.environ.setdefault(name, value)
     with (
         scratch_dir() as scratch,  # goes after Ray and its workers, who write there
         ray_session(
@@ -173,30 +183,61 @@ def _train(config: RunConfig, data: FeatureSet, ledger: Ledger, observer: Observ
         from raykfold.dealer import Dealer  # imports Ray, which the session has set up
 
         _log.info("connected to Ray")
-        size = _worker_size(config)
+        size = _worker_size(config, own_instance)
         if own_instance:
             _check_slots(config, size)
         device = "gpu" if size.gpus else f"cpu x{size.cpus}"
         current = identity(config, data.fingerprint, device)
         check_identity(config, current)
-        ledger.begin(current)
-        dealer = Dealer(
-            config,
-            data,
-            ledger,
-            observer,
-            size=size,
-            scratch=scratch if own_instance else None,
-            own_instance=own_instance,
-        )
-        dealer.work()
+        with _seen_by_all_nodes(config, size, own_instance) as marker:
+            ledger.begin(current)
+            dealer = Dealer(
+                config,
+                data,
+                ledger,
+                observer,
+                size=size,
+                marker=marker,
+                scratch=scratch if own_instance else None,
+                own_instance=own_instance,
+            )
+            dealer.work()
 
 
-def _worker_size(config: RunConfig) -> WorkerSize:
-    import ray
+@contextmanager
+def _seen_by_all_nodes(
+    config: RunConfig, size: WorkerSize, own_instance: bool
+) -> Iterator[str | None]:
+    """Leave a mark on storage for workers to see; None where there is one machine only.
 
-    has_gpu = ray.cluster_resources().get("GPU", 0) >= 1
-    if config.use_gpu and not has_gpu:
+    Raises:
+        BadInput: there are nodes that do not see it.
+    """
+    if own_instance:
+        yield None
+        return
+    from raykfold.nodes import blind_nodes
+
+    marker, content = config.run_dir.marker, os.urandom(8).hex()
+    try:
+        write_file(marker, content.encode())
+        blind = blind_nodes(marker, content, size)
+        if blind:
+            raise BadInput(
+                f"--storage_path {config.storage_path}: is not seen by "
+                f"{' and '.join(node.address for node in blind)}; want a folder that all nodes "
+                "share, or a URI like s3://bucket/folder"
+            )
+        yield content
+    finally:
+        marker.unlink(missing_ok=True)
+
+
+def _worker_size(config: RunConfig, own_instance: bool) -> WorkerSize:
+    from raykfold.nodes import most_gpus
+
+    has_gpu = most_gpus() >= 1
+    if config.use_gpu and own_instance and not has_gpu:  # in a cluster, one may still come
         raise BadInput("--use_gpu true: Ray has no GPU here; want false or auto")
     use_gpu = has_gpu if config.use_gpu is None else config.use_gpu
     return WorkerSize(cpus=config.cpus_per_worker, gpus=int(use_gpu))
@@ -204,17 +245,16 @@ def _worker_size(config: RunConfig) -> WorkerSize:
 
 def _check_slots(config: RunConfig, size: WorkerSize) -> None:
     """An instance of our own never grows; on a cluster what is missing may still come."""
-    from raykfold.dealer import free_slots
+    from raykfold.nodes import free_slots
 
     there = free_slots(size)
-    each = f"{size.cpus} CPU{'s' * (size.cpus != 1)}{' and a GPU' * size.gpus}"
     if there == 0:
         raise BadInput(
             f"--cpus_per_worker {size.cpus}: the local Ray instance has no room for a worker of "
-            f"{each}; want fewer, or more --local_cpus"
+            f"{size}; want fewer, or more --local_cpus"
         )
     if config.num_workers is not None and config.num_workers > there:
         raise BadInput(
             f"--num_workers {config.num_workers}: the local Ray instance has {there} "
-            f"slot{'s' * (there != 1)} of {each}; want at most that, or more --local_cpus"
+            f"slot{'s' * (there != 1)} of {size}; want at most that, or more --local_cpus"
         )

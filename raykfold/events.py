@@ -28,6 +28,7 @@ class ShareStarted:
 
     share: str
     node: str
+    address: str
     pid: int
 
 
@@ -36,6 +37,24 @@ class ShareReady:
     """A share's worker has its data and its folds, and takes the first step."""
 
     share: str
+
+
+@dataclass(frozen=True)
+class FoldStepping:
+    """A share's worker begins epoch `epoch` of `fold`; with None, it steps no fold."""
+
+    share: str
+    fold: int | None
+    epoch: int | None
+
+
+@dataclass(frozen=True)
+class NodeIsBlind:
+    """A share's worker does not see the run's storage from its node, and ends."""
+
+    share: str
+    node: str
+    address: str
 
 
 @dataclass(frozen=True)
@@ -55,7 +74,7 @@ class RoundCommitted:
     checkpoint: str | None
 
 
-Event = ShareStarted | ShareReady | ShareStopping | RoundCommitted
+Event = ShareStarted | ShareReady | FoldStepping | NodeIsBlind | ShareStopping | RoundCommitted
 
 
 class EventBoard:
@@ -65,6 +84,7 @@ class EventBoard:
         self._events: list[Event] = []
         self._committed: dict[str, int] = {}
         self._wanted: dict[str, tuple[int, ...]] = {}
+        self._leaving: set[str] = set()
         self._changed = asyncio.Condition()
 
     async def post(self, event: Event) -> None:
@@ -74,15 +94,29 @@ class EventBoard:
                 self._committed[event.share] = event.round.number
             self._changed.notify_all()
 
-    async def ask(self, share: str, folds: tuple[int, ...]) -> None:
-        """Leave word for a share's worker to give these folds back at its next round."""
+    async def stepping(self, share: str, fold: int, epoch: int) -> bool:
+        """Say that an epoch begins; whether the share is to stop stepping and leave instead."""
+        if share in self._leaving:
+            return True
+        await self.post(FoldStepping(share, fold, epoch))
+        return False
+
+    async def ask(self, share: str, folds: tuple[int, ...], *, leave: bool) -> None:
+        """Leave word for a share's worker to give these folds back at its next round.
+
+        Args:
+            leave: that round is to end with the epoch that is being stepped now.
+        """
         self._wanted[share] = folds
+        if leave:
+            self._leaving.add(share)
 
     async def committed(self, share: str, number: int) -> tuple[int, ...]:
         """Wait until round `number` of the share is committed; the folds it is to give back."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._committed.get(share, 0) >= number)
-        return self._wanted.pop(share, ())
+        # Not taken away: the answer can get lost on the network, and is then asked for again.
+        return self._wanted.get(share, ())
 
     async def drain(self, wait_seconds: float) -> list[Event]:
         """The events since the last call, in order; waits for one if there is none."""
@@ -98,6 +132,11 @@ class EventBoard:
 
 
 def open_board() -> Any:
-    """Start the board on this process's node; it ends with the driver."""
+    """Start the board on this process's node; it ends with the driver.
+
+    A call that a bad network cuts short is made again, by Ray, for as long as the board lives:
+    each of the calls may come twice.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(EventBoard).options(num_cpus=0, scheduling_strategy=here).remote()
+    options = {"num_cpus": 0, "scheduling_strategy": here, "max_task_retries": -1}
+    return ray.remote(EventBoard).options(**options).remote()

@@ -13,6 +13,7 @@ from raykfold.artifacts import out_of_fold, write_results
 from raykfold.checkpoint import FinishedFold, load_finished_fold, load_result
 from raykfold.config import RunConfig
 from raykfold.data import FeatureSet
+from raykfold.deaths import Death, verdict
 from raykfold.observers import Observer, RunStart
 from raykfold.paths import fold_name
 from raykfold.results import EpochMetrics, FoldResult, Round, Summary, best_of
@@ -57,7 +58,7 @@ class Ledger:
         self._histories: dict[int, list[EpochMetrics]] = {fold: [] for fold in folds}
         self._results: dict[int, FoldResult] = {}
         self._origins: dict[int, Path] = {}
-        self._deaths = dict.fromkeys(folds, 0)
+        self._deaths: dict[int, list[Death]] = {fold: [] for fold in folds}
         self._index = Index()
         self._began: float | None = None
         self._seconds_before = 0.0
@@ -124,6 +125,10 @@ class Ledger:
         """At most; patience can end it sooner."""
         return self._config.epochs - len(self._histories[fold])
 
+    def unfinished(self) -> int:
+        """Folds that are not over."""
+        return len(self._folds) - len(self._results)
+
     def workers(self, count: int) -> None:
         """So many workers are at work at once."""
         self._index.num_workers = max(self._index.num_workers, count)
@@ -140,7 +145,8 @@ class Ledger:
         for fold in round_.finished:
             self._note_state(fold, self._config.run_dir.finished(fold))
         for fold in round_.released:
-            self._note_state(fold, self._config.run_dir.handed_over(fold))
+            if self._histories[fold] or fold in round_.epochs:  # else there is nothing to keep
+                self._note_state(fold, self._config.run_dir.handed_over(fold))
         self._write_index()
         for fold, metrics in round_.epochs.items():
             history = self._histories[fold]
@@ -155,21 +161,22 @@ class Ledger:
             self.fail(fold, message)
         self.waiting |= set(round_.released)
 
-    def take_back(self, fold: int, death: str | None) -> None:
+    def take_back(self, fold: int, death: Death | None) -> None:
         """The share of a fold has ended: the fold waits again, or its worker died too often.
 
         Args:
-            death: of what the worker died; None if it never found a place.
+            death: of the worker, where it can be the fold's fault.
         """
         self._look_again(fold)
         if fold in self._results:
             return
-        self._deaths[fold] += death is not None
-        if self._deaths[fold] >= self._config.max_failures:
-            times = self._deaths[fold]
-            self.fail(fold, f"its worker died {times} times in a row; the last: {death}")
-        else:
+        if death is not None:
+            self._deaths[fold].append(death)
+        wrong = verdict(self._deaths[fold], self._config.max_failures)
+        if wrong is None:
             self.waiting.add(fold)
+        else:
+            self.fail(fold, wrong)
 
     def _look_again(self, fold: int) -> None:
         """Take the newest whole state of a fold: more may be there than a dead share could say."""
@@ -237,7 +244,7 @@ class Ledger:
         return summary
 
     def _note_state(self, fold: int, folder: Path) -> None:
-        self._deaths[fold] = 0  # what is on storage need not be done again
+        self._deaths[fold] = []  # what is on storage need not be done again
         self._origins[fold] = folder
         self._index.folds[fold] = folder
 

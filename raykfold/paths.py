@@ -140,6 +140,11 @@ class RunDir:
         return self.root / ".lock"
 
     @property
+    def marker(self) -> Path:
+        """Tells a node whether it sees what the driver writes."""
+        return self.root / ".marker"
+
+    @property
     def shares(self) -> Path:
         """Ray Train's own directories, one a share; what is in them is Ray's to delete."""
         return self.root / "shares"

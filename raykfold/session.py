@@ -83,8 +83,6 @@ def _start_own(stack: ExitStack, local_cpus: int | None, options: dict[str, Any]
             {
                 "RAY_GCS_SERVER_PORT": str(port),
                 "RAY_ADDRESS": f"{host}:{port}",
-                # An actor for each Train run, to hear of nodes that are about to be taken away.
-                "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
             }
         )
     )

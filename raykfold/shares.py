@@ -23,6 +23,9 @@ class WorkerSize:
         gpu = {"GPU": float(self.gpus)} if self.gpus else {}
         return {"CPU": float(self.cpus), **gpu}
 
+    def __str__(self) -> str:
+        return f"{self.cpus} CPU{'s' * (self.cpus != 1)}{' and a GPU' * self.gpus}"
+
 
 def slots(nodes: Sequence[Mapping[str, float]], size: WorkerSize) -> int:
     """Workers of this size that fit into what each node has to give; none is split over two."""

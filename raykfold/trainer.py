@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import ActorDiedError, RayActorError, RayError
+from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
-from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.placement_group import get_placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykfold.credentials import SECRETS
-from raykfold.relay import ClosedScalingPolicy, ShareCallback
+from raykfold.errors import one_line
+from raykfold.relay import OneWorker, ShareCallback, ShareController, slot_name
 from raykfold.shares import WorkerSize
 from raykfold.worker import ShareTask, run_share
 
-# Ray Train starts an actor for each of these, three seconds of CPU apiece.
-_UNUSED = {"DatasetsCallback"}  # features come through the object store, not through Ray Data
-_UNUSED_ALONE = {"PlacementGroupCleanerCallback"}  # an instance of our own goes as a whole
+# Ray Train starts an actor for each of these, three seconds of CPU apiece. Features come through
+# the object store and not through Ray Data; the slot of a dead controller is given back here.
+_UNUSED = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
 
 class ShareTrainer(DataParallelTrainer):
@@ -33,13 +44,20 @@ class ShareTrainer(DataParallelTrainer):
         task: what the share's worker is told.
         size: what the worker takes of a node.
         storage: folder below which Ray Train keeps the share's checkpoints.
+        shunned: ids of nodes where the worker must not run.
         own_instance: Ray was started by this process, and ends with it.
     """
 
     def __init__(
-        self, task: ShareTask, size: WorkerSize, storage: Path, *, own_instance: bool
+        self,
+        task: ShareTask,
+        size: WorkerSize,
+        storage: Path,
+        *,
+        shunned: Collection[str] = (),
+        own_instance: bool,
     ) -> None:
-        self._own_instance = own_instance
+        self._share = task.share
         self._controller: Any = None
         super().__init__(
             run_share,
@@ -47,7 +65,10 @@ class ShareTrainer(DataParallelTrainer):
             # so need not import torch.
             train_loop_config={"task": ray.put(task)},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=1, use_gpu=bool(size.gpus), resources_per_worker=size.resources
+                num_workers=1,
+                use_gpu=bool(size.gpus),
+                resources_per_worker=size.resources,
+                label_selector=_elsewhere(shunned),  # type: ignore[call-arg]
             ),
             # A type checker sees the classes of Ray Train V1 here, which V2 replaces.
             run_config=ray.train.RunConfig(
@@ -67,21 +88,24 @@ class ShareTrainer(DataParallelTrainer):
         )
 
     def _create_default_callbacks(self) -> list[Any]:
-        unused = _UNUSED | _UNUSED_ALONE if self._own_instance else _UNUSED
         callbacks = super()._create_default_callbacks()
-        return [each for each in callbacks if type(each).__name__ not in unused]
+        return [each for each in callbacks if type(each).__name__ not in _UNUSED]
 
     def stop(self) -> None:
         """End the run now: `fit`, in whatever thread it waits, raises."""
         if self._controller is not None:
             ray.kill(self._controller)
 
+    def give_slot_back(self) -> None:
+        """Take from the share what a controller that was killed has left it."""
+        with suppress(ValueError):  # there is none of that name, as it should be
+            remove_placement_group(get_placement_group(slot_name(self._share)))
+
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         """As Ray Train does it, but with a handle on the controller, for `stop`."""
-        if self._own_instance:
-            parts["scaling_policy"] = ClosedScalingPolicy(parts["scaling_policy"].scaling_config)
+        parts["scaling_policy"] = OneWorker(parts["scaling_policy"].scaling_config)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        controller = ray.remote(TrainController).options(
+        controller = ray.remote(ShareController).options(
             num_cpus=0,
             scheduling_strategy=here,
             runtime_env={"env_vars": get_env_vars_to_propagate()},
@@ -89,3 +113,54 @@ class ShareTrainer(DataParallelTrainer):
         self._controller = controller.remote(**parts)
         ray.get(self._controller.run.remote())
         return ray.get(self._controller.get_result.remote())
+
+
+def _elsewhere(shunned: Collection[str]) -> dict[str, str] | None:
+    return {"ray.io/node-id": f"!in({','.join(sorted(shunned))})"} if shunned else None
+
+
+def is_fault(error: Exception) -> bool:
+    """Whether a share ended by what its worker did, as far as the error of `fit` tells."""
+    match _root(error):
+        case WorkerHealthCheckFailedError(health_check_failure=failure):
+            return isinstance(failure, ActorDiedError)
+        case WorkerGroupStartupFailedError():
+            return "its node has died" not in str(error)
+        case WorkerGroupStartupTimeoutError() | RayError():
+            return False
+    return isinstance(error, WorkerGroupError)
+
+
+def cause(error: Exception) -> str:
+    """What ended a share, in a line: Ray's errors are tracebacks within tracebacks."""
+    match _root(error):
+        case WorkerHealthCheckFailedError(health_check_failure=failure):
+            return _of_death(failure)
+        case WorkerGroupStartupTimeoutError():
+            return "its slot was taken by somebody else"
+        case WorkerGroupStartupFailedError() as failure:
+            return f"it did not start: {_of_death(failure.__cause__ or failure)}"
+        case RayActorError() if not isinstance(error, WorkerGroupError):
+            return "its Ray Train controller died"
+        case RayError() | TrainingFailedError() as failure:
+            return _last_line(failure)
+        case raised:
+            return one_line(f"{type(raised).__name__}: {_last_line(raised)}")
+
+
+def _root(error: Exception) -> Exception:
+    """The failure of the worker, or of the controller, that an error of `fit` is about."""
+    if isinstance(error, WorkerGroupError):
+        failure = next(iter(error.worker_failures.values()), error)
+        return getattr(failure, "_base_exc", failure)
+    return error.controller_failure if isinstance(error, ControllerError) else error
+
+
+def _of_death(error: BaseException) -> str:
+    detail = re.search(r"Worker exit detail: (.+?)(?:\. |$)", str(error), re.MULTILINE)
+    return one_line(detail[1]) if detail else _last_line(error)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return one_line(lines[-1] if lines else type(error).__name__)

@@ -26,7 +26,8 @@ from raykfold.checkpoint import (
 )
 from raykfold.data import Split
 from raykfold.errors import FoldError, RaykfoldError, StorageError
-from raykfold.events import ShareReady, ShareStarted, ShareStopping
+from raykfold.events import FoldStepping, NodeIsBlind, ShareReady, ShareStarted, ShareStopping
+from raykfold.nodes import sees
 from raykfold.paths import RunDir, fold_name
 from raykfold.results import Histogram, Round
 from raykfold.scratch import scratch_dir
@@ -49,6 +50,8 @@ class ShareTask:
         epochs: most epochs of a fold.
         context: what weights are told.
         run_dir: where finished folds and epochs' weights go.
+        marker: what the worker must find there, to know that it sees what the driver does; None
+            where that need not be asked.
         scratch: where checkpoints are made before Ray takes them; the system's place if None.
         checkpoint_every: rounds from one checkpoint to the next.
         threads: CPU threads of the worker.
@@ -66,6 +69,7 @@ class ShareTask:
     epochs: int
     context: WeightsContext
     run_dir: RunDir
+    marker: str | None
     scratch: Path | None
     checkpoint_every: int
     threads: int
@@ -83,7 +87,11 @@ def run_share(config: Mapping[str, Any]) -> None:
         StorageError: a state cannot be written; the driver has been told.
     """
     task: ShareTask = ray.get(config["task"])
-    task.board.post.remote(ShareStarted(task.share, ray.util.get_node_ip_address(), os.getpid()))
+    node, address = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
+    if task.marker is not None and not sees(task.run_dir.marker, task.marker):
+        ray.get(task.board.post.remote(NodeIsBlind(task.share, node, address)))
+        return
+    ray.get(task.board.post.remote(ShareStarted(task.share, node, address, os.getpid())))
     try:
         with scratch_dir(task.scratch) as scratch:
             _run_rounds(task, scratch)
@@ -100,12 +108,17 @@ def _run_rounds(task: ShareTask, scratch: Path) -> None:
         number += 1
         round_ = _Stepped(task, number)
         for trainer in list(active.values()):
+            # Waited for: should the fold end this process, the driver has to know which it was.
+            if ray.get(task.board.stepping.remote(task.share, trainer.fold, trainer.epochs_run)):
+                break
             round_.step(trainer)
+        task.board.post.remote(FoldStepping(task.share, None, None))
         wanted = ray.get(task.board.committed.remote(task.share, number - 1))
         over = {*round_.finished, *round_.failed}
         released = tuple(fold for fold in active if fold in wanted and fold not in over)
         for fold in released:
-            save_active_fold(task.run_dir.handed_over(fold), active[fold], task.context)
+            if active[fold].epochs_run:
+                save_active_fold(task.run_dir.handed_over(fold), active[fold], task.context)
         going_on = [trainer for fold, trainer in active.items() if fold not in over]
         _report(task, round_, going_on, released, scratch)
         active = {t.fold: t for t in going_on if t.fold not in released}

@@ -40,6 +40,15 @@ class Slow(raykfold.AudioCNN):
         return super().forward(x)
 
 
+class Unhurried(raykfold.AudioCNN):
+    """Takes a second for each evaluation, so that there is time to disturb it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training and len(x) > 2:
+            time.sleep(1)
+        return super().forward(x)
+
+
 class TellsItsEnvironment(raykfold.AudioCNN):
     """Writes what its process finds in the environment to the folder that ENVIRONMENTS names."""
 

@@ -30,6 +30,7 @@ ORDER = (
     "checkpoint",
     "storage",
     "shares",
+    "deaths",
     "observers",
     "artifacts",
     "ledger",
@@ -39,6 +40,8 @@ ORDER = (
     "tracking",
     "weights",
     "session",
+    "nodes",
+    "autoscaling",
     "events",
     "relay",
     "worker",
@@ -58,8 +61,8 @@ ORDER = (
 # Libraries that only some modules know, so that the rest runs and is tested without them.
 ONLY_IN = {
     "ray": {
-        *("session", "events", "relay", "worker", "trainer", "dealer", "driver"),
-        *("prepare", "search"),
+        *("session", "nodes", "autoscaling", "events", "relay", "worker", "trainer"),
+        *("dealer", "driver", "prepare", "search"),
     },
     "huggingface_hub": {"repository", "card"},
     "wandb": {"tracking"},

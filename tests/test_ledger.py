@@ -10,6 +10,7 @@ import pytest
 
 from raykfold.config import RunConfig
 from raykfold.data import FeatureSet
+from raykfold.deaths import Death
 from raykfold.files import write_folder
 from raykfold.ledger import Ledger
 from raykfold.observers import Observer
@@ -80,7 +81,7 @@ def test_a_round_without_a_checkpoint_leaves_the_newest_state_where_it_is(
     ledger.take_in(Round(1, epochs={1: epoch(0)}, saved=(1,)), str(first))
     ledger.take_in(Round(2, epochs={1: epoch(1)}), None)
     assert ledger.epochs_left(1) == 3
-    ledger.take_back(1, "killed")
+    ledger.take_back(1, Death("killed"))
     assert ledger.origins([1]) == {1: first / "fold_1"}
     ledger.take_in(Round(1, epochs={1: epoch(1)}), None)  # trained again, and counted once
     assert ledger.epochs_left(1) == 3
@@ -93,7 +94,7 @@ def test_a_dead_share_can_have_left_more_than_it_could_say(
     first = put_state(tmp_path / "ray/run/shares/a/checkpoint_1/fold_1", 1, epochs=1)
     ledger.take_in(Round(1, epochs={1: epoch(0)}, saved=(1,)), str(first))
     second = put_state(tmp_path / "ray/run/shares/a/checkpoint_2/fold_1", 1, epochs=2)
-    ledger.take_back(1, "killed")
+    ledger.take_back(1, Death("killed"))
     assert ledger.origins([1]) == {1: second / "fold_1"}
     assert ledger.epochs_left(1) == 3
     assert notes.told == [(1, 0), (1, 1)]
@@ -108,7 +109,7 @@ def test_a_damaged_state_is_passed_over_when_its_share_has_died(
     ledger.take_in(Round(1, epochs={1: epoch(0)}, saved=(1,)), str(first))
     ledger.take_in(Round(2, epochs={1: epoch(1)}, saved=(1,)), str(second))
     (second / "fold_1" / "history.json").write_bytes(b"")
-    ledger.take_back(1, "killed")
+    ledger.take_back(1, Death("killed"))
     assert ledger.origins([1]) == {1: first / "fold_1"}
     assert any("passed over a damaged checkpoint" in str(note) for note in notes.told)
 
@@ -117,16 +118,16 @@ def test_a_fold_whose_worker_dies_waits_again_until_it_has_died_too_often(
     tmp_path: Path, small_data: FeatureSet
 ) -> None:
     ledger, notes = new_ledger(tmp_path, small_data, max_failures=2)
-    ledger.take_back(1, "out of memory")
+    ledger.take_back(1, Death("out of memory"))
     assert ledger.waiting == {1}
     ledger.waiting.clear()
     saved = put_state(tmp_path / "ray/run/shares/a/checkpoint_1/fold_1", 1, epochs=1)
     ledger.take_in(Round(1, epochs={1: epoch(0)}, saved=(1,)), str(saved))  # counted anew
-    ledger.take_back(1, "out of memory")
+    ledger.take_back(1, Death("out of memory"))
     ledger.take_back(1, None)  # no place for it: that is no death
     assert ledger.waiting == {1}
     ledger.waiting.clear()
-    ledger.take_back(1, "out of memory")
+    ledger.take_back(1, Death("out of memory"))
     assert ledger.waiting == set()
     fold, status, error = notes.told[-1]
     assert (fold, status) == (1, "failed")
