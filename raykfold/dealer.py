@@ -31,7 +31,7 @@ from raykfold.events import (
     open_board,
 )
 from raykfold.ledger import Ledger, named
-from raykfold.nodes import free_slots, inventory, is_up, leaving_nodes
+from raykfold.nodes import Watch, free_slots, inventory, is_up
 from raykfold.observers import Observer
 from raykfold.shares import Load, WorkerSize, deal, hand_over
 from raykfold.trainer import ShareTrainer, cause, is_fault
@@ -44,8 +44,10 @@ _log = logging.getLogger(__name__)
 _START_SECONDS = 20.0
 _POLL_SECONDS = 0.2
 _END_SECONDS = 5.0
-_LOOK_SECONDS = 1.0  # from one look at the cluster's nodes to the next
 _REMIND_SECONDS = 30.0
+_PATIENCE_SECONDS = 3.0  # a slot that has just been left shows as free a moment later
+# A shorter cut of the network passes unnoticed; after that, work is better done elsewhere.
+_SILENT_SECONDS = 10.0
 
 
 @dataclass
@@ -113,14 +115,13 @@ class Dealer:
         self._board = open_board()
         # A memory-mapped array would travel as a pickle, and be a private copy in each worker.
         self._features = ray.put(np.asarray(data.features))
-        # An instance of our own cannot grow.
+        # An instance of our own is one node, and cannot grow.
+        self._watch = None if own_instance else Watch()
         self._request = None if own_instance else Request(_new_name(), size)
         self._shares: dict[str, _Share] = {}
         self._ended: queue.Queue[tuple[str, Exception | None]] = queue.Queue()
         self._threads: list[threading.Thread] = []
-        self._blind: dict[str, str] = {}
-        self._leaving: set[str] = set()
-        self._looked = -math.inf
+        self._blind: set[str] = set()
         self._waiting_since: float | None = None
         self._reminded = -math.inf
 
@@ -145,20 +146,22 @@ class Dealer:
                 share.trainer.stop()
             raise
         finally:
-            if self._request is not None:
-                self._request.close()
+            for aid in (self._watch, self._request):
+                if aid is not None:
+                    aid.close()
             self._let_shares_end()
 
     # --- to the shares ---------------------------------------------------------------------
 
     def _look_at_nodes(self) -> None:
-        """Have the folds on nodes that are about to be taken away move in time."""
-        if self._own_instance or time.monotonic() - self._looked < _LOOK_SECONDS:
+        """Have folds move from nodes that are about to be taken away, and do without the lost."""
+        if self._watch is None:
             return
-        self._looked = time.monotonic()
-        self._leaving = leaving_nodes()
+        leaving, lost = self._watch.leaving(), self._watch.silent(_SILENT_SECONDS)
         for name, share in self._shares.items():
-            if share.node in self._leaving and share.active - share.asked:
+            if share.node in lost:
+                share.trainer.stop()
+            elif share.node in leaving and share.active - share.asked:
                 folds = tuple(sorted(share.active))
                 self._observer.noticed(f"node {share.address} is leaving: {named(folds)} will move")
                 self._ask(name, folds, leave=True)
@@ -181,8 +184,15 @@ class Dealer:
         if room <= 0:
             return 0
         unplaced = sum(share.node is None for share in self._shares.values())
-        free = free_slots(self._size, {*self._leaving, *self._blind})
+        free = free_slots(self._size, self._shunned)
         return max(0, min(room, free - unplaced))
+
+    @property
+    def _shunned(self) -> set[str]:
+        """Nodes where no worker is to start."""
+        if self._watch is None:
+            return set()
+        return self._blind | self._watch.leaving() | self._watch.silent()
 
     def _most_workers(self) -> int:
         return self._config.num_workers or len(self._data.fold_labels)
@@ -194,16 +204,17 @@ class Dealer:
             BadInput: it does.
         """
         now = time.monotonic()
-        self._waiting_since = since = self._waiting_since or now
+        self._waiting_since = self._waiting_since or now
+        waited = now - self._waiting_since
         waiting = named(sorted(self._ledger.waiting))
-        if now - self._reminded >= _REMIND_SECONDS:
+        if waited >= _PATIENCE_SECONDS and now - self._reminded >= _REMIND_SECONDS:
             self._reminded = now
-            so_long = f" for {now - since:.0f} s" if now - since >= 1 else ""
             self._observer.noticed(
-                f"no free slot in Ray{so_long}; {waiting} waiting ({inventory(self._size)})"
+                f"no free slot in Ray for {waited:.0f} s; {waiting} waiting "
+                f"({inventory(self._size)})"
             )
         longest = self._config.wait_timeout
-        if longest is not None and now - since >= longest:
+        if longest is not None and waited >= longest:
             raise BadInput(
                 f"--wait_timeout {longest:g}: no free slot in Ray for {waiting} in that time "
                 f"({inventory(self._size)}); want a longer one, or a cluster with room"
@@ -235,7 +246,7 @@ class Dealer:
             self._task(name, folds),
             self._size,
             self._config.run_dir.shares,
-            shunned=self._blind,
+            shunned=self._shunned,
             own_instance=self._own_instance,
         )
         self._shares[name] = _Share(trainer, set(folds))
@@ -313,7 +324,7 @@ class Dealer:
 
     def _shun(self, event: NodeIsBlind) -> None:
         if event.node not in self._blind:
-            self._blind[event.node] = event.address
+            self._blind.add(event.node)
             self._observer.noticed(
                 f"node {event.address} is left out: it does not see {self._config.run_dir.root}"
             )
@@ -338,7 +349,7 @@ class Dealer:
     def _take_back(self, share: _Share, error: Exception | None) -> None:
         reason = "it ended early" if error is None else cause(error)
         at_fault = error is not None and is_fault(error)
-        if at_fault and share.node is not None and not is_up(share.node):
+        if error is not None and share.node is not None and not is_up(share.node):
             at_fault, reason = False, f"its node {share.address} is gone"
         self._observer.noticed(f"the worker of {named(sorted(share.active))} ended: {reason}")
         stepped = share.stepping if share.stepping and share.stepping[0] in share.active else None

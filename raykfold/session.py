@@ -61,6 +61,8 @@ def ray_session(
         warnings.filterwarnings("ignore", module=r"ray\.")
     with ExitStack() as stack:
         stack.callback(ray.shutdown)
+        if not verbose:
+            stack.enter_context(_daemons_silenced())
         with _signals_held_back():
             if address is None:
                 _start_own(stack, local_cpus, options)
@@ -112,6 +114,22 @@ def _join(stack: ExitStack, address: str, options: dict[str, Any]) -> None:
     # Ray Train's placement-group cleaner must find this cluster, not another one on the host.
     here = ray.get_runtime_context().gcs_address
     stack.enter_context(_environment({"RAY_ADDRESS": here}))
+
+
+@contextmanager
+def _daemons_silenced() -> Iterator[None]:
+    """Ray has a driver print what the daemons of any node say when they die, stacks and all.
+
+    No option turns that off; a run says in a line of its own what became of its workers.
+    """
+    from ray._private import worker
+
+    printer = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = printer
 
 
 @contextmanager

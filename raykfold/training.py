@@ -24,6 +24,9 @@ from raykfold.results import EpochMetrics, Histogram
 # set of weights must not depend on a setting of training.
 EVALUATION_BATCH = 64
 _HISTOGRAM_BINS = 64
+# After one of these, what other folds do in this process can fail too: CUDA, for one, answers every
+# call with the first error. A new process tells whether it was the fold.
+_OF_THE_PROCESS = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,8 @@ class FoldTrainer:
         Raises:
             NonFiniteLoss: a loss became NaN or infinite.
             FoldError: the network raised.
+            MemoryError, torch.OutOfMemoryError, torch.AcceleratorError: this process may be of no
+                more use, to any fold.
         """
         started = time.perf_counter()
         learning_rate = self._optimizer.param_groups[0]["lr"]
@@ -123,7 +128,7 @@ class FoldTrainer:
             with self._streams.swapped_in():
                 loss, accuracy = self.train_epoch()
                 val_loss, val_accuracy = self.evaluate()
-        except FoldError:
+        except (FoldError, *_OF_THE_PROCESS):
             raise
         except Exception as error:
             raise FoldError(

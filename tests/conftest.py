@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from outcomes import Outcome, Undisturbed, run
 
 from raykfold.credentials import SECRETS
 from raykfold.data import FeatureSet, feature_set_from_arrays, write_feature_set
@@ -47,3 +48,23 @@ def small_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small")
     write_feature_set(folder, *small_arrays(), CLASSES, {})
     return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "sounds"
+    write_feature_set(folder, *small_arrays(), CLASSES, {"kind": "log_mel"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """The run that the others are held against."""
+    model_dir = tmp_path_factory.mktemp("undisturbed") / "out"
+    return Undisturbed(model_dir, run(data_dir, model_dir, "--local_cpus", "2"))
+
+
+@pytest.fixture
+def outcome(undisturbed: Undisturbed) -> Outcome:
+    assert undisturbed.done.returncode == 0, undisturbed.done.stderr
+    return Outcome.of(undisturbed.model_dir)

@@ -134,6 +134,33 @@ def test_a_fold_whose_worker_dies_waits_again_until_it_has_died_too_often(
     assert "died 2 times in a row" in error and "out of memory" in error
 
 
+def test_a_fold_whose_worker_dies_twice_in_one_epoch_is_quarantined(
+    tmp_path: Path, small_data: FeatureSet
+) -> None:
+    ledger, notes = new_ledger(tmp_path, small_data, max_failures=9)
+    ledger.take_back(1, Death("segfault", epoch=0))
+    ledger.take_back(1, None)  # its node died: that is no death of the fold's
+    assert ledger.waiting == {1}
+    saved = put_state(tmp_path / "ray/run/shares/a/checkpoint_1/fold_1", 1, epochs=1)
+    ledger.take_in(Round(1, epochs={1: epoch(0)}, saved=(1,)), str(saved))
+    ledger.take_back(1, Death("segfault", epoch=1))
+    ledger.waiting.clear()
+    ledger.take_back(1, Death("segfault", epoch=1))
+    assert ledger.waiting == set()
+    fold, status, error = notes.told[-1]
+    assert (fold, status) == (1, "failed")
+    assert error == "quarantined: its worker died 2 times in epoch 2; the last: segfault"
+
+
+def test_a_fold_given_back_before_its_first_epoch_starts_anew(
+    tmp_path: Path, small_data: FeatureSet
+) -> None:
+    ledger, _ = new_ledger(tmp_path, small_data)
+    ledger.take_in(Round(1, released=(1,)), None)
+    assert ledger.waiting == {1}
+    assert ledger.origins([1]) == {}
+
+
 def test_a_fold_that_is_handed_over_lies_where_ray_deletes_nothing(
     tmp_path: Path, small_data: FeatureSet
 ) -> None:

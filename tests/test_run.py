@@ -24,7 +24,6 @@ import contextlib
 import itertools
 import json
 import os
-import pickle
 import re
 import secrets
 import signal
@@ -34,82 +33,31 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch
 from conftest import CLASSES, small_arrays
 from hub_server import Fault, HubServer
-from outcomes import Outcome, assert_same, environment, read_until
+from outcomes import (
+    FOLDS,
+    Outcome,
+    Undisturbed,
+    assert_as_without_ray,
+    assert_same,
+    command,
+    environment,
+    read_until,
+    run,
+    start,
+)
 from safetensors import safe_open
 from wandb_files import newest
 
-from raykfold.data import read_feature_set, write_feature_set
 from raykfold.run import main
-from raykfold.training import FoldTrainer, TrainingSettings
 
-FOLDS = (1, 2, 3, 4, 5)
-# Patience of one epoch and a high rate: folds stop early, and at different epochs.
-ARGUMENTS = ("--epochs", "6", "--early_stopping_patience", "1", "--learning_rate", "0.003")
 EPOCH_LINE = re.compile(r"^fold (\d) {2}epoch (\d+)/6 ")
-
-
-def command(processed_dir: Path, model_dir: Path, *arguments: str) -> list[str]:
-    base = [sys.executable, "-m", "raykfold.run", "--processed_dir", str(processed_dir)]
-    return [*base, "--model_dir", str(model_dir), *ARGUMENTS, *arguments]
-
-
-def run(
-    processed_dir: Path, model_dir: Path, *arguments: str, **env: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(processed_dir, model_dir, *arguments),
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env=environment(**env),
-    )
-
-
-def start(processed_dir: Path, model_dir: Path, *arguments: str) -> subprocess.Popen[str]:
-    """As `run`, but alive: lines can be read as they come."""
-    return subprocess.Popen(
-        command(processed_dir, model_dir, *arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment(),
-        start_new_session=True,
-    )
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "sounds"
-    write_feature_set(folder, *small_arrays(), CLASSES, {"kind": "log_mel"})
-    return folder
-
-
-@dataclass(frozen=True)
-class Undisturbed:
-    model_dir: Path
-    done: subprocess.CompletedProcess[str]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """The run that the others are held against."""
-    model_dir = tmp_path_factory.mktemp("undisturbed") / "out"
-    return Undisturbed(model_dir, run(data_dir, model_dir, "--local_cpus", "2"))
-
-
-@pytest.fixture
-def outcome(undisturbed: Undisturbed) -> Outcome:
-    assert undisturbed.done.returncode == 0, undisturbed.done.stderr
-    return Outcome.of(undisturbed.model_dir)
 
 
 # --- an undisturbed run --------------------------------------------------------------------------
@@ -724,27 +672,4 @@ def test_a_share_hands_a_fold_over_when_a_slot_comes_free(data_dir: Path, tmp_pa
     done = run(data_dir, tmp_path, *arguments, "--early_stopping_patience", "6")
     assert done.returncode == 0, done.stderr
     assert "a slot is free: fold 3 will move there" in done.stdout
-    histories = pickle.loads((tmp_path / "all_fold_histories_pytorch.pkl").read_bytes())
-    assert histories == [history_without_ray(data_dir, fold) for fold in (1, 2, 3)]
-
-
-def history_without_ray(data_dir: Path, fold: int) -> dict[str, list[float]]:
-    """Six epochs of a fold in this process, with one thread as a worker has."""
-    data = read_feature_set(data_dir)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        trainer = FoldTrainer(
-            fold,
-            torch.from_numpy(np.array(data.features)),
-            torch.from_numpy(data.class_indices),
-            data.split(fold),
-            data.num_classes,
-            TrainingSettings("raykfold.models:AudioCNN", 32, 0.003, patience=6, seed=0),
-        )
-        for _ in range(6):
-            trainer.run_epoch()
-    finally:
-        torch.set_num_threads(threads)
-    names = ("loss", "accuracy", "val_loss", "val_accuracy")
-    return {name: [getattr(metrics, name) for metrics in trainer.history] for name in names}
+    assert_as_without_ray(tmp_path, data_dir, folds=(1, 2, 3), epochs=6, patience=6)

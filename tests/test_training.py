@@ -290,3 +290,17 @@ def test_other_float_types_are_float32_in_the_batch(small_data: FeatureSet, dtyp
         SETTINGS,
     )
     assert math.isfinite(fold.run_epoch().loss)
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError, torch.AcceleratorError])
+def test_what_is_wrong_with_the_process_is_not_held_against_the_fold(
+    small_data: FeatureSet, error: type[Exception]
+) -> None:
+    broken_trainer = trainer(small_data)
+
+    def broken(*_: object) -> None:
+        raise error("CUDA error: an illegal memory access was encountered")
+
+    broken_trainer.model.register_forward_pre_hook(broken)
+    with pytest.raises(error, match="illegal memory access"):
+        broken_trainer.run_epoch()
