@@ -220,7 +220,7 @@ class RunConfig:
     """Log histograms of weights and gradients, after each epoch."""
 
     verbose: bool = _option(False, _switch)
-    """Let Ray and the workers print, and errors show their traceback."""
+    """Say what becomes of each share, let Ray and the workers print, show errors' tracebacks."""
 
     def __post_init__(self) -> None:
         """Fill what follows from other fields, make paths absolute, refuse impossible values.

@@ -306,7 +306,9 @@ class Dealer:
                 self._waiting_since, self._reminded = None, -math.inf
                 at_work = [each for each in self._shares.values() if each.node and each.active]
                 self._ledger.workers(len(at_work))
-                _log.info("share %s: worker up on %s, pid %d", *_parts(event))
+                gpu = f", GPU {event.gpu}" if event.gpu else ""
+                where = f"{event.address}, pid {event.pid}{gpu}"
+                _log.info("share %s: worker up on %s", event.share, where)
             case ShareReady():
                 _log.info("share %s: first step", event.share)
             case FoldStepping(fold=fold, epoch=epoch):
@@ -370,10 +372,6 @@ class Dealer:
 
 def _new_name() -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}"
-
-
-def _parts(event: ShareStarted) -> tuple[str, str, int]:
-    return event.share, event.address, event.pid
 
 
 def _is_disk_full(error: Exception) -> bool:

@@ -24,12 +24,21 @@ from raykfold.results import Round
 
 @dataclass(frozen=True)
 class ShareStarted:
-    """A share's worker runs."""
+    """A share's worker runs.
+
+    Attributes:
+        share: the share's name.
+        node: id of its node.
+        address: of its node.
+        pid: of its process there.
+        gpu: the GPU that it sees, by its number on the node; empty where it trains on CPUs.
+    """
 
     share: str
     node: str
     address: str
     pid: int
+    gpu: str
 
 
 @dataclass(frozen=True)

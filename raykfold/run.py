@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import shlex
@@ -34,6 +35,8 @@ def _main(arguments: Sequence[str]) -> int:
 
 def _run(config: RunConfig) -> int:
     _take_signals()
+    if config.verbose:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
     from raykfold.driver import cross_validate
     from raykfold.observers import console, duration
 

@@ -91,7 +91,8 @@ def run_share(config: Mapping[str, Any]) -> None:
     if task.marker is not None and not sees(task.run_dir.marker, task.marker):
         ray.get(task.board.post.remote(NodeIsBlind(task.share, node, address)))
         return
-    ray.get(task.board.post.remote(ShareStarted(task.share, node, address, os.getpid())))
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if task.use_gpu else ""
+    ray.get(task.board.post.remote(ShareStarted(task.share, node, address, os.getpid(), gpu)))
     try:
         with scratch_dir(task.scratch) as scratch:
             _run_rounds(task, scratch)
@@ -200,6 +201,11 @@ def _checkpoint(
 def _trainers(task: ShareTask) -> dict[int, FoldTrainer]:
     torch.set_num_threads(task.threads)  # Ray has set OMP_NUM_THREADS by its own rule
     device = torch.device("cuda" if task.use_gpu else "cpu")
+    if task.use_gpu and not torch.cuda.is_available():
+        raise RuntimeError(
+            f"Ray has given this worker a GPU, and torch {torch.__version__} finds no CUDA on "
+            f"{ray.util.get_node_ip_address()}"
+        )
     # One set of kernels, whatever else runs: results must not depend on an auto-tuner's timings.
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True

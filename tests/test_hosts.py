@@ -324,3 +324,23 @@ def test_nodes_that_come_later_take_folds_over_if_they_see_the_storage(
             lines.append(finish(job))
     assert not any("quarantined" in line for line in lines)
     assert_as_without_ray(tmp_path, data_dir, folds=FOLDS, epochs=30, patience=EPOCHS)
+
+
+@pytest.mark.slow
+def test_each_worker_has_a_gpu_of_its_own(data_dir: Path, tmp_path: Path) -> None:
+    """Of two GPUs that only Ray believes in, each share is given one, and misses it."""
+    with Hosts(2) as hosts:
+        address = hosts.start_head(hosts[0])
+        hosts.join(hosts[1], address, cpus=4, gpus=2)
+        arguments = ("--address", address, "--folds", "1,2,3", "--max_failures", "1", "--verbose")
+        done = hosts[0].run(*command(data_dir, tmp_path, *arguments))
+    assert done.returncode == 3, done.stdout + done.stderr
+    up = re.findall(
+        rf"share (\S+): worker up on {hosts[1].address}, pid \d+, GPU (\S+)", done.stderr
+    )
+    assert sorted(gpu for _, gpu in up) == ["0", "1"]
+    dealt = dict(re.findall(r"share (\S+): dealt folds? (.*)", done.stderr))
+    assert sorted(dealt.values()) == ["1, 3", "2"]
+    rows = json.loads((tmp_path / "summary.json").read_text())["folds"]
+    for row in rows:
+        assert f"finds no CUDA on {hosts[1].address}" in row["error"]
