@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -22,7 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -203,24 +205,38 @@ class Hosts:
     def __iter__(self) -> Iterator[Host]:
         return iter(self._hosts)
 
-    def start_head(self, host: Host, *, cpus: int = 0) -> str:
-        """Start a cluster; returns the address that nodes and drivers connect to."""
-        address = f"{host.address}:{PORT}"
-        self._ray(
-            host, cpus, "--head", "--port", str(PORT),
-            "--include-dashboard", "true", "--dashboard-host", host.address,
-            "--dashboard-port", str(DASHBOARD),
-        )  # fmt: skip
-        return address
+    @property
+    def head(self) -> Host:
+        return self._hosts[0]
 
-    def join(self, host: Host, address: str, *, cpus: int = 1, gpus: int = 0) -> None:
-        """Add a node to the cluster."""
-        self._ray(host, cpus, "--address", address, "--num-gpus", str(gpus))
+    @property
+    def workers(self) -> list[Host]:
+        """All but the head."""
+        return self._hosts[1:]
+
+    @property
+    def address(self) -> str:
+        """Of the cluster, for its nodes and for drivers."""
+        return f"{self.head.address}:{PORT}"
+
+    def start_head(self, *arguments: str) -> None:
+        """Start a cluster on the first host, which offers no CPU."""
+        self._ray(
+            self.head, 0, "--head", "--port", str(PORT),
+            "--include-dashboard", "true", "--dashboard-host", self.head.address,
+            "--dashboard-port", str(DASHBOARD), *arguments,
+        )  # fmt: skip
+
+    def join(self, *joining: Host, cpus: int = 1, gpus: int = 0) -> None:
+        """Add nodes to the cluster."""
+        arguments = ("--address", self.address, "--num-gpus", str(gpus))
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda host: self._ray(host, cpus, *arguments), joining))
 
     def _ray(self, host: Host, cpus: int, *arguments: str) -> None:
         folder = Path(tempfile.mkdtemp(dir=host.folder))  # a node that comes back is a new one
         node = host.start(
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
+            *(*RAY, "start", "--block"),
             *("--num-cpus", str(cpus), "--object-store-memory", str(200 * 2**20)),
             *("--node-ip-address", host.address, "--temp-dir", str(folder)),
             *arguments,
@@ -242,9 +258,37 @@ def wait_for(met: Callable[[], object], what: str, seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
-def submit(host: Host, *arguments: str) -> Sequence[str]:
-    """The command with which `ray job submit` runs `arguments` on the cluster of `host`'s head."""
-    return (
-        *(sys.executable, "-m", "ray.scripts.scripts", "job", "submit"),
-        *("--address", f"http://{host.address}:{DASHBOARD}", "--", *arguments),
+RAY = (sys.executable, "-m", "ray.scripts.scripts")
+
+
+def job_command(hosts: Hosts, what: str, *arguments: str) -> tuple[str, ...]:
+    """`ray job submit`, or another `what`, for the cluster of these hosts."""
+    address = f"http://{hosts.head.address}:{DASHBOARD}"
+    return (*RAY, "job", what, "--address", address, *arguments)
+
+
+def driver_pids(head: Host) -> list[int]:
+    """The drivers themselves, not the shells in which Ray runs them."""
+    return [
+        pid
+        for pid in head.processes("raykfold.run")
+        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(sys.executable.encode())
+    ]
+
+
+def drain(hosts: Hosts, host: Host, *, seconds: int) -> bool:
+    """Tell the cluster, as a cloud's notice does, that a node goes soon; whether it has it."""
+    ask = (
+        "import ray; ray.init(address='auto', logging_level=50);"
+        "print([n['NodeID'] for n in ray.nodes()"
+        f" if n['Alive'] and n['NodeManagerAddress'] == '{host.address}'])"
     )
+    node = re.search(r"'(\w+)'", hosts.head.run(sys.executable, "-c", ask).stdout)
+    if node is None:
+        return False
+    drained = hosts.head.run(
+        *(*RAY, "drain-node", "--address", hosts.address),
+        *("--node-id", node[1], "--reason", "DRAIN_NODE_REASON_PREEMPTION"),
+        *("--reason-message", "spot", "--deadline-remaining-seconds", str(seconds)),
+    )
+    return drained.returncode == 0

@@ -11,15 +11,13 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hosts import Host, Hosts, needs_hosts, submit, wait_for
+from hosts import Hosts, drain, driver_pids, job_command, needs_hosts, wait_for
 from outcomes import Outcome, assert_as_without_ray, assert_same, command, read_until
 
 pytestmark = needs_hosts
@@ -33,27 +31,22 @@ UNHURRIED = (
 
 
 @contextmanager
-def cluster(workers: int) -> Iterator[tuple[Hosts, str]]:
-    """A head and so many hosts with a CPU each, and the address of the cluster."""
+def cluster(workers: int) -> Iterator[Hosts]:
+    """A head and so many hosts with a CPU each."""
     with Hosts(workers + 1) as hosts:
-        address = hosts.start_head(hosts[0])
-        join(hosts, address, *list(hosts)[1:])
-        yield hosts, address
-
-
-def join(hosts: Hosts, address: str, *joining: Host) -> None:
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda host: hosts.join(host, address), joining))
+        hosts.start_head()
+        hosts.join(*hosts.workers)
+        yield hosts
 
 
 @pytest.fixture(scope="module")
-def shared_cluster() -> Iterator[tuple[Hosts, str]]:
+def shared_cluster() -> Iterator[Hosts]:
     """A head and three hosts; the last of them has a folder that the others do not see."""
     with Hosts(4) as hosts:
         hosts[3].private(unshared(hosts))
-        address = hosts.start_head(hosts[0])
-        join(hosts, address, *list(hosts)[1:])
-        yield hosts, address
+        hosts.start_head()
+        hosts.join(*hosts.workers)
+        yield hosts
 
 
 def unshared(hosts: Hosts) -> Path:
@@ -67,7 +60,8 @@ def submitted(
     hosts: Hosts, data_dir: Path, model_dir: Path, *arguments: str
 ) -> Iterator[subprocess.Popen[str]]:
     """A job on the cluster, from `ray job submit` on its head."""
-    job = hosts[0].start(*submit(hosts[0], *command(data_dir, model_dir, *arguments)))
+    what = ("--", *command(data_dir, model_dir, *arguments))
+    job = hosts.head.start(*job_command(hosts, "submit", *what))
     try:
         yield job
     finally:
@@ -97,9 +91,9 @@ def committed(output: str) -> list[tuple[str, str]]:
 
 
 def test_a_submitted_job_trains_all_folds_at_once(
-    shared_cluster: tuple[Hosts, str], outcome: Outcome, data_dir: Path, tmp_path: Path
+    shared_cluster: Hosts, outcome: Outcome, data_dir: Path, tmp_path: Path
 ) -> None:
-    hosts, _ = shared_cluster
+    hosts = shared_cluster
     with submitted(hosts, data_dir, tmp_path, "--folds", "1,2,3") as job:
         output = finish(job)
     assert json.loads((tmp_path / "summary.json").read_text())["num_workers"] == 3
@@ -112,10 +106,10 @@ def test_a_submitted_job_trains_all_folds_at_once(
 
 
 def test_workers_controllers_nodes_and_links_fail_and_the_bits_are_the_same(
-    shared_cluster: tuple[Hosts, str], data_dir: Path, tmp_path: Path
+    shared_cluster: Hosts, data_dir: Path, tmp_path: Path
 ) -> None:
     """SIGKILL of a worker, of a Train controller and of a node, which comes back; a link cut."""
-    hosts, address = shared_cluster
+    hosts = shared_cluster
     with submitted(hosts, data_dir, tmp_path, *UNHURRIED) as job:
         lines = read_until(job, r"fold 1  epoch 1/")
         for fold in FOLDS:
@@ -125,12 +119,12 @@ def test_workers_controllers_nodes_and_links_fail_and_the_bits_are_the_same(
         for end in ("Worker unexpectedly exits", rf"its node {hosts[2].address} is gone"):
             if not any(re.search(end, line) for line in lines):
                 lines += read_until(job, rf"the worker of fold \d ended: {end}")
-        join(hosts, address, hosts[2])
+        hosts.join(hosts[2])
         for fold in FOLDS:
             wait_for_epoch(tmp_path, fold, 4)
         with hosts[3].cut_off():
             time.sleep(3)
-        assert hosts[0].kill("ShareController")
+        assert hosts.head.kill("ShareController")
         lines.append(finish(job))
     output = "".join(lines)
     assert "ended: its Ray Train controller died" in output
@@ -143,12 +137,12 @@ def test_workers_controllers_nodes_and_links_fail_and_the_bits_are_the_same(
 
 
 def test_a_storage_that_the_nodes_do_not_share_is_found_before_training(
-    shared_cluster: tuple[Hosts, str], data_dir: Path, tmp_path: Path
+    shared_cluster: Hosts, data_dir: Path, tmp_path: Path
 ) -> None:
-    hosts, address = shared_cluster
+    hosts = shared_cluster
     storage = unshared(hosts) / "ray"
-    arguments = ("--address", address, "--storage_path", str(storage))
-    done = hosts[0].run(*command(data_dir, tmp_path / "out", *arguments))
+    arguments = ("--address", hosts.address, "--storage_path", str(storage))
+    done = hosts.head.run(*command(data_dir, tmp_path / "out", *arguments))
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr.count("\n") == 1
     assert f"--storage_path {storage}" in done.stderr
@@ -158,11 +152,11 @@ def test_a_storage_that_the_nodes_do_not_share_is_found_before_training(
 
 
 def test_a_wait_for_slots_says_what_is_asked_for_and_can_end(
-    shared_cluster: tuple[Hosts, str], data_dir: Path, tmp_path: Path
+    shared_cluster: Hosts, data_dir: Path, tmp_path: Path
 ) -> None:
-    hosts, address = shared_cluster
-    arguments = ("--address", address, "--cpus_per_worker", "8", "--wait_timeout", "5")
-    done = hosts[0].run(*command(data_dir, tmp_path / "out", *arguments))
+    hosts = shared_cluster
+    arguments = ("--address", hosts.address, "--cpus_per_worker", "8", "--wait_timeout", "5")
+    done = hosts.head.run(*command(data_dir, tmp_path / "out", *arguments))
     assert done.returncode == 2, done.stdout + done.stderr
     # The head offers no CPU; the nodes that the other tests have killed are not counted.
     there = r"\(a worker takes 8 CPUs; 4 nodes with 3 of 3 CPUs free\)"
@@ -173,11 +167,11 @@ def test_a_wait_for_slots_says_what_is_asked_for_and_can_end(
 
 
 def test_ctrl_c_ends_a_wait_for_slots(
-    shared_cluster: tuple[Hosts, str], data_dir: Path, tmp_path: Path
+    shared_cluster: Hosts, data_dir: Path, tmp_path: Path
 ) -> None:
-    hosts, address = shared_cluster
-    arguments = ("--address", address, "--use_gpu", "true")
-    driver = hosts[0].start(*command(data_dir, tmp_path / "out", *arguments))
+    hosts = shared_cluster
+    arguments = ("--address", hosts.address, "--use_gpu", "true")
+    driver = hosts.head.start(*command(data_dir, tmp_path / "out", *arguments))
     try:
         read_until(driver, r"a worker takes 1 CPU and a GPU; .* and 0 of 0 GPUs free")
         driver.send_signal(signal.SIGINT)
@@ -194,38 +188,30 @@ def test_ctrl_c_ends_a_wait_for_slots(
 @pytest.mark.slow
 def test_a_head_that_dies_takes_nothing_along(data_dir: Path, tmp_path: Path) -> None:
     """The job is stopped; the driver is killed; then the head. The same submit always goes on."""
-    with cluster(3) as (hosts, _):
+    with cluster(3) as hosts:
         with submitted(hosts, data_dir, tmp_path, *UNHURRIED) as job:
             lines = read_until(job, r"fold 1  epoch 2/")
             identifier = re.search(r"raysubmit_\w+", "".join(lines))
             assert identifier
-            stop = (*submit(hosts[0])[:3], "job", "stop", "--address", submit(hosts[0])[6])
-            stopped = hosts[0].run(*stop, identifier[0])
+            stopped = hosts.head.run(*job_command(hosts, "stop", identifier[0]))
             assert stopped.returncode == 0, stopped.stderr
         with submitted(hosts, data_dir, tmp_path, *UNHURRIED) as job:
             lines = read_until(job, r"fold 1: resumes after epoch \d+")
             wait_for_epoch(tmp_path, 1, 4)
-            os.kill(driver_pid(hosts[0]), signal.SIGKILL)
+            for pid in driver_pids(hosts.head):
+                os.kill(pid, signal.SIGKILL)
         with submitted(hosts, data_dir, tmp_path, *UNHURRIED) as job:
             lines = read_until(job, r"fold 1: resumes after epoch [5-9]")
             wait_for_epoch(tmp_path, 1, 7)
             for host in hosts:  # those whose head has gone end sooner or later anyhow
                 host.power_off()
     with (
-        cluster(3) as (hosts, _),
+        cluster(3) as hosts,
         submitted(hosts, data_dir, tmp_path, *UNHURRIED) as job,
     ):
         output = finish(job)
     assert re.search(r"fold 1: resumes after epoch ([89]|1\d)", output)
     assert_as_without_ray(tmp_path, data_dir, folds=FOLDS, epochs=EPOCHS, patience=EPOCHS)
-
-
-def driver_pid(head: Host) -> int:
-    """The process itself, not the shell in which Ray runs it."""
-    for pid in head.processes("raykfold.run"):
-        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(sys.executable.encode()):
-            return pid
-    raise AssertionError("no driver found")
 
 
 @pytest.mark.slow
@@ -234,11 +220,11 @@ def test_a_node_that_is_cut_off_for_a_minute_is_done_without(
 ) -> None:
     """One slot is spare; the folds of the others never pause, and a fold finds its way there."""
     with (
-        cluster(4) as (hosts, _),
+        cluster(4) as hosts,
         submitted(hosts, data_dir, tmp_path, *UNHURRIED, "--epochs", "40") as job,
     ):
         lines = read_until(job, r"fold 1  epoch 2/")
-        busy = next(host for host in list(hosts)[1:] if host.processes("TrainWorker"))
+        busy = next(host for host in hosts.workers if host.processes("TrainWorker"))
         with busy.cut_off():
             lines += read_until(job, rf"ended: its node {busy.address} is gone")
             time.sleep(50)
@@ -254,12 +240,12 @@ def test_a_node_that_is_drained_gives_its_folds_away_in_time(
     """Two folds share a node that leaves: each is handed over after the epoch that it is in."""
     arguments = (*UNHURRIED, "--num_workers", "1", "--folds", "1,2")
     with (
-        cluster(2) as (hosts, address),
+        cluster(2) as hosts,
         submitted(hosts, data_dir, tmp_path, *arguments) as job,
     ):
         lines = read_until(job, r"fold 2  epoch 2/")
-        busy = next(host for host in list(hosts)[1:] if host.processes("TrainWorker"))
-        drain(hosts, address, busy, seconds=12)
+        busy = next(host for host in hosts.workers if host.processes("TrainWorker"))
+        assert drain(hosts, busy, seconds=12)
         lines += read_until(job, rf"node {busy.address} is leaving: folds 1, 2 will move")
         time.sleep(12)
         assert not busy.processes("TrainWorker")
@@ -271,28 +257,12 @@ def test_a_node_that_is_drained_gives_its_folds_away_in_time(
     assert_as_without_ray(tmp_path, data_dir, folds=(1, 2), epochs=EPOCHS, patience=EPOCHS)
 
 
-def drain(hosts: Hosts, address: str, host: Host, *, seconds: int) -> None:
-    """Tell the cluster, as a cloud's notice of preemption does, that a node goes soon."""
-    ask = (
-        "import ray; ray.init(address='auto', logging_level=50);"
-        f"print([n['NodeID'] for n in ray.nodes() if n['NodeManagerAddress'] == '{host.address}'])"
-    )
-    node = re.search(r"'(\w+)'", hosts[0].run(sys.executable, "-c", ask).stdout)
-    assert node
-    drained = hosts[0].run(
-        *(sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", address),
-        *("--node-id", node[1], "--reason", "DRAIN_NODE_REASON_PREEMPTION"),
-        *("--reason-message", "spot", "--deadline-remaining-seconds", str(seconds)),
-    )
-    assert drained.returncode == 0, drained.stderr
-
-
 @pytest.mark.slow
 def test_two_runs_on_a_cluster_share_its_slots(
     outcome: Outcome, data_dir: Path, tmp_path: Path
 ) -> None:
     with (
-        cluster(2) as (hosts, _),
+        cluster(2) as hosts,
         submitted(hosts, data_dir, tmp_path / "a") as first,
         submitted(hosts, data_dir, tmp_path / "b") as second,
     ):
@@ -310,16 +280,16 @@ def test_nodes_that_come_later_take_folds_over_if_they_see_the_storage(
     with Hosts(4) as hosts:
         storage = unshared(hosts)
         hosts[2].private(storage)
-        address = hosts.start_head(hosts[0])
-        join(hosts, address, hosts[1])
+        hosts.start_head()
+        hosts.join(hosts[1])
         with submitted(
             hosts, data_dir, tmp_path, *arguments, "--storage_path", str(storage)
         ) as job:
             lines = read_until(job, r"fold 3  epoch 1/")
-            join(hosts, address, hosts[2])
+            hosts.join(hosts[2])
             lines += read_until(job, r"a slot is free: folds? .* will move there")
             lines += read_until(job, rf"node {hosts[2].address} is left out: it does not see")
-            join(hosts, address, hosts[3])
+            hosts.join(hosts[3])
             wait_for(lambda: hosts[3].processes("TrainWorker"), "a worker on the third host")
             lines.append(finish(job))
     assert not any("quarantined" in line for line in lines)
@@ -330,15 +300,14 @@ def test_nodes_that_come_later_take_folds_over_if_they_see_the_storage(
 def test_each_worker_has_a_gpu_of_its_own(data_dir: Path, tmp_path: Path) -> None:
     """Of two GPUs that only Ray believes in, each share is given one, and misses it."""
     with Hosts(2) as hosts:
-        address = hosts.start_head(hosts[0])
-        hosts.join(hosts[1], address, cpus=4, gpus=2)
-        arguments = ("--address", address, "--folds", "1,2,3", "--max_failures", "1", "--verbose")
-        done = hosts[0].run(*command(data_dir, tmp_path, *arguments))
+        hosts.start_head()
+        hosts.join(hosts[1], cpus=4, gpus=2)
+        where = ("--address", hosts.address, "--folds", "1,2,3")
+        arguments = (*where, "--max_failures", "1", "--verbose")
+        done = hosts.head.run(*command(data_dir, tmp_path, *arguments))
     assert done.returncode == 3, done.stdout + done.stderr
-    up = re.findall(
-        rf"share (\S+): worker up on {hosts[1].address}, pid \d+, GPU (\S+)", done.stderr
-    )
-    assert sorted(gpu for _, gpu in up) == ["0", "1"]
+    up = re.findall(rf"worker up on {hosts[1].address}, pid \d+, GPU (\S+)", done.stderr)
+    assert sorted(up) == ["0", "1"]
     dealt = dict(re.findall(r"share (\S+): dealt folds? (.*)", done.stderr))
     assert sorted(dealt.values()) == ["1, 3", "2"]
     rows = json.loads((tmp_path / "summary.json").read_text())["folds"]
