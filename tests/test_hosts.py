@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hosts import Hosts, drain, driver_pids, job_command, needs_hosts, wait_for
@@ -313,3 +314,45 @@ def test_each_worker_has_a_gpu_of_its_own(data_dir: Path, tmp_path: Path) -> Non
     rows = json.loads((tmp_path / "summary.json").read_text())["folds"]
     for row in rows:
         assert f"finds no CUDA on {hosts[1].address}" in row["error"]
+
+
+@pytest.mark.slow
+def test_a_cluster_that_can_grow_is_asked_to(data_dir: Path, tmp_path: Path) -> None:
+    """Ray's own autoscaler, over nodes that are processes: none at first, two at most."""
+    grows = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    config = tmp_path / "cluster.json"
+    config.write_text(json.dumps(autoscaled(most_workers=2)))
+    with Hosts(1, **grows) as hosts:
+        hosts.start_head("--autoscaling-config", str(config))
+        with submitted(hosts, data_dir, tmp_path / "out", *UNHURRIED, "--epochs", "30") as job:
+            output = "".join([*read_until(job, r"fold 3  epoch 1/"), finish(job)])
+    assert re.search(r"no free slot in Ray .* 1 node with 0 of 0 CPUs free", output)
+    assert json.loads((tmp_path / "out/summary.json").read_text())["num_workers"] == 2
+    assert_as_without_ray(tmp_path / "out", data_dir, folds=FOLDS, epochs=30, patience=EPOCHS)
+
+
+def autoscaled(most_workers: int) -> dict[str, Any]:
+    """A cluster for `ray start --autoscaling-config`, which fills in no default."""
+    lists = (
+        *("head_setup_commands", "worker_setup_commands", "setup_commands"),
+        *("initialization_commands", "cluster_synced_files", "rsync_exclude", "rsync_filter"),
+        *("head_start_ray_commands", "worker_start_ray_commands"),
+    )
+    worker = {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0}
+    return {
+        "cluster_name": "growing",
+        "provider": {"type": "fake_multinode"},
+        "auth": {"ssh_user": "nobody"},
+        "max_workers": most_workers,
+        "upscaling_speed": 10.0,
+        "idle_timeout_minutes": 5,
+        "available_node_types": {
+            "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "worker": {**worker, "max_workers": most_workers},
+        },
+        "head_node_type": "head",
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+        "docker": {},
+        **{name: [] for name in lists},
+    }
