@@ -31,6 +31,7 @@ class Artifacts(Observer):
         self._config = config
         self._histories: dict[int, list[EpochMetrics]] = {}
         self._state: dict[int, dict[str, Any]] = {}
+        self._written: dict[int, dict[str, Any]] = {}
 
     def run_started(self, start: RunStart) -> None:
         for fold in start.folds:
@@ -45,11 +46,14 @@ class Artifacts(Observer):
         # An epoch that was trained again after a death takes the place of what it was before.
         history = [*self._histories.get(fold, [])[: metrics.epoch], metrics]
         self._mirror(fold, history, [metrics.epoch])
-        self._write_state()
 
     def fold_finished(self, result: FoldResult) -> None:
         self._mirror_result(result)
-        self._write_state()
+
+    def time_passed(self) -> None:
+        """One writing for all that has come since the last: many folds can end an epoch at once."""
+        if self._state != self._written:
+            self._write_state()
 
     def run_finished(self, summary: Summary) -> None:
         """Also when a kill came between the last epoch and its copy here."""
@@ -94,6 +98,7 @@ class Artifacts(Observer):
                 "folds": {str(fold): row for fold, row in sorted(self._state.items())},
             },
         )
+        self._written = dict(self._state)
 
 
 def _link(source: Path, target: Path) -> None:

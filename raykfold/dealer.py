@@ -118,6 +118,7 @@ class Dealer:
         # An instance of our own is one node, and cannot grow.
         self._watch = None if own_instance else Watch()
         self._request = None if own_instance else Request(_new_name(), size)
+        self._taken_in = 0  # events
         self._shares: dict[str, _Share] = {}
         self._ended: queue.Queue[tuple[str, Exception | None]] = queue.Queue()
         self._threads: list[threading.Thread] = []
@@ -136,8 +137,7 @@ class Dealer:
             while self._ledger.waiting or any(share.active for share in self._shares.values()):
                 self._look_at_nodes()
                 self._deal()
-                for event in ray.get(self._board.drain.remote(_POLL_SECONDS)):
-                    self._take_in(event)
+                self._take_in_all(_POLL_SECONDS)
                 while not self._ended.empty():
                     self._settle(*self._ended.get())
                 self._observer.time_passed()
@@ -296,6 +296,16 @@ class Dealer:
 
     # --- from the shares -------------------------------------------------------------------
 
+    def _take_in_all(self, wait_seconds: float) -> None:
+        """Take in what has happened; if nothing has, wait so long for it."""
+        events = ray.get(self._board.events_from.remote(self._taken_in, wait_seconds))
+        self._taken_in += len(events)
+        rounds = [event for event in events if isinstance(event, RoundCommitted)]
+        rounds = [event for event in rounds if event.share in self._shares]
+        self._ledger.take_in_all([(event.round, event.checkpoint) for event in rounds])
+        for event in events:
+            self._take_in(event)
+
     def _take_in(self, event: Event) -> None:
         share = self._shares.get(event.share)
         if share is None:
@@ -317,9 +327,7 @@ class Dealer:
                 self._shun(event)
             case ShareStopping():
                 raise event.error
-            case RoundCommitted():
-                round_ = event.round
-                self._ledger.take_in(round_, event.checkpoint)
+            case RoundCommitted(round=round_):
                 share.active -= {*round_.finished, *round_.failed, *round_.released}
                 seconds = [metrics.seconds for metrics in round_.epochs.values()]
                 share.epoch_seconds = max(seconds, default=share.epoch_seconds)
@@ -333,8 +341,7 @@ class Dealer:
 
     def _settle(self, name: str, error: Exception | None) -> None:
         """A share has ended; what it has not finished is dealt anew."""
-        for event in ray.get(self._board.drain.remote(0)):
-            self._take_in(event)
+        self._take_in_all(wait_seconds=0)
         share = self._shares.pop(name)
         if error is not None:
             share.trainer.give_slot_back()

@@ -11,7 +11,8 @@ also on storage: when it dies the run dies, and resumes.
 from __future__ import annotations
 
 import asyncio
-import time
+from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,17 +92,22 @@ class EventBoard:
 
     def __init__(self) -> None:
         self._events: list[Event] = []
+        self._forgotten = 0
         self._committed: dict[str, int] = {}
         self._wanted: dict[str, tuple[int, ...]] = {}
         self._leaving: set[str] = set()
-        self._changed = asyncio.Condition()
+        self._posted = asyncio.Event()
+        # One a share: a commit wakes the worker that waits for it, and not those of all shares.
+        self._commits: defaultdict[str, asyncio.Condition] = defaultdict(asyncio.Condition)
 
     async def post(self, event: Event) -> None:
-        async with self._changed:
-            self._events.append(event)
-            if isinstance(event, RoundCommitted):
-                self._committed[event.share] = event.round.number
-            self._changed.notify_all()
+        self._events.append(event)
+        self._posted.set()
+        if isinstance(event, RoundCommitted):
+            self._committed[event.share] = event.round.number
+            commit = self._commits[event.share]
+            async with commit:
+                commit.notify_all()
 
     async def stepping(self, share: str, fold: int, epoch: int) -> bool:
         """Say that an epoch begins; whether the share is to stop stepping and leave instead."""
@@ -122,22 +128,24 @@ class EventBoard:
 
     async def committed(self, share: str, number: int) -> tuple[int, ...]:
         """Wait until round `number` of the share is committed; the folds it is to give back."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._committed.get(share, 0) >= number)
+        commit = self._commits[share]
+        async with commit:
+            await commit.wait_for(lambda: self._committed.get(share, 0) >= number)
         # Not taken away: the answer can get lost on the network, and is then asked for again.
         return self._wanted.get(share, ())
 
-    async def drain(self, wait_seconds: float) -> list[Event]:
-        """The events since the last call, in order; waits for one if there is none."""
-        deadline = time.monotonic() + wait_seconds
-        async with self._changed:
-            while not self._events and (left := deadline - time.monotonic()) > 0:
-                try:
-                    await asyncio.wait_for(self._changed.wait(), timeout=left)
-                except TimeoutError:
-                    break
-            events, self._events = self._events, []
-        return events
+    async def events_from(self, number: int, wait_seconds: float) -> list[Event]:
+        """The events from `number`, counted from 0, on; waits for one if there is none.
+
+        What came before it has arrived, and is forgotten.
+        """
+        del self._events[: number - self._forgotten]
+        self._forgotten = number
+        if not self._events:
+            self._posted.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._posted.wait(), timeout=wait_seconds)
+        return list(self._events)
 
 
 def open_board() -> Any:

@@ -139,6 +139,22 @@ class Ledger:
         Raises:
             StorageError: the index, or an output, cannot be written.
         """
+        self.take_in_all([(round_, checkpoint)])
+
+    def take_in_all(self, committed: Sequence[tuple[Round, str | None]]) -> None:
+        """`take_in` for rounds of many shares, with one writing of the index.
+
+        Raises:
+            StorageError: the index, or an output, cannot be written.
+        """
+        for round_, checkpoint in committed:
+            self._note_states(round_, checkpoint)
+        if committed:
+            self._write_index()
+        for round_, _ in committed:
+            self._tell(round_)
+
+    def _note_states(self, round_: Round, checkpoint: str | None) -> None:
         for fold in round_.saved:
             assert checkpoint is not None
             self._note_state(fold, Path(checkpoint) / fold_name(fold))
@@ -147,7 +163,8 @@ class Ledger:
         for fold in round_.released:
             if self._histories[fold] or fold in round_.epochs:  # else there is nothing to keep
                 self._note_state(fold, self._config.run_dir.handed_over(fold))
-        self._write_index()
+
+    def _tell(self, round_: Round) -> None:
         for fold, metrics in round_.epochs.items():
             history = self._histories[fold]
             del history[metrics.epoch :]  # an epoch that was trained again after a death

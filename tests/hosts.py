@@ -268,18 +268,19 @@ def job_command(hosts: Hosts, what: str, *arguments: str) -> tuple[str, ...]:
 
 
 def driver_pids(head: Host) -> list[int]:
-    """The drivers themselves, not the shells in which Ray runs them."""
+    """The drivers themselves: not `ray job submit`, nor the shells in which Ray runs them."""
+    start = f"{sys.executable}\0-m\0raykfold.run\0"
     return [
         pid
         for pid in head.processes("raykfold.run")
-        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(sys.executable.encode())
+        if Path(f"/proc/{pid}/cmdline").read_text(errors="replace").startswith(start)
     ]
 
 
 def drain(hosts: Hosts, host: Host, *, seconds: int) -> bool:
     """Tell the cluster, as a cloud's notice does, that a node goes soon; whether it has it."""
     ask = (
-        "import ray; ray.init(address='auto', logging_level=50);"
+        f"import ray; ray.init(address='{hosts.address}', logging_level=50);"
         "print([n['NodeID'] for n in ray.nodes()"
         f" if n['Alive'] and n['NodeManagerAddress'] == '{host.address}'])"
     )

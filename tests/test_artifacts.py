@@ -47,6 +47,7 @@ def test_the_best_weights_are_there_while_the_fold_trains(config: RunConfig) -> 
         assert config.outputs.epoch_weights(1, number).read_text() == f"epoch {number}"
         best.append(config.outputs.best_weights(1).read_text())
     assert best == ["epoch 0", "epoch 1", "epoch 1", "epoch 1"]
+    artifacts.time_passed()
     assert state(config, 1) == {
         "status": "running",
         "epochs_done": 4,
@@ -63,6 +64,7 @@ def test_an_epoch_that_was_trained_again_takes_its_place(config: RunConfig) -> N
         artifacts.epoch_committed(1, epoch(number, accuracy))
     assert config.outputs.epoch_weights(1, 1).read_bytes() == b"c"
     assert config.outputs.best_weights(1).read_bytes() == b"a"
+    artifacts.time_passed()
     assert state(config, 1)["epochs_done"] == 2
 
 
@@ -85,5 +87,6 @@ def test_a_failed_fold_says_why_and_keeps_what_it_had(config: RunConfig) -> None
     artifacts.epoch_committed(1, epoch(0, 0.5))
     failed = FoldResult(1, "failed", 8, 2, (epoch(0, 0.5),), best_epoch=0, error="unplugged")
     artifacts.fold_finished(failed)
+    artifacts.time_passed()
     assert state(config, 1)["error"] == "unplugged"
     assert config.outputs.best_weights(1).read_bytes() == b"a"
