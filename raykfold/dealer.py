@@ -123,6 +123,7 @@ class Dealer:
         self._ended: queue.Queue[tuple[str, Exception | None]] = queue.Queue()
         self._threads: list[threading.Thread] = []
         self._blind: set[str] = set()
+        self._dealt = -math.inf
         self._waiting_since: float | None = None
         self._reminded = -math.inf
 
@@ -168,7 +169,11 @@ class Dealer:
 
     def _deal(self) -> None:
         """Give waiting folds to free slots; if none waits, relieve the shares that have many."""
-        free = self._slots_to_deal()
+        now = time.monotonic()
+        if now - self._dealt < _POLL_SECONDS:  # events can come faster than slots
+            return
+        self._dealt = now
+        free = self._slots_to_deal() if self._has_use_for_slots() else 0
         for folds in deal(sorted(self._ledger.waiting), free):
             self._start_share(folds)
             free -= 1
@@ -178,6 +183,9 @@ class Dealer:
             self._wait()
         elif free > 0:
             self._relieve(free)
+
+    def _has_use_for_slots(self) -> bool:
+        return bool(self._ledger.waiting) or any(len(s.active) > 1 for s in self._shares.values())
 
     def _slots_to_deal(self) -> int:
         room = self._most_workers() - len(self._shares)

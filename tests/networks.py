@@ -65,3 +65,16 @@ class TellsItsEnvironment(raykfold.AudioCNN):
         super().__init__(n_mels, num_classes, target_len)
         told = Path(os.environ["ENVIRONMENTS"]) / f"{os.getpid()}.json"
         told.write_text(json.dumps(dict(os.environ)))
+
+
+class Idle(torch.nn.Module):
+    """Next to nothing to compute, and a quarter of a second for each evaluation."""
+
+    def __init__(self, n_mels: int, num_classes: int, target_len: int) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(n_mels, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training and len(x) > 2:
+            time.sleep(0.25)
+        return self.head(x.mean(dim=2))
