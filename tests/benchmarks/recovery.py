@@ -1,0 +1,99 @@
+"""Seconds from a fault to the next epoch of the folds that it struck, where a slot is spare.
+
+    python tests/benchmarks/recovery.py [--repeats 3]
+
+A head and three hosts with a CPU each (see tests/hosts.py: it needs root and iproute2), one job of
+two folds whose epochs take a second and a bit: so of each figure that much is the epoch itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from conftest import CLASSES, small_arrays
+from hosts import Host, Hosts, drain, job_command, wait_for
+from outcomes import command
+
+from raykfold.data import write_feature_set
+
+FOLDS = (1, 2)
+ARGUMENTS = (
+    *("--model", "networks:Unhurried", "--folds", "1,2"),
+    *("--epochs", "100000", "--early_stopping_patience", "100000"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    repeats = parser.parse_args().repeats
+    with tempfile.TemporaryDirectory() as folder, Hosts(4) as hosts:
+        data_dir, model_dir = Path(folder) / "sounds", Path(folder) / "out"
+        write_feature_set(data_dir, *small_arrays(), CLASSES, {"kind": "log_mel"})
+        hosts.start_head()
+        hosts.join(*hosts.workers)
+        job = hosts.head.start(
+            *job_command(hosts, "submit", "--", *command(data_dir, model_dir, *ARGUMENTS))
+        )
+        print("| fault | seconds, median | each |")
+        print("| --- | --- | --- |")
+        for name, fault in faults(hosts).items():
+            times = [seconds_of(hosts, model_dir, fault) for _ in range(repeats)]
+            each = ", ".join(f"{taken:.1f}" for taken in times)
+            print(f"| {name} | {statistics.median(times):.1f} | {each} |", flush=True)
+        job.kill()
+
+
+def faults(hosts: Hosts) -> dict[str, Callable[[Host, ExitStack], object]]:
+    """What strikes a host that has a worker; what is to be undone afterwards goes on the stack."""
+    return {
+        "SIGKILL of a worker": lambda host, after: host.kill("TrainWorker"),
+        "SIGKILL of the Train controllers": lambda host, after: hosts.head.kill("ShareController"),
+        "SIGKILL of a node, all of it": lambda host, after: host.power_off(),
+        "a node that packets no longer reach": lambda host, after: after.enter_context(
+            host.cut_off()
+        ),
+        "a node that is drained": lambda host, after: drain(hosts, host, seconds=60),
+    }
+
+
+def seconds_of(hosts: Hosts, model_dir: Path, fault: Callable[[Host, ExitStack], object]) -> float:
+    wait_for(lambda: all(last_epoch(model_dir, fold) for fold in FOLDS), "the first epochs")
+    before = [last_epoch(model_dir, fold) for fold in FOLDS]
+    steady = [epoch + 2 for epoch in before]
+    wait_for(lambda: reached(model_dir, steady), "two more epochs of both")
+    struck = next(host for host in hosts.workers if host.processes("TrainWorker"))
+    with ExitStack() as after:
+        began = time.monotonic()
+        fault(struck, after)
+        last = [last_epoch(model_dir, fold) + 2 for fold in FOLDS]  # one can be in flight
+        wait_for(lambda: reached(model_dir, last), "epochs after the fault", seconds=200)
+        taken = time.monotonic() - began
+    struck.power_off()
+    hosts.join(struck)
+    return taken
+
+
+def reached(model_dir: Path, epochs: list[int]) -> bool:
+    return all(
+        last_epoch(model_dir, fold) >= epoch for fold, epoch in zip(FOLDS, epochs, strict=True)
+    )
+
+
+def last_epoch(model_dir: Path, fold: int) -> int:
+    """The newest epoch among the outputs of a fold, from 0; 0 also where there is none yet."""
+    found = (model_dir / f"checkpoints/fold_{fold}").glob("epoch_*.safetensors")
+    return max((int(path.stem.removeprefix("epoch_")) for path in found), default=0)
+
+
+if __name__ == "__main__":
+    main()
