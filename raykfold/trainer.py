@@ -12,7 +12,7 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raykfold.credentials import SECRETS
+from raykfold.credentials import worker_runtime_env
 from raykfold.relay import ClosedScalingPolicy, ShareCallback
 from raykfold.shares import WorkerSize
 from raykfold.worker import ShareTask, run_share
@@ -60,9 +60,7 @@ class ShareTrainer(DataParallelTrainer):
                 ),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=3),
                 callbacks=[ShareCallback(task.board, task.share)],  # type: ignore[list-item]
-                # A submitted job's environment is also that of its workers. An instance of our
-                # own was started without them.
-                worker_runtime_env={} if own_instance else {"env_vars": dict.fromkeys(SECRETS, "")},
+                worker_runtime_env=worker_runtime_env(own_instance),
             ),
         )
 
