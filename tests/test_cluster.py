@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import ray
-import yaml
+import yaml  # type: ignore[import-untyped]
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.runtime_env import RuntimeEnv
 
@@ -49,7 +49,7 @@ def packed(
     from ray._private.runtime_env.packaging import create_package
     from ray._private.runtime_env.working_dir import upload_working_dir_if_needed
 
-    def create(working_dir: str, excludes: list[str], is_file: bool = False) -> None:
+    def create(working_dir: str, excludes: list[str] | None, is_file: bool = False) -> None:
         create_package(working_dir, target, include_gitignore=gitignore, excludes=excludes)
 
     upload_working_dir_if_needed(
@@ -497,7 +497,7 @@ class Allocation:
 
     def left(self) -> list[Path]:
         """What a job that is over has left behind."""
-        places = [*self.home.iterdir(), *self.temporary.iterdir()]
+        places = [*self.home.iterdir(), *self.temporary.glob("raykfold-*")]  # torch leaves its own
         return places + list(Path("/tmp").glob(f"rkf-{self.job}*"))
 
 
