@@ -584,8 +584,8 @@ def test_a_job_runs_raykfold_on_a_ray_of_its_own(allocation: Allocation) -> None
             SLURM_JOB_NUM_NODES="2",
             PYTHONPATH=str(REPOSITORY),
         )
-        _, error = job.communicate(timeout=240)
-        assert job.returncode == 0, error
+        output, error = job.communicate(timeout=240)
+        assert job.returncode == 0, output + error
         assert "2 of 2 nodes" in error
         assert Path(folder, "out/summary.json").exists()
     assert allocation.left() == []
