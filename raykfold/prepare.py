@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from raykfold.command import Parser, add_flag, exit_code
-from raykfold.credentials import taken_out_of
+from raykfold.credentials import taken_out_of, worker_runtime_env
 from raykfold.errors import BadData, BadInput, RaykfoldError
 from raykfold.features import (
     DIGITS,
@@ -89,9 +89,13 @@ def _prepare(options: argparse.Namespace) -> int:
     print(f"{len(paths)} recordings in {listing.source}; starting Ray", flush=True)
     with (
         taken_out_of(os.environ),  # they are of no use here, and Ray's processes would inherit them
-        ray_session(options.address, local_cpus=options.local_cpus, verbose=options.verbose),
+        ray_session(
+            options.address, local_cpus=options.local_cpus, verbose=options.verbose
+        ) as own_instance,
     ):
-        problems = _fill_over_ray(features, audio_dir, paths, parameters, options.strict)
+        problems = _fill_over_ray(
+            features, audio_dir, paths, parameters, options.strict, own_instance=own_instance
+        )
     for problem in problems.values():
         print(f"raykfold: left out: {problem}", file=sys.stderr)
     read = [recordings[index] for index in range(len(recordings)) if index not in problems]
@@ -413,6 +417,8 @@ def _fill_over_ray(
     paths: Sequence[Path],
     parameters: FeatureParameters,
     strict: bool,
+    *,
+    own_instance: bool,
 ) -> dict[int, str]:
     """Fill `features` (N, n_mels, frames) in the order of `paths`.
 
@@ -428,7 +434,7 @@ def _fill_over_ray(
     from ray.exceptions import RayError, RayTaskError
 
     problems: dict[int, str] = {}
-    task = ray.remote(num_cpus=1)(_chunk_features)
+    task = ray.remote(num_cpus=1, runtime_env=worker_runtime_env(own_instance))(_chunk_features)
     waiting = {
         task.remote(audio_dir, paths[start : start + CHUNK], parameters): start
         for start in range(0, len(paths), CHUNK)

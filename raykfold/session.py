@@ -22,6 +22,11 @@ _QUIET = {
     "RAY_TRAIN_METRICS_ENABLED": "0",  # gauges that nobody scrapes
 }
 _CONNECT_SECONDS = 5.0
+_GET_CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # what `ray.init` asks first, too
+_TOKEN_WANTED = (
+    "want RAY_AUTH_MODE=token, and the cluster's own token in RAY_AUTH_TOKEN, in the file that "
+    "RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token"
+)
 
 
 @contextmanager
@@ -43,7 +48,7 @@ def ray_session(
         is, and left as it is.
 
     Raises:
-        BadInput: there is no cluster at `address`.
+        BadInput: there is no cluster at `address`, or it refuses this process's token.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -101,14 +106,12 @@ def _join(stack: ExitStack, address: str, options: dict[str, Any]) -> None:
     import ray
 
     _check_reachable(address)
+    _check_token(address)
     try:
         ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        if "AuthenticationError" in str(error.__cause__):
-            raise BadInput(
-                f"--address {address}: the cluster refuses this token; want RAY_AUTH_MODE=token, "
-                "and the cluster's own token in RAY_AUTH_TOKEN or in ~/.ray/auth_token"
-            ) from None
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        if "AuthenticationError" in f"{error!r} {error.__cause__}":
+            raise _token_refused(address) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInput(f"--address {address}: no Ray cluster answers there ({reason})") from None
     # Ray Train's placement-group cleaner must find this cluster, not another one on the host.
@@ -177,13 +180,61 @@ def _check_reachable(address: str) -> None:
     Raises:
         BadInput: nobody listens at `address`.
     """
-    host, colon, port = address.rpartition(":")
-    if not (colon and port.isdigit()):
-        return  # a word that Ray resolves, like "auto"
+    port = _port_of(address)
+    if port is None:
+        return
+    host = address.rpartition(":")[0].strip("[]")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+        socket.create_connection((host, port), _CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise BadInput(f"--address {address}: no Ray cluster answers there ({error})") from None
+
+
+def _check_token(address: str) -> None:
+    """`ray.init` itself asks once a second for twenty, with a line of its own each time.
+
+    What this cannot tell is left to `ray.init`.
+
+    Raises:
+        BadInput: the cluster at `address` refuses the token, or is no Ray cluster.
+    """
+    if not _port_of(address):
+        return
+    import grpc  # type: ignore[import-untyped]
+    from ray._private.grpc_utils import init_grpc_channel  # with the token, and TLS where it is on
+    from ray.exceptions import AuthenticationError
+
+    try:
+        # Ray's own channels take no proxy either.
+        channel = init_grpc_channel(address, options=[("grpc.enable_http_proxy", 0)])
+        with channel:
+            channel.unary_unary(_GET_CLUSTER_ID)(b"", timeout=_CONNECT_SECONDS)
+    except AuthenticationError as error:  # there is none to send
+        raise BadInput(f"--address {address}: {_first_sentence(error)}; {_TOKEN_WANTED}") from None
+    except grpc.RpcError as error:
+        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+            raise _token_refused(address) from None
+        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED):
+            raise BadInput(
+                f"--address {address}: no Ray cluster answers there ({error.details()})"
+            ) from None
+
+
+def _token_refused(address: str) -> BadInput:
+    from ray._private.authentication.authentication_utils import is_token_auth_enabled
+
+    what = "refuses this token" if is_token_auth_enabled() else "wants a token, and none was sent"
+    return BadInput(f"--address {address}: the cluster {what}; {_TOKEN_WANTED}")
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).partition(". ")[0]
+
+
+def _port_of(address: str) -> int | None:
+    """None for a word that Ray resolves, like "auto"."""
+    _, colon, port = address.rpartition(":")
+    return int(port) if colon and port.isdecimal() else None
 
 
 def _free_port() -> int:

@@ -22,7 +22,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import get_placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raykfold.credentials import SECRETS
+from raykfold.credentials import worker_runtime_env
 from raykfold.errors import one_line
 from raykfold.relay import OneWorker, ShareCallback, ShareController, slot_name
 from raykfold.shares import WorkerSize
@@ -81,9 +81,7 @@ class ShareTrainer(DataParallelTrainer):
                 ),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=3),
                 callbacks=[ShareCallback(task.board, task.share)],  # type: ignore[list-item]
-                # A submitted job's environment is also that of its workers. An instance of our
-                # own was started without them.
-                worker_runtime_env={} if own_instance else {"env_vars": dict.fromkeys(SECRETS, "")},
+                worker_runtime_env=worker_runtime_env(own_instance),
             ),
         )
 

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
 from raykfold import prepare
 from raykfold.data import read_feature_set
@@ -74,10 +76,16 @@ def write_table(path: Path, columns: str, *rows: str) -> None:
 
 @pytest.fixture(scope="module")
 def shared_ray() -> Iterator[None]:
-    """One session for all commands of this module, two workers, a task for every file."""
-    with pytest.MonkeyPatch.context() as patch, ray_session(None, local_cpus=2):
-        patch.setattr(prepare, "CHUNK", 1)
-        yield
+    """One session for all commands of this module, two workers, a task for every file.
+
+    To the commands it is somebody's cluster, started with a secret.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", "hf_of_the_cluster")
+        with ray_session(None, local_cpus=2):
+            patch.delenv("HF_TOKEN")
+            patch.setattr(prepare, "CHUNK", 1)
+            yield
 
 
 @dataclass
@@ -264,10 +272,27 @@ def test_a_node_that_lacks_the_audio_folder_is_an_error(shared_ray, tmp_path):
     absent = tmp_path / "absent"
     room = np.empty((1, SMALL.n_mels, SMALL.frames), dtype=np.float32)
     with pytest.raises(BadInput, match="is not there on node"):
-        prepare._fill_over_ray(room, absent, [absent / "a.wav"], SMALL, strict=False)
+        prepare._fill_over_ray(
+            room, absent, [absent / "a.wav"], SMALL, strict=False, own_instance=False
+        )
 
 
 # ---- Without Ray
+
+
+def test_workers_on_a_cluster_see_no_secrets(shared_ray, monkeypatch, digits, tmp_path):
+    def tell(audio_dir, paths, parameters):
+        secret = os.environ.get("HF_TOKEN")
+        return np.zeros((1, SMALL.n_mels, SMALL.frames), np.float32), {0: f"HF_TOKEN={secret!r}"}
+
+    unguarded = ray.get(ray.remote(tell).remote(None, [], None))
+    assert unguarded[1] == {0: "HF_TOKEN='hf_of_the_cluster'"}
+    monkeypatch.setattr(prepare, "_chunk_features", tell)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_driver")
+    outcome = run(
+        "fsdd", "--audio_dir", digits, "--processed_dir", tmp_path / "out", *SMALL_FLAGS, "--strict"
+    )
+    assert outcome.error == "raykfold: --strict: HF_TOKEN=''"
 
 
 @pytest.fixture
