@@ -326,8 +326,7 @@ def test_a_cluster_that_can_grow_is_asked_to(data_dir: Path, tmp_path: Path) -> 
     with Hosts(1, **grows) as hosts:
         hosts.start_head("--autoscaling-config", str(config))
         with submitted(hosts, data_dir, tmp_path / "out", *UNHURRIED, "--epochs", "30") as job:
-            output = "".join([*read_until(job, r"fold 3  epoch 1/"), finish(job)])
-    assert re.search(r"no free slot in Ray .* 1 node with 0 of 0 CPUs free", output)
+            finish(job)
     assert json.loads((tmp_path / "out/summary.json").read_text())["num_workers"] == 2
     assert_as_without_ray(tmp_path / "out", data_dir, folds=FOLDS, epochs=30, patience=EPOCHS)
 
