@@ -17,9 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hosts import Hosts, drain, driver_pids, job_command, needs_hosts, wait_for
 from outcomes import Outcome, assert_as_without_ray, assert_same, command, read_until
+
+from raykfold.data import write_feature_set
 
 pytestmark = needs_hosts
 
@@ -362,3 +365,27 @@ def autoscaled(most_workers: int) -> dict[str, Any]:
         "docker": {},
         **{name: [] for name in lists},
     }
+
+
+@pytest.mark.slow
+def test_features_reach_each_node_once(tmp_path: Path) -> None:
+    """Two workers on each of two nodes: what a node receives is the features, and little more."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(160, 64, 1024)).astype(np.float32)
+    labels, folds = np.arange(160) % 2, np.arange(160) // 2 % 4 + 1
+    write_feature_set(tmp_path / "large", features, labels, folds, {0: "low", 1: "high"}, {})
+    with Hosts(3) as hosts:
+        hosts.start_head()
+        hosts.join(*hosts.workers, cpus=2)
+        before = [host.received_bytes() for host in hosts.workers]
+        idle = ("--model", "networks:Idle", "--epochs", "40", "--early_stopping_patience", "40")
+        with submitted(hosts, tmp_path / "large", tmp_path / "out", *idle) as job:
+            finish(job)
+        received = [
+            host.received_bytes() - earlier
+            for host, earlier in zip(hosts.workers, before, strict=True)
+        ]
+    assert json.loads((tmp_path / "out/summary.json").read_text())["num_workers"] == 4
+    for count in received:
+        assert features.nbytes < count < 1.3 * features.nbytes, received
+    print(f"features {features.nbytes / 1e6:.1f} MB; received {[n / 1e6 for n in received]} MB")
