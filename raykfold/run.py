@@ -39,7 +39,7 @@ def _run(config: RunConfig) -> int:
 
     summary = cross_validate(config, observers=[console()])
     where = f" on node {platform.node()}" if in_submitted_job(os.environ) else ""
-    print(f"{duration(summary.wall_seconds)}; outputs in {config.model_path}{where}")
+    print(f"{duration(summary.wall_seconds)}; outputs in {config.model_dir}{where}")
     return 0 if summary.status == "complete" else PARTIAL
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykfold.credentials import SECRETS
 from raykfold.relay import ClosedScalingPolicy, ShareCallback
+from raykfold.remote import Place, for_ray
 from raykfold.shares import WorkerSize
 from raykfold.worker import ShareTask, run_share
 
@@ -32,15 +32,17 @@ class ShareTrainer(DataParallelTrainer):
     Args:
         task: what the share's worker is told.
         size: what the worker takes of a node.
-        storage: folder below which Ray Train keeps the share's checkpoints.
+        storage: folder below which Ray Train keeps the share's checkpoints, on a disk that every
+            node has or on an object store.
         own_instance: Ray was started by this process, and ends with it.
     """
 
     def __init__(
-        self, task: ShareTask, size: WorkerSize, storage: Path, *, own_instance: bool
+        self, task: ShareTask, size: WorkerSize, storage: Place, *, own_instance: bool
     ) -> None:
         self._own_instance = own_instance
         self._controller: Any = None
+        path, filesystem = for_ray(storage)
         super().__init__(
             run_share,
             # By reference: the controller, which is handed the config too, need not read it, and
@@ -52,7 +54,8 @@ class ShareTrainer(DataParallelTrainer):
             # A type checker sees the classes of Ray Train V1 here, which V2 replaces.
             run_config=ray.train.RunConfig(
                 name=task.share,
-                storage_path=str(storage),
+                storage_path=path,
+                storage_filesystem=filesystem,
                 failure_config=ray.train.FailureConfig(
                     max_failures=0,
                     controller_failure_limit=0,  # type: ignore[call-arg]

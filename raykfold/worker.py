@@ -28,6 +28,7 @@ from raykfold.data import Split
 from raykfold.errors import FoldError, RaykfoldError, StorageError
 from raykfold.events import ShareReady, ShareStarted, ShareStopping
 from raykfold.paths import RunDir, fold_name
+from raykfold.remote import Place
 from raykfold.results import Histogram, Round
 from raykfold.scratch import scratch_dir
 from raykfold.training import FoldTrainer, TrainingSettings
@@ -61,7 +62,7 @@ class ShareTask:
     features: Any
     class_indices: np.ndarray
     splits: Mapping[int, Split]
-    origins: Mapping[int, Path]
+    origins: Mapping[int, Place]
     settings: TrainingSettings
     epochs: int
     context: WeightsContext

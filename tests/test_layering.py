@@ -16,6 +16,7 @@ PACKAGE = Path(raykfold.__file__).parent
 ORDER = (
     "errors",
     "scratch",
+    "remote",
     "paths",
     "command",
     "config",
@@ -28,10 +29,12 @@ ORDER = (
     "models",
     "training",
     "checkpoint",
+    "lease",
     "storage",
     "shares",
     "observers",
     "artifacts",
+    "outbox",
     "ledger",
     "repository",
     "card",
@@ -63,6 +66,7 @@ ONLY_IN = {
     },
     "huggingface_hub": {"repository", "card"},
     "wandb": {"tracking"},
+    "pyarrow": {"remote"},
     "librosa": {"features"},
     "soundfile": {"features"},
 }
