@@ -11,7 +11,7 @@ from pathlib import Path
 from raykfold.artifacts import Artifacts
 from raykfold.config import RunConfig
 from raykfold.credentials import Credentials, taken_out_of
-from raykfold.data import FILE_NAMES, FeatureSet, read_feature_set
+from raykfold.data import FeatureSet, files_that_are_read, read_feature_set
 from raykfold.demo import demo_feature_set
 from raykfold.errors import BadInput
 from raykfold.hub import fetch_missing, mirror
@@ -132,8 +132,7 @@ def _read_data(
         return demo_feature_set()
     if isinstance(config.processed_dir, RemotePath):
         folder = scratch.enter_context(scratch_dir())  # features are read from there all along
-        names = [name for each in FILE_NAMES for name in each]
-        with fetched(config.processed_dir, names, folder):
+        with fetched(config.processed_dir, files_that_are_read, folder):
             return read_feature_set(folder)
     if config.hf_repo_id is not None:
         fetch_missing(config.processed_dir, config.hf_repo_id, hf_token, observer.noticed)

@@ -16,7 +16,7 @@ from raykfold.errors import StorageError, one_line
 from raykfold.files import remove_tree
 from raykfold.observers import Observer, RunStart, duration
 from raykfold.paths import ModelDir
-from raykfold.remote import RemotePath
+from raykfold.remote import RemotePath, reason
 from raykfold.results import EpochMetrics, FoldResult, Summary
 
 WAIT_SECONDS = 600.0  # at the end, for what has still to go
@@ -142,7 +142,7 @@ class Outbox(Observer):
                     self._changed.wait_for(lambda: self._news or self._stopped)
             except StorageError as error:
                 if not self._failing:
-                    self._notices.put(f"{one_line(error.__cause__ or error)}; sent again later")
+                    self._notices.put(f"{self._target}: {reason(error)}; sent again later")
                 self._failing = True
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopped, _PAUSE_SECONDS)

@@ -212,8 +212,8 @@ class RemotePath:
             raise FileNotFoundError(f"{self}: is not there") from None
         except (OSError, ValueError) as error:  # pyarrow's own errors are of both kinds
             raise StorageError(
-                f"{self}: {one_line(error, longest=300)}; what was complete before is safe, and "
-                "the same command resumes from it"
+                f"{self}: {reason(error)}; what was complete before is safe, and the same command "
+                "resumes from it"
             ) from error
 
 
@@ -271,14 +271,22 @@ def _parsed(uri: str) -> Place:
     return RemotePath(scheme, "/".join([bucket, *names]), parts.query, anonymous)
 
 
+def reason(error: Exception) -> str:
+    """What a store said, of its errors and of those made of them."""
+    text = one_line(error.__cause__ or error, longest=None)
+    return re.sub(r" \((Request ID|Details): .*", "", text)[:300]
+
+
 def without_password(text: str) -> str:
     """`text`, which may be a URI, as it can be shown."""
     return re.sub(r"://[^/?#]*@", "://…@", text)
 
 
 @contextmanager
-def fetched(remote: RemotePath, names: Iterable[str], folder: Path) -> Iterator[Path]:
-    """Those of the objects `names` below `remote` that are there, as files in `folder`.
+def fetched(
+    remote: RemotePath, wanted: Callable[[Iterable[str]], Iterable[str]], folder: Path
+) -> Iterator[Path]:
+    """Objects right below `remote`, as files in `folder`: those that `wanted` chooses by name.
 
     An error inside that names the folder names `remote` instead.
 
@@ -286,12 +294,10 @@ def fetched(remote: RemotePath, names: Iterable[str], folder: Path) -> Iterator[
         BadInput: the store cannot be reached, or refuses.
     """
     try:
-        there = {each.name for each in remote.impatient().iterdir()}
-        for name in there & set(names):
+        for name in wanted([each.name for each in remote.impatient().iterdir()]):
             (remote / name).fetch(folder / name)
     except StorageError as error:
-        cause = one_line(error.__cause__ or error, longest=300)
-        raise BadInput(f"{remote}: cannot be read ({cause})") from None
+        raise BadInput(f"{remote}: cannot be read ({reason(error)})") from None
     try:
         yield folder
     except BadInput as error:

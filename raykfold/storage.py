@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from raykfold.config import RunConfig
-from raykfold.errors import BadInput, StorageError, one_line
+from raykfold.errors import BadInput, StorageError
 from raykfold.files import (
     REPLACED,
     Damaged,
@@ -28,7 +28,7 @@ from raykfold.files import (
 )
 from raykfold.lease import Held, leased
 from raykfold.paths import MANIFEST, RUN_RECORD, RunDir, fold_name, is_output
-from raykfold.remote import Place, RemotePath
+from raykfold.remote import Place, RemotePath, reason
 
 _AnyPath = TypeVar("_AnyPath", Path, RemotePath)
 
@@ -172,14 +172,11 @@ def check_writable(config: RunConfig) -> None:
         BadInput: a path is a file, or lies where this user may not write; a store cannot be
             reached, or refuses.
     """
-    places = (
-        ("model_dir", config.model_path),
-        ("model_dir", config.model_place),
-        ("storage_path", config.run_dir.root),
-    )
-    for flag, path in places:
+    for flag, store in (("model_dir", config.model_place), ("storage_path", config.storage_path)):
+        if isinstance(store, RemotePath):
+            _check_store(flag, store)
+    for flag, path in (("model_dir", config.model_path), ("storage_path", config.run_dir.root)):
         if isinstance(path, RemotePath):
-            _check_store(flag, path)
             continue
         existing = next(p for p in (path, *path.parents) if p.exists() or p.is_symlink())
         if not existing.is_dir():
@@ -195,7 +192,7 @@ def _check_store(flag: str, path: RemotePath) -> None:
         probe.write_bytes(b"")
         probe.unlink(missing_ok=True)
     except StorageError as error:
-        cause = one_line(error.__cause__ or error, longest=300)
+        cause = reason(error)
         raise BadInput(
             f"--{flag} {path}: cannot be written ({cause}); want a bucket that is there, and "
             "credentials in the environment that may write to it"

@@ -1,0 +1,228 @@
+"""Runs whose data, checkpoints and outputs lie in a bucket of a real S3 server process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import CLASSES, small_arrays
+from s3_server import CREDENTIALS, S3Server
+from test_run import (
+    Outcome,
+    assert_same,
+    environment,
+    read_until,
+    wait_until_gone,
+    worker_pid,
+)
+from test_run import (
+    command as local_command,
+)
+
+from raykfold.data import write_feature_set
+from raykfold.lease import leased
+from raykfold.remote import RemotePath, place
+from raykfold.run import main
+
+ARGUMENTS = ("--local_cpus", "2", "--folds", "1,2,3")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(server: S3Server, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """With the data in ``bucket/sounds``."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    server.clear()
+    for file in data_dir.iterdir():
+        remote(server.uri(f"bucket/sounds/{file.name}")).send(file)
+    return server
+
+
+def remote(uri: str) -> RemotePath:
+    found = place(uri)
+    assert isinstance(found, RemotePath)
+    return found
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "sounds"
+    write_feature_set(folder, *small_arrays(), CLASSES, {"kind": "log_mel"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outcome(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """Of an undisturbed run on the disk."""
+    model_dir = tmp_path_factory.mktemp("undisturbed") / "out"
+    done = subprocess.run(
+        local_command(data_dir, model_dir, *ARGUMENTS),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    return Outcome.of(model_dir)
+
+
+def command(data: str, model_dir: str, *arguments: str) -> list[str]:
+    words = local_command(Path("data"), Path("out"), *ARGUMENTS, *arguments)
+    words[words.index("data")] = data
+    words[words.index("out")] = model_dir
+    return words
+
+
+def environment_of(cache: Path) -> dict[str, str]:
+    return environment(**CREDENTIALS, XDG_CACHE_HOME=str(cache))
+
+
+def run(words: list[str], cache: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words, capture_output=True, text=True, timeout=280, env=environment_of(cache)
+    )
+
+
+def start(words: list[str], cache: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment_of(cache),
+        start_new_session=True,
+    )
+
+
+def outputs_in(bucket: RemotePath, folder: Path) -> Outcome:
+    for file in bucket.files():
+        path = file.path_below(bucket)
+        if not path.startswith("ray/"):
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            file.fetch(folder / path)
+    return Outcome.of(folder)
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_a_run_in_a_bucket_is_killed_and_resumed_with_the_same_bits(
+    outcome: Outcome, s3: S3Server, tmp_path: Path
+) -> None:
+    """SIGKILL of the driver; what its working copy held is gone too, as on another machine."""
+    out = remote(s3.uri("bucket/out"))
+    words = command(s3.uri("bucket/sounds"), str(out))
+    process = start(words, tmp_path / "first")
+    try:
+        read_until(process, r"fold 1 +epoch 3/6")
+        worker = worker_pid(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+    wait_until_gone(worker)
+    assert (out / "checkpoints" / "fold_1" / "epoch_0.safetensors").exists()
+    assert not (out / "summary.json").exists()
+
+    done = run(words, tmp_path / "second")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "fold 1: resumes after epoch" in done.stdout
+    assert f"outputs in {out}" in done.stdout
+    assert_same(outcome, outputs_in(out, tmp_path / "outputs"))
+    assert files_in(tmp_path / "second") == []
+    left = {path.path_below(out / "ray" / "sounds") for path in (out / "ray" / "sounds").files()}
+    assert {"run.json", "index.json"} <= left
+    assert ".lock" not in left
+    record = json.loads((out / "run.json").read_bytes())
+    assert record["config"]["model_dir"] == str(out)
+    assert "testing" not in json.dumps(record)
+
+    again = run(words, tmp_path / "third")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "nothing is left to train" in again.stdout
+    assert_same(outcome, outputs_in(out, tmp_path / "outputs"))
+    other = run([*words, "--seed", "1"], tmp_path / "third")
+    assert other.returncode == 2 and "seed" in other.stderr
+
+
+def test_a_store_that_fails_for_ten_seconds_is_not_felt(
+    outcome: Outcome, s3: S3Server, tmp_path: Path
+) -> None:
+    out = remote(s3.uri("bucket/out"))
+    through = s3.uri("bucket/out", through_faults=True)
+    process = start(command(s3.uri("bucket/sounds"), through), tmp_path / "cache")
+    try:
+        read_until(process, r"fold 1 +epoch 2/6")
+        s3.fault("internal", for_seconds=4)
+        s3.fault("slow_down", for_seconds=7)
+        s3.fault("reset", for_seconds=10)
+        output, _ = process.communicate(timeout=200)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, output
+    assert s3.disturbed > 10
+    assert_same(outcome, outputs_in(out, tmp_path / "outputs"))
+
+
+def test_a_run_that_another_driver_works_on_is_refused(
+    s3: S3Server, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = s3.uri("bucket/ray")
+    arguments = ("--processed_dir", str(data_dir), "--model_dir", str(tmp_path / "out"))
+    with leased(remote(storage) / "sounds" / ".lock", print):
+        assert main([*arguments, "--storage_path", storage]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"raykfold: --run_name sounds: is being worked on by .*\n", error)
+    assert f"pid {os.getpid()} on " in error
+
+
+@pytest.mark.parametrize(
+    ("flag", "uri", "part"),
+    [
+        ("--storage_path", "bucket-that-is-not-there/ray", "NO_SUCH_BUCKET"),
+        ("--model_dir", "bucket-that-is-not-there/out", "NO_SUCH_BUCKET"),
+        ("--processed_dir", "bucket/nothing", "features.npy"),
+    ],
+)
+def test_what_is_not_there_is_said_in_one_line(
+    s3: S3Server,
+    data_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flag: str,
+    uri: str,
+    part: str,
+) -> None:
+    where = {"--processed_dir": str(data_dir), "--model_dir": str(tmp_path / "out")}
+    where[flag] = s3.uri(uri)
+    assert main([word for pair in where.items() for word in pair]) == 2
+    error = capsys.readouterr().err
+    assert s3.uri(uri) in error and part in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_store_that_nobody_answers_for_is_said_soon(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = "s3://bucket/out?endpoint_override=127.0.0.1:9&scheme=http"
+    began = time.monotonic()
+    arguments = ("--processed_dir", str(data_dir), "--model_dir", str(tmp_path))
+    assert main([*arguments, "--storage_path", uri]) == 2
+    assert time.monotonic() - began < 15
+    error = capsys.readouterr().err
+    assert f"--storage_path {uri}: " in error
+    assert "Could not connect" in error and error.count("\n") == 1
