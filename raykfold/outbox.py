@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from raykfold.errors import StorageError, one_line
@@ -56,6 +57,7 @@ class Outbox(Observer):
         self._notices: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
         self._changed = threading.Condition()
+        self._started = False
         self._news = True
         self._over = False
         self._last = False
@@ -67,6 +69,7 @@ class Outbox(Observer):
 
     def run_started(self, start: RunStart) -> None:
         self._thread.start()
+        self._started = True
 
     def epoch_committed(self, fold: int, metrics: EpochMetrics) -> None:
         self._wake()
@@ -87,7 +90,7 @@ class Outbox(Observer):
         Raises:
             StorageError: some of it could not be sent in time.
         """
-        if not self._thread.is_alive():
+        if not self._started:
             return
         try:
             if self._over:
@@ -109,6 +112,8 @@ class Outbox(Observer):
         elif self._over and self._complete and not self._keep:
             for path in self._outputs.outputs():
                 remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            with suppress(OSError):  # something else is in it
+                self._outputs.root.rmdir()
 
     def _wait(self) -> None:
         ends = time.monotonic() + self._wait_seconds

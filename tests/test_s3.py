@@ -9,8 +9,10 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from conftest import CLASSES, small_arrays
 from s3_server import CREDENTIALS, S3Server
 from test_run import (
@@ -25,10 +27,21 @@ from test_run import (
     command as local_command,
 )
 
-from raykfold.data import write_feature_set
+from raykfold.checkpoint import WeightsContext, save_epoch_weights
+from raykfold.config import RunConfig
+from raykfold.data import FeatureSet, write_feature_set
+from raykfold.errors import BadInput
+from raykfold.files import read_folder, write_folder, write_json
+from raykfold.hub import main as hub
 from raykfold.lease import leased
+from raykfold.paths import RunDir
+from raykfold.predict import main as predict
+from raykfold.prepare import main as prepare
 from raykfold.remote import RemotePath, place
 from raykfold.run import main
+from raykfold.storage import Index, locked, newest_states, read_index, set_aside
+from raykfold.training import FoldTrainer, TrainingSettings
+from raykfold.weights import load_fold
 
 ARGUMENTS = ("--local_cpus", "2", "--folds", "1,2,3")
 
@@ -187,6 +200,96 @@ def test_a_run_that_another_driver_works_on_is_refused(
     error = capsys.readouterr().err
     assert re.fullmatch(r"raykfold: --run_name sounds: is being worked on by .*\n", error)
     assert f"pid {os.getpid()} on " in error
+
+
+def test_a_fresh_run_sets_what_is_in_the_bucket_aside(s3: S3Server, tmp_path: Path) -> None:
+    out = s3.uri("bucket/out")
+    run = RunConfig(run_name="r", model_dir=out, storage_path=s3.uri("bucket/ray"))  # type: ignore[arg-type]
+    names = ("run.json", "summary.json", "checkpoints/fold_1/epoch_0.safetensors", "notes.txt")
+    for name in names:
+        (remote(out) / name).write_bytes(name.encode())
+    write_folder(run.run_dir.finished(1), {"a": b"1"}, {"fold": 1})
+    write_json(run.run_dir.run_record, {"run_name": "r", "identity": {}, "config": {}})
+    with locked(run):
+        outputs, state = set_aside(run)
+        assert isinstance(run.run_dir.root, RemotePath)
+        assert list(run.run_dir.root.files()) == [run.run_dir.lock]
+    assert isinstance(outputs, RemotePath) and isinstance(state, RemotePath)
+    assert {path.path_below(remote(out)) for path in remote(out).files()} == {
+        "notes.txt",
+        *(f"{outputs.name}/{name}" for name in names[:3]),
+    }
+    assert (outputs / "run.json").read_bytes() == b"run.json"
+    assert read_folder(state / "folds" / "fold_1") == {"a": b"1"}
+    assert set_aside(run) == []
+
+
+def test_an_index_is_of_its_bucket_under_whatever_address(s3: S3Server) -> None:
+    run_dir = RunDir(remote(s3.uri("bucket/ray/run")))
+    newest = run_dir.shares / "a" / "checkpoint_1" / "fold_1"
+    facts = {"fold": 1, "epochs_run": 1, "stopped_early": False}
+    write_folder(newest, {"a": b"1"}, facts)
+    write_folder(run_dir.shares / "a/checkpoint_2/fold_1", {"a": b"2"}, {**facts, "epochs_run": 2})
+    (run_dir.shares / "a/checkpoint_2/fold_1/a").write_bytes(b"cut")
+    Index(1.0, 1, {1: newest}).write(run_dir)
+    elsewhere = RunDir(remote(s3.uri("bucket/ray/run", through_faults=True)))
+    index, notes = read_index(elsewhere)
+    assert notes == []
+    states, notes = newest_states(elsewhere, index, [1, 2])
+    assert {fold: state.folder for fold, state in states.items()} == {
+        1: elsewhere.shares / "a" / "checkpoint_1" / "fold_1"
+    }
+    assert len(notes) == 1 and "not what was written" in notes[0]
+    assert index.folds == {1: states[1].folder}
+
+
+def test_weights_are_read_from_a_bucket(
+    s3: S3Server, small_data: FeatureSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = remote(s3.uri("bucket/out"))
+    settings = TrainingSettings("raykfold.models:AudioCNN", 32, 0.003, patience=1, seed=0)
+    features = torch.from_numpy(small_data.features)
+    labels = torch.from_numpy(small_data.class_indices)
+    trainer = FoldTrainer(1, features, labels, small_data.split(1), 4, settings)
+    trainer.run_epoch()
+    context = WeightsContext("raykfold.models:AudioCNN", CLASSES, (16, 32), {})
+    save_epoch_weights(out / "model_fold_1_best.safetensors", trainer, context)
+    fold = load_fold(str(out), 1)
+    assert fold.classes == CLASSES
+    assert fold.probabilities(small_data.features[:3]).shape == (3, 4)
+    with pytest.raises(BadInput, match=r"s3://bucket/out\?.*: no weights of fold 2"):
+        load_fold(out, 2)
+    assert predict(["a.wav", "--model_dir", str(out)]) == 2
+    assert "do not say how their features were made" in capsys.readouterr().err
+    assert predict(["a.wav", "--model_dir", s3.uri("bucket/nothing")]) == 2
+    assert "s3://bucket/nothing?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (hub, "upload", "--model_dir", "s3://bucket/out"),
+        (prepare, "csv", "--audio_dir", ".", "--processed_dir", "s3://bucket/out"),
+    ],
+)
+def test_a_command_that_wants_a_folder_says_so(
+    arguments: tuple[Any, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, *words = arguments
+    assert command(words) == 2
+    assert capsys.readouterr().err == (
+        "raykfold: s3://bucket/out: want a local path here, not a URI\n"
+    )
+
+
+def test_damaged_data_is_named_by_its_uri(
+    s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (remote(s3.uri("bucket/sounds")) / "labels.npy").write_bytes(b"damaged")
+    words = ["--processed_dir", s3.uri("bucket/sounds"), "--model_dir", str(tmp_path / "out")]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"raykfold: {s3.uri('bucket/sounds/labels.npy')}: damaged")
 
 
 @pytest.mark.parametrize(
