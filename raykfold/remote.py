@@ -10,16 +10,19 @@ files, the machine's role. Workers need them too, so they are not taken out of t
 from __future__ import annotations
 
 import functools
+import os
 import queue
 import re
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from raykfold.errors import BadInput, StorageError, one_line
@@ -40,6 +43,7 @@ _PATIENT_TRIES = 12
 _PATIENT_SECONDS = 120
 _IMPATIENT_TRIES = 2
 _IMPATIENT_SECONDS = 5
+_PAUSE_SECONDS = 0.5
 _CHUNK_BYTES = 8 * 2**20
 
 
@@ -205,9 +209,26 @@ class RemotePath:
         found: list[FileInfo] = self._ask(lambda files: files.get_file_info(below))
         return sorted((replace(self, key=info.path.rstrip("/")), info) for info in found)
 
+    def _retried(self, request: Callable[[FileSystem], T]) -> T:
+        ends = time.monotonic() + (_PATIENT_SECONDS if self.patient else _IMPATIENT_SECONDS)
+        while True:
+            try:
+                return request(self.filesystem)
+            except OSError as error:
+                if _OVERFLOWN not in str(error) or time.monotonic() > ends:
+                    raise
+                time.sleep(_PAUSE_SECONDS)
+
     def _ask(self, request: Callable[[FileSystem], T]) -> T:
+        def counted() -> T:
+            _under_way.append(None)
+            try:
+                return self._retried(request)
+            finally:
+                _under_way.pop()
+
         try:
-            return _interruptible(lambda: request(self.filesystem))
+            return _interruptible(counted)
         except FileNotFoundError:
             raise FileNotFoundError(f"{self}: is not there") from None
         except (OSError, ValueError) as error:  # pyarrow's own errors are of both kinds
@@ -218,6 +239,24 @@ class RemotePath:
 
 
 Place = Path | RemotePath
+
+# What pyarrow says, and does not retry, when a store answers a read of a small object with an
+# error that is longer than the object: also when it was deleted a moment before.
+_OVERFLOWN = "Failed to flush response stream"
+
+_under_way: list[None] = []  # one for each request
+
+
+def leave(code: int) -> NoReturn:
+    """End the process, at once where a request is under way.
+
+    At an ordinary end pyarrow waits for it, and one that bridges an outage takes minutes.
+    """
+    if _under_way:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def place(value: str | Path | RemotePath) -> Place:
@@ -320,7 +359,11 @@ def same_store(beside: Place, path: str) -> Place:
 
 @functools.cache
 def _filesystem(scheme: str, bucket: str, query: str, anonymous: bool, patient: bool) -> FileSystem:
-    """One for each store and process: connections are kept in it."""
+    """One for each store and process, which keeps its connections.
+
+    Made early and once also because pyarrow makes a new one only when no request of the process
+    is under way, and one that bridges an outage is for minutes.
+    """
     options = dict(parse_qsl(query))
     if scheme == "s3":
         return _s3(bucket, options, (scheme, bucket, query, anonymous, patient))

@@ -13,6 +13,7 @@ from typing import Any
 from raykfold.command import exit_code
 from raykfold.config import RunConfig, in_submitted_job, parse_config
 from raykfold.errors import RunStopped
+from raykfold.remote import leave
 
 PARTIAL = 3
 
@@ -60,4 +61,4 @@ def _stop_at_once(number: int, frame: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

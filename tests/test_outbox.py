@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,11 +25,15 @@ def server() -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     server.clear()
-    return server
+    yield server
+    server.faults.clear()
+    for thread in threading.enumerate():
+        if thread.name == "outbox":  # one that a test has left in an outage
+            thread.join(60)
 
 
 @pytest.fixture

@@ -161,12 +161,35 @@ def test_an_outage_is_bridged(s3: S3Server, faulty: RemotePath, kind: str) -> No
     assert (faulty / "x").read_bytes() == b"x"
 
 
+def test_an_outage_is_bridged_in_the_middle_of_a_read(s3: S3Server, faulty: RemotePath) -> None:
+    """Whose reply, an error, is longer than the object that was asked for."""
+    (faulty / "x").write_bytes(b"x")
+    s3.fault("internal", method="GET", for_seconds=3)
+    assert (faulty / "x").read_bytes() == b"x"
+
+
 def test_a_look_without_patience_ends_soon(s3: S3Server, faulty: RemotePath) -> None:
     s3.fault("slow_down")
     began = time.monotonic()
     with pytest.raises(StorageError, match="SLOW_DOWN"):
         (faulty / "x").impatient().write_bytes(b"x")
     assert time.monotonic() - began < 10
+
+
+def test_a_process_ends_also_in_an_outage(s3: S3Server, faulty: RemotePath) -> None:
+    s3.fault("internal")
+    code = (
+        "import sys, threading, time\n"
+        "from raykfold.remote import leave, place\n"
+        "threading.Thread(target=place(sys.argv[1]).exists, daemon=True).start()\n"
+        "time.sleep(2)\n"
+        "print('said')\n"
+        "leave(130)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(faulty)], capture_output=True, text=True, timeout=30
+    )
+    assert (ended.returncode, ended.stdout) == (130, "said\n"), ended.stderr
 
 
 def test_an_outage_is_no_missing_file(s3: S3Server, faulty: RemotePath) -> None:

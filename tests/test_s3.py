@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -135,13 +136,18 @@ def files_in(folder: Path) -> list[Path]:
 def test_a_run_in_a_bucket_is_killed_and_resumed_with_the_same_bits(
     outcome: Outcome, s3: S3Server, tmp_path: Path
 ) -> None:
-    """SIGKILL of the driver; what its working copy held is gone too, as on another machine."""
+    """SIGKILL of the driver and of the worker, which would go on for a moment on its own.
+
+    What the working copy held is gone too, as on another machine.
+    """
     out = remote(s3.uri("bucket/out"))
     words = command(s3.uri("bucket/sounds"), str(out))
-    process = start(words, tmp_path / "first")
+    process = start([*words, "--num_workers", "1"], tmp_path / "first")
     try:
-        read_until(process, r"fold 1 +epoch 3/6")
+        read_until(process, r"fold 1 +epoch 2/6")
         worker = worker_pid(process.pid)
+        process.kill()
+        os.kill(worker, signal.SIGKILL)
     finally:
         process.kill()
         process.wait()
