@@ -49,7 +49,8 @@ class ShareTask:
         settings: how to train.
         epochs: most epochs of a fold.
         context: what weights are told.
-        run_dir: where finished folds and epochs' weights go.
+        run_dir: where finished folds and epochs' weights go; of an object store the worker finds
+            the credentials by itself, in its environment or in its machine's role.
         scratch: where checkpoints are made before Ray takes them; the system's place if None.
         checkpoint_every: rounds from one checkpoint to the next.
         threads: CPU threads of the worker.
