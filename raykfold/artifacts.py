@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import numpy as np
 from raykfold.checkpoint import FinishedFold
 from raykfold.config import RunConfig
 from raykfold.data import FeatureSet
-from raykfold.files import link_file, write_file, write_json
+from raykfold.files import is_linked, link_file, write_file, write_json
 from raykfold.observers import Observer, RunStart
 from raykfold.paths import ModelDir
+from raykfold.remote import Place
 from raykfold.results import EpochMetrics, FoldResult, FoldStatus, Summary, best_of
 
 
@@ -101,9 +103,10 @@ class Artifacts(Observer):
         self._written = dict(self._state)
 
 
-def _link(source: Path, target: Path) -> None:
-    if source.exists() and not (target.exists() and target.samefile(source)):
-        link_file(source, target)
+def _link(source: Place, target: Path) -> None:
+    with suppress(FileNotFoundError):
+        if not is_linked(source, target):
+            link_file(source, target)
 
 
 @dataclass(frozen=True)

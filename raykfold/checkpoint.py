@@ -20,7 +20,6 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ import torch
 
 from raykfold.files import Damaged, read_folder, write_file, write_folder
 from raykfold.paths import HISTORY, PREDICTIONS, STATE, WEIGHTS
+from raykfold.remote import Place
 from raykfold.results import FoldResult, FoldStatus
 from raykfold.training import FoldTrainer
 
@@ -63,7 +63,7 @@ class WeightsContext:
         }
 
 
-def save_epoch_weights(path: Path, trainer: FoldTrainer, context: WeightsContext) -> None:
+def save_epoch_weights(path: Place, trainer: FoldTrainer, context: WeightsContext) -> None:
     """Write the current weights to `path`.
 
     Raises:
@@ -72,7 +72,7 @@ def save_epoch_weights(path: Path, trainer: FoldTrainer, context: WeightsContext
     write_file(path, _current_weights(trainer, context))
 
 
-def save_active_fold(folder: Path, trainer: FoldTrainer, context: WeightsContext) -> None:
+def save_active_fold(folder: Place, trainer: FoldTrainer, context: WeightsContext) -> None:
     """Write a fold that goes on.
 
     Raises:
@@ -87,7 +87,7 @@ def save_active_fold(folder: Path, trainer: FoldTrainer, context: WeightsContext
 
 
 def save_finished_fold(
-    folder: Path, trainer: FoldTrainer, context: WeightsContext, validation: np.ndarray
+    folder: Place, trainer: FoldTrainer, context: WeightsContext, validation: np.ndarray
 ) -> FoldResult:
     """Write a fold that is over, with the predictions for its `validation` indices.
 
@@ -119,13 +119,13 @@ def result_of(trainer: FoldTrainer, status: FoldStatus) -> FoldResult:
     )
 
 
-def load_state(folder: Path) -> dict[str, Any]:
+def load_state(folder: Place) -> dict[str, Any]:
     """What `FoldTrainer.load_state_dict` takes. No pickled code runs.
 
     Raises:
         Damaged: the folder is not whole.
     """
-    files = read_folder(folder)
+    files = read_folder(folder, only=(STATE,))
     try:
         state: dict[str, Any] = torch.load(
             io.BytesIO(files[STATE]), map_location="cpu", weights_only=True
@@ -135,13 +135,13 @@ def load_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def load_result(folder: Path) -> FoldResult:
+def load_result(folder: Place) -> FoldResult:
     """The fold's history, as far as it went.
 
     Raises:
         Damaged: the folder is not whole.
     """
-    return FoldResult.from_json(json.loads(read_folder(folder)[HISTORY]))
+    return FoldResult.from_json(json.loads(read_folder(folder, only=(HISTORY,))[HISTORY]))
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class FinishedFold:
     probabilities: np.ndarray
 
 
-def load_finished_fold(folder: Path) -> FinishedFold:
+def load_finished_fold(folder: Place) -> FinishedFold:
     """Read what `save_finished_fold` wrote.
 
     Raises:

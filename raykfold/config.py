@@ -22,7 +22,8 @@ from typing import Any
 
 from raykfold.command import Parser, add_flag
 from raykfold.errors import BadInput
-from raykfold.paths import ModelDir, RunDir, absolute
+from raykfold.paths import ModelDir, RunDir, absolute, whole, working_copy
+from raykfold.remote import Place, RemotePath, place, without_password
 
 ENVIRONMENT_PREFIX = "RAYKFOLD_"
 # Ray sets this for the entrypoint of `ray job submit`.
@@ -44,10 +45,8 @@ def _text(value: str) -> str:
     return value
 
 
-def _path(value: str) -> Path:
-    if "://" in value:
-        raise ValueError("want a path; URIs are not supported yet")
-    return Path(_text(value))
+def _place(value: str) -> Place:
+    return place(_text(value))
 
 
 def _integer(value: str) -> int:
@@ -126,8 +125,8 @@ def _plain_name(value: str) -> str | None:
 class RunConfig:
     """Everything that a cross-validation is told. `python -m raykfold.run --help` prints it."""
 
-    processed_dir: Path = _option(Path("data/processed"), _path)
-    """Folder with features, labels and folds, as `raykfold.prepare` writes it."""
+    processed_dir: Place = _option(Path("data/processed"), _place)
+    """Folder with features, labels and folds, as `raykfold.prepare` writes it; or a URI of one."""
 
     hf_repo_id: str | None = _option(None, _text, _repository)
     """Dataset on the Hugging Face Hub that what is missing in processed_dir is fetched from."""
@@ -156,11 +155,11 @@ class RunConfig:
     folds: tuple[int, ...] | None = _option(None, _fold_list)
     """Folds to hold out, as in 1,3 (all by default); training splits stay whole."""
 
-    model_dir: Path | None = _option(None, _path)
-    """Folder of the outputs (~/raykfold/<run_name> by default)."""
+    model_dir: Place | None = _option(None, _place)
+    """Folder of the outputs, or a URI, s3:// or gs:// (~/raykfold/<run_name> by default)."""
 
-    storage_path: Path | None = _option(None, _path)
-    """Folder of the checkpoints that a run resumes from (<model_dir>/ray by default)."""
+    storage_path: Place | None = _option(None, _place)
+    """Folder, or URI, of the checkpoints that a run resumes from (<model_dir>/ray by default)."""
 
     run_name: str = _option("", _text, _plain_name)
     """Name of the run (demo, or the last part of processed_dir, by default)."""
@@ -235,20 +234,31 @@ class RunConfig:
                 raise BadInput(f"--{field.name} {value}: {wrong}")
         for name in ("processed_dir", "model_dir", "storage_path"):  # text is fine from Python
             if getattr(self, name) is not None:
-                self._set(name, Path(getattr(self, name)))
+                self._set(name, _read_place(name, getattr(self, name)))
         if self.folds is not None:
             self._set("folds", tuple(sorted(set(self.folds))))
         self._refuse_paths_that_vanish()
-        self._set("processed_dir", absolute(self.processed_dir))
+        self._set("processed_dir", whole(self.processed_dir))
         self._set("run_name", self.run_name or self._default_run_name())
-        self._set("model_dir", absolute(self.model_dir or Path("~/raykfold") / self.run_name))
-        self._set("storage_path", absolute(self.storage_path or self.model_path / "ray"))
+        self._set("model_dir", whole(self.model_dir or Path("~/raykfold") / self.run_name))
+        self._set("storage_path", whole(self.storage_path or self.model_place / "ray"))
+        if self.hf_repo_id is not None and isinstance(self.processed_dir, RemotePath):
+            raise BadInput(
+                f"--processed_dir {self.processed_dir}: with --hf_repo_id, want a local path: what "
+                "is fetched from the Hub is put there"
+            )
 
     @property
-    def model_path(self) -> Path:
+    def model_place(self) -> Place:
         """`model_dir`, which is always filled."""
         assert self.model_dir is not None
         return self.model_dir
+
+    @property
+    def model_path(self) -> Path:
+        """Where the outputs are made: `model_dir`, or the working copy of one that is a URI."""
+        place = self.model_place
+        return working_copy(place) if isinstance(place, RemotePath) else place
 
     @property
     def outputs(self) -> ModelDir:
@@ -262,8 +272,9 @@ class RunConfig:
     def to_json(self) -> dict[str, Any]:
         """Plain values, for the record of the run. There are no secrets among the fields."""
         return {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in dataclasses.asdict(self).items()
+            field.name: str(value) if isinstance(value, Place) else value
+            for field in dataclasses.fields(self)
+            for value in [getattr(self, field.name)]
         }
 
     def command(self) -> list[str]:
@@ -291,7 +302,7 @@ class RunConfig:
             "processed_dir": absolute(Path("data/processed")),
             "run_name": self._default_run_name(),
             "model_dir": absolute(Path("~/raykfold") / self.run_name),
-            "storage_path": self.model_path / "ray",
+            "storage_path": self.model_place / "ray",
         }
         return derived.get(field.name, field.default)
 
@@ -300,7 +311,7 @@ class RunConfig:
             return
         for name in ("model_dir", "storage_path"):
             path = getattr(self, name)
-            if path is not None and not path.expanduser().is_absolute():
+            if isinstance(path, Path) and not path.expanduser().is_absolute():
                 raise BadInput(
                     f"--{name} {path}: is relative, and the working directory of a submitted job "
                     "vanishes with it; want an absolute path"
@@ -371,13 +382,20 @@ def _read(name: str, text: str, where: str) -> Any:
     try:
         value = field.metadata["parse"](text)
     except ValueError as error:
-        raise BadInput(f"{where} {text!r}: {error}") from None
+        raise BadInput(f"{where} {without_password(text)!r}: {error}") from None
     wrong = (
         field.metadata["check"](value) if field.metadata["check"] and value is not None else None
     )
     if wrong:
         raise BadInput(f"{where} {text!r}: {wrong}")
     return value
+
+
+def _read_place(name: str, value: str | Place) -> Place:
+    try:
+        return place(value)
+    except ValueError as error:
+        raise BadInput(f"--{name} {without_password(str(value))}: {error}") from None
 
 
 def _fields() -> dict[str, dataclasses.Field[Any]]:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -201,6 +201,13 @@ def read_feature_set(processed_dir: Path) -> FeatureSet:
             _MAPPING: str(mapping_path),
         },
     )
+
+
+def files_that_are_read(there: Iterable[str]) -> list[str]:
+    """Of the names of files in a folder, those that `read_feature_set` would open."""
+    names = set(there)
+    first = (next((name for name in each if name in names), None) for each in FILE_NAMES)
+    return [name for name in first if name is not None]
 
 
 def missing_arrays(processed_dir: Path) -> list[str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from raykfold.artifacts import Artifacts
 from raykfold.config import RunConfig
 from raykfold.credentials import Credentials, taken_out_of
-from raykfold.data import FeatureSet, read_feature_set
+from raykfold.data import FeatureSet, files_that_are_read, read_feature_set
 from raykfold.demo import demo_feature_set
 from raykfold.errors import BadInput
 from raykfold.files import write_file
@@ -19,6 +19,8 @@ from raykfold.hub import fetch_missing, mirror
 from raykfold.ledger import Ledger
 from raykfold.models import check_model
 from raykfold.observers import Audience, Observer
+from raykfold.outbox import Outbox
+from raykfold.remote import RemotePath, fetched
 from raykfold.results import Summary
 from raykfold.scratch import scratch_dir
 from raykfold.session import ray_session
@@ -69,8 +71,12 @@ def cross_validate(
         StorageError: the disk is full.
     """
     audience = Audience(observers)
-    with closing(audience), taken_out_of(os.environ) as credentials:
-        data = data or _read_data(config, credentials.hf_token, audience)
+    with (
+        closing(audience),
+        ExitStack() as scratch,
+        taken_out_of(os.environ) as credentials,
+    ):
+        data = data or _read_data(config, credentials.hf_token, audience, scratch)
         folds = _chosen_folds(config, data)
         for line in (*data.notes, *data.warnings()):
             audience.noticed(line)
@@ -78,8 +84,25 @@ def cross_validate(
         check_writable(config)
         missing = _missing_folders(config)
         # Observers are closed while the run is locked: a mirror may be at work until then.
-        with locked(config), _undone_if_refused(config, missing), closing(audience):
-            return _run(config, data, folds, credentials, audience)
+        with (
+            locked(config, audience.noticed) as check,
+            _undone_if_refused(config, missing),
+            closing(audience),
+        ):
+            audience.add(_LockWatch(check))
+            summary = _run(config, data, folds, credentials, audience)
+            check()
+            return summary
+
+
+class _LockWatch(Observer):
+    """Ends the run when another process has taken it over."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check = check
+
+    def time_passed(self) -> None:
+        self._check()
 
 
 def _run(
@@ -95,6 +118,10 @@ def _run(
     check_identity(config, identity(config, data.fingerprint))
     first_started = created(config)
     audience.add(Artifacts(config))
+    if isinstance(config.model_place, RemotePath):
+        others = (config.hf_model_repo_id, config.wandb_project)
+        keep = any(each is not None for each in others)
+        audience.add(Outbox(config.outputs, config.model_place, audience.noticed, keep=keep))
     for service in _services(config, credentials, first_started, audience):
         audience.add(service)
     ledger = Ledger(config, data, folds, audience, first_started)
@@ -107,9 +134,15 @@ def _run(
     return ledger.conclude()
 
 
-def _read_data(config: RunConfig, hf_token: str | None, observer: Observer) -> FeatureSet:
+def _read_data(
+    config: RunConfig, hf_token: str | None, observer: Observer, scratch: ExitStack
+) -> FeatureSet:
     if config.demo:
         return demo_feature_set()
+    if isinstance(config.processed_dir, RemotePath):
+        folder = scratch.enter_context(scratch_dir())  # features are read from there all along
+        with fetched(config.processed_dir, files_that_are_read, folder):
+            return read_feature_set(folder)
     if config.hf_repo_id is not None:
         fetch_missing(config.processed_dir, config.hf_repo_id, hf_token, observer.noticed)
     return read_feature_set(config.processed_dir)
@@ -146,7 +179,9 @@ def _chosen_folds(config: RunConfig, data: FeatureSet) -> tuple[int, ...]:
 
 
 def _missing_folders(config: RunConfig) -> list[Path]:
-    """Of the run's folder and those above it, innermost first."""
+    """Of the run's folder and those above it, innermost first; an object store has none."""
+    if isinstance(config.run_dir.root, RemotePath):
+        return []
     wanted = [config.run_dir.root, *config.run_dir.root.parents]
     return [folder for folder in wanted if not folder.exists()]
 
@@ -208,12 +243,12 @@ def _train(config: RunConfig, data: FeatureSet, ledger: Ledger, observer: Observ
 def _seen_by_all_nodes(
     config: RunConfig, size: WorkerSize, own_instance: bool
 ) -> Iterator[str | None]:
-    """Leave a mark on storage for workers to see; None where there is one machine only.
+    """Leave a mark on storage for workers to see; None where they cannot but see the same.
 
     Raises:
         BadInput: there are nodes that do not see it.
     """
-    if own_instance:
+    if own_instance or isinstance(config.run_dir.root, RemotePath):
         yield None
         return
     from raykfold.nodes import blind_nodes

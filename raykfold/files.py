@@ -3,6 +3,8 @@
 Everything is written aside, flushed to the disk, and moved into place. A folder carries a
 manifest with the hashes of its files, because a copy of it made by somebody else (Ray uploads
 checkpoints file by file) can stop half way.
+
+On an object store a file is one put, and a folder is there when its manifest is, which comes last.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from raykfold.errors import StorageError
 from raykfold.paths import MANIFEST
+from raykfold.remote import Place, RemotePath
 
 REPLACED = ".replaced"
 
@@ -27,12 +30,15 @@ class Damaged(Exception):
     """A folder that is not whole: a file is missing, cut short or altered."""
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Place, content: bytes) -> None:
     """Replace `path` with `content`, all of it or nothing; folders above it are made.
 
     Raises:
         StorageError: the disk is full, or the path cannot be written.
     """
+    if isinstance(path, RemotePath):
+        path.write_bytes(content)
+        return
     with _as_storage_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -46,17 +52,22 @@ def write_file(path: Path, content: bytes) -> None:
         _flush_folder(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Place, value: Any) -> None:
     """`write_file` for plain values, readable by people."""
     write_file(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def link_file(source: Path, target: Path) -> None:
+def link_file(source: Place, target: Path) -> None:
     """Give the file `source` a second name, or where that cannot be (another disk) a copy.
 
     Raises:
         StorageError: neither can be made.
     """
+    if isinstance(source, RemotePath):
+        _, time = source.version()  # before its content: a newer one is noticed later
+        write_file(target, source.read_bytes())
+        os.utime(target, (time, time))
+        return
     with _as_storage_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(f".{target.name}.{os.getpid()}")
@@ -70,7 +81,23 @@ def link_file(source: Path, target: Path) -> None:
         aside.unlink(missing_ok=True)  # a rename onto the same file leaves both names
 
 
-def write_folder(folder: Path, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
+def is_linked(source: Place, target: Path) -> bool:
+    """Whether `link_file` has made `target` of what `source` is now.
+
+    Raises:
+        FileNotFoundError: there is no `source`.
+    """
+    if not isinstance(source, RemotePath):
+        there = source.stat()
+        return target.exists() and os.path.samestat(target.stat(), there)
+    version = source.version()
+    if not target.exists():
+        return False
+    stat = target.stat()
+    return version == (stat.st_size, int(stat.st_mtime))
+
+
+def write_folder(folder: Place, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
     """Make `folder` from `files` and a manifest of their hashes that also states `facts`.
 
     What stood there before is kept until the new one is in place: as `replaced_folder` for the
@@ -79,6 +106,10 @@ def write_folder(folder: Path, files: Mapping[str, bytes], facts: Mapping[str, A
     Raises:
         StorageError: the disk is full, or the path cannot be written.
     """
+    manifest = {**facts, "files": {name: _entry(data) for name, data in files.items()}}
+    if isinstance(folder, RemotePath):
+        _put_folder(folder, files, manifest)
+        return
     with _as_storage_error(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -86,8 +117,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes], facts: Mapping[str, A
             os.chmod(aside, 0o777 & ~_umask())
             for name, content in files.items():
                 _write_new(aside / name, content)
-            manifest = {**facts, "files": {name: _entry(data) for name, data in files.items()}}
-            _write_new(aside / MANIFEST, json.dumps(manifest, indent=2).encode())
+            _write_new(aside / MANIFEST, _manifest_bytes(manifest))
             _flush_folder(aside)
             _move_folder(aside, folder)
         except BaseException:
@@ -101,7 +131,45 @@ def replaced_folder(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}{REPLACED}")
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def _put_folder(
+    folder: RemotePath, files: Mapping[str, bytes], manifest: Mapping[str, Any]
+) -> None:
+    # Half old and half new, it must not be taken for whole.
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    (folder / MANIFEST).write_bytes(_manifest_bytes(manifest))
+
+
+def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    return json.dumps(manifest, indent=2).encode()
+
+
+def remove_tree(folder: Place) -> None:
+    """Delete a folder and what is in it, as far as that can be done; it need not be there."""
+    if isinstance(folder, RemotePath):
+        with suppress(StorageError):
+            folder.remove_tree()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def move_remote(source: RemotePath, target: RemotePath) -> None:
+    """Move an object, or all below `source`; a move that was cut short can be made again.
+
+    Raises:
+        StorageError: the store fails.
+    """
+    below = source.files()
+    for file in below or [source]:
+        goal = target / file.path_below(source) if below else target
+        file.copy_to(goal)
+        file.unlink()
+    if below:
+        source.remove_tree()  # what stands for the empty folder
+
+
+def read_manifest(folder: Place) -> dict[str, Any]:
     """What the manifest says, without a look at the files.
 
     Raises:
@@ -116,14 +184,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_folder(folder: Path) -> dict[str, bytes]:
-    """The files of a folder, each held against its hash.
+def read_folder(folder: Place, only: Collection[str] | None = None) -> dict[str, bytes]:
+    """The files of a folder, or some of them, each held against its hash.
 
     Raises:
         Damaged: one is missing or is not what was written.
+        StorageError: the store fails: what is there may be whole.
     """
     files = {}
     for name, entry in read_manifest(folder)["files"].items():
+        if only is not None and name not in only:
+            continue
         try:
             content = (folder / name).read_bytes()
         except OSError as error:

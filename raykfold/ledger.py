@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from raykfold.artifacts import out_of_fold, write_results
@@ -14,8 +12,10 @@ from raykfold.checkpoint import FinishedFold, load_finished_fold, load_result
 from raykfold.config import RunConfig
 from raykfold.data import FeatureSet
 from raykfold.deaths import Death, verdict
+from raykfold.files import remove_tree
 from raykfold.observers import Observer, RunStart
 from raykfold.paths import fold_name
+from raykfold.remote import Place, same_store
 from raykfold.results import EpochMetrics, FoldResult, Round, Summary, best_of
 from raykfold.storage import (
     FoldState,
@@ -57,7 +57,7 @@ class Ledger:
         self._created = created
         self._histories: dict[int, list[EpochMetrics]] = {fold: [] for fold in folds}
         self._results: dict[int, FoldResult] = {}
-        self._origins: dict[int, Path] = {}
+        self._origins: dict[int, Place] = {}
         self._deaths: dict[int, list[Death]] = {fold: [] for fold in folds}
         self._index = Index()
         self._began: float | None = None
@@ -117,7 +117,7 @@ class Ledger:
             )
         )
 
-    def origins(self, folds: Sequence[int]) -> dict[int, Path]:
+    def origins(self, folds: Sequence[int]) -> dict[int, Place]:
         """Where those of `folds` that do not start anew go on from."""
         return {fold: self._origins[fold] for fold in folds if fold in self._origins}
 
@@ -134,7 +134,7 @@ class Ledger:
         self._index.num_workers = max(self._index.num_workers, count)
 
     def take_in(self, round_: Round, checkpoint: str | None) -> None:
-        """A round is committed, with the states of its saved folds in `checkpoint`.
+        """A round is committed, with the states of its saved folds in `checkpoint`, as Ray says it.
 
         Raises:
             StorageError: the index, or an output, cannot be written.
@@ -157,7 +157,8 @@ class Ledger:
     def _note_states(self, round_: Round, checkpoint: str | None) -> None:
         for fold in round_.saved:
             assert checkpoint is not None
-            self._note_state(fold, Path(checkpoint) / fold_name(fold))
+            folder = same_store(self._config.run_dir.root, checkpoint)
+            self._note_state(fold, folder / fold_name(fold))
         for fold in round_.finished:
             self._note_state(fold, self._config.run_dir.finished(fold))
         for fold in round_.released:
@@ -256,11 +257,11 @@ class Ledger:
             # Every fold's last state is among those of finished folds: what rounds have left is
             # of no more use.
             for left in (self._config.run_dir.shares, self._config.run_dir.handed_over_folds):
-                shutil.rmtree(left, ignore_errors=True)
+                remove_tree(left)
         self._observer.run_finished(summary)
         return summary
 
-    def _note_state(self, fold: int, folder: Path) -> None:
+    def _note_state(self, fold: int, folder: Place) -> None:
         self._deaths[fold] = []  # what is on storage need not be done again
         self._origins[fold] = folder
         self._index.folds[fold] = folder

@@ -9,12 +9,12 @@ import time
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raykfold.remote import Place
 from raykfold.shares import WorkerSize, slots
 
 _CONNECT_SECONDS = 2.0
@@ -139,7 +139,7 @@ def is_up(node_id: str) -> bool:
     return any(node.id == node_id and node.alive and answers(node) for node in all_nodes())
 
 
-def blind_nodes(marker: Path, content: str, size: WorkerSize) -> list[Node]:
+def blind_nodes(marker: Place, content: str, size: WorkerSize) -> list[Node]:
     """Nodes with room for a worker that do not see `content` in the file `marker`.
 
     A node that does not answer is not among them: its workers look for themselves.
@@ -162,10 +162,10 @@ def _answer(reference: Any) -> bool | None:
         return None
 
 
-def sees(marker: Path, content: str) -> bool:
+def sees(marker: Place, content: str) -> bool:
     """Whether the file `marker` holds `content`, as seen from this process."""
     try:
-        return marker.read_text() == content
+        return marker.read_bytes() == content.encode()
     except OSError:
         return False
 

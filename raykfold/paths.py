@@ -6,12 +6,14 @@ run resumes from, below Ray's storage path. By default the second lies inside th
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from raykfold.errors import BadInput
+from raykfold.remote import Place, RemotePath, place, without_password
 
 MANIFEST = "manifest.json"
 RUN_RECORD = "run.json"
@@ -21,16 +23,37 @@ HISTORY = "history.json"
 PREDICTIONS = "predictions.npz"
 
 
-def absolute(path: str | Path) -> Path:
-    """`path` from the root, with the user's folder for ``~``.
+def whole(place: Place) -> Place:
+    """A local path from the root, as `absolute` makes it; a URI is whole as it is.
 
     Raises:
         BadInput: ``~somebody`` who does not exist.
     """
+    return place if isinstance(place, RemotePath) else absolute(place)
+
+
+def absolute(path: str | Path) -> Path:
+    """`path`, which may be a file:// URI, from the root, with the user's folder for ``~``.
+
+    Raises:
+        BadInput: ``~somebody`` who does not exist; another kind of URI.
+    """
     try:
-        return Path(os.path.abspath(Path(path).expanduser()))
+        local = place(path)
+        if isinstance(local, RemotePath):
+            raise BadInput(f"{without_password(str(path))}: want a local path here, not a URI")
+        return Path(os.path.abspath(local.expanduser()))
+    except ValueError as error:
+        raise BadInput(f"{without_password(str(path))}: {error}") from None
     except RuntimeError as error:
         raise BadInput(f"{path}: {error}") from None
+
+
+def working_copy(remote: RemotePath) -> Path:
+    """Where the outputs are made that go to `remote`: below the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    digest = hashlib.sha256(str(remote).encode()).hexdigest()[:16]
+    return absolute(Path(cache)) / "raykfold" / digest
 
 
 def fold_name(fold: int) -> str:
@@ -108,65 +131,70 @@ class ModelDir:
 
     def outputs(self) -> list[Path]:
         """What a run has written here and `--fresh` sets aside."""
-        named = [
-            self.run_record,
-            self.summary,
-            self.training_state,
-            self.histories,
-            self.predictions,
-            self.card,
-            self.checkpoints,
-            *self.all_best_weights(),
-        ]
-        return [path for path in named if path.exists()]
+        return sorted(path for path in self.root.glob("*") if is_output(path.name))
+
+
+def is_output(name: str) -> bool:
+    """Whether a run writes a file or folder of this name into its `model_dir`."""
+    outputs = ModelDir(Path())
+    named = (
+        outputs.run_record,
+        outputs.summary,
+        outputs.training_state,
+        outputs.histories,
+        outputs.predictions,
+        outputs.card,
+        outputs.checkpoints,
+    )
+    return Path(name) in named or fold_of_best_weights(name) is not None
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """What a run resumes from (`<storage_path>/<run_name>`)."""
+    """What a run resumes from (`<storage_path>/<run_name>`), on a disk or on an object store."""
 
-    root: Path
+    root: Place
 
     @property
-    def run_record(self) -> Path:
+    def run_record(self) -> Place:
         return self.root / RUN_RECORD
 
     @property
-    def index(self) -> Path:
+    def index(self) -> Place:
         return self.root / "index.json"
 
     @property
-    def lock(self) -> Path:
+    def lock(self) -> Place:
         return self.root / ".lock"
 
     @property
-    def marker(self) -> Path:
+    def marker(self) -> Place:
         """Tells a node whether it sees what the driver writes."""
         return self.root / ".marker"
 
     @property
-    def shares(self) -> Path:
+    def shares(self) -> Place:
         """Ray Train's own directories, one a share; what is in them is Ray's to delete."""
         return self.root / "shares"
 
     @property
-    def finished_folds(self) -> Path:
+    def finished_folds(self) -> Place:
         return self.root / "folds"
 
-    def finished(self, fold: int) -> Path:
+    def finished(self, fold: int) -> Place:
         """What a stopped fold leaves, out of reach of Ray's retention."""
         return self.finished_folds / fold_name(fold)
 
     @property
-    def handed_over_folds(self) -> Path:
+    def handed_over_folds(self) -> Place:
         return self.root / "handed_over"
 
-    def handed_over(self, fold: int) -> Path:
+    def handed_over(self, fold: int) -> Place:
         """What a share leaves of a fold that it gives back, out of reach of Ray's retention."""
         return self.handed_over_folds / fold_name(fold)
 
-    def weights(self, fold: int) -> Path:
+    def weights(self, fold: int) -> Place:
         return self.root / "weights" / fold_name(fold)
 
-    def epoch_weights(self, fold: int, epoch: int) -> Path:
+    def epoch_weights(self, fold: int, epoch: int) -> Place:
         return self.weights(fold) / epoch_weights_name(epoch)

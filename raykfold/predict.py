@@ -17,7 +17,8 @@ import numpy as np
 from raykfold.command import Parser, add_flag, exit_code
 from raykfold.errors import BadData, BadInput, one_line
 from raykfold.features import log_mel_of_file, require_audio
-from raykfold.paths import absolute
+from raykfold.paths import whole
+from raykfold.remote import Place, place, without_password
 from raykfold.weights import FoldModel, load_fold, load_folds
 
 
@@ -37,7 +38,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="Recordings: WAV, FLAC, OGG, MP3.")
     source = parser.add_mutually_exclusive_group(required=True)
-    add_flag(source, "model_dir", metavar="DIR", help="Folder of a run's outputs.")
+    add_flag(source, "model_dir", metavar="DIR", help="Folder, or URI, of a run's outputs.")
     add_flag(source, "repo", metavar="ID", help="Model repository on the Hugging Face Hub.")
     add_flag(
         parser,
@@ -57,7 +58,7 @@ def _parser() -> Parser:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    source = f"hf://{options.repo}" if options.repo else absolute(options.model_dir)
+    source = f"hf://{options.repo}" if options.repo else _model_dir(options.model_dir)
     folds = _folds(source, options.fold, options.model)
     parameters = folds[0].feature_parameters()
     require_audio()
@@ -75,7 +76,14 @@ def _predict(options: argparse.Namespace) -> int:
     return BadData.exit_code if unread else 0
 
 
-def _folds(source: str | Path, fold: str, model: str | None) -> list[FoldModel]:
+def _model_dir(text: str) -> Place:
+    try:
+        return whole(place(text))
+    except ValueError as error:
+        raise BadInput(f"--model_dir {without_password(text)}: {error}") from None
+
+
+def _folds(source: str | Place, fold: str, model: str | None) -> list[FoldModel]:
     """The networks to ask, of one mind on classes and features.
 
     Raises:

@@ -14,6 +14,7 @@ from typing import Any
 from raykfold.command import exit_code
 from raykfold.config import RunConfig, in_submitted_job, parse_config
 from raykfold.errors import RunStopped
+from raykfold.remote import leave
 
 PARTIAL = 3
 
@@ -42,7 +43,7 @@ def _run(config: RunConfig) -> int:
 
     summary = cross_validate(config, observers=[console()])
     where = f" on node {platform.node()}" if in_submitted_job(os.environ) else ""
-    print(f"{duration(summary.wall_seconds)}; outputs in {config.model_path}{where}")
+    print(f"{duration(summary.wall_seconds)}; outputs in {config.model_dir}{where}")
     return 0 if summary.status == "complete" else PARTIAL
 
 
@@ -63,4 +64,4 @@ def _stop_at_once(number: int, frame: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

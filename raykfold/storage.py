@@ -8,17 +8,29 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from raykfold.config import RunConfig
-from raykfold.errors import BadInput
-from raykfold.files import REPLACED, Damaged, read_folder, read_manifest, write_json
-from raykfold.paths import MANIFEST, RUN_RECORD, RunDir, fold_name
+from raykfold.errors import BadInput, StorageError
+from raykfold.files import (
+    REPLACED,
+    Damaged,
+    move_remote,
+    read_folder,
+    read_manifest,
+    remove_tree,
+    write_json,
+)
+from raykfold.lease import Held, leased
+from raykfold.paths import MANIFEST, RUN_RECORD, RunDir, fold_name, is_output
+from raykfold.remote import Place, RemotePath, reason
+
+_AnyPath = TypeVar("_AnyPath", Path, RemotePath)
 
 _IDENTITY_HINTS = {
     "data": "the features, labels or folds are others",
@@ -52,13 +64,14 @@ def check_identity(config: RunConfig, current: Mapping[str, Any]) -> None:
         BadInput: a record of that run_name or in that model_dir differs from `current`, or has
             more epochs than `config`; the text names the field.
     """
-    for path in (config.run_dir.run_record, config.outputs.run_record):
+    of_outputs = _records_of_outputs(config)
+    for path in (config.run_dir.run_record, *of_outputs):
         record = _read_record(path)
         if record is None:
             continue
-        if path == config.outputs.run_record and record["run_name"] != config.run_name:
+        if path in of_outputs and record["run_name"] != config.run_name:
             raise BadInput(
-                f"--model_dir {config.model_path}: belongs to the run {record['run_name']!r}, "
+                f"--model_dir {config.model_dir}: belongs to the run {record['run_name']!r}, "
                 f"not to {config.run_name!r}; choose another, or that --run_name"
             )
         for name, value in current.items():
@@ -70,6 +83,13 @@ def check_identity(config: RunConfig, current: Mapping[str, Any]) -> None:
                 f"--epochs {config.epochs}: the run {config.run_name!r} was started with "
                 f"{record['config']['epochs']}; epochs can be raised, not lowered (or --fresh)"
             )
+
+
+def _records_of_outputs(config: RunConfig) -> list[Place]:
+    """Of a model_dir that is a URI another machine may have an older copy, or none."""
+    place = config.model_place
+    there: list[Place] = [place / RUN_RECORD] if isinstance(place, RemotePath) else []
+    return [*there, config.outputs.run_record]
 
 
 def _another_run(config: RunConfig, name: str, before: Any, value: Any) -> str:
@@ -86,7 +106,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:12]}…"
 
 
-def _read_record(path: Path) -> dict[str, Any] | None:
+def _read_record(path: Place) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -149,14 +169,34 @@ def check_writable(config: RunConfig) -> None:
     """Find out before any work whether outputs and checkpoints can be written.
 
     Raises:
-        BadInput: a path is a file, or lies where this user may not write.
+        BadInput: a path is a file, or lies where this user may not write; a store cannot be
+            reached, or refuses.
     """
+    for flag, store in (("model_dir", config.model_place), ("storage_path", config.storage_path)):
+        if isinstance(store, RemotePath):
+            _check_store(flag, store)
     for flag, path in (("model_dir", config.model_path), ("storage_path", config.run_dir.root)):
+        if isinstance(path, RemotePath):
+            continue
         existing = next(p for p in (path, *path.parents) if p.exists() or p.is_symlink())
         if not existing.is_dir():
             raise BadInput(f"--{flag} {path}: {existing} is no folder")
         if not os.access(existing, os.W_OK | os.X_OK) or not _accepts_folders(existing):
             raise BadInput(f"--{flag} {path}: cannot be written (no permission in {existing})")
+
+
+def _check_store(flag: str, path: RemotePath) -> None:
+    """With little patience: at the start a user waits, and a wrong name answers like an outage."""
+    probe = path.impatient() / f".raykfold-{os.getpid()}"
+    try:
+        probe.write_bytes(b"")
+        probe.unlink(missing_ok=True)
+    except StorageError as error:
+        cause = reason(error)
+        raise BadInput(
+            f"--{flag} {path}: cannot be written ({cause}); want a bucket that is there, and "
+            "credentials in the environment that may write to it"
+        ) from None
 
 
 def _accepts_folders(folder: Path) -> bool:
@@ -171,49 +211,103 @@ def _accepts_folders(folder: Path) -> bool:
 
 
 @contextmanager
-def locked(config: RunConfig) -> Iterator[None]:
+def locked(
+    config: RunConfig, say: Callable[[str], None] = lambda line: None
+) -> Iterator[Callable[[], None]]:
     """Keep a second driver out of the run; the lock goes with the process, however it ends.
+
+    Args:
+        say: takes a line for the user, where there is something to wait for.
+
+    Yields:
+        What raises `StorageError` once another process has taken the lock: a process that is
+        cut off from an object store cannot keep it there.
 
     Raises:
         BadInput: another driver is at work on it.
     """
     path = config.run_dir.lock
+    if not isinstance(path, RemotePath):
+        with _flocked(config, path):
+            yield lambda: None
+        return
+    try:
+        with leased(path, say) as lease:
+            yield lease.check
+    except Held as held:
+        raise _at_work(config, str(held)) from None
+
+
+@contextmanager
+def _flocked(config: RunConfig, path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.seek(0)
-            raise BadInput(
-                f"--run_name {config.run_name}: is being worked on by another process "
-                f"({lock.read().strip() or 'unknown'}) in {config.run_dir.root}"
-            ) from None
+            raise _at_work(config, lock.read().strip() or "unknown") from None
         lock.truncate(0)
         lock.write(f"pid {os.getpid()} on {platform.node()}")
         lock.flush()
         yield
 
 
-def set_aside(config: RunConfig) -> list[Path]:
-    """Move an earlier run's outputs and checkpoints out of the way; return where they are."""
+def _at_work(config: RunConfig, owner: str) -> BadInput:
+    return BadInput(
+        f"--run_name {config.run_name}: is being worked on by another process "
+        f"({owner}) in {config.run_dir.root}"
+    )
+
+
+def set_aside(config: RunConfig) -> list[Place]:
+    """Move an earlier run's outputs and checkpoints out of the way; return where they are.
+
+    Raises:
+        StorageError: a store fails.
+    """
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    places = []
+    places: list[Place] = []
     outputs = config.outputs.outputs()
-    if outputs:
+    if isinstance(config.model_place, RemotePath):
+        places += _set_sent_aside(config.model_place, f"aside-{stamp}")
+        for path in outputs:  # copies
+            remove_tree(path) if path.is_dir() else path.unlink()
+    elif outputs:
         place = _new_folder(config.model_path / f"aside-{stamp}")
         for path in _record_last(outputs):
             os.rename(path, place / path.name)
         places.append(place)
-    state = [path for path in config.run_dir.root.glob("*") if path != config.run_dir.lock]
+    root, lock = config.run_dir.root, config.run_dir.lock
+    name = f"{config.run_name}.aside-{stamp}"
+    if isinstance(root, RemotePath):
+        objects = [path for path in root.iterdir() if path != lock]
+        if objects:
+            places.append(_set_objects_aside(objects, root.with_name(name)))
+        return places
+    state = [path for path in root.glob("*") if path != lock]
     if state:
-        place = _new_folder(config.run_dir.root.with_name(f"{config.run_name}.aside-{stamp}"))
+        place = _new_folder(root.with_name(name))
         for path in _record_last(state):
             os.rename(path, place / path.name)
         places.append(place)
     return places
 
 
-def _record_last(paths: Sequence[Path]) -> list[Path]:
+def _set_sent_aside(model_dir: RemotePath, name: str) -> list[Place]:
+    objects = [path for path in model_dir.iterdir() if is_output(path.name)]
+    return [_set_objects_aside(objects, model_dir / name)] if objects else []
+
+
+def _set_objects_aside(objects: Sequence[RemotePath], place: RemotePath) -> RemotePath:
+    while place.exists():
+        place = place.with_name(f"{place.name}-1")
+    for path in _record_last(objects):
+        move_remote(path, place / path.name)
+    return place
+
+
+def _record_last(paths: Sequence[_AnyPath]) -> list[_AnyPath]:
     """While the record stands, no other run takes for its own what a kill leaves of this one."""
     return sorted(paths, key=lambda path: path.name == RUN_RECORD)
 
@@ -234,7 +328,7 @@ class FoldState:
     """The newest whole state of a fold on storage."""
 
     fold: int
-    folder: Path
+    folder: Place
     epochs_run: int
     stopped_early: bool
     finished: bool
@@ -250,7 +344,7 @@ class Index:
 
     wall_seconds: float = 0.0
     num_workers: int = 0
-    folds: dict[int, Path] = field(default_factory=dict)
+    folds: dict[int, Place] = field(default_factory=dict)
 
     def write(self, run_dir: RunDir) -> None:
         """Replace the index on storage.
@@ -258,16 +352,24 @@ class Index:
         Raises:
             StorageError: it cannot be written.
         """
-        rows = {str(fold): str(folder) for fold, folder in sorted(self.folds.items())}
+        rows = {str(fold): _as_text(run_dir, folder) for fold, folder in sorted(self.folds.items())}
         effort = {"wall_seconds": self.wall_seconds, "num_workers": self.num_workers}
         write_json(run_dir.index, {**effort, "folds": rows})
+
+
+def _as_text(run_dir: RunDir, folder: Place) -> str:
+    if isinstance(folder, RemotePath):
+        # From the run's folder: the same store can have another address tomorrow.
+        assert isinstance(run_dir.root, RemotePath)
+        return folder.path_below(run_dir.root)
+    return str(folder)
 
 
 def read_index(run_dir: RunDir) -> tuple[Index, list[str]]:
     """The index, and what there is to say of it: an unreadable one is made anew from the disk."""
     try:
         rows = json.loads(run_dir.index.read_bytes())
-        folds = {int(fold): Path(folder) for fold, folder in rows["folds"].items()}
+        folds = {int(fold): run_dir.root / folder for fold, folder in rows["folds"].items()}
         return Index(float(rows["wall_seconds"]), int(rows["num_workers"]), folds), []
     except FileNotFoundError:
         return Index(), []
@@ -283,9 +385,13 @@ def newest_states(
     The index can be a moment behind what Ray has committed, and what it names can be damaged: so
     everything on the disk is a candidate, and a candidate counts when its hashes hold.
     """
-    states, notes = {}, []
+    states: dict[int, FoldState] = {}
+    notes: list[str] = []
+    checkpoints: list[Place] = sorted(run_dir.shares.glob("*/*"))
     for fold in folds:
-        candidates = _candidates(run_dir, index, fold)
+        folders = _folders(run_dir, index, fold, checkpoints)
+        found = [_candidate(run_dir, fold, folder) for folder in folders]
+        candidates = [state for state in found if state is not None]
         for candidate in sorted(candidates, key=_preference, reverse=True):
             try:
                 read_folder(candidate.folder)
@@ -296,8 +402,8 @@ def newest_states(
             break
         notes += [
             f"fold {fold}: passed over a damaged checkpoint ({folder} has no readable {MANIFEST})"
-            for folder in _folders(run_dir, index, fold)
-            if folder.is_dir() and _candidate(run_dir, fold, folder) is None
+            for folder, state in zip(folders, found, strict=True)
+            if state is None and folder.is_dir()
         ]
     return states, notes
 
@@ -306,20 +412,16 @@ def _preference(state: FoldState) -> tuple[int, bool]:
     return state.epochs_run, state.finished
 
 
-def _candidates(run_dir: RunDir, index: Index, fold: int) -> list[FoldState]:
-    found = [_candidate(run_dir, fold, folder) for folder in _folders(run_dir, index, fold)]
-    return [state for state in found if state is not None]
-
-
-def _folders(run_dir: RunDir, index: Index, fold: int) -> list[Path]:
+def _folders(run_dir: RunDir, index: Index, fold: int, checkpoints: Sequence[Place]) -> list[Place]:
+    """Where a state of the fold may lie."""
     folders = [run_dir.finished(fold), run_dir.handed_over(fold)]
-    folders += sorted(run_dir.shares.glob(f"*/*/{fold_name(fold)}"))
+    folders += [checkpoint / fold_name(fold) for checkpoint in checkpoints]
     if fold in index.folds and index.folds[fold] not in folders:
         folders.append(index.folds[fold])
     return folders
 
 
-def _candidate(run_dir: RunDir, fold: int, folder: Path) -> FoldState | None:
+def _candidate(run_dir: RunDir, fold: int, folder: Place) -> FoldState | None:
     try:
         manifest = read_manifest(folder)
         if manifest["fold"] != fold:
@@ -338,13 +440,17 @@ def _candidate(run_dir: RunDir, fold: int, folder: Path) -> FoldState | None:
 def sweep(run_dir: RunDir) -> None:
     """Put right what a kill left: finish or undo replacements, remove what was made aside.
 
-    Only while the run is `locked`, and no worker of it is alive.
+    Only while the run is `locked`, and no worker of it is alive. On an object store nothing is
+    made aside.
     """
-    for place in (run_dir.finished_folds, run_dir.handed_over_folds):
+    if isinstance(run_dir.root, RemotePath):
+        return
+    root = run_dir.root
+    for place in (root / run_dir.finished_folds.name, root / run_dir.handed_over_folds.name):
         for former in place.glob(f"fold_*{REPLACED}"):
             target = former.with_name(former.name.removesuffix(REPLACED))
             shutil.rmtree(former) if target.exists() else former.rename(target)
         for aside in place.glob(".fold_*"):
             shutil.rmtree(aside)
-    for file in run_dir.root.glob("weights/*/.epoch_*"):
+    for file in root.glob("weights/*/.epoch_*"):
         file.unlink(missing_ok=True)

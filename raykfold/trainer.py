@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -25,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raykfold.credentials import worker_runtime_env
 from raykfold.errors import one_line
 from raykfold.relay import OneWorker, ShareCallback, ShareController, slot_name
+from raykfold.remote import Place, for_ray
 from raykfold.shares import WorkerSize
 from raykfold.worker import ShareTask, run_share
 
@@ -43,7 +43,8 @@ class ShareTrainer(DataParallelTrainer):
     Args:
         task: what the share's worker is told.
         size: what the worker takes of a node.
-        storage: folder below which Ray Train keeps the share's checkpoints.
+        storage: folder below which Ray Train keeps the share's checkpoints, on a disk that every
+            node has or on an object store.
         shunned: ids of nodes where the worker must not run.
         own_instance: Ray was started by this process, and ends with it.
     """
@@ -52,13 +53,14 @@ class ShareTrainer(DataParallelTrainer):
         self,
         task: ShareTask,
         size: WorkerSize,
-        storage: Path,
+        storage: Place,
         *,
         shunned: Collection[str] = (),
         own_instance: bool,
     ) -> None:
         self._share = task.share
         self._controller: Any = None
+        path, filesystem = for_ray(storage)
         super().__init__(
             run_share,
             # By reference: the controller, which is handed the config too, need not read it, and
@@ -73,7 +75,8 @@ class ShareTrainer(DataParallelTrainer):
             # A type checker sees the classes of Ray Train V1 here, which V2 replaces.
             run_config=ray.train.RunConfig(
                 name=task.share,
-                storage_path=str(storage),
+                storage_path=path,
+                storage_filesystem=filesystem,
                 failure_config=ray.train.FailureConfig(
                     max_failures=0,
                     controller_failure_limit=0,  # type: ignore[call-arg]

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from raykfold.errors import BadData, BadInput, one_line
 from raykfold.features import FeatureParameters
 from raykfold.models import DEFAULT_MODEL, AudioCNN, build_model
 from raykfold.paths import ModelDir, fold_of_best_weights
+from raykfold.remote import Place, RemotePath, fetched, place, without_password
 from raykfold.repository import ModelRepository, Refused, Unavailable
+from raykfold.scratch import scratch_dir
 
 _BATCH = 64
 _HUB = "hf://"
@@ -103,12 +106,12 @@ def _refuse_huge(parameters: FeatureParameters) -> None:
             raise BadData(f"feature parameters: {value} {what}; want at most {most}")
 
 
-def load_fold(source: str | Path, fold: int, *, model: str | None = None) -> FoldModel:
+def load_fold(source: str | Place, fold: int, *, model: str | None = None) -> FoldModel:
     """A fold's network with its best weights.
 
     Args:
-        source: a run's `model_dir`, or else a model repository of the Hub, ``owner/name`` (or,
-            where there is such a folder too, ``hf://owner/name``).
+        source: a run's `model_dir`, a path or an s3:// or gs:// URI, or else a model repository of
+            the Hub, ``owner/name`` (or, where there is such a folder too, ``hf://owner/name``).
         fold: the fold that was held out.
         model: ``module:Class`` of the network where it is not the built-in one; importing it runs
             its code.
@@ -116,6 +119,11 @@ def load_fold(source: str | Path, fold: int, *, model: str | None = None) -> Fol
     Raises:
         BadInput: there are no such weights, or they are no network of that class.
     """
+    with _at_hand(source) as local:
+        return _load_fold(local, fold, model)
+
+
+def _load_fold(source: str | Path, fold: int, model: str | None) -> FoldModel:
     where, files = _weights_in(source, ModelDir(Path()).best_weights(fold).name)
     if fold not in files:
         there = ", ".join(map(str, _weights_in(source)[1])) or "none"
@@ -123,7 +131,7 @@ def load_fold(source: str | Path, fold: int, *, model: str | None = None) -> Fol
     return _read_weights_of(fold, files[fold], model)
 
 
-def load_folds(source: str | Path, *, model: str | None = None) -> list[FoldModel]:
+def load_folds(source: str | Place, *, model: str | None = None) -> list[FoldModel]:
     """The networks of all folds, as `load_fold` gives one: those that ``summary.json`` names.
 
     Without a summary, which a run that goes on has not, those that are there.
@@ -131,6 +139,11 @@ def load_folds(source: str | Path, *, model: str | None = None) -> list[FoldMode
     Raises:
         BadInput: there is none, or one cannot be used.
     """
+    with _at_hand(source) as local:
+        return _load_folds(local, model)
+
+
+def _load_folds(source: str | Path, model: str | None) -> list[FoldModel]:
     where, files = _weights_in(source)
     if not files:
         raise BadInput(f"{where}: no weights; want {_ANY_FOLD} files, as a run leaves them")
@@ -139,6 +152,26 @@ def load_folds(source: str | Path, *, model: str | None = None) -> list[FoldMode
     if not chosen:
         raise BadInput(f"{where}: no weights of the folds that its {_SUMMARY} names")
     return [_read_weights_of(fold, files[fold], model) for fold in chosen]
+
+
+@contextmanager
+def _at_hand(source: str | Place) -> Iterator[str | Path]:
+    """The source, or a copy in a folder of what is needed from an object store."""
+    found: str | Place = source
+    if isinstance(source, str) and "://" in source and not source.startswith(_HUB):
+        try:
+            found = place(source)
+        except ValueError as error:
+            raise BadInput(f"{without_password(source)}: {error}") from None
+    if not isinstance(found, RemotePath):
+        yield found
+        return
+    with scratch_dir() as folder, fetched(found, _are_needed, folder):
+        yield folder
+
+
+def _are_needed(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name == _SUMMARY or fold_of_best_weights(name) is not None]
 
 
 def _read_weights_of(fold: int, file: Path, model: str | None) -> FoldModel:

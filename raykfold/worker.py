@@ -29,6 +29,7 @@ from raykfold.errors import FoldError, RaykfoldError, StorageError
 from raykfold.events import FoldStepping, NodeIsBlind, ShareReady, ShareStarted, ShareStopping
 from raykfold.nodes import sees
 from raykfold.paths import RunDir, fold_name
+from raykfold.remote import Place
 from raykfold.results import Histogram, Round
 from raykfold.scratch import scratch_dir
 from raykfold.training import FoldTrainer, TrainingSettings
@@ -49,7 +50,8 @@ class ShareTask:
         settings: how to train.
         epochs: most epochs of a fold.
         context: what weights are told.
-        run_dir: where finished folds and epochs' weights go.
+        run_dir: where finished folds and epochs' weights go; of an object store the worker finds
+            the credentials by itself, in its environment or in its machine's role.
         marker: what the worker must find there, to know that it sees what the driver does; None
             where that need not be asked.
         scratch: where checkpoints are made before Ray takes them; the system's place if None.
@@ -64,7 +66,7 @@ class ShareTask:
     features: Any
     class_indices: np.ndarray
     splits: Mapping[int, Split]
-    origins: Mapping[int, Path]
+    origins: Mapping[int, Place]
     settings: TrainingSettings
     epochs: int
     context: WeightsContext

@@ -9,6 +9,7 @@ import pytest
 
 from raykfold.artifacts import Artifacts
 from raykfold.config import RunConfig
+from raykfold.files import write_file
 from raykfold.observers import RunStart
 from raykfold.results import EpochMetrics, FoldResult
 
@@ -25,10 +26,7 @@ def config(tmp_path: Path) -> RunConfig:
 def trained(config: RunConfig, fold: int, number: int, content: bytes) -> None:
     """What a worker leaves of an epoch."""
     weights = config.run_dir.epoch_weights(fold, number)
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    aside = weights.with_name("aside")
-    aside.write_bytes(content)
-    aside.replace(weights)
+    write_file(weights, content)
 
 
 def state(config: RunConfig, fold: int) -> dict[str, object]:

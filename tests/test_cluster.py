@@ -364,7 +364,8 @@ def test_the_ray_job_is_a_run_on_gpus_that_can_be_retried() -> None:
         mounted = {each["mountPath"]: each["name"] for each in container["volumeMounts"]}
         claims = {each["name"] for each in pod["volumes"] if "persistentVolumeClaim" in each}
         for path in (config.processed_dir, config.model_path):
-            assert any(mounted.get(str(parent)) in claims for parent in path.parents)
+            above = Path(str(path)).parents
+            assert any(mounted.get(str(parent)) in claims for parent in above)
     (container,) = workers["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert "env" not in container  # and so no secrets

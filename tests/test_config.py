@@ -110,6 +110,14 @@ def test_a_cluster_named_by_ray_is_used_unless_another_is_named() -> None:
         (["--run_name", ""], {}, ["--run_name ''", "not empty"]),
         (["--model_dir", "~nobody-has-this-name/x"], {}, ["~nobody-has-this-name"]),
         (["--storage_path", "ftp://host/x"], {}, ["--storage_path 'ftp://host/x'", "want a path"]),
+        (["--model_dir", "hf://owner/name"], {}, ["--model_dir 'hf://owner/name'", "s3://"]),
+        (["--processed_dir", "s3:///x"], {}, ["--processed_dir 's3:///x'", "s3://bucket/path"]),
+        (["--model_dir", "s3://b/x?ports=1"], {}, ["--model_dir", "'ports'", "endpoint_override"]),
+        (
+            ["--processed_dir", "s3://b/x", "--hf_repo_id", "owner/name"],
+            {},
+            ["--processed_dir s3://b/x", "--hf_repo_id", "local path"],
+        ),
         (["stray"], {}, ["stray"]),
         ([], {"RAYKFOLD_EPOCHS": "many"}, ["RAYKFOLD_EPOCHS 'many'", "whole number"]),
         ([], {"RAYKFOLD_EPOCH": "3"}, ["RAYKFOLD_EPOCH:", "RAYKFOLD_EPOCHS?"]),
@@ -157,6 +165,42 @@ def test_in_a_submitted_job_outputs_need_an_absolute_path(
     with pytest.raises(BadInput, match=f"{flag} out: .*absolute"):
         parse_config([flag, "out"], {})
     assert parse_config([flag, "/out"], {})
+
+
+def test_uris_are_whole_as_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    uri = "s3://bucket/runs/a b?endpoint_override=127.0.0.1:5055&scheme=http"
+    config = parse_config(["--processed_dir", "gs://data/sounds/", "--model_dir", uri], {})
+    assert str(config.processed_dir) == "gs://data/sounds" and config.run_name == "sounds"
+    assert str(config.model_dir) == uri
+    assert str(config.storage_path) == uri.replace("a b", "a b/ray")
+    assert str(config.run_dir.index) == uri.replace("a b", "a b/ray/sounds/index.json")
+    assert tmp_path in config.model_path.parents  # the working copy
+    assert config.to_json()["model_dir"] == uri
+    assert parse_config(config.command()[3:], {}) == config
+    assert RunConfig(processed_dir="gs://data/sounds", model_dir=config.model_dir) == config  # type: ignore[arg-type]
+
+
+def test_a_file_uri_is_its_path() -> None:
+    assert parse_config(["--model_dir", "file:///out/x"], {}) == RunConfig(model_dir=Path("/out/x"))
+
+
+def test_a_password_in_a_uri_is_refused_and_not_repeated() -> None:
+    uri = "s3://key:secret@bucket/x"
+    for refused in (lambda: parse_config(["--model_dir", uri], {}), lambda: from_python(uri)):
+        with pytest.raises(BadInput, match=r"--model_dir .*environment") as error:
+            refused()
+        assert "secret" not in str(error.value)
+
+
+def from_python(uri: str) -> RunConfig:
+    return RunConfig(model_dir=uri)  # type: ignore[arg-type]
+
+
+def test_a_path_made_of_a_uri_is_noticed() -> None:
+    with pytest.raises(BadInput, match="want it as text"):
+        RunConfig(model_dir=Path("s3://bucket/x"))
 
 
 def test_the_command_that_resumes_reads_back_as_the_same_configuration(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import pytest
 
 from raykfold.config import RunConfig
 from raykfold.errors import BadInput
-from raykfold.files import write_folder
+from raykfold.files import write_file, write_folder
 from raykfold.paths import RunDir
+from raykfold.remote import Place
 from raykfold.storage import (
     Index,
     check_identity,
@@ -34,8 +35,9 @@ def config(folder: Path, **changes: Any) -> RunConfig:
     return RunConfig(**{"run_name": "run", "model_dir": folder / "out", **changes})
 
 
-def put_state(folder: Path, fold: int, epochs_run: int, *, early: bool = False) -> Path:
+def put_state(folder: Place, fold: int, epochs_run: int, *, early: bool = False) -> Path:
     facts = {"fold": fold, "epochs_run": epochs_run, "stopped_early": early}
+    assert isinstance(folder, Path)
     write_folder(folder, {"state.pt": bytes(epochs_run + 1)}, facts)
     return folder
 
@@ -131,8 +133,7 @@ def test_the_index_comes_back(run_dir: RunDir) -> None:
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"folds": 3}', '{"folds": {"x": "y"}}'])
 def test_an_unreadable_index_is_said_and_made_anew(run_dir: RunDir, content: str) -> None:
-    run_dir.root.mkdir(parents=True)
-    run_dir.index.write_text(content)
+    write_file(run_dir.index, content.encode())
     index, notes = read_index(run_dir)
     assert index == Index()
     assert len(notes) == 1 and str(run_dir.index) in notes[0]
@@ -189,8 +190,7 @@ def test_a_model_dir_of_another_run_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "[]", '{"run_name": "run"}'])
 def test_an_unreadable_record_is_named(tmp_path: Path, content: str) -> None:
     run = config(tmp_path)
-    run.run_dir.root.mkdir(parents=True)
-    run.run_dir.run_record.write_text(content)
+    write_file(run.run_dir.run_record, content.encode())
     with pytest.raises(BadInput, match=r"run\.json.*--fresh"):
         check_identity(run, identity(run, "f"))
 
@@ -199,7 +199,7 @@ def test_a_record_holds_no_environment(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     run = config(tmp_path)
     write_record(run, identity(run, "f"), "20261124-120000")
-    record = run.run_dir.run_record.read_text()
+    record = run.run_dir.run_record.read_bytes().decode()
     assert "hf_secret" not in record
     assert json.loads(record)["config"]["epochs"] == 50
 
@@ -249,7 +249,7 @@ def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path: Path) -> N
         first.kill()
         first.wait()
     with locked(run):
-        assert str(os.getpid()) in run.run_dir.lock.read_text()
+        assert str(os.getpid()) in run.run_dir.lock.read_bytes().decode()
 
 
 def test_fresh_sets_outputs_and_checkpoints_aside_and_nothing_else(tmp_path: Path) -> None:
@@ -272,8 +272,8 @@ def test_fresh_sets_outputs_and_checkpoints_aside_and_nothing_else(tmp_path: Pat
 
 def test_sweeping_takes_what_a_kill_left_half_written(run_dir: RunDir) -> None:
     whole = put_state(run_dir.finished(1), 1, 3)
-    (run_dir.root / "folds" / ".fold_2.abc").mkdir()
-    run_dir.weights(1).mkdir(parents=True)
+    Path(str(run_dir.root), "folds", ".fold_2.abc").mkdir()
+    Path(str(run_dir.weights(1))).mkdir(parents=True)
     (run_dir.weights(1) / ".epoch_3.safetensors.xyz").write_bytes(b"")
     (run_dir.weights(1) / "epoch_2.safetensors").write_bytes(b"")
     sweep(run_dir)

@@ -23,12 +23,16 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-TESTS = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from processes import descends, processes
+
 ROLES = {
     "board": "ray::EventBoard",
     "controllers": "ray::ShareController",
@@ -85,7 +89,7 @@ def measure(slots: int, folds: int, seconds: float) -> dict[str, Any]:
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -174,7 +178,7 @@ def run(folder: Path, slots: int, folds: int, seconds: float) -> None:
 def cpu_by_role() -> dict[str, float]:
     """CPU seconds that this process and those below it have taken, by what they are."""
     seconds = dict.fromkeys(("driver", *ROLES), 0.0)
-    for pid, role in processes():
+    for pid, role in roles():
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
@@ -183,45 +187,23 @@ def cpu_by_role() -> dict[str, float]:
     return seconds
 
 
-def unshared(*roles: str) -> float:
+def unshared(*wanted: str) -> float:
     """MB that only these processes hold."""
     total = 0.0
-    for pid, role in processes():
-        if role in roles:
+    for pid, role in roles():
+        if role in wanted:
             text = Path(f"/proc/{pid}/smaps_rollup").read_text()
             total += sum(int(line.split()[1]) for line in text.splitlines() if "Private" in line)
     return total / 1024
 
 
-def processes() -> list[tuple[int, str]]:
-    found = [(os.getpid(), "driver")]
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or not descends(int(entry.name)):
-            continue
-        try:
-            title = (entry / "cmdline").read_text(errors="replace")
-        except OSError:
-            continue
+def roles() -> Iterator[tuple[int, str]]:
+    """This process and those below it that have a part in a run: pid, and which."""
+    yield os.getpid(), "driver"
+    for pid, title in processes():
         role = next((role for role, sign in ROLES.items() if sign in title), None)
-        if role is not None:
-            found.append((int(entry.name), role))
-    return found
-
-
-def descends(pid: int) -> bool:
-    pid = parent(pid)
-    while pid > 1:
-        if pid == os.getpid():
-            return True
-        pid = parent(pid)
-    return False
-
-
-def parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
+        if role is not None and descends(pid, os.getpid()):
+            yield pid, role
 
 
 def time_the_ledger() -> None:
