@@ -52,6 +52,20 @@ def ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
 
 
+def pids_in(namespace: str) -> list[int]:
+    listed = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True)
+    return [int(pid) for pid in listed.stdout.split()]
+
+
+def power_off(namespace: str) -> None:
+    """SIGKILL everything that runs in it."""
+    while pids := pids_in(namespace):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
 class Host:
     """A network namespace with one address."""
 
@@ -122,8 +136,7 @@ class Host:
 
     def pids(self) -> list[int]:
         """The processes that run here."""
-        listed = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True)
-        return [int(pid) for pid in listed.stdout.split()]
+        return pids_in(self.name)
 
     def processes(self, title: str) -> list[int]:
         """Those whose command line holds `title`, as Ray names its processes."""
@@ -144,11 +157,7 @@ class Host:
 
     def power_off(self) -> None:
         """SIGKILL everything that runs here."""
-        while pids := self.pids():
-            for pid in pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
+        power_off(self.name)
 
     def received_bytes(self) -> int:
         shown = subprocess.run(
@@ -168,7 +177,7 @@ class Hosts:
     """`count` hosts that reach each other and nobody else; all that runs on them ends with them."""
 
     def __init__(self, count: int, **settings: str) -> None:
-        self.name = f"rkf{os.getpid()}{secrets.token_hex(2)}"
+        self.name = f"rkf-{os.getpid()}-{secrets.token_hex(2)}"
         self.switch = f"{self.name}-switch"
         # Short: Ray puts UNIX sockets below, and their paths end at 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="rkh-", dir="/tmp"))
@@ -179,6 +188,7 @@ class Hosts:
         )
 
     def __enter__(self) -> Hosts:
+        _sweep()
         ip("netns", "add", self.switch)
         ip("-n", self.switch, "link", "add", "bridge", "type", "bridge")
         ip("-n", self.switch, "link", "set", "bridge", "up")
@@ -249,6 +259,15 @@ class Hosts:
             if "Ray runtime started" in line:
                 return
         raise AssertionError("".join(lines))
+
+
+def _sweep() -> None:
+    """Take down the hosts of tests that were killed."""
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
+    for name, pid in re.findall(r"^(rkf-(\d+)-\S+)", listed.stdout, re.MULTILINE):
+        if not Path(f"/proc/{pid}").exists():
+            power_off(name)
+            ip("netns", "del", name)
 
 
 def wait_for(met: Callable[[], object], what: str, seconds: float = 60) -> None:
