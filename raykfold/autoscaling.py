@@ -12,6 +12,8 @@ from ray.train.v2._internal.execution.scaling_policy.autoscaling_coordinator_cli
 
 from raykfold.shares import WorkerSize
 
+_END_SECONDS = 2.0  # what is not taken back by then lapses
+
 
 class Request:
     """A standing request, through Ray Train's coordinator, which adds up those of all runs.
@@ -45,7 +47,7 @@ class Request:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join(AUTOSCALING_REQUESTS_INTERVAL_S)
+        self._thread.join(_END_SECONDS)
 
     def _keep_asking(self) -> None:
         while not self._closed:

@@ -87,7 +87,7 @@ class Dealer:
         ledger: knows the folds, and is told of every committed round.
         observer: told of what the user should know.
         size: what a worker takes of a node.
-        marker: what workers must find on storage; None where that need not be asked.
+        marker: token of a file that workers must find; None where that need not be asked.
         scratch: where workers make checkpoints; the system's place if None.
         own_instance: Ray was started by this process, and ends with it.
     """
@@ -332,6 +332,7 @@ class Dealer:
             case FoldStepping(fold=fold, epoch=epoch):
                 share.stepping = None if fold is None or epoch is None else (fold, epoch)
             case NodeIsBlind():
+                share.node, share.address = event.node, event.address
                 self._shun(event)
             case ShareStopping():
                 raise event.error

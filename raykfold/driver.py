@@ -253,17 +253,18 @@ def _seen_by_all_nodes(
         return
     from raykfold.nodes import blind_nodes
 
-    marker, content = config.run_dir.marker, os.urandom(8).hex()
+    token = os.urandom(8).hex()
+    marker = config.run_dir.marker(token)
     try:
-        write_file(marker, content.encode())
-        blind = blind_nodes(marker, content, size)
+        write_file(marker, b"")
+        blind = blind_nodes(marker, size)
         if blind:
             raise BadInput(
                 f"--storage_path {config.storage_path}: is not seen by "
                 f"{' and '.join(node.address for node in blind)}; want a folder that all nodes "
                 "share, or a URI like s3://bucket/folder"
             )
-        yield content
+        yield token
     finally:
         marker.unlink(missing_ok=True)
 

@@ -167,10 +167,12 @@ class RunDir:
     def lock(self) -> Place:
         return self.root / ".lock"
 
-    @property
-    def marker(self) -> Place:
-        """Tells a node whether it sees what the driver writes."""
-        return self.root / ".marker"
+    def marker(self, token: str) -> Place:
+        """Tells a node whether it sees what the driver writes.
+
+        Each time by another name: of a name that it knows, NFS may answer from memory.
+        """
+        return self.root / f".marker-{token}"
 
     @property
     def shares(self) -> Place:

@@ -440,8 +440,8 @@ def _candidate(run_dir: RunDir, fold: int, folder: Place) -> FoldState | None:
 def sweep(run_dir: RunDir) -> None:
     """Put right what a kill left: finish or undo replacements, remove what was made aside.
 
-    Only while the run is `locked`, and no worker of it is alive. On an object store nothing is
-    made aside.
+    Only while the run is `locked`; a worker that the kill has not reached yet may still write. On
+    an object store nothing is made aside.
     """
     if isinstance(run_dir.root, RemotePath):
         return
@@ -451,6 +451,6 @@ def sweep(run_dir: RunDir) -> None:
             target = former.with_name(former.name.removesuffix(REPLACED))
             shutil.rmtree(former) if target.exists() else former.rename(target)
         for aside in place.glob(".fold_*"):
-            shutil.rmtree(aside)
-    for file in root.glob("weights/*/.epoch_*"):
+            shutil.rmtree(aside, ignore_errors=True)
+    for file in (*root.glob("weights/*/.epoch_*"), *root.glob(".marker-*")):
         file.unlink(missing_ok=True)

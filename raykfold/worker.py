@@ -27,7 +27,6 @@ from raykfold.checkpoint import (
 from raykfold.data import Split
 from raykfold.errors import FoldError, RaykfoldError, StorageError
 from raykfold.events import FoldStepping, NodeIsBlind, ShareReady, ShareStarted, ShareStopping
-from raykfold.nodes import sees
 from raykfold.paths import RunDir, fold_name
 from raykfold.remote import Place
 from raykfold.results import Histogram, Round
@@ -52,8 +51,8 @@ class ShareTask:
         context: what weights are told.
         run_dir: where finished folds and epochs' weights go; of an object store the worker finds
             the credentials by itself, in its environment or in its machine's role.
-        marker: what the worker must find there, to know that it sees what the driver does; None
-            where that need not be asked.
+        marker: token of a file that the worker must find there, to know that it sees what the
+            driver does; None where that need not be asked.
         scratch: where checkpoints are made before Ray takes them; the system's place if None.
         checkpoint_every: rounds from one checkpoint to the next.
         threads: CPU threads of the worker.
@@ -90,7 +89,7 @@ def run_share(config: Mapping[str, Any]) -> None:
     """
     task: ShareTask = ray.get(config["task"])
     node, address = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
-    if task.marker is not None and not sees(task.run_dir.marker, task.marker):
+    if task.marker is not None and not task.run_dir.marker(task.marker).exists():
         ray.get(task.board.post.remote(NodeIsBlind(task.share, node, address)))
         return
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if task.use_gpu else ""
