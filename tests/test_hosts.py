@@ -278,6 +278,25 @@ def test_two_runs_on_a_cluster_share_its_slots(
 
 
 @pytest.mark.slow
+def test_a_share_that_is_done_gives_its_slot_to_another_run(data_dir: Path, tmp_path: Path) -> None:
+    """Of two slots, one run has folds 1 and 3 on one, and is done with 2 on the other first."""
+    epochs = ("--epochs", "24", "--early_stopping_patience", "24")
+    with (
+        cluster(2) as hosts,
+        submitted(hosts, data_dir, tmp_path / "a", *UNHURRIED, *epochs) as first,
+    ):
+        read_until(first, r"fold 2  epoch 1/")
+        with submitted(hosts, data_dir, tmp_path / "b", *UNHURRIED, "--folds", "4") as second:
+            lines = read_until(second, r"fold 4  epoch 1/")
+            assert not (tmp_path / "a" / "summary.json").exists()
+            finish(second)
+        finish(first)
+    assert any("no free slot in Ray" in line for line in lines)
+    assert_as_without_ray(tmp_path / "a", data_dir, folds=FOLDS, epochs=24, patience=24)
+    assert_as_without_ray(tmp_path / "b", data_dir, folds=(4,), epochs=EPOCHS, patience=EPOCHS)
+
+
+@pytest.mark.slow
 def test_nodes_that_come_later_take_folds_over_if_they_see_the_storage(
     data_dir: Path, tmp_path: Path
 ) -> None:
