@@ -51,11 +51,12 @@ class Request:
 
     def _keep_asking(self) -> None:
         while not self._closed:
-            if self._workers:
-                self._client.send_resource_request(self._scaling(self._workers), self._workers)
+            workers = self._workers
+            if workers:
+                self._client.send_resource_request(self._scaling(workers), workers)
             elif self._asked:
                 self._client.cancel_resource_request()
-            self._asked = self._workers
+            self._asked = workers
             with self._changed:
                 self._changed.wait_for(
                     lambda: self._closed or self._workers != self._asked,

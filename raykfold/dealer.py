@@ -34,7 +34,7 @@ from raykfold.ledger import Ledger, named
 from raykfold.nodes import Watch, free_slots, inventory, is_up
 from raykfold.observers import Observer
 from raykfold.shares import Load, WorkerSize, deal, hand_over
-from raykfold.trainer import ShareTrainer, cause, is_fault
+from raykfold.trainer import ShareTrainer, cause, is_death, is_failure
 from raykfold.training import TrainingSettings
 from raykfold.worker import ShareTask
 
@@ -43,7 +43,12 @@ _log = logging.getLogger(__name__)
 # What a new worker costs before its first step, measured; a fold is not moved to save less.
 _START_SECONDS = 20.0
 _POLL_SECONDS = 0.2
-_END_SECONDS = 5.0
+_LOOK_SECONDS = 1.0
+_END_SECONDS = 30.0  # for shares to end in order; one takes two
+_STOP_SECONDS = 5.0  # or not in order
+# Where shares end before their first round, whatever the reason, the next wait grows up to this.
+_LONGEST_PAUSE_SECONDS = 30.0
+_BLIND_SECONDS = 60.0  # until a node that did not see the storage is tried again
 _REMIND_SECONDS = 30.0
 _PATIENCE_SECONDS = 3.0  # a slot that has just been left shows as free a moment later
 # A shorter cut of the network passes unnoticed; after that, work is better done elsewhere.
@@ -57,8 +62,10 @@ class _Share:
     Attributes:
         trainer: its Ray Train run.
         active: folds that it has not finished.
-        node: id of the node where its worker runs; None until it does.
-        address: of that node.
+        slot: id of the node where it has its slot; None until that is known.
+        started: its worker runs.
+        address: of its node.
+        committed: a round of it is.
         stepping: the fold that its worker is stepping, and the epoch.
         asked: folds that it was asked to give back.
         epoch_seconds: time that an epoch of one fold takes there.
@@ -66,8 +73,10 @@ class _Share:
 
     trainer: ShareTrainer
     active: set[int]
-    node: str | None = None
+    slot: str | None = None
+    started: bool = False
     address: str = ""
+    committed: bool = False
     stepping: tuple[int, int] | None = None
     asked: frozenset[int] = frozenset()
     epoch_seconds: float = 0.0
@@ -122,7 +131,11 @@ class Dealer:
         self._shares: dict[str, _Share] = {}
         self._ended: queue.Queue[tuple[str, Exception | None]] = queue.Queue()
         self._threads: list[threading.Thread] = []
-        self._blind: set[str] = set()
+        self._blind: dict[str, float] = {}  # nodes, and until when they are left out
+        self._vain = 0  # times in a row that shares ended without a round
+        self._vain_reason = ""
+        self._deal_after = -math.inf
+        self._looked = -math.inf
         self._dealt = -math.inf
         self._waiting_since: float | None = None
         self._reminded = -math.inf
@@ -131,7 +144,7 @@ class Dealer:
         """Return when every fold is over.
 
         Raises:
-            StorageError: the disk is full.
+            StorageError: results cannot be written.
             BadInput: no slot came within --wait_timeout.
         """
         try:
@@ -142,15 +155,19 @@ class Dealer:
                 while not self._ended.empty():
                     self._settle(*self._ended.get())
                 self._observer.time_passed()
+            self._let_shares_end(_END_SECONDS)
         except BaseException:
             for share in self._shares.values():
                 share.trainer.stop()
+            self._let_shares_end(_STOP_SECONDS)
+            if not self._own_instance:  # which goes as a whole
+                for share in self._shares.values():
+                    share.trainer.give_slot_back()
             raise
         finally:
             for aid in (self._watch, self._request):
                 if aid is not None:
                     aid.close()
-            self._let_shares_end()
 
     # --- to the shares ---------------------------------------------------------------------
 
@@ -158,14 +175,25 @@ class Dealer:
         """Have folds move from nodes that are about to be taken away, and do without the lost."""
         if self._watch is None:
             return
+        self._find_slots()
         leaving, lost = self._watch.leaving(), self._watch.silent(_SILENT_SECONDS)
         for name, share in self._shares.items():
-            if share.node in lost:
+            if share.slot in lost:
                 share.trainer.stop()
-            elif share.node in leaving and share.active - share.asked:
+            elif share.started and share.slot in leaving and share.active - share.asked:
                 folds = tuple(sorted(share.active))
                 self._observer.noticed(f"node {share.address} is leaving: {named(folds)} will move")
                 self._ask(name, folds, leave=True)
+
+    def _find_slots(self) -> None:
+        """A node can be lost while a worker starts there, which would say where it is."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = now
+        for share in self._shares.values():
+            if share.slot is None:
+                share.slot = share.trainer.slot_node()
 
     def _deal(self) -> None:
         """Give waiting folds to free slots; if none waits, relieve the shares that have many."""
@@ -173,15 +201,16 @@ class Dealer:
         if now - self._dealt < _POLL_SECONDS:  # events can come faster than slots
             return
         self._dealt = now
-        free = self._slots_to_deal() if self._has_use_for_slots() else 0
+        pausing = now < self._deal_after
+        free = self._slots_to_deal() if self._has_use_for_slots() and not pausing else 0
         for folds in deal(sorted(self._ledger.waiting), free):
             self._start_share(folds)
             free -= 1
         if self._request is not None:
             self._request.want(min(self._ledger.unfinished(), self._most_workers()))
-        if self._ledger.waiting and not self._shares:
+        if not any(share.started for share in self._shares.values()):
             self._wait()
-        elif free > 0:
+        elif free > 0 and not self._ledger.waiting:
             self._relieve(free)
 
     def _has_use_for_slots(self) -> bool:
@@ -191,7 +220,7 @@ class Dealer:
         room = self._most_workers() - len(self._shares)
         if room <= 0:
             return 0
-        unplaced = sum(share.node is None for share in self._shares.values())
+        unplaced = sum(not share.started for share in self._shares.values())
         free = free_slots(self._size, self._shunned)
         return max(0, min(room, free - unplaced))
 
@@ -200,33 +229,42 @@ class Dealer:
         """Nodes where no worker is to start."""
         if self._watch is None:
             return set()
-        return self._blind | self._watch.leaving() | self._watch.silent()
+        now = time.monotonic()
+        blind = {node for node, until in self._blind.items() if until > now}
+        return blind | self._watch.leaving() | self._watch.silent()
 
     def _most_workers(self) -> int:
         return self._config.num_workers or len(self._data.fold_labels)
 
     def _wait(self) -> None:
-        """Say at first and then now and again that there is no slot, until it takes too long.
+        """Say now and again why no fold is at work, until it takes too long.
 
         Raises:
             BadInput: it does.
         """
         now = time.monotonic()
         self._waiting_since = self._waiting_since or now
-        waited = now - self._waiting_since
-        waiting = named(sorted(self._ledger.waiting))
+        waited, what = now - self._waiting_since, self._what_is_missing()
+        if what is None:
+            return
         if waited >= _PATIENCE_SECONDS and now - self._reminded >= _REMIND_SECONDS:
             self._reminded = now
-            self._observer.noticed(
-                f"no free slot in Ray for {waited:.0f} s; {waiting} waiting "
-                f"({inventory(self._size)})"
-            )
+            self._observer.noticed(f"for {waited:.0f} s, {what}")
         longest = self._config.wait_timeout
         if longest is not None and waited >= longest:
             raise BadInput(
-                f"--wait_timeout {longest:g}: no free slot in Ray for {waiting} in that time "
-                f"({inventory(self._size)}); want a longer one, or a cluster with room"
+                f"--wait_timeout {longest:g}: in that time, {what}; want a longer one, or a "
+                "cluster with room"
             )
+
+    def _what_is_missing(self) -> str | None:
+        """None while shares are on their way."""
+        if self._vain > 1:
+            return f"no worker has come to a round; the last ended: {self._vain_reason}"
+        if self._shares or not self._ledger.waiting:
+            return None
+        waiting = named(sorted(self._ledger.waiting))
+        return f"no free slot in Ray; {waiting} waiting ({inventory(self._size)})"
 
     def _relieve(self, free: int) -> None:
         loads = {
@@ -295,12 +333,13 @@ class Dealer:
         )
 
     def _fit(self, name: str, trainer: ShareTrainer) -> None:
+        ended: Exception | None = None
         try:
             trainer.fit()
         except Exception as error:  # whatever ends a share, its folds are dealt anew
-            self._ended.put((name, error))
-        else:
-            self._ended.put((name, None))
+            ended = error
+        finally:
+            self._ended.put((name, ended))
 
     # --- from the shares -------------------------------------------------------------------
 
@@ -320,9 +359,9 @@ class Dealer:
             return  # it was given up, and its folds are elsewhere
         match event:
             case ShareStarted():
-                share.node, share.address = event.node, event.address
-                self._waiting_since, self._reminded = None, -math.inf
-                at_work = [each for each in self._shares.values() if each.node and each.active]
+                share.started, share.slot, share.address = True, event.node, event.address
+                self._waiting_since = None
+                at_work = [each for each in self._shares.values() if each.started and each.active]
                 self._ledger.workers(len(at_work))
                 gpu = f", GPU {event.gpu}" if event.gpu else ""
                 where = f"{event.address}, pid {event.pid}{gpu}"
@@ -332,18 +371,21 @@ class Dealer:
             case FoldStepping(fold=fold, epoch=epoch):
                 share.stepping = None if fold is None or epoch is None else (fold, epoch)
             case NodeIsBlind():
-                share.node, share.address = event.node, event.address
+                share.slot = event.node
                 self._shun(event)
             case ShareStopping():
                 raise event.error
             case RoundCommitted(round=round_):
+                share.committed = True
+                self._vain, self._waiting_since, self._reminded = 0, None, -math.inf
                 share.active -= {*round_.finished, *round_.failed, *round_.released}
                 seconds = [metrics.seconds for metrics in round_.epochs.values()]
                 share.epoch_seconds = max(seconds, default=share.epoch_seconds)
 
     def _shun(self, event: NodeIsBlind) -> None:
-        if event.node not in self._blind:
-            self._blind.add(event.node)
+        known = event.node in self._blind
+        self._blind[event.node] = time.monotonic() + _BLIND_SECONDS
+        if not known:
             self._observer.noticed(
                 f"node {event.address} is left out: it does not see {self._config.run_dir.root}"
             )
@@ -359,29 +401,41 @@ class Dealer:
                     f"{self._config.run_dir.root}: the disk is full; what was complete before is "
                     "safe, and the same command resumes from it"
                 )
-        if share.active and share.node not in self._blind:
-            self._take_back(share, error)
-        else:
+        if share.active and share.slot in self._blind:
             self._ledger.waiting |= share.active
+        elif share.active:
+            self._take_back(share, error)
 
     def _take_back(self, share: _Share, error: Exception | None) -> None:
+        """Whose fault it was, if anybody's; and not to deal too soon where that leads nowhere."""
         reason = "it ended early" if error is None else cause(error)
-        at_fault = error is not None and is_fault(error)
-        if error is not None and share.node is not None and not is_up(share.node):
-            at_fault, reason = False, f"its node {share.address} is gone"
+        died = error is not None and is_death(error)
+        failed = died or (error is not None and is_failure(error))
+        if error is not None and share.slot is not None and self._is_gone(share.slot):
+            died = failed = False
+            reason = f"its node {share.address or share.slot} is gone"
         self._observer.noticed(f"the worker of {named(sorted(share.active))} ended: {reason}")
-        stepped = share.stepping if share.stepping and share.stepping[0] in share.active else None
+        stepped, epoch = share.stepping if died and share.stepping else (None, None)
         for fold in sorted(share.active):
             death = None
-            if at_fault and stepped is None:
+            if fold == stepped:
+                death = Death(reason, epoch)
+            elif failed and stepped not in share.active:
                 death = Death(reason)
-            elif at_fault and stepped is not None and stepped[0] == fold:
-                death = Death(reason, epoch=stepped[1])
             self._ledger.take_back(fold, death)
+        now = time.monotonic()
+        if not share.committed and now >= self._deal_after:
+            self._vain, self._vain_reason = self._vain + 1, reason
+            pause = 0.5 * 2 ** min(self._vain - 1, 10)
+            self._deal_after = now + min(pause, _LONGEST_PAUSE_SECONDS)
 
-    def _let_shares_end(self) -> None:
-        """Ray ends the process if a thread calls it just after it was shut down."""
-        deadline = time.monotonic() + _END_SECONDS
+    def _is_gone(self, node: str) -> bool:
+        leaving = self._watch is not None and node in self._watch.leaving()
+        return leaving or not is_up(node)
+
+    def _let_shares_end(self, seconds: float) -> None:
+        """Ray is not to be shut down while a thread is about to call it."""
+        deadline = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 

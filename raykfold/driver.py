@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 from raykfold.artifacts import Artifacts
@@ -13,7 +13,7 @@ from raykfold.config import RunConfig
 from raykfold.credentials import Credentials, taken_out_of
 from raykfold.data import FeatureSet, files_that_are_read, read_feature_set
 from raykfold.demo import demo_feature_set
-from raykfold.errors import BadInput
+from raykfold.errors import BadInput, StorageError
 from raykfold.files import write_file
 from raykfold.hub import fetch_missing, mirror
 from raykfold.ledger import Ledger
@@ -31,6 +31,7 @@ from raykfold.storage import (
     created,
     identity,
     locked,
+    recorded_device,
     renew_record,
     set_aside,
 )
@@ -67,8 +68,10 @@ def cross_validate(
         The summary; its status is ``partial`` if folds failed.
 
     Raises:
-        BadInput: a value, a file or an earlier run does not fit; nothing has been written.
-        StorageError: the disk is full.
+        BadInput: a value, a file or an earlier run does not fit, and nothing has been written;
+            or no slot came in time, and what was complete is safe.
+        StorageError: the disk is full, or the store was away for long; or another process has
+            taken the run over.
     """
     audience = Audience(observers)
     with (
@@ -205,7 +208,7 @@ def _train(config: RunConfig, data: FeatureSet, ledger: Ledger, observer: Observ
 
     Raises:
         BadInput: Ray has not what the flags ask for; the run is another one on this device.
-        StorageError: the disk is full.
+        StorageError: results cannot be written.
     """
     for name, value in _TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -243,12 +246,12 @@ def _train(config: RunConfig, data: FeatureSet, ledger: Ledger, observer: Observ
 def _seen_by_all_nodes(
     config: RunConfig, size: WorkerSize, own_instance: bool
 ) -> Iterator[str | None]:
-    """Leave a mark on storage for workers to see; None where they cannot but see the same.
+    """Leave a mark on storage for workers to see; None where there is one machine only.
 
     Raises:
         BadInput: there are nodes that do not see it.
     """
-    if own_instance or isinstance(config.run_dir.root, RemotePath):
+    if own_instance:
         yield None
         return
     from raykfold.nodes import blind_nodes
@@ -259,14 +262,19 @@ def _seen_by_all_nodes(
         write_file(marker, b"")
         blind = blind_nodes(marker, size)
         if blind:
+            want = (
+                "a store that every node reaches, and credentials for it there"
+                if isinstance(marker, RemotePath)
+                else "a folder that all nodes share, or a URI like s3://bucket/folder"
+            )
             raise BadInput(
                 f"--storage_path {config.storage_path}: is not seen by "
-                f"{' and '.join(node.address for node in blind)}; want a folder that all nodes "
-                "share, or a URI like s3://bucket/folder"
+                f"{' and '.join(node.address for node in blind)}; want {want}"
             )
         yield token
     finally:
-        marker.unlink(missing_ok=True)
+        with suppress(OSError, StorageError):  # swept later
+            marker.unlink(missing_ok=True)
 
 
 def _worker_size(config: RunConfig, own_instance: bool) -> WorkerSize:
@@ -275,7 +283,12 @@ def _worker_size(config: RunConfig, own_instance: bool) -> WorkerSize:
     has_gpu = most_gpus() >= 1
     if config.use_gpu and own_instance and not has_gpu:  # in a cluster, one may still come
         raise BadInput("--use_gpu true: Ray has no GPU here; want false or auto")
-    use_gpu = has_gpu if config.use_gpu is None else config.use_gpu
+    if config.use_gpu is None:
+        # Of a cluster that is only coming up again, the nodes with GPUs may not be there yet.
+        recorded = recorded_device(config)
+        use_gpu = has_gpu if own_instance or recorded is None else recorded == "gpu"
+    else:
+        use_gpu = config.use_gpu
     return WorkerSize(cpus=config.cpus_per_worker, gpus=int(use_gpu))
 
 

@@ -100,16 +100,16 @@ def is_linked(source: Place, target: Path) -> bool:
 def write_folder(folder: Place, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
     """Make `folder` from `files` and a manifest of their hashes that also states `facts`.
 
-    What stood there before is kept until the new one is in place: as `replaced_folder` for the
-    moment between two renames.
+    What stood there before is kept until the new one is in place: on a disk as `replaced_folder`
+    for the moment between two renames. On an object store the objects' names have hashes in them.
 
     Raises:
         StorageError: the disk is full, or the path cannot be written.
     """
-    manifest = {**facts, "files": {name: _entry(data) for name, data in files.items()}}
     if isinstance(folder, RemotePath):
-        _put_folder(folder, files, manifest)
+        _put_folder(folder, files, facts)
         return
+    manifest = {**facts, "files": {name: _entry(data) for name, data in files.items()}}
     with _as_storage_error(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -131,14 +131,19 @@ def replaced_folder(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}{REPLACED}")
 
 
-def _put_folder(
-    folder: RemotePath, files: Mapping[str, bytes], manifest: Mapping[str, Any]
-) -> None:
-    # Half old and half new, it must not be taken for whole.
-    (folder / MANIFEST).unlink(missing_ok=True)
+def _put_folder(folder: RemotePath, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
+    """The manifest changes the folder, in one put: it names objects that nobody rewrites."""
+    entries = {name: _entry(content) for name, content in files.items()}
     for name, content in files.items():
-        (folder / name).write_bytes(content)
+        entries[name]["object"] = f"{entries[name]['sha256'][:16]}-{name}"
+        (folder / entries[name]["object"]).write_bytes(content)
+    manifest = {**facts, "files": entries}
     (folder / MANIFEST).write_bytes(_manifest_bytes(manifest))
+    if read_manifest(folder) == manifest:  # else somebody else's has come since, and names others
+        named = {MANIFEST, *(entry["object"] for entry in entries.values())}
+        for file in folder.files():
+            if file.path_below(folder) not in named:
+                file.unlink(missing_ok=True)
 
 
 def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
@@ -192,17 +197,28 @@ def read_folder(folder: Place, only: Collection[str] | None = None) -> dict[str,
         StorageError: the store fails: what is there may be whole.
     """
     files = {}
-    for name, entry in read_manifest(folder)["files"].items():
+    manifest = read_manifest(folder)
+    for name, entry in manifest["files"].items():
         if only is not None and name not in only:
             continue
         try:
-            content = (folder / name).read_bytes()
+            content = (folder / entry.get("object", name)).read_bytes()
         except OSError as error:
+            if read_manifest(folder) != manifest:  # it was replaced meanwhile
+                return read_folder(folder, only)
             raise Damaged(f"{folder}: {name} is missing") from error
-        if _entry(content) != entry:
+        if any(entry.get(fact) != value for fact, value in _entry(content).items()):
             raise Damaged(f"{folder}: {name} is not what was written")
         files[name] = content
     return files
+
+
+def is_seen(file: Place) -> bool:
+    """Whether a file is there, as far as this process can tell: what it may not see is not."""
+    try:
+        return file.exists()
+    except (OSError, StorageError):
+        return False
 
 
 def _entry(content: bytes) -> dict[str, Any]:

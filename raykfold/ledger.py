@@ -161,9 +161,8 @@ class Ledger:
             self._note_state(fold, folder / fold_name(fold))
         for fold in round_.finished:
             self._note_state(fold, self._config.run_dir.finished(fold))
-        for fold in round_.released:
-            if self._histories[fold] or fold in round_.epochs:  # else there is nothing to keep
-                self._note_state(fold, self._config.run_dir.handed_over(fold))
+        for fold in round_.kept:
+            self._note_state(fold, self._config.run_dir.handed_over(fold))
 
     def _tell(self, round_: Round) -> None:
         for fold, metrics in round_.epochs.items():

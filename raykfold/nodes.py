@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raykfold.files import is_seen
 from raykfold.remote import Place
 from raykfold.shares import WorkerSize, slots
 
@@ -86,6 +87,7 @@ class Watch:
     """
 
     def __init__(self) -> None:
+        self._here = ray.get_runtime_context().get_node_id()
         self._leaving: set[str] = set()
         self._silent_since: dict[str, float] = {}
         self._closed = threading.Event()
@@ -97,7 +99,10 @@ class Watch:
         return self._leaving
 
     def silent(self, seconds: float = 0.0) -> set[str]:
-        """Ids of nodes that Ray has not given up and that have not answered for so long."""
+        """Ids of nodes that Ray has not given up and that have not answered for so long.
+
+        None where all are silent but this one: then it is this one that is cut off.
+        """
         before = time.monotonic() - seconds
         return {node for node, since in self._silent_since.items() if since <= before}
 
@@ -117,10 +122,12 @@ class Watch:
         from ray._private.state import state
 
         self._leaving = set(state.get_draining_nodes())
-        nodes = [node for node in all_nodes() if node.alive]
+        nodes = [node for node in all_nodes() if node.alive and node.id != self._here]
         began = time.monotonic()
         up = pool.map(answers, nodes)
         silent = {node.id for node, answered in zip(nodes, up, strict=True) if not answered}
+        if len(silent) == len(nodes):
+            silent.clear()
         known = self._silent_since
         self._silent_since = {node: known.get(node, began) for node in silent}
 
@@ -149,7 +156,7 @@ def blind_nodes(marker: Place, size: WorkerSize) -> list[Node]:
     for node in all_nodes():
         if node.alive and node.id != here and slots([node.resources], size):
             there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-            look = ray.remote(num_cpus=0, max_retries=0)(_sees).options(scheduling_strategy=there)
+            look = ray.remote(num_cpus=0, max_retries=0)(is_seen).options(scheduling_strategy=there)
             asked[look.remote(marker)] = node
     answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
     return [asked[answer] for answer in answered if _answer(answer) is False]
@@ -160,10 +167,6 @@ def _answer(reference: Any) -> bool | None:
         return bool(ray.get(reference))
     except ray.exceptions.RayError:  # the node went away
         return None
-
-
-def _sees(marker: Place) -> bool:
-    return marker.exists()
 
 
 def inventory(size: WorkerSize) -> str:

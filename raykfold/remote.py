@@ -51,7 +51,7 @@ _CHUNK_BYTES = 8 * 2**20
 class RemotePath:
     """A path on an object store: immutable, hashable, and free of connections when pickled.
 
-    Every method that asks the store bridges an outage of about a minute, and raises
+    Every method that asks the store bridges an outage of a minute or two, and raises
     `FileNotFoundError` where nothing is, and `StorageError` for all else that goes wrong.
 
     Attributes:
@@ -318,7 +318,7 @@ def reason(error: Exception) -> str:
 
 def without_password(text: str) -> str:
     """`text`, which may be a URI, as it can be shown."""
-    return re.sub(r"://[^/?#]*@", "://…@", text)
+    return re.sub(r"(://[^?]*)\?.*", r"\1?…", re.sub(r"://[^/?#]*@", "://…@", text))
 
 
 @contextmanager

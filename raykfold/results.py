@@ -93,6 +93,7 @@ class Round:
         finished: results of folds that are over, and are on storage as such.
         failed: fold → why it cannot go on.
         released: folds given back at the driver's wish.
+        kept: those of them that had an epoch behind them, and whose state was handed over.
         saved: folds that are in the round's checkpoint.
         histograms: fold → of its weights and gradients, by name; empty unless asked for.
     """
@@ -102,6 +103,7 @@ class Round:
     finished: dict[int, FoldResult] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     released: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
     saved: tuple[int, ...] = ()
     histograms: dict[int, dict[str, Histogram]] = field(default_factory=dict)
 
@@ -113,6 +115,7 @@ class Round:
             "finished": [result.to_json() for result in self.finished.values()],
             "failed": [[fold, message] for fold, message in self.failed.items()],
             "released": list(self.released),
+            "kept": list(self.kept),
             "saved": list(self.saved),
             "histograms": [
                 [fold, name, list(each.counts), list(each.edges)]
@@ -133,6 +136,7 @@ class Round:
             finished={result.fold: result for result in results},
             failed=dict(map(tuple, values["failed"])),
             released=tuple(values["released"]),
+            kept=tuple(values["kept"]),
             saved=tuple(values["saved"]),
             histograms=histograms,
         )

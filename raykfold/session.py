@@ -18,6 +18,8 @@ from raykfold.scratch import scratch_dir
 # Ray reads these when it is imported or started; a value that the user has set stays.
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a FutureWarning for every worker
+    # Else a thread that is late, and calls Ray after its end, starts another.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",  # gauges that nobody scrapes
 }

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from raykfold.config import RunConfig
 from raykfold.errors import BadInput, StorageError
@@ -32,6 +32,7 @@ from raykfold.remote import Place, RemotePath, reason
 
 _AnyPath = TypeVar("_AnyPath", Path, RemotePath)
 
+_LOST_MACHINE_SECONDS = 120.0  # a lease of NFS is 90
 _IDENTITY_HINTS = {
     "data": "the features, labels or folds are others",
     "device": "another kind of processor, or another number of threads, rounds differently",
@@ -122,6 +123,13 @@ def created(config: RunConfig) -> str:
     """When the run was first started; now, if this is the first time."""
     record = _read_record(config.run_dir.run_record) or {}
     return str(record.get("created") or time.strftime("%Y%m%d-%H%M%S"))
+
+
+def recorded_device(config: RunConfig) -> str | None:
+    """The `device` of the run's identity; None if it has not been started yet."""
+    record = _read_record(config.run_dir.run_record) or {"identity": {}}
+    device = record["identity"].get("device")
+    return None if device is None else str(device)
 
 
 def write_record(config: RunConfig, current: Mapping[str, Any], created: str) -> None:
@@ -228,7 +236,7 @@ def locked(
     """
     path = config.run_dir.lock
     if not isinstance(path, RemotePath):
-        with _flocked(config, path):
+        with _flocked(config, path, say):
             yield lambda: None
         return
     try:
@@ -239,18 +247,41 @@ def locked(
 
 
 @contextmanager
-def _flocked(config: RunConfig, path: Path) -> Iterator[None]:
+def _flocked(config: RunConfig, path: Path, say: Callable[[str], None]) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise _at_work(config, lock.read().strip() or "unknown") from None
+        _take(config, lock, say)
         lock.truncate(0)
         lock.write(f"pid {os.getpid()} on {platform.node()}")
         lock.flush()
         yield
+
+
+def _take(config: RunConfig, lock: TextIO, say: Callable[[str], None]) -> None:
+    """A server of files takes a while to notice that a machine which held a lock is gone."""
+    ends = time.monotonic() + _LOST_MACHINE_SECONDS
+    waiting = False
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip() or "unknown"
+        except OSError as error:
+            raise BadInput(
+                f"--storage_path {config.storage_path}: has no locks ({error.strerror}); want "
+                "another file system, or a URI like s3://bucket/folder"
+            ) from None
+        if owner.endswith(f" on {platform.node()}") or time.monotonic() >= ends:
+            raise _at_work(config, owner)
+        if not waiting:
+            say(
+                f"{config.run_dir.root}: was last worked on by another process ({owner}); waiting "
+                f"up to {_LOST_MACHINE_SECONDS:.0f} s to see whether it still lives"
+            )
+        waiting = True
+        time.sleep(1)
 
 
 def _at_work(config: RunConfig, owner: str) -> BadInput:

@@ -18,7 +18,11 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckFailedError,
 )
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.util.placement_group import get_placement_group, remove_placement_group
+from ray.util.placement_group import (
+    get_placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykfold.credentials import worker_runtime_env
@@ -26,6 +30,7 @@ from raykfold.errors import one_line
 from raykfold.relay import OneWorker, ShareCallback, ShareController, slot_name
 from raykfold.remote import Place, for_ray
 from raykfold.shares import WorkerSize
+from raykfold.training import OF_THE_PROCESS
 from raykfold.worker import ShareTask, run_share
 
 # Ray Train starts an actor for each of these, three seconds of CPU apiece. Features come through
@@ -60,6 +65,7 @@ class ShareTrainer(DataParallelTrainer):
     ) -> None:
         self._share = task.share
         self._controller: Any = None
+        self._stopped = False
         path, filesystem = for_ray(storage)
         super().__init__(
             run_share,
@@ -94,6 +100,7 @@ class ShareTrainer(DataParallelTrainer):
 
     def stop(self) -> None:
         """End the run now: `fit`, in whatever thread it waits, raises."""
+        self._stopped = True
         if self._controller is not None:
             ray.kill(self._controller)
 
@@ -102,8 +109,18 @@ class ShareTrainer(DataParallelTrainer):
         with suppress(ValueError):  # there is none of that name, as it should be
             remove_placement_group(get_placement_group(slot_name(self._share)))
 
+    def slot_node(self) -> str | None:
+        """Id of the node where the share has its slot; None before it has one."""
+        try:
+            table = placement_group_table(get_placement_group(slot_name(self._share)))
+        except ValueError:
+            return None
+        return next(iter(table.get("bundles_to_node_id", {}).values()), None) or None
+
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         """As Ray Train does it, but with a handle on the controller, for `stop`."""
+        if self._stopped:
+            raise ControllerError(RuntimeError("stopped before it began"))
         parts["scaling_policy"] = OneWorker(parts["scaling_policy"].scaling_config)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         controller = ray.remote(ShareController).options(
@@ -120,16 +137,26 @@ def _elsewhere(shunned: Collection[str]) -> dict[str, str] | None:
     return {"ray.io/node-id": f"!in({','.join(sorted(shunned))})"} if shunned else None
 
 
-def is_fault(error: Exception) -> bool:
-    """Whether a share ended by what its worker did, as far as the error of `fit` tells."""
-    match _root(error):
-        case WorkerHealthCheckFailedError(health_check_failure=failure):
-            return isinstance(failure, ActorDiedError)
-        case WorkerGroupStartupFailedError():
-            return "its node has died" not in str(error)
-        case WorkerGroupStartupTimeoutError() | RayError():
-            return False
-    return isinstance(error, WorkerGroupError)
+def is_death(error: Exception) -> bool:
+    """Whether an error of `fit` tells of the end of the worker's process, or of its use."""
+    root = _root(error)
+    if isinstance(root, WorkerHealthCheckFailedError):
+        return isinstance(root.health_check_failure, ActorDiedError)
+    return isinstance(error, WorkerGroupError) and isinstance(root, OF_THE_PROCESS)
+
+
+def is_failure(error: Exception) -> bool:
+    """Whether it tells of something that can be wrong with the folds, at whatever place.
+
+    Not what Ray, the network or the storage did: a store that is away fails every fold alike.
+    """
+    root = _root(error)
+    if isinstance(root, WorkerHealthCheckFailedError):
+        return is_death(error)
+    if isinstance(root, WorkerGroupStartupFailedError):
+        return "its node has died" not in str(error)
+    others = (RayError, OSError, TrainingFailedError, WorkerGroupStartupTimeoutError)
+    return isinstance(error, WorkerGroupError) and not isinstance(root, others)
 
 
 def cause(error: Exception) -> str:

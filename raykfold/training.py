@@ -26,7 +26,7 @@ EVALUATION_BATCH = 64
 _HISTOGRAM_BINS = 64
 # After one of these, what other folds do in this process can fail too: CUDA, for one, answers every
 # call with the first error. A new process tells whether it was the fold.
-_OF_THE_PROCESS = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
+OF_THE_PROCESS = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class FoldTrainer:
             with self._streams.swapped_in():
                 loss, accuracy = self.train_epoch()
                 val_loss, val_accuracy = self.evaluate()
-        except (FoldError, *_OF_THE_PROCESS):
+        except (FoldError, *OF_THE_PROCESS):
             raise
         except Exception as error:
             raise FoldError(

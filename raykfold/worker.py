@@ -27,6 +27,7 @@ from raykfold.checkpoint import (
 from raykfold.data import Split
 from raykfold.errors import FoldError, RaykfoldError, StorageError
 from raykfold.events import FoldStepping, NodeIsBlind, ShareReady, ShareStarted, ShareStopping
+from raykfold.files import is_seen
 from raykfold.paths import RunDir, fold_name
 from raykfold.remote import Place
 from raykfold.results import Histogram, Round
@@ -89,7 +90,7 @@ def run_share(config: Mapping[str, Any]) -> None:
     """
     task: ShareTask = ray.get(config["task"])
     node, address = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
-    if task.marker is not None and not task.run_dir.marker(task.marker).exists():
+    if task.marker is not None and not is_seen(task.run_dir.marker(task.marker)):
         ray.get(task.board.post.remote(NodeIsBlind(task.share, node, address)))
         return
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if task.use_gpu else ""
@@ -118,12 +119,12 @@ def _run_rounds(task: ShareTask, scratch: Path) -> None:
         wanted = ray.get(task.board.committed.remote(task.share, number - 1))
         over = {*round_.finished, *round_.failed}
         released = tuple(fold for fold in active if fold in wanted and fold not in over)
-        for fold in released:
-            if active[fold].epochs_run:
-                save_active_fold(task.run_dir.handed_over(fold), active[fold], task.context)
-        going_on = [trainer for fold, trainer in active.items() if fold not in over]
-        _report(task, round_, going_on, released, scratch)
-        active = {t.fold: t for t in going_on if t.fold not in released}
+        kept = tuple(fold for fold in released if active[fold].epochs_run)
+        for fold in kept:
+            save_active_fold(task.run_dir.handed_over(fold), active[fold], task.context)
+        round_.released, round_.kept = released, kept
+        active = {f: t for f, t in active.items() if f not in over and f not in released}
+        _report(task, round_, list(active.values()), scratch)
     ray.get(task.board.committed.remote(task.share, number))
 
 
@@ -136,6 +137,8 @@ class _Stepped:
         self.finished: dict[int, Any] = {}
         self.failed: dict[int, str] = {}
         self.histograms: dict[int, dict[str, Histogram]] = {}
+        self.released: tuple[int, ...] = ()
+        self.kept: tuple[int, ...] = ()
         self._task = task
 
     def step(self, trainer: FoldTrainer) -> None:
@@ -161,11 +164,9 @@ class _Stepped:
 def _report(
     task: ShareTask,
     round_: _Stepped,
-    going_on: list[FoldTrainer],
-    released: tuple[int, ...],
+    saved: list[FoldTrainer],
     scratch: Path,
 ) -> None:
-    saved = [trainer for trainer in going_on if trainer.fold not in released]
     due = round_.number % task.checkpoint_every == 0
     checkpoint = _checkpoint(task, saved, scratch) if saved and due else None
     message = Round(
@@ -173,7 +174,8 @@ def _report(
         epochs=round_.epochs,
         finished=round_.finished,
         failed=round_.failed,
-        released=released,
+        released=round_.released,
+        kept=round_.kept,
         saved=tuple(trainer.fold for trainer in saved) if checkpoint else (),
         histograms=round_.histograms,
     )

@@ -132,7 +132,8 @@ class Chaos:
     # --- faults ----------------------------------------------------------------------------
 
     def _strike(self, model_dir: Path, job: Job) -> str:
-        kinds: dict[str, Callable[[], None]] = {
+        """Which fault it was; it counts if there was something to strike."""
+        kinds: dict[str, Callable[[], bool]] = {
             "worker": lambda: self._kill("TrainWorker", 1),
             "workers": lambda: self._kill("TrainWorker", WORKERS),
             "controller": lambda: self._kill("ShareController", 1),
@@ -147,9 +148,9 @@ class Chaos:
         if not self._may_kill_workers(model_dir):
             del kinds["worker"], kinds["workers"]
         kind = self._chance.choice(list(kinds))
-        self.struck[kind] += 1
-        self._say(f"{sum(self.struck.values())}: {kind}")
-        kinds[kind]()
+        if kinds[kind]():
+            self.struck[kind] += 1
+            self._say(f"{sum(self.struck.values())}: {kind}")
         return kind
 
     def _may_kill_workers(self, model_dir: Path) -> bool:
@@ -168,46 +169,55 @@ class Chaos:
         self._struck_at = now
         return True
 
-    def _kill(self, title: str, count: int) -> None:
+    def _kill(self, title: str, count: int) -> bool:
         pids = [pid for host in self._hosts for pid in host.processes(title)]
         for pid in self._chance.sample(pids, min(count, len(pids))):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        return bool(pids)
 
-    def _node(self) -> None:
+    def _node(self) -> bool:
         """It comes back after a while."""
         host = self._chance.choice(self._hosts.workers)
         host.power_off()
         time.sleep(self._chance.uniform(0, 10))
         self._hosts.join(host)
+        return True
 
-    def _cut(self, shortest: float, longest: float) -> None:
+    def _cut(self, shortest: float, longest: float) -> bool:
         host = self._chance.choice(self._hosts.workers)
         with host.cut_off():
             time.sleep(self._chance.uniform(shortest, longest))
         self._repair()
+        return True
 
-    def _drain(self) -> None:
+    def _drain(self) -> bool:
         host = self._chance.choice(self._hosts.workers)
-        if drain(self._hosts, host, seconds=6):
+        drained = drain(self._hosts, host, seconds=6)
+        if drained:
             time.sleep(6)
         host.power_off()
         self._hosts.join(host)
+        return drained
 
-    def _driver(self) -> None:
-        for pid in driver_pids(self._hosts.head):
+    def _driver(self) -> bool:
+        pids = driver_pids(self._hosts.head)
+        for pid in pids:
             os.kill(pid, signal.SIGKILL)
+        return bool(pids)
 
-    def _stop(self, job: Job) -> None:
+    def _stop(self, job: Job) -> bool:
         if job.identifier:
             self._hosts.head.run(*job_command(self._hosts, "stop", job.identifier))
+        return job.identifier is not None
 
-    def _head(self) -> None:
+    def _head(self) -> bool:
         """All of the cluster goes, and is started anew."""
         for host in self._hosts:
             host.power_off()
         self._hosts.start_head()
         self._hosts.join(*self._hosts.workers)
+        return True
 
     def _repair(self) -> None:
         """Start the nodes again that have taken themselves for dead."""

@@ -166,8 +166,10 @@ def test_a_wait_for_slots_says_what_is_asked_for_and_can_end(
     # The head offers no CPU; the nodes that the other tests have killed are not counted.
     there = r"\(a worker takes 8 CPUs; 4 nodes with 3 of 3 CPUs free\)"
     waiting = r"folds 1, 2, 3, 4, 5 waiting"
-    assert re.search(rf"no free slot in Ray for [34] s; {waiting} {there}", done.stdout)
-    assert re.search(rf"--wait_timeout 5: no free slot in Ray .*{there}", done.stderr)
+    assert re.search(rf"for [34] s, no free slot in Ray; {waiting} {there}", done.stdout)
+    assert re.search(
+        rf"--wait_timeout 5: in that time, no free slot in Ray; .*{there}", done.stderr
+    )
     assert done.stderr.count("\n") == 1
 
 
