@@ -175,7 +175,7 @@ class Dealer:
         """Have folds move from nodes that are about to be taken away, and do without the lost."""
         if self._watch is None:
             return
-        self._find_slots()
+        self._find_slots(self._watch)
         leaving, lost = self._watch.leaving(), self._watch.silent(_SILENT_SECONDS)
         for name, share in self._shares.items():
             if share.slot in lost:
@@ -185,10 +185,10 @@ class Dealer:
                 self._observer.noticed(f"node {share.address} is leaving: {named(folds)} will move")
                 self._ask(name, folds, leave=True)
 
-    def _find_slots(self) -> None:
+    def _find_slots(self, watch: Watch) -> None:
         """A node can be lost while a worker starts there, which would say where it is."""
         now = time.monotonic()
-        if now - self._looked < _LOOK_SECONDS:
+        if not watch.silent() or now - self._looked < _LOOK_SECONDS:
             return
         self._looked = now
         for share in self._shares.values():

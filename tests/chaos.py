@@ -26,7 +26,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import CLASSES, small_arrays
@@ -87,7 +86,7 @@ class Chaos:
         self._hosts = hosts
         self._data_dir = data_dir
         self._chance = chance
-        self._struck_at: dict[str, Any] = {}
+        self._struck_at: dict[str, int] = {}  # epochs of each fold when workers were killed
         self._began = time.monotonic()
 
     def run(self, model_dir: Path, more: Callable[[], bool]) -> None:
@@ -145,29 +144,18 @@ class Chaos:
             "job stop": lambda: self._stop(job),
             "head": self._head,
         }
-        if not self._may_kill_workers(model_dir):
+        epochs = epochs_done(model_dir)
+        # A worker that dies twice in one epoch of a fold is the fold's own fault, by the rule: so
+        # each fold has to have done an epoch since workers were last killed.
+        if any(epochs.get(fold, 0) <= done < EPOCHS for fold, done in self._struck_at.items()):
             del kinds["worker"], kinds["workers"]
         kind = self._chance.choice(list(kinds))
+        if kind in ("worker", "workers"):
+            self._struck_at = {str(fold): epochs.get(str(fold), 0) for fold in FOLDS}
         if kinds[kind]():
             self.struck[kind] += 1
             self._say(f"{sum(self.struck.values())}: {kind}")
         return kind
-
-    def _may_kill_workers(self, model_dir: Path) -> bool:
-        """Whether each fold has done an epoch since workers were last killed.
-
-        A worker that dies twice in one epoch of a fold is the fold's own fault, by the rule.
-        """
-        try:
-            state = json.loads((model_dir / "training_state.json").read_text())["folds"]
-        except FileNotFoundError:
-            return False
-        now = {fold: row["epochs_done"] for fold, row in state.items()}
-        before = self._struck_at
-        if any(now[fold] <= before[fold] < EPOCHS for fold in before):
-            return False
-        self._struck_at = now
-        return True
 
     def _kill(self, title: str, count: int) -> bool:
         pids = [pid for host in self._hosts for pid in host.processes(title)]
@@ -228,6 +216,15 @@ class Chaos:
 
     def _say(self, text: str) -> None:
         print(f"{time.monotonic() - self._began:7.1f} s  {text}", flush=True)
+
+
+def epochs_done(model_dir: Path) -> dict[str, int]:
+    """Of each fold, as far as the run has said; {} before it has."""
+    try:
+        state = json.loads((model_dir / "training_state.json").read_text())
+    except FileNotFoundError:
+        return {}
+    return {fold: row["epochs_done"] for fold, row in state["folds"].items()}
 
 
 def strike(seed: int, faults: int, minutes: float) -> Chaos:

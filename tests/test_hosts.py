@@ -22,6 +22,7 @@ import pytest
 from hosts import Hosts, drain, driver_pids, job_command, needs_hosts, wait_for
 from outcomes import Outcome, assert_as_without_ray, assert_same, command, read_until
 
+import raykfold
 from raykfold.data import write_feature_set
 
 pytestmark = needs_hosts
@@ -98,9 +99,13 @@ def committed(output: str) -> list[tuple[str, str]]:
 def test_a_submitted_job_trains_all_folds_at_once(
     shared_cluster: Hosts, outcome: Outcome, data_dir: Path, tmp_path: Path
 ) -> None:
+    """As the README has it: with the working directory, which is uploaded."""
     hosts = shared_cluster
-    with submitted(hosts, data_dir, tmp_path, "--folds", "1,2,3") as job:
-        output = finish(job)
+    root = Path(raykfold.__file__).parents[1]
+    sent = ("--runtime-env", str(root / "cluster/runtime_env.yaml"), "--working-dir", str(root))
+    what = command(data_dir, tmp_path, "--folds", "1,2,3")
+    job = hosts.head.start(*job_command(hosts, "submit", *sent, "--", *what))
+    output = finish(job)
     assert json.loads((tmp_path / "summary.json").read_text())["num_workers"] == 3
     assert "Average Best Validation Accuracy" in output
     some = Outcome.of(tmp_path)
