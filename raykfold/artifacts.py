@@ -57,6 +57,9 @@ class Artifacts(Observer):
         if self._state != self._written:
             self._write_state()
 
+    def close(self) -> None:
+        self.time_passed()
+
     def run_finished(self, summary: Summary) -> None:
         """Also when a kill came between the last epoch and its copy here."""
         for result in summary.folds:

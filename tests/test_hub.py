@@ -59,6 +59,7 @@ def train(folder: Path) -> RunConfig:
             weights = f"weights of fold {fold} after epoch {metrics.epoch}\n".encode() * 40
             write_file(config.run_dir.epoch_weights(fold, metrics.epoch), weights)
             artifacts.epoch_committed(fold, metrics)
+    artifacts.time_passed()
     return config
 
 

@@ -205,8 +205,9 @@ def test_an_index_is_of_its_bucket_under_whatever_address(s3: S3Server) -> None:
     newest = run_dir.shares / "a" / "checkpoint_1" / "fold_1"
     facts = {"fold": 1, "epochs_run": 1, "stopped_early": False}
     write_folder(newest, {"a": b"1"}, facts)
-    write_folder(run_dir.shares / "a/checkpoint_2/fold_1", {"a": b"2"}, {**facts, "epochs_run": 2})
-    (run_dir.shares / "a/checkpoint_2/fold_1/a").write_bytes(b"cut")
+    cut = remote(s3.uri("bucket/ray/run/shares/a/checkpoint_2/fold_1"))
+    write_folder(cut, {"a": b"2"}, {**facts, "epochs_run": 2})
+    next(file for file in cut.files() if file.name.endswith("-a")).write_bytes(b"cut")
     Index(1.0, 1, {1: newest}).write(run_dir)
     elsewhere = RunDir(remote(s3.uri("bucket/ray/run", through_faults=True)))
     index, notes = read_index(elsewhere)
