@@ -214,9 +214,9 @@ def read_folder(folder: Place, only: Collection[str] | None = None) -> dict[str,
 
 
 def is_seen(file: Place) -> bool:
-    """Whether a file is there, as far as this process can tell: what it may not see is not."""
+    """Whether a file is there, as far as this process can tell now: what it may not see is not."""
     try:
-        return file.exists()
+        return (file.impatient() if isinstance(file, RemotePath) else file).exists()
     except (OSError, StorageError):
         return False
 

@@ -474,6 +474,8 @@ def sweep(run_dir: RunDir) -> None:
     Only while the run is `locked`; a worker that the kill has not reached yet may still write. On
     an object store nothing is made aside.
     """
+    for marker in run_dir.root.glob(".marker-*"):
+        marker.unlink(missing_ok=True)
     if isinstance(run_dir.root, RemotePath):
         return
     root = run_dir.root
@@ -483,5 +485,5 @@ def sweep(run_dir: RunDir) -> None:
             shutil.rmtree(former) if target.exists() else former.rename(target)
         for aside in place.glob(".fold_*"):
             shutil.rmtree(aside, ignore_errors=True)
-    for file in (*root.glob("weights/*/.epoch_*"), *root.glob(".marker-*")):
+    for file in root.glob("weights/*/.epoch_*"):
         file.unlink(missing_ok=True)

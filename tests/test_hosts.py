@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 from hosts import Hosts, drain, driver_pids, job_command, needs_hosts, wait_for
 from outcomes import Outcome, assert_as_without_ray, assert_same, command, read_until
+from s3_server import CREDENTIALS
 
 import raykfold
 from raykfold.data import write_feature_set
@@ -415,3 +417,37 @@ def test_features_reach_each_node_once(tmp_path: Path) -> None:
     for count in received:
         assert features.nbytes < count < 1.3 * features.nbytes, received
     print(f"features {features.nbytes / 1e6:.1f} MB; received {[n / 1e6 for n in received]} MB")
+
+
+@pytest.mark.slow
+def test_checkpoints_are_in_a_bucket_that_every_node_reaches(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    """A worker is killed on the way. By an address that is each node's own, it is refused."""
+    with Hosts(3, **CREDENTIALS) as hosts:
+        serve = f"exec {sys.executable} -m moto.server -H 0.0.0.0 -p 5055 >/dev/null 2>&1"
+        hosts.head.start("sh", "-c", serve)
+        make = (
+            "from pyarrow.fs import S3FileSystem;"
+            "S3FileSystem(endpoint_override='127.0.0.1:5055', scheme='http',"
+            " allow_bucket_creation=True).create_dir('bucket')"
+        )
+        wait_for(lambda: not hosts.head.run(sys.executable, "-c", make).returncode, "a bucket")
+        storage = "s3://bucket/ray?endpoint_override={}:5055&scheme=http"
+        hosts.start_head()
+        hosts.join(*hosts.workers)
+
+        own = ("--storage_path", storage.format("127.0.0.1"), "--address", hosts.address)
+        done = hosts.head.run(*command(data_dir, tmp_path / "refused", *own))
+        assert done.returncode == 2, done.stdout + done.stderr
+        for host in hosts.workers:
+            assert host.address in done.stderr
+        assert "want a store that every node reaches" in done.stderr
+
+        shared = ("--storage_path", storage.format(hosts.head.address))
+        with submitted(hosts, data_dir, tmp_path / "out", *UNHURRIED, *shared) as job:
+            lines = read_until(job, r"fold 1  epoch 2/")
+            assert hosts[1].kill("TrainWorker")
+            lines += read_until(job, r"the worker of folds? .* ended: Worker unexpectedly exits")
+            finish(job)
+    assert_as_without_ray(tmp_path / "out", data_dir, folds=FOLDS, epochs=EPOCHS, patience=EPOCHS)
