@@ -65,6 +65,7 @@ class _Share:
         slot: id of the node where it has its slot; None until that is known.
         started: its worker runs.
         address: of its node.
+        blind: its worker did not see the storage.
         committed: a round of it is.
         stepping: the fold that its worker is stepping, and the epoch.
         asked: folds that it was asked to give back.
@@ -76,6 +77,7 @@ class _Share:
     slot: str | None = None
     started: bool = False
     address: str = ""
+    blind: bool = False
     committed: bool = False
     stepping: tuple[int, int] | None = None
     asked: frozenset[int] = frozenset()
@@ -371,7 +373,7 @@ class Dealer:
             case FoldStepping(fold=fold, epoch=epoch):
                 share.stepping = None if fold is None or epoch is None else (fold, epoch)
             case NodeIsBlind():
-                share.slot = event.node
+                share.blind = True
                 self._shun(event)
             case ShareStopping():
                 raise event.error
@@ -401,7 +403,7 @@ class Dealer:
                     f"{self._config.run_dir.root}: the disk is full; what was complete before is "
                     "safe, and the same command resumes from it"
                 )
-        if share.active and share.slot in self._blind:
+        if share.blind:
             self._ledger.waiting |= share.active
         elif share.active:
             self._take_back(share, error)
