@@ -9,12 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from raykfold.errors import BadInput
+from raykfold.fusion import encoded
 
 DEFAULT_MODEL = "raykfold.models:AudioCNN"
 
 
 class EncoderBlock(nn.Module):
     """Convolution 3 by 3, batch normalisation, ReLU, max pooling and dropout, in this order.
+
+    What its modules give, computed as one step (`raykfold.fusion`): they hold the weights, and
+    hooks on them are not called.
 
     Args:
         in_channels: channels of the input.
@@ -29,11 +33,11 @@ class EncoderBlock(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
         self.bn = nn.BatchNorm2d(out_channels)
-        self.pool = nn.MaxPool2d(pool)
-        self.dropout = nn.Dropout(dropout)
+        self.pool = pool
+        self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.dropout(self.pool(torch.relu(self.bn(self.conv(x))))))
+        return encoded(x, self.conv, self.bn, self.pool, self.dropout)
 
 
 class AudioCNN(nn.Module):
@@ -67,7 +71,8 @@ class AudioCNN(nn.Module):
         self.fc2 = nn.Linear(128, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.encoder3(self.encoder2(self.encoder1(x.unsqueeze(1))))
+        x = x.unsqueeze(3).permute(0, 3, 1, 2)  # one channel, last in memory
+        x = self.encoder3(self.encoder2(self.encoder1(x)))
         x = torch.relu(self.conv1d(x.mean(dim=3)))  # (B, 128, n_mels / 8) along frequency
         x = torch.relu(self.fc1(x.flatten(1)))
         return cast(Tensor, self.fc2(self.dropout(x)))

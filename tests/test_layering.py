@@ -26,6 +26,7 @@ ORDER = (
     "pickles",
     "data",
     "features",
+    "fusion",
     "models",
     "training",
     "checkpoint",
