@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from raykfold.errors import BadInput
 
@@ -25,15 +24,6 @@ class Credentials:
 
     hf_token: str | None = field(default=None, repr=False)
     wandb_api_key: str | None = field(default=None, repr=False)
-
-
-def worker_runtime_env(own_instance: bool) -> dict[str, Any]:
-    """Ray's `runtime_env` of a worker, for one that would have secrets without it.
-
-    A submitted job's environment is also that of its workers, and a cluster's nodes may have been
-    started with secrets. An instance of our own was started without them.
-    """
-    return {} if own_instance else {"env_vars": dict.fromkeys(SECRETS, "")}
 
 
 @contextmanager

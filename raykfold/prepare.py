@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from raykfold.command import Parser, add_flag, exit_code
-from raykfold.credentials import taken_out_of, worker_runtime_env
+from raykfold.credentials import taken_out_of
+from raykfold.environment import worker_runtime_env
 from raykfold.errors import BadData, BadInput, RaykfoldError
 from raykfold.features import (
     DIGITS,

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from raykfold.environment import allocator
 from raykfold.errors import BadInput
 from raykfold.scratch import scratch_dir
 
@@ -85,13 +86,14 @@ def _start_own(stack: ExitStack, local_cpus: int | None, options: dict[str, Any]
     stack.callback(ray.shutdown)  # before the folder goes
     port = _free_port()
     # Ray Train's placement-group cleaner finds its cluster by RAY_ADDRESS, and would otherwise
-    # take whatever other cluster the host has.
+    # take whatever other cluster the host has. Workers inherit all of it.
     host = ray.util.get_node_ip_address()
     stack.enter_context(
         _environment(
             {
                 "RAY_GCS_SERVER_PORT": str(port),
                 "RAY_ADDRESS": f"{host}:{port}",
+                **allocator(os.environ),
             }
         )
     )

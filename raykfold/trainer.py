@@ -25,7 +25,7 @@ from ray.util.placement_group import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raykfold.credentials import worker_runtime_env
+from raykfold.environment import worker_runtime_env
 from raykfold.errors import one_line
 from raykfold.relay import OneWorker, ShareCallback, ShareController, slot_name
 from raykfold.remote import Place, for_ray

@@ -21,6 +21,7 @@ ORDER = (
     "command",
     "config",
     "credentials",
+    "environment",
     "files",
     "results",
     "pickles",
