@@ -86,7 +86,9 @@ class FoldTrainer:
         with self._streams.swapped_in():
             model = build_model(settings.model, features.shape[1], num_classes, features.shape[2])
         self.model = model.to(self._device)
-        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.learning_rate)
+        self._optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=settings.learning_rate, fused=True
+        )
         self._scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self._optimizer, mode="min", factor=0.2, patience=5, min_lr=1e-5
         )
