@@ -29,6 +29,7 @@ ORDER = (
     "features",
     "fusion",
     "models",
+    "streams",
     "training",
     "checkpoint",
     "lease",
