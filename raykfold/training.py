@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +19,7 @@ from raykfold.data import Split
 from raykfold.errors import FoldError, NonFiniteLoss
 from raykfold.models import build_model
 from raykfold.results import EpochMetrics, Histogram
+from raykfold.steps import RecordedStep, Recorder, Step, cuda_graphs
 from raykfold.streams import RandomStreams
 
 # A constant, because another batch size can round a convolution another way: the accuracy of a
@@ -26,16 +30,53 @@ _HISTOGRAM_BINS = 64
 # call with the first error. A new process tells whether it was the fold.
 OF_THE_PROCESS = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
 
+Precision = Literal["fp32", "bf16"]
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What decides a fold's result besides data, seed and fold."""
+    """What decides a fold's result besides data, seed and fold.
+
+    Attributes:
+        model: ``module:Class`` of the network.
+        batch_size: samples in a training batch.
+        learning_rate: Adam's, at the start.
+        patience: epochs without a lower validation loss after which the fold stops.
+        seed: of every random draw.
+        precision: ``fp32``; or ``bf16``, in which PyTorch's autocast does the forward pass of a
+            training step, and what follows from it backward. Weights, the optimiser, the loss and
+            every evaluation are fp32.
+    """
 
     model: str
     batch_size: int
     learning_rate: float
     patience: int
     seed: int
+    precision: Precision = "fp32"
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What a pass over samples has given, still on the device.
+
+    Attributes:
+        losses: (batches,) mean loss of each batch.
+        sizes: samples of each batch.
+        right: how many samples were classified right, a scalar.
+    """
+
+    losses: Tensor
+    sizes: tuple[int, ...]
+    right: Tensor
+
+    def read(self) -> tuple[list[float], float]:
+        """Loss of each batch, and accuracy. The host waits for the device."""
+        return self.losses.tolist(), int(self.right) / sum(self.sizes)
+
+
+# Gives way after each batch, so that other folds can be stepped meanwhile.
+Pass = Generator[None, None, Tally]
 
 
 class FoldTrainer:
@@ -56,6 +97,7 @@ class FoldTrainer:
         split: the fold's training and validation indices.
         num_classes: outputs of the network.
         settings: what to train with.
+        recorder: how steps are recorded; on a GPU as CUDA graphs, by default, and not on a CPU.
 
     Raises:
         BadInput: the network cannot be built.
@@ -69,6 +111,7 @@ class FoldTrainer:
         split: Split,
         num_classes: int,
         settings: TrainingSettings,
+        recorder: Recorder | None = None,
     ) -> None:
         self.fold = fold
         self.settings = settings
@@ -78,6 +121,9 @@ class FoldTrainer:
         self._features = features
         self._class_indices = class_indices
         self._device = features.device
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        if recorder is None and self._stream is not None:
+            recorder = cuda_graphs(self._stream)
         self._train = torch.as_tensor(split.train, device=self._device)
         self._validation = torch.as_tensor(split.validation, device=self._device)
         self._streams = RandomStreams(settings.seed, fold, self._device)
@@ -85,13 +131,18 @@ class FoldTrainer:
             model = build_model(settings.model, features.shape[1], num_classes, features.shape[2])
         self.model = model.to(self._device)
         self._optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=settings.learning_rate, fused=True
+            self.model.parameters(),
+            lr=settings.learning_rate,
+            fused=True,
+            capturable=self._stream is not None,
         )
         self._scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self._optimizer, mode="min", factor=0.2, patience=5, min_lr=1e-5
         )
         self._lowest_val_loss = math.inf
         self._epochs_without_improvement = 0
+        self._training = RecordedStep(self._train_step, recorder, self._tensors)
+        self._evaluation = RecordedStep(self._evaluation_step, recorder, self._tensors)
 
     @property
     def epochs_run(self) -> int:
@@ -113,6 +164,11 @@ class FoldTrainer:
         """Whether the fold has nothing left to do in a run of `epochs`."""
         return self.stopped_early or self.epochs_run >= epochs
 
+    @property
+    def not_recorded(self) -> str | None:
+        """Why steps run as they come on a device that could replay them; None if they do not."""
+        return self._training.refused or self._evaluation.refused
+
     def run_epoch(self) -> EpochMetrics:
         """Train an epoch, evaluate, and let scheduler, best weights and early stopping follow.
 
@@ -122,64 +178,64 @@ class FoldTrainer:
             MemoryError, torch.OutOfMemoryError, torch.AcceleratorError: this process may be of no
                 more use, to any fold.
         """
-        started = time.perf_counter()
-        learning_rate = self._optimizer.param_groups[0]["lr"]
-        try:
-            with self._streams.swapped_in():
-                loss, accuracy = self.train_epoch()
-                val_loss, val_accuracy = self.evaluate()
-        except (FoldError, *OF_THE_PROCESS):
-            raise
-        except Exception as error:
-            raise FoldError(
-                f"epoch {self.epochs_run + 1}: {type(error).__name__}: {error}"
-            ) from error
+        outcome = run_epochs([self])[self.fold]
+        if isinstance(outcome, FoldError):
+            raise outcome
+        return outcome
+
+    def epoch(self) -> Generator[None, None, tuple[Tally, Tally]]:
+        """Training and evaluation of an epoch, batch by batch, to be stepped while `at_work`."""
+        training = yield from self.train_epoch()
+        return training, (yield from self.evaluate())
+
+    def train_epoch(self) -> Pass:
+        """One pass over the training samples in a new order. The last, shorter batch is used."""
+        self.model.train()
+        order = self._train[torch.randperm(len(self._train)).to(self._device)]
+        return self._pass(self._training, order.split(self.settings.batch_size))
+
+    def evaluate(self) -> Pass:
+        """One pass over the validation samples, with the current weights."""
+        self.model.eval()
+        return self._pass(self._evaluation, self._validation.split(EVALUATION_BATCH))
+
+    def conclude(
+        self, training: Tally, evaluation: Tally, started: float, folds: int
+    ) -> EpochMetrics:
+        """Read what an epoch has given; scheduler, best weights and early stopping follow.
+
+        Args:
+            started: when it began, by `time.perf_counter`.
+            folds: how many have shared the time since.
+
+        Raises:
+            NonFiniteLoss: a loss is NaN or infinite.
+        """
+        with self.at_work():
+            loss, accuracy = self._read(training, "training")
+            val_loss, val_accuracy = self._read(evaluation, "validation")
         metrics = EpochMetrics(
             epoch=self.epochs_run,
             loss=loss,
             accuracy=accuracy,
             val_loss=val_loss,
             val_accuracy=val_accuracy,
-            learning_rate=learning_rate,
-            seconds=time.perf_counter() - started,
+            learning_rate=self._optimizer.param_groups[0]["lr"],
+            seconds=(time.perf_counter() - started) / folds,
         )
         self._conclude(metrics)
         return metrics
 
-    def train_epoch(self) -> tuple[float, float]:
-        """One pass over the training samples in a new order: mean loss, accuracy.
-
-        The last, shorter batch is used. The host waits for the device once, at the end.
-        """
-        self.model.train()
-        order = self._train[torch.randperm(len(self._train)).to(self._device)]
-        batches = order.split(self.settings.batch_size)
-        losses = torch.zeros(len(batches), device=self._device)
-        right = torch.zeros((), dtype=torch.long, device=self._device)
-        for number, batch in enumerate(batches):
-            inputs, targets = self._gather(batch)
-            logits = self.model(inputs)
-            loss = nn.functional.cross_entropy(logits, targets)
-            self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self._optimizer.step()
-            losses[number] = loss.detach()
-            right += (logits.detach().argmax(dim=1) == targets).sum()
-        return self._mean_loss(losses, batches, "training"), int(right) / len(order)
-
-    def evaluate(self) -> tuple[float, float]:
-        """Mean loss and accuracy over the validation samples, with the current weights."""
-        self.model.eval()
-        batches = self._validation.split(EVALUATION_BATCH)
-        losses = torch.zeros(len(batches), device=self._device)
-        right = torch.zeros((), dtype=torch.long, device=self._device)
-        with torch.inference_mode():
-            for number, batch in enumerate(batches):
-                inputs, targets = self._gather(batch)
-                logits = self.model(inputs)
-                losses[number] = nn.functional.cross_entropy(logits, targets)
-                right += (logits.argmax(dim=1) == targets).sum()
-        return self._mean_loss(losses, batches, "validation"), int(right) / self.n_val
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """The fold's random streams are the process's inside, and its stream is the GPU's."""
+        with self._streams.swapped_in():
+            if self._stream is None:
+                yield
+                return
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(self._stream):
+                yield
 
     def held_out_probabilities(self) -> np.ndarray:
         """(n_val, num_classes) float32, in sample order, from the best weights."""
@@ -189,8 +245,8 @@ class FoldTrainer:
         try:
             with torch.inference_mode(), self._streams.kept():
                 logits = [
-                    self.model(self._gather(batch)[0])
-                    for batch in self._validation.split(EVALUATION_BATCH)
+                    self.model(self._gather(rows)[0])
+                    for rows in self._validation.split(EVALUATION_BATCH)
                 ]
                 probabilities = torch.softmax(torch.cat(logits), dim=1)
         finally:
@@ -246,23 +302,65 @@ class FoldTrainer:
         }
         self._lowest_val_loss = state["lowest_val_loss"]
         self._epochs_without_improvement = state["epochs_without_improvement"]
+        self._training.forget()  # the optimiser has other tensors now
+        self._evaluation.forget()
 
-    def _gather(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        inputs = self._features.index_select(0, batch).float()
-        return inputs, self._class_indices.index_select(0, batch)
+    def _pass(self, step: Step, batches: Sequence[Tensor]) -> Pass:
+        losses = torch.zeros(len(batches), device=self._device)
+        right = torch.zeros((), dtype=torch.long, device=self._device)
+        for number, rows in enumerate(batches):
+            loss, hits = step(rows)
+            losses[number] = loss
+            right += hits
+            yield
+        return Tally(losses, tuple(map(len, batches)), right)
 
-    def _mean_loss(self, losses: Tensor, batches: tuple[Tensor, ...], phase: str) -> float:
-        values = losses.tolist()  # the one synchronisation of the epoch
-        for number, value in enumerate(values, start=1):
-            if not math.isfinite(value):
+    def _train_step(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        inputs, targets = self._gather(rows)
+        with self._autocast():
+            logits = self.model(inputs)
+        loss = nn.functional.cross_entropy(logits.float(), targets)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._optimizer.step()
+        return loss.detach(), _hits(logits.detach(), targets)
+
+    def _evaluation_step(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode():
+            inputs, targets = self._gather(rows)
+            logits = self.model(inputs)
+            return nn.functional.cross_entropy(logits, targets), _hits(logits, targets)
+
+    def _gather(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        inputs = self._features.index_select(0, rows).float()
+        return inputs, self._class_indices.index_select(0, rows)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.settings.precision == "fp32":
+            return nullcontext()
+        # Each weight is used once a step, so there is nothing to keep; a recording must not.
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, cache_enabled=False)
+
+    def _tensors(self) -> list[Tensor]:
+        """What a step changes, in place."""
+        of_optimizer = [
+            value
+            for state in self._optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, Tensor)
+        ]
+        return [*self.model.parameters(), *self.model.buffers(), *of_optimizer]
+
+    def _read(self, tally: Tally, phase: str) -> tuple[float, float]:
+        losses, accuracy = tally.read()
+        for number, loss in enumerate(losses, start=1):
+            if not math.isfinite(loss):
                 raise NonFiniteLoss(
-                    f"{phase} loss became {value} in epoch {self.epochs_run + 1}, "
-                    f"batch {number} of {len(values)}"
+                    f"{phase} loss became {loss} in epoch {self.epochs_run + 1}, "
+                    f"batch {number} of {len(losses)}"
                 )
-        weighted = math.fsum(
-            value * len(batch) for value, batch in zip(values, batches, strict=True)
-        )
-        return weighted / sum(map(len, batches))
+        weighted = math.fsum(loss * size for loss, size in zip(losses, tally.sizes, strict=True))
+        return weighted / sum(tally.sizes), accuracy
 
     def _conclude(self, metrics: EpochMetrics) -> None:
         best = -1.0 if self.best_epoch is None else self.history[self.best_epoch].val_accuracy
@@ -278,6 +376,71 @@ class FoldTrainer:
         else:
             self._epochs_without_improvement += 1
         self._scheduler.step(metrics.val_loss)
+        if self._optimizer.param_groups[0]["lr"] != metrics.learning_rate:
+            self._training.forget()  # a recording has the learning rate in it
+
+
+def run_epochs(trainers: Sequence[FoldTrainer]) -> dict[int, EpochMetrics | FoldError]:
+    """An epoch of each fold, a batch of each in turn; a GPU computes them side by side.
+
+    Metrics and weights of each fold are, to the bit, those of its epoch alone. Its seconds are an
+    equal part of what all of them took.
+
+    Returns:
+        fold → its metrics, or why it fails, which is no trouble to the others.
+
+    Raises:
+        MemoryError, torch.OutOfMemoryError, torch.AcceleratorError: as of `FoldTrainer.run_epoch`.
+    """
+    started = time.perf_counter()
+    epochs = [_Epoch(trainer) for trainer in trainers]
+    batches = 1 if len(epochs) > 1 else None
+    under_way = epochs
+    while under_way:
+        under_way = [epoch for epoch in under_way if epoch.step(batches)]
+    return {epoch.trainer.fold: epoch.outcome(started, len(epochs)) for epoch in epochs}
+
+
+class _Epoch:
+    """An epoch of a fold, under way."""
+
+    def __init__(self, trainer: FoldTrainer) -> None:
+        self.trainer = trainer
+        self._batches = self._run()
+        self._tallies: tuple[Tally, Tally] | None = None
+        self._error: FoldError | None = None
+
+    def step(self, batches: int | None) -> bool:
+        """Compute so many batches, or all that are left with None; whether any is left."""
+        try:
+            with self.trainer.at_work():
+                deque(itertools.islice(self._batches, batches), maxlen=0)
+        except OF_THE_PROCESS:
+            raise
+        except FoldError as error:
+            self._error = error
+        except Exception as error:
+            number = self.trainer.epochs_run + 1
+            self._error = FoldError(f"epoch {number}: {type(error).__name__}: {error}")
+            self._error.__cause__ = error
+        return self._tallies is None and self._error is None
+
+    def outcome(self, started: float, folds: int) -> EpochMetrics | FoldError:
+        """Its metrics, or what went wrong."""
+        if self._tallies is None:
+            assert self._error is not None
+            return self._error
+        try:
+            return self.trainer.conclude(*self._tallies, started, folds)
+        except FoldError as error:
+            return error
+
+    def _run(self) -> Iterator[None]:
+        self._tallies = yield from self.trainer.epoch()
+
+
+def _hits(logits: Tensor, targets: Tensor) -> Tensor:
+    return (logits.argmax(dim=1) == targets).sum()
 
 
 def _histogram(values: Tensor) -> Histogram:

@@ -30,6 +30,7 @@ ORDER = (
     "fusion",
     "models",
     "streams",
+    "steps",
     "training",
     "checkpoint",
     "lease",

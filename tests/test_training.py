@@ -7,6 +7,7 @@ import dataclasses
 import io
 import math
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,15 @@ import torch
 
 from raykfold.data import FeatureSet
 from raykfold.errors import FoldError, NonFiniteLoss
-from raykfold.training import EVALUATION_BATCH, FoldTrainer, TrainingSettings
+from raykfold.steps import Step
+from raykfold.training import (
+    EVALUATION_BATCH,
+    FoldTrainer,
+    Pass,
+    Tally,
+    TrainingSettings,
+    run_epochs,
+)
 
 SETTINGS = TrainingSettings(
     model="raykfold.models:AudioCNN", batch_size=32, learning_rate=0.001, patience=3, seed=0
@@ -95,6 +104,90 @@ def test_training_leaves_the_generators_of_the_process_alone(small_data: Feature
     fold.run_epoch()
     fold.held_out_probabilities()
     assert draw() == expected
+
+
+def test_folds_stepped_together_are_to_the_bit_as_alone(small_data: FeatureSet) -> None:
+    alone = [trainer(small_data, fold) for fold in (1, 2, 3)]
+    for fold in alone:
+        for _ in range(3):
+            fold.run_epoch()
+    together = [trainer(small_data, fold) for fold in (1, 2, 3)]
+    run_epochs(together[:2])
+    run_epochs(together)
+    run_epochs(together)
+    run_epochs([together[2]])
+    for one, other in zip(alone, together, strict=True):
+        assert_same(one, other)
+
+
+def test_of_folds_stepped_together_one_fails_alone(small_data: FeatureSet) -> None:
+    alone, beside = trainer(small_data), trainer(small_data)
+    wild = trainer(small_data, fold=2, learning_rate=1e30)
+    broken = trainer(small_data, fold=3)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("sensor unplugged")
+
+    broken.model.register_forward_pre_hook(fail)
+    outcomes = run_epochs([broken, beside, wild])
+    assert isinstance(outcomes[2], NonFiniteLoss)
+    assert str(outcomes[3]) == "epoch 1: RuntimeError: sensor unplugged"
+    assert wild.epochs_run == broken.epochs_run == 0
+    assert outcomes[1] == beside.history[0]
+    alone.run_epoch()
+    assert_same(alone, beside)
+
+
+def test_time_together_is_shared(small_data: FeatureSet) -> None:
+    folds = [trainer(small_data, fold) for fold in (1, 2)]
+    started = time.perf_counter()
+    run_epochs(folds)
+    assert sum(fold.history[0].seconds for fold in folds) <= time.perf_counter() - started
+
+
+def test_steps_that_are_recorded_give_equal_bits(small_data: FeatureSet) -> None:
+    recorded: list[int] = []
+
+    def recorder(step: Step, rows: torch.Tensor) -> Step:
+        recorded.append(len(rows))
+        step(rows)  # a recording may leave tensors changed, and random numbers drawn
+        return step
+
+    plain = trainer(small_data, batch_size=20)
+    fold = FoldTrainer(
+        1,
+        torch.from_numpy(np.asarray(small_data.features)),
+        torch.from_numpy(small_data.class_indices),
+        small_data.split(1),
+        small_data.num_classes,
+        settings(batch_size=20),
+        recorder,
+    )
+    for _ in range(5):
+        plain.run_epoch()
+        fold.run_epoch()
+    assert_same(plain, fold)
+    assert fold.not_recorded is None
+    assert {20, fold.n_train % 20} <= set(recorded)
+
+
+def test_in_bf16_it_learns_as_well_and_evaluates_in_fp32(small_data: FeatureSet) -> None:
+    exact = trainer(small_data, learning_rate=0.003)
+    fold = trainer(small_data, learning_rate=0.003, precision="bf16")
+    for _ in range(8):
+        exact.run_epoch()
+        fold.run_epoch()
+    assert fold.history[0].loss != exact.history[0].loss
+    assert fold.history[0].loss == pytest.approx(exact.history[0].loss, rel=0.02)
+    assert fold.history[-1].loss < 0.7 * fold.history[0].loss
+    assert all(value.dtype != torch.bfloat16 for value in fold.model.state_dict().values())
+    validation = small_data.split(1).validation
+    with torch.inference_mode():
+        logits = fold.model.eval()(torch.from_numpy(small_data.features[validation]))
+    targets = torch.from_numpy(small_data.class_indices[validation])
+    assert fold.history[-1].val_loss == pytest.approx(
+        float(torch.nn.functional.cross_entropy(logits, targets)), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"fold": 2}])
@@ -189,7 +282,8 @@ def test_the_last_short_batch_is_used(small_data: FeatureSet) -> None:
     seen = []
     fold = trainer(small_data, batch_size=50)
     fold.model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-    fold.train_epoch()
+    for _ in fold.train_epoch():
+        pass
     assert seen == [50, 50, 50, 42]
 
 
@@ -198,11 +292,14 @@ class Scripted(FoldTrainer):
 
     script: list[tuple[float, float]]
 
-    def evaluate(self) -> tuple[float, float]:
-        return self.script[self.epochs_run]
+    def evaluate(self) -> Pass:
+        loss, accuracy = self.script[self.epochs_run]
+        yield
+        return Tally(torch.tensor([loss]), (10,), torch.tensor(round(accuracy * 10)))
 
-    def train_epoch(self) -> tuple[float, float]:
-        return 1.0, 0.5
+    def train_epoch(self) -> Pass:
+        yield
+        return Tally(torch.tensor([1.0]), (10,), torch.tensor(5))
 
 
 def scripted(data: FeatureSet, script: list[tuple[float, float]], **changes: Any) -> Scripted:
