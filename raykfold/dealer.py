@@ -35,7 +35,7 @@ from raykfold.nodes import Watch, free_slots, inventory, is_up
 from raykfold.observers import Observer
 from raykfold.shares import Load, WorkerSize, deal, hand_over
 from raykfold.trainer import ShareTrainer, cause, is_death, is_failure
-from raykfold.training import TrainingSettings
+from raykfold.training import Precision, TrainingSettings
 from raykfold.worker import ShareTask
 
 _log = logging.getLogger(__name__)
@@ -98,6 +98,7 @@ class Dealer:
         ledger: knows the folds, and is told of every committed round.
         observer: told of what the user should know.
         size: what a worker takes of a node.
+        precision: of training steps.
         marker: token of a file that workers must find; None where that need not be asked.
         scratch: where workers make checkpoints; the system's place if None.
         own_instance: Ray was started by this process, and ends with it.
@@ -111,6 +112,7 @@ class Dealer:
         observer: Observer,
         *,
         size: WorkerSize,
+        precision: Precision,
         marker: str | None,
         scratch: Path | None,
         own_instance: bool,
@@ -120,6 +122,7 @@ class Dealer:
         self._ledger = ledger
         self._observer = observer
         self._size = size
+        self._precision = precision
         self._marker = marker
         self._scratch = scratch
         self._own_instance = own_instance
@@ -317,6 +320,7 @@ class Dealer:
                 learning_rate=config.learning_rate,
                 patience=config.early_stopping_patience,
                 seed=config.seed,
+                precision=self._precision,
             ),
             epochs=config.epochs,
             context=WeightsContext(

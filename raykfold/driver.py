@@ -31,11 +31,12 @@ from raykfold.storage import (
     created,
     identity,
     locked,
-    recorded_device,
+    recorded,
     renew_record,
     set_aside,
 )
 from raykfold.tracking import Tracker
+from raykfold.training import Precision
 
 _log = logging.getLogger(__name__)
 
@@ -225,7 +226,8 @@ def _train(config: RunConfig, data: FeatureSet, ledger: Ledger, observer: Observ
         if own_instance:
             _check_slots(config, size)
         device = "gpu" if size.gpus else f"cpu x{size.cpus}"
-        current = identity(config, data.fingerprint, device)
+        precision = _precision(config, size)
+        current = identity(config, data.fingerprint, device, precision)
         check_identity(config, current)
         with _seen_by_all_nodes(config, size, own_instance) as marker:
             ledger.begin(current)
@@ -235,6 +237,7 @@ def _train(config: RunConfig, data: FeatureSet, ledger: Ledger, observer: Observ
                 ledger,
                 observer,
                 size=size,
+                precision=precision,
                 marker=marker,
                 scratch=scratch if own_instance else None,
                 own_instance=own_instance,
@@ -285,11 +288,23 @@ def _worker_size(config: RunConfig, own_instance: bool) -> WorkerSize:
         raise BadInput("--use_gpu true: Ray has no GPU here; want false or auto")
     if config.use_gpu is None:
         # Of a cluster that is only coming up again, the nodes with GPUs may not be there yet.
-        recorded = recorded_device(config)
-        use_gpu = has_gpu if own_instance or recorded is None else recorded == "gpu"
+        before = recorded(config, "device")
+        use_gpu = has_gpu if own_instance or before is None else before == "gpu"
     else:
         use_gpu = config.use_gpu
     return WorkerSize(cpus=config.cpus_per_worker, gpus=int(use_gpu))
+
+
+def _precision(config: RunConfig, size: WorkerSize) -> Precision:
+    """What `--precision` stands for; a run that was begun keeps its own."""
+    from raykfold.nodes import gpus_have_bf16
+
+    chosen = config.precision
+    if chosen == "auto":
+        chosen = recorded(config, "precision") or (
+            "bf16" if size.gpus and gpus_have_bf16() else "fp32"
+        )
+    return "bf16" if chosen == "bf16" else "fp32"
 
 
 def _check_slots(config: RunConfig, size: WorkerSize) -> None:

@@ -21,6 +21,8 @@ from raykfold.shares import WorkerSize, slots
 _CONNECT_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
 _ANSWER_SECONDS = 60.0
+# NVIDIA's before Ampere, as `ray.util.accelerators` names them.
+_WITHOUT_BF16 = ("V100", "P100", "T4", "P4", "K80")
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +79,15 @@ def most_gpus() -> float:
 
     at_most = state.get_max_resources_from_cluster_config() or {}
     return max(ray.cluster_resources().get("GPU", 0.0), at_most.get("GPU", 0))
+
+
+def gpus_have_bf16() -> bool:
+    """Whether no node has GPUs of a generation that only imitates bfloat16, slowly.
+
+    Ray names the generation in a resource of the node.
+    """
+    older = {f"accelerator_type:{name}" for name in _WITHOUT_BF16}
+    return not older & set(ray.cluster_resources())
 
 
 class Watch:

@@ -39,13 +39,18 @@ _IDENTITY_HINTS = {
 }
 
 
-def identity(config: RunConfig, fingerprint: str, device: str | None = None) -> dict[str, Any]:
+def identity(
+    config: RunConfig, fingerprint: str, device: str | None = None, precision: str | None = None
+) -> dict[str, Any]:
     """What two runs must have in common for one to be the continuation of the other.
 
     Args:
         fingerprint: of the data.
         device: ``gpu``, or ``cpu x<threads>``; None while it is not known yet.
+        precision: what ``auto`` stands for; None while that is not known yet.
     """
+    if config.precision != "auto":
+        precision = config.precision
     known = {
         "data": fingerprint,
         "batch_size": config.batch_size,
@@ -53,9 +58,9 @@ def identity(config: RunConfig, fingerprint: str, device: str | None = None) -> 
         "early_stopping_patience": config.early_stopping_patience,
         "seed": config.seed,
         "model": config.model,
-        "precision": "fp32",
     }
-    return known if device is None else {**known, "device": device}
+    later = {"precision": precision, "device": device}
+    return known | {name: value for name, value in later.items() if value is not None}
 
 
 def check_identity(config: RunConfig, current: Mapping[str, Any]) -> None:
@@ -125,11 +130,11 @@ def created(config: RunConfig) -> str:
     return str(record.get("created") or time.strftime("%Y%m%d-%H%M%S"))
 
 
-def recorded_device(config: RunConfig) -> str | None:
-    """The `device` of the run's identity; None if it has not been started yet."""
+def recorded(config: RunConfig, name: str) -> str | None:
+    """`device` or `precision` of the run's identity; None if it has not been started yet."""
     record = _read_record(config.run_dir.run_record) or {"identity": {}}
-    device = record["identity"].get("device")
-    return None if device is None else str(device)
+    value = record["identity"].get(name)
+    return None if value is None else str(value)
 
 
 def write_record(config: RunConfig, current: Mapping[str, Any], created: str) -> None:

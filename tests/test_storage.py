@@ -25,6 +25,7 @@ from raykfold.storage import (
     locked,
     newest_states,
     read_index,
+    recorded,
     set_aside,
     sweep,
     write_record,
@@ -140,6 +141,18 @@ def test_an_unreadable_index_is_said_and_made_anew(run_dir: RunDir, content: str
 
 
 # --- identity ----------------------------------------------------------------------------------
+
+
+def test_a_precision_that_is_left_open_becomes_the_run_s_own(tmp_path: Path) -> None:
+    run = config(tmp_path)
+    assert "precision" not in identity(run, "f")
+    write_record(run, identity(run, "f", "gpu", "bf16"), "20261124-120000")
+    assert recorded(run, "precision") == "bf16"
+    check_identity(run, identity(run, "f"))
+    check_identity(config(tmp_path, precision="bf16"), identity(run, "f"))
+    exact = config(tmp_path, precision="fp32")
+    with pytest.raises(BadInput, match="precision bf16, and this one has fp32"):
+        check_identity(exact, identity(exact, "f"))
 
 
 @pytest.mark.parametrize(
