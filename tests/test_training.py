@@ -8,6 +8,7 @@ import io
 import math
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 
 from raykfold.data import FeatureSet
 from raykfold.errors import FoldError, NonFiniteLoss
-from raykfold.steps import Step
+from raykfold.steps import Recorder, Step
 from raykfold.training import (
     EVALUATION_BATCH,
     FoldTrainer,
@@ -401,3 +402,84 @@ def test_what_is_wrong_with_the_process_is_not_held_against_the_fold(
     broken_trainer.model.register_forward_pre_hook(broken)
     with pytest.raises(error, match="illegal memory access"):
         broken_trainer.run_epoch()
+
+
+# --- on a GPU ----------------------------------------------------------------------------------
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """As a worker sets it."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    yield
+    torch.backends.cudnn.deterministic = before
+
+
+def on_gpu(
+    data: FeatureSet, fold: int = 1, recorder: Recorder | None = None, **changes: Any
+) -> Any:
+    return FoldTrainer(
+        fold,
+        torch.from_numpy(np.asarray(data.features)).cuda(),
+        torch.from_numpy(data.class_indices).cuda(),
+        data.split(fold),
+        data.num_classes,
+        settings(**changes),
+        recorder,
+    )
+
+
+def no_recording(step: Step, rows: torch.Tensor) -> Step:
+    raise RuntimeError("not wanted")
+
+
+@on_a_gpu
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_cuda_graphs_give_the_bits_of_steps_as_they_come(
+    small_data: FeatureSet, precision: str
+) -> None:
+    changes: dict[str, Any] = {"learning_rate": 0.1, "patience": 99, "precision": precision}
+    plain = on_gpu(small_data, recorder=no_recording, **changes)
+    fold = on_gpu(small_data, **changes)
+    for _ in range(16):
+        plain.run_epoch()
+        fold.run_epoch()
+    assert fold.history[-1].learning_rate < 0.1  # recordings with another one were made
+    assert plain.not_recorded == "not wanted"
+    assert fold.not_recorded is None
+    assert_same(plain, fold)
+
+
+@on_a_gpu
+@pytest.mark.usefixtures("deterministic")
+def test_folds_stepped_together_on_a_gpu_are_to_the_bit_as_alone(small_data: FeatureSet) -> None:
+    alone = [on_gpu(small_data, fold) for fold in (1, 2, 3, 4)]
+    together = [on_gpu(small_data, fold) for fold in (1, 2, 3, 4)]
+    for fold in alone:
+        for _ in range(8):
+            fold.run_epoch()
+    for _ in range(8):
+        run_epochs(together)
+    for one, other in zip(alone, together, strict=True):
+        assert_same(one, other)
+
+
+@on_a_gpu
+@pytest.mark.usefixtures("deterministic")
+def test_a_state_from_a_gpu_goes_on_to_equal_bits(small_data: FeatureSet) -> None:
+    whole, first, second = (on_gpu(small_data) for _ in range(3))
+    for _ in range(8):
+        whole.run_epoch()
+    for _ in range(5):
+        first.run_epoch()
+    buffer = io.BytesIO()
+    torch.save(first.state_dict(), buffer)
+    buffer.seek(0)
+    second.load_state_dict(torch.load(buffer, weights_only=True, map_location="cpu"))
+    for _ in range(3):
+        second.run_epoch()
+    assert_same(whole, second)
