@@ -182,6 +182,9 @@ class RunConfig:
     cpus_per_worker: int = _option(1, _integer, _positive)
     """CPUs, and threads, of a worker."""
 
+    folds_per_slot: int | None = _option(None, _or("auto", _integer), _positive)
+    """Folds that a worker steps together (auto: what is fastest on a GPU, one on a CPU)."""
+
     use_gpu: bool | None = _option(None, _or("auto", _switch))
     """Whether each worker takes a GPU (auto: if Ray has any)."""
 

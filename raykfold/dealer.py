@@ -8,7 +8,8 @@ import os
 import queue
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,10 @@ from raykfold.deaths import Death
 from raykfold.errors import BadInput, StorageError
 from raykfold.events import (
     Event,
-    FoldStepping,
+    FoldsStepping,
     NodeIsBlind,
     RoundCommitted,
+    ShareNotice,
     ShareReady,
     ShareStarted,
     ShareStopping,
@@ -67,7 +69,7 @@ class _Share:
         address: of its node.
         blind: its worker did not see the storage.
         committed: a round of it is.
-        stepping: the fold that its worker is stepping, and the epoch.
+        stepping: folds that its worker is stepping → the epoch.
         asked: folds that it was asked to give back.
         epoch_seconds: time that an epoch of one fold takes there.
     """
@@ -79,7 +81,7 @@ class _Share:
     address: str = ""
     blind: bool = False
     committed: bool = False
-    stepping: tuple[int, int] | None = None
+    stepping: Mapping[int, int] = field(default_factory=dict)
     asked: frozenset[int] = frozenset()
     epoch_seconds: float = 0.0
 
@@ -144,6 +146,7 @@ class Dealer:
         self._dealt = -math.inf
         self._waiting_since: float | None = None
         self._reminded = -math.inf
+        self._said: set[str] = set()
 
     def work(self) -> None:
         """Return when every fold is over.
@@ -336,7 +339,17 @@ class Dealer:
             threads=self._size.cpus,
             use_gpu=bool(self._size.gpus),
             watch=config.wandb_watch and config.wandb_project is not None,
+            together=self._together(folds),
         )
+
+    def _together(self, folds: tuple[int, ...]) -> int | None:
+        """How many folds a worker is to step together; None to find out.
+
+        One, where a worker has died: so that the next death tells whose fault it is.
+        """
+        if self._ledger.has_died(folds):
+            return 1
+        return self._config.folds_per_slot or (None if self._size.gpus else 1)
 
     def _fit(self, name: str, trainer: ShareTrainer) -> None:
         ended: Exception | None = None
@@ -374,8 +387,11 @@ class Dealer:
                 _log.info("share %s: worker up on %s", event.share, where)
             case ShareReady():
                 _log.info("share %s: first step", event.share)
-            case FoldStepping(fold=fold, epoch=epoch):
-                share.stepping = None if fold is None or epoch is None else (fold, epoch)
+            case FoldsStepping():
+                share.stepping = event.epochs
+            case ShareNotice() if event.text not in self._said:
+                self._said.add(event.text)
+                self._observer.noticed(event.text)
             case NodeIsBlind():
                 share.blind = True
                 self._shun(event)
@@ -421,12 +437,12 @@ class Dealer:
             died = failed = False
             reason = f"its node {share.address or share.slot} is gone"
         self._observer.noticed(f"the worker of {named(sorted(share.active))} ended: {reason}")
-        stepped, epoch = share.stepping if died and share.stepping else (None, None)
+        stepped = share.stepping if died else {}
         for fold in sorted(share.active):
             death = None
-            if fold == stepped:
-                death = Death(reason, epoch)
-            elif failed and stepped not in share.active:
+            if fold in stepped:  # which of several it was shows once they are stepped one by one
+                death = Death(reason, stepped[fold] if len(stepped) == 1 else None)
+            elif failed and not stepped.keys() & share.active:
                 death = Death(reason)
             self._ledger.take_back(fold, death)
         now = time.monotonic()

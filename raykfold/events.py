@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -50,12 +51,23 @@ class ShareReady:
 
 
 @dataclass(frozen=True)
-class FoldStepping:
-    """A share's worker begins epoch `epoch` of `fold`; with None, it steps no fold."""
+class FoldsStepping:
+    """A share's worker begins an epoch of each of these folds; of none, when it is empty.
+
+    Attributes:
+        epochs: fold → the epoch, from 0.
+    """
 
     share: str
-    fold: int | None
-    epoch: int | None
+    epochs: Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class ShareNotice:
+    """Something that the user should know."""
+
+    share: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -84,7 +96,15 @@ class RoundCommitted:
     checkpoint: str | None
 
 
-Event = ShareStarted | ShareReady | FoldStepping | NodeIsBlind | ShareStopping | RoundCommitted
+Event = (
+    ShareStarted
+    | ShareReady
+    | FoldsStepping
+    | ShareNotice
+    | NodeIsBlind
+    | ShareStopping
+    | RoundCommitted
+)
 
 
 class EventBoard:
@@ -109,11 +129,11 @@ class EventBoard:
             async with commit:
                 commit.notify_all()
 
-    async def stepping(self, share: str, fold: int, epoch: int) -> bool:
-        """Say that an epoch begins; whether the share is to stop stepping and leave instead."""
+    async def stepping(self, share: str, epochs: Mapping[int, int]) -> bool:
+        """Say which folds' epochs begin; whether the share is to stop, and leave, instead."""
         if share in self._leaving:
             return True
-        await self.post(FoldStepping(share, fold, epoch))
+        await self.post(FoldsStepping(share, epochs))
         return False
 
     async def ask(self, share: str, folds: tuple[int, ...], *, leave: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -194,6 +194,10 @@ class Ledger:
             self.waiting.add(fold)
         else:
             self.fail(fold, wrong)
+
+    def has_died(self, folds: Iterable[int]) -> bool:
+        """Whether a worker of one of them has died since that fold last completed a round."""
+        return any(self._deaths[fold] for fold in folds)
 
     def _look_again(self, fold: int) -> None:
         """Take the newest whole state of a fold: more may be there than a dead share could say."""

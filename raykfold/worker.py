@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,21 @@ from raykfold.checkpoint import (
 )
 from raykfold.data import Split
 from raykfold.errors import FoldError, RaykfoldError, StorageError
-from raykfold.events import FoldStepping, NodeIsBlind, ShareReady, ShareStarted, ShareStopping
+from raykfold.events import (
+    FoldsStepping,
+    NodeIsBlind,
+    ShareNotice,
+    ShareReady,
+    ShareStarted,
+    ShareStopping,
+)
 from raykfold.files import is_seen
+from raykfold.pace import Pace
 from raykfold.paths import RunDir, fold_name
 from raykfold.remote import Place
 from raykfold.results import Histogram, Round
 from raykfold.scratch import scratch_dir
-from raykfold.training import FoldTrainer, TrainingSettings
+from raykfold.training import FoldTrainer, TrainingSettings, run_epochs
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ class ShareTask:
         threads: CPU threads of the worker.
         use_gpu: train on the GPU that Ray has given the worker.
         watch: report histograms of weights and gradients.
+        together: how many folds are stepped together; None to find out what is fastest.
     """
 
     share: str
@@ -77,6 +86,7 @@ class ShareTask:
     threads: int
     use_gpu: bool
     watch: bool
+    together: int | None
 
 
 def run_share(config: Mapping[str, Any]) -> None:
@@ -107,15 +117,19 @@ def _run_rounds(task: ShareTask, scratch: Path) -> None:
     active = _trainers(task)
     task.board.post.remote(ShareReady(task.share))
     number = 0
+    pace = Pace(task.together)
     while active:
         number += 1
         round_ = _Stepped(task, number)
-        for trainer in list(active.values()):
-            # Waited for: should the fold end this process, the driver has to know which it was.
-            if ray.get(task.board.stepping.remote(task.share, trainer.fold, trainer.epochs_run)):
+        for trainers in pace.groups(list(active.values())):
+            epochs = {trainer.fold: trainer.epochs_run for trainer in trainers}
+            # Waited for: should a fold end this process, the driver has to know which it was.
+            if ray.get(task.board.stepping.remote(task.share, epochs)):
                 break
-            round_.step(trainer)
-        task.board.post.remote(FoldStepping(task.share, None, None))
+            round_.step(trainers)
+        task.board.post.remote(FoldsStepping(task.share, {}))
+        if round_.epochs:
+            pace.took(round_.epoch_seconds)
         wanted = ray.get(task.board.committed.remote(task.share, number - 1))
         over = {*round_.finished, *round_.failed}
         released = tuple(fold for fold in active if fold in wanted and fold not in over)
@@ -141,15 +155,27 @@ class _Stepped:
         self.kept: tuple[int, ...] = ()
         self._task = task
 
-    def step(self, trainer: FoldTrainer) -> None:
-        """One epoch of one fold; a fold that is over is on storage before this returns."""
+    @property
+    def epoch_seconds(self) -> float:
+        """Of a fold, on average."""
+        return sum(epoch.seconds for epoch in self.epochs.values()) / len(self.epochs)
+
+    def step(self, trainers: Sequence[FoldTrainer]) -> None:
+        """An epoch of each of these folds; one that is over is on storage before this returns."""
+        going_on = [trainer for trainer in trainers if not trainer.done(self._task.epochs)]
+        for fold, outcome in run_epochs(going_on).items():
+            if isinstance(outcome, FoldError):
+                self.failed[fold] = str(outcome)
+            else:
+                self.epochs[fold] = outcome
+        for trainer in trainers:
+            if trainer.not_recorded is not None:
+                self._task.board.post.remote(ShareNotice(self._task.share, _slower(trainer)))
+            if trainer.fold not in self.failed:
+                self._save(trainer)
+
+    def _save(self, trainer: FoldTrainer) -> None:
         task, fold = self._task, trainer.fold
-        try:
-            if not trainer.done(task.epochs):
-                self.epochs[fold] = trainer.run_epoch()
-        except FoldError as error:
-            self.failed[fold] = str(error)
-            return
         if fold in self.epochs:
             weights = task.run_dir.epoch_weights(fold, self.epochs[fold].epoch)
             save_epoch_weights(weights, trainer, task.context)
@@ -159,6 +185,13 @@ class _Stepped:
             self.finished[fold] = save_finished_fold(
                 task.run_dir.finished(fold), trainer, task.context, task.splits[fold].validation
             )
+
+
+def _slower(trainer: FoldTrainer) -> str:
+    return (
+        f"steps cannot be recorded as CUDA graphs ({trainer.not_recorded}): they are started "
+        "kernel by kernel, which is slower"
+    )
 
 
 def _report(

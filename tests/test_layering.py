@@ -30,6 +30,7 @@ ORDER = (
     "fusion",
     "models",
     "streams",
+    "pace",
     "steps",
     "training",
     "checkpoint",

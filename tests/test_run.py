@@ -248,11 +248,13 @@ def newest_states(storage: Path, fold: int) -> list[Path]:
 def test_folds_that_fail_leave_the_others_alone_and_a_stopped_run_resumes(
     outcome: Outcome, data_dir: Path, tmp_path: Path
 ) -> None:
-    """In the third epoch, fold 4's network raises, and fold 2's kills the worker of both.
+    """In the third epoch, fold 4's network raises, and fold 2's kills the worker of both, which are
+    stepped together at first.
 
     SIGINT comes before, and the command resumes.
     """
-    arguments = ("--local_cpus", "2", "--model", "networks:Troubled")
+    network = ("--model", "networks:Troubled")
+    arguments = ("--local_cpus", "2", "--folds_per_slot", "3", *network)
     process = start(data_dir, tmp_path, *arguments)
     try:
         read_until(process, r"epoch 1/6")
