@@ -30,7 +30,7 @@ from raykfold.files import Damaged, read_folder, write_file, write_folder
 from raykfold.paths import HISTORY, PREDICTIONS, STATE, WEIGHTS
 from raykfold.remote import Place
 from raykfold.results import FoldResult, FoldStatus
-from raykfold.training import FoldTrainer
+from raykfold.training import FoldTrainer, Snapshot
 
 
 @dataclass(frozen=True)
@@ -63,27 +63,27 @@ class WeightsContext:
         }
 
 
-def save_epoch_weights(path: Place, trainer: FoldTrainer, context: WeightsContext) -> None:
+def save_epoch_weights(path: Place, fold: Snapshot, context: WeightsContext) -> None:
     """Write the current weights to `path`.
 
     Raises:
         StorageError: they cannot be written.
     """
-    write_file(path, _current_weights(trainer, context))
+    write_file(path, _current_weights(fold, context))
 
 
-def save_active_fold(folder: Place, trainer: FoldTrainer, context: WeightsContext) -> None:
+def save_active_fold(folder: Place, fold: Snapshot, context: WeightsContext) -> None:
     """Write a fold that goes on.
 
     Raises:
         StorageError: it cannot be written.
     """
     files = {
-        STATE: _state_bytes(trainer),
-        WEIGHTS: _current_weights(trainer, context),
-        HISTORY: _history_bytes(result_of(trainer, "running")),
+        STATE: _state_bytes(fold),
+        WEIGHTS: _current_weights(fold, context),
+        HISTORY: _history_bytes(result_of(fold, "running")),
     }
-    write_folder(folder, files, _facts(trainer))
+    write_folder(folder, files, _facts(fold))
 
 
 def save_finished_fold(
@@ -94,28 +94,29 @@ def save_finished_fold(
     Raises:
         StorageError: it cannot be written.
     """
-    result = result_of(trainer, "complete")
+    fold = trainer.snapshot()
+    result = result_of(fold, "complete")
     assert result.best_epoch is not None and result.best_val_accuracy is not None
-    metadata = context.metadata(trainer.fold, result.best_epoch, result.best_val_accuracy)
+    metadata = context.metadata(fold.fold, result.best_epoch, result.best_val_accuracy)
     files = {
-        STATE: _state_bytes(trainer),
-        WEIGHTS: _weights_bytes(trainer.best_weights, metadata),
+        STATE: _state_bytes(fold),
+        WEIGHTS: _weights_bytes(fold.best_weights, metadata),
         HISTORY: _history_bytes(result),
         PREDICTIONS: _npz(index=validation, probabilities=trainer.held_out_probabilities()),
     }
-    write_folder(folder, files, _facts(trainer))
+    write_folder(folder, files, _facts(fold))
     return result
 
 
-def result_of(trainer: FoldTrainer, status: FoldStatus) -> FoldResult:
+def result_of(fold: Snapshot, status: FoldStatus) -> FoldResult:
     return FoldResult(
-        fold=trainer.fold,
+        fold=fold.fold,
         status=status,
-        n_train=trainer.n_train,
-        n_val=trainer.n_val,
-        history=tuple(trainer.history),
-        best_epoch=trainer.best_epoch,
-        stopped_early=trainer.stopped_early,
+        n_train=fold.n_train,
+        n_val=fold.n_val,
+        history=fold.history,
+        best_epoch=fold.best_epoch,
+        stopped_early=fold.stopped_early,
     )
 
 
@@ -177,11 +178,11 @@ def load_finished_fold(folder: Place) -> FinishedFold:
         )
 
 
-def _facts(trainer: FoldTrainer) -> dict[str, Any]:
+def _facts(fold: Snapshot) -> dict[str, Any]:
     return {
-        "fold": trainer.fold,
-        "epochs_run": trainer.epochs_run,
-        "stopped_early": trainer.stopped_early,
+        "fold": fold.fold,
+        "epochs_run": fold.epochs_run,
+        "stopped_early": fold.stopped_early,
     }
 
 
@@ -189,10 +190,10 @@ def _history_bytes(result: FoldResult) -> bytes:
     return json.dumps(result.to_json(), indent=2).encode()
 
 
-def _current_weights(trainer: FoldTrainer, context: WeightsContext) -> bytes:
-    last = trainer.history[-1]
-    metadata = context.metadata(trainer.fold, last.epoch, last.val_accuracy)
-    return _weights_bytes(trainer.model.state_dict(), metadata)
+def _current_weights(fold: Snapshot, context: WeightsContext) -> bytes:
+    last = fold.history[-1]
+    metadata = context.metadata(fold.fold, last.epoch, last.val_accuracy)
+    return _weights_bytes(fold.weights, metadata)
 
 
 def _weights_bytes(weights: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
@@ -209,9 +210,9 @@ def _weights_bytes(weights: Mapping[str, torch.Tensor], metadata: dict[str, str]
     return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
-def _state_bytes(trainer: FoldTrainer) -> bytes:
+def _state_bytes(fold: Snapshot) -> bytes:
     buffer = io.BytesIO()
-    torch.save(trainer.state_dict(), buffer)
+    torch.save(dict(fold.state), buffer)
     return buffer.getvalue()
 
 

@@ -75,6 +75,41 @@ class Tally:
         return self.losses.tolist(), int(self.right) / sum(self.sizes)
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A fold as it was after an epoch, in host memory: what is trained later does not change it.
+
+    Attributes:
+        fold: the fold's label.
+        n_train: training samples.
+        n_val: validation samples.
+        history: its epochs so far.
+        best_epoch: the epoch of the best weights; None before the first.
+        stopped_early: whether patience has ended it.
+        state: what `FoldTrainer.load_state_dict` takes.
+    """
+
+    fold: int
+    n_train: int
+    n_val: int
+    history: tuple[EpochMetrics, ...]
+    best_epoch: int | None
+    stopped_early: bool
+    state: Mapping[str, Any]
+
+    @property
+    def epochs_run(self) -> int:
+        return len(self.history)
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        return self.state["model"]
+
+    @property
+    def best_weights(self) -> Mapping[str, Tensor]:
+        return self.state["best_weights"]
+
+
 # Gives way after each batch, so that other folds can be stepped meanwhile.
 Pass = Generator[None, None, Tally]
 
@@ -283,6 +318,25 @@ class FoldTrainer:
             "epochs_without_improvement": self._epochs_without_improvement,
         }
 
+    def snapshot(self) -> Snapshot:
+        """What is to be written of the fold, while it goes on."""
+        state = self.state_dict()
+        changed_in_place = ("model", "optimizer")
+        state = {
+            name: _on_host(value, copy=name in changed_in_place) for name, value in state.items()
+        }
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).synchronize()
+        return Snapshot(
+            fold=self.fold,
+            n_train=self.n_train,
+            n_val=self.n_val,
+            history=tuple(self.history),
+            best_epoch=self.best_epoch,
+            stopped_early=self.stopped_early,
+            state=state,
+        )
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state_dict` was taken.
 
@@ -437,6 +491,23 @@ class _Epoch:
 
     def _run(self) -> Iterator[None]:
         self._tallies = yield from self.trainer.epoch()
+
+
+def _on_host(value: Any, *, copy: bool = False) -> Any:
+    """The same with every tensor in host memory; a copy, even of one that is there, if `copy`.
+
+    From a GPU they are on their way until its stream has been waited for, all of them at once.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", non_blocking=True, copy=copy)
+    if isinstance(value, list):
+        return [_on_host(each, copy=copy) for each in value]
+    if isinstance(value, dict):
+        there = value.copy()  # of the same class, which a network's weights know their layout by
+        for name, each in value.items():
+            there[name] = _on_host(each, copy=copy)
+        return there
+    return value
 
 
 def _hits(logits: Tensor, targets: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,9 @@ from raykfold.files import is_seen
 from raykfold.pace import Pace
 from raykfold.paths import RunDir, fold_name
 from raykfold.remote import Place
-from raykfold.results import Histogram, Round
+from raykfold.results import EpochMetrics, FoldResult, Histogram, Round
 from raykfold.scratch import scratch_dir
-from raykfold.training import FoldTrainer, TrainingSettings, run_epochs
+from raykfold.training import FoldTrainer, Snapshot, TrainingSettings, run_epochs
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ class ShareTask:
 def run_share(config: Mapping[str, Any]) -> None:
     """Work on the `ShareTask` that ``config["task"]`` refers to, until no fold of it is left.
 
-    One report is in flight at a time: round k + 1 is computed while Ray takes round k away, and
-    waits before its own report until round k is committed.
+    One round is in flight at a time: round k + 1 is computed while a thread writes round k and Ray
+    takes it away, and waits before it is written itself until round k is committed.
 
     Raises:
         StorageError: a state cannot be written; the driver has been told.
@@ -106,18 +107,19 @@ def run_share(config: Mapping[str, Any]) -> None:
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if task.use_gpu else ""
     ray.get(task.board.post.remote(ShareStarted(task.share, node, address, os.getpid(), gpu)))
     try:
-        with scratch_dir(task.scratch) as scratch:
-            _run_rounds(task, scratch)
+        with scratch_dir(task.scratch) as scratch, ThreadPoolExecutor(max_workers=1) as writer:
+            _run_rounds(task, scratch, writer)
     except RaykfoldError as error:
         ray.get(task.board.post.remote(ShareStopping(task.share, error)))
         raise
 
 
-def _run_rounds(task: ShareTask, scratch: Path) -> None:
+def _run_rounds(task: ShareTask, scratch: Path, writer: Executor) -> None:
     active = _trainers(task)
     task.board.post.remote(ShareReady(task.share))
     number = 0
     pace = Pace(task.together)
+    in_flight: Future[None] | None = None
     while active:
         number += 1
         round_ = _Stepped(task, number)
@@ -130,15 +132,16 @@ def _run_rounds(task: ShareTask, scratch: Path) -> None:
         task.board.post.remote(FoldsStepping(task.share, {}))
         if round_.epochs:
             pace.took(round_.epoch_seconds)
+        if in_flight is not None:
+            in_flight.result()
         wanted = ray.get(task.board.committed.remote(task.share, number - 1))
         over = {*round_.finished, *round_.failed}
-        released = tuple(fold for fold in active if fold in wanted and fold not in over)
-        kept = tuple(fold for fold in released if active[fold].epochs_run)
-        for fold in kept:
-            save_active_fold(task.run_dir.handed_over(fold), active[fold], task.context)
-        round_.released, round_.kept = released, kept
-        active = {f: t for f, t in active.items() if f not in over and f not in released}
-        _report(task, round_, list(active.values()), scratch)
+        round_.take_in([each for fold, each in active.items() if fold not in round_.failed])
+        round_.released = tuple(fold for fold in active if fold in wanted and fold not in over)
+        active = {f: t for f, t in active.items() if f not in {*over, *round_.released}}
+        in_flight = writer.submit(round_.report, tuple(active), scratch)
+    if in_flight is not None:
+        in_flight.result()
     ray.get(task.board.committed.remote(task.share, number))
 
 
@@ -146,14 +149,14 @@ class _Stepped:
     """What becomes of the folds of a share in one round."""
 
     def __init__(self, task: ShareTask, number: int) -> None:
-        self.number = number
-        self.epochs: dict[int, Any] = {}
-        self.finished: dict[int, Any] = {}
+        self.epochs: dict[int, EpochMetrics] = {}
+        self.finished: dict[int, FoldResult] = {}
         self.failed: dict[int, str] = {}
-        self.histograms: dict[int, dict[str, Histogram]] = {}
         self.released: tuple[int, ...] = ()
-        self.kept: tuple[int, ...] = ()
         self._task = task
+        self._number = number
+        self._histograms: dict[int, dict[str, Histogram]] = {}
+        self._snapshots: dict[int, Snapshot] = {}
 
     @property
     def epoch_seconds(self) -> float:
@@ -171,20 +174,69 @@ class _Stepped:
         for trainer in trainers:
             if trainer.not_recorded is not None:
                 self._task.board.post.remote(ShareNotice(self._task.share, _slower(trainer)))
-            if trainer.fold not in self.failed:
-                self._save(trainer)
+            if trainer.fold in self.epochs and self._task.watch:
+                self._histograms[trainer.fold] = trainer.histograms()
+            if trainer.fold not in self.failed and trainer.done(self._task.epochs):
+                self.finished[trainer.fold] = self._finish(trainer)
 
-    def _save(self, trainer: FoldTrainer) -> None:
+    def take_in(self, trainers: Sequence[FoldTrainer]) -> None:
+        """What is to be written of these folds, as they are now."""
+        self._snapshots = {trainer.fold: trainer.snapshot() for trainer in trainers}
+
+    def report(self, active: tuple[int, ...], scratch: Path) -> None:
+        """Write what is new, and report the round to Ray Train.
+
+        Args:
+            active: folds that go on here.
+            scratch: where the checkpoint is made.
+
+        Raises:
+            StorageError: something cannot be written.
+        """
+        task = self._task
+        for fold, metrics in self.epochs.items():
+            weights = task.run_dir.epoch_weights(fold, metrics.epoch)
+            save_epoch_weights(weights, self._snapshots[fold], task.context)
+        kept = tuple(fold for fold in self.released if self._snapshots[fold].epochs_run)
+        for fold in kept:
+            save_active_fold(task.run_dir.handed_over(fold), self._snapshots[fold], task.context)
+        due = active and self._number % task.checkpoint_every == 0
+        checkpoint = self._checkpoint(active, scratch) if due else None
+        message = Round(
+            number=self._number,
+            epochs=self.epochs,
+            finished=self.finished,
+            failed=self.failed,
+            released=self.released,
+            kept=kept,
+            saved=active if checkpoint else (),
+            histograms=self._histograms,
+        )
+        ray.train.report(
+            message.to_metrics(), checkpoint, checkpoint_upload_mode=CheckpointUploadMode.ASYNC
+        )
+
+    def _finish(self, trainer: FoldTrainer) -> FoldResult:
         task, fold = self._task, trainer.fold
-        if fold in self.epochs:
-            weights = task.run_dir.epoch_weights(fold, self.epochs[fold].epoch)
-            save_epoch_weights(weights, trainer, task.context)
-            if task.watch:
-                self.histograms[fold] = trainer.histograms()
-        if trainer.done(task.epochs):
-            self.finished[fold] = save_finished_fold(
-                task.run_dir.finished(fold), trainer, task.context, task.splits[fold].validation
-            )
+        return save_finished_fold(
+            task.run_dir.finished(fold), trainer, task.context, task.splits[fold].validation
+        )
+
+    def _checkpoint(self, folds: tuple[int, ...], scratch: Path) -> ray.train.Checkpoint:
+        # Not a TemporaryDirectory: the upload, which goes on after the report, deletes the folder.
+        try:
+            folder = Path(tempfile.mkdtemp(prefix="round-", dir=scratch))
+        except OSError as error:
+            raise StorageError(f"no room for a checkpoint in {scratch} ({error})") from error
+        try:
+            for fold in folds:
+                save_active_fold(
+                    folder / fold_name(fold), self._snapshots[fold], self._task.context
+                )
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return ray.train.Checkpoint.from_directory(str(folder))
 
 
 def _slower(trainer: FoldTrainer) -> str:
@@ -192,46 +244,6 @@ def _slower(trainer: FoldTrainer) -> str:
         f"steps cannot be recorded as CUDA graphs ({trainer.not_recorded}): they are started "
         "kernel by kernel, which is slower"
     )
-
-
-def _report(
-    task: ShareTask,
-    round_: _Stepped,
-    saved: list[FoldTrainer],
-    scratch: Path,
-) -> None:
-    due = round_.number % task.checkpoint_every == 0
-    checkpoint = _checkpoint(task, saved, scratch) if saved and due else None
-    message = Round(
-        number=round_.number,
-        epochs=round_.epochs,
-        finished=round_.finished,
-        failed=round_.failed,
-        released=round_.released,
-        kept=round_.kept,
-        saved=tuple(trainer.fold for trainer in saved) if checkpoint else (),
-        histograms=round_.histograms,
-    )
-    ray.train.report(
-        message.to_metrics(), checkpoint, checkpoint_upload_mode=CheckpointUploadMode.ASYNC
-    )
-
-
-def _checkpoint(
-    task: ShareTask, trainers: list[FoldTrainer], scratch: Path
-) -> ray.train.Checkpoint:
-    # Not a TemporaryDirectory: the upload, which goes on after the report, deletes the folder.
-    try:
-        folder = Path(tempfile.mkdtemp(prefix="round-", dir=scratch))
-    except OSError as error:
-        raise StorageError(f"no room for a checkpoint in {scratch} ({error})") from error
-    try:
-        for trainer in trainers:
-            save_active_fold(folder / fold_name(trainer.fold), trainer, task.context)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return ray.train.Checkpoint.from_directory(str(folder))
 
 
 def _trainers(task: ShareTask) -> dict[int, FoldTrainer]:

@@ -22,7 +22,7 @@ from raykfold.training import FoldTrainer, TrainingSettings
 
 FOLDS = (1, 2, 3, 4, 5)
 # Patience of one epoch and a high rate: folds stop early, and at different epochs.
-ARGUMENTS = ("--epochs", "6", "--early_stopping_patience", "1", "--learning_rate", "0.003")
+ARGUMENTS = ("--epochs", "6", "--early_stopping_patience", "1", "--learning_rate", "0.005")
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -159,7 +159,7 @@ def _trained(
             torch.from_numpy(data.class_indices),
             data.split(fold),
             data.num_classes,
-            TrainingSettings("raykfold.models:AudioCNN", 32, 0.003, patience=patience, seed=0),
+            TrainingSettings("raykfold.models:AudioCNN", 32, 0.005, patience=patience, seed=0),
         )
         weights = []
         while not trainer.done(epochs):

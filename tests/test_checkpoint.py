@@ -58,7 +58,7 @@ def test_a_fold_goes_on_from_its_files_to_equal_bits(
 ) -> None:
     whole, again = new_trainer(small_data), new_trainer(small_data)
     whole.run_epoch()
-    save_active_fold(tmp_path / "fold_3", whole, CONTEXT)
+    save_active_fold(tmp_path / "fold_3", whole.snapshot(), CONTEXT)
     again.load_state_dict(load_state(tmp_path / "fold_3"))
     assert whole.run_epoch().loss == again.run_epoch().loss
     for name, value in whole.model.state_dict().items():
@@ -68,7 +68,7 @@ def test_a_fold_goes_on_from_its_files_to_equal_bits(
 
 
 def test_weights_say_all_that_it_takes_to_use_them(trained: FoldTrainer, tmp_path: Path) -> None:
-    save_epoch_weights(tmp_path / "epoch_2.safetensors", trained, CONTEXT)
+    save_epoch_weights(tmp_path / "epoch_2.safetensors", trained.snapshot(), CONTEXT)
     with safe_open(tmp_path / "epoch_2.safetensors", framework="pt") as file:
         metadata = file.metadata()
     assert metadata["fold"] == "3"
@@ -140,7 +140,7 @@ def test_networks_with_tied_weights_can_be_saved(
         TrainingSettings("tied_model:Tied", 32, 0.003, 5, 0),
     )
     fold.run_epoch()
-    save_epoch_weights(tmp_path / "w.safetensors", fold, CONTEXT)
+    save_epoch_weights(tmp_path / "w.safetensors", fold.snapshot(), CONTEXT)
     fold.model.load_state_dict(safetensors.torch.load_file(tmp_path / "w.safetensors"))
 
 
@@ -151,6 +151,6 @@ def test_equal_weights_are_equal_bytes_in_every_process(
     contents = set()
     for number in range(8):
         path = tmp_path / f"{number}.safetensors"
-        save_epoch_weights(path, trained, CONTEXT)
+        save_epoch_weights(path, trained.snapshot(), CONTEXT)
         contents.add(path.read_bytes())
     assert len(contents) == 1

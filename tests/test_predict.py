@@ -53,7 +53,9 @@ def model_dir(data: FeatureSet, tmp_path_factory: pytest.TempPathFactory) -> Pat
         while not trainer.history or trainer.history[-1].val_accuracy < 1.0:
             trainer.run_epoch()
             assert trainer.epochs_run < 30
-        save_epoch_weights(folder / f"model_fold_{fold}_best.safetensors", trainer, context)
+        save_epoch_weights(
+            folder / f"model_fold_{fold}_best.safetensors", trainer.snapshot(), context
+        )
     return folder
 
 

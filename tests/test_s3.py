@@ -230,7 +230,7 @@ def test_weights_are_read_from_a_bucket(
     trainer = FoldTrainer(1, features, labels, small_data.split(1), 4, settings)
     trainer.run_epoch()
     context = WeightsContext("raykfold.models:AudioCNN", CLASSES, (16, 32), {})
-    save_epoch_weights(out / "model_fold_1_best.safetensors", trainer, context)
+    save_epoch_weights(out / "model_fold_1_best.safetensors", trainer.snapshot(), context)
     fold = load_fold(str(out), 1)
     assert fold.classes == CLASSES
     assert fold.probabilities(small_data.features[:3]).shape == (3, 4)

@@ -220,6 +220,25 @@ def test_a_state_that_went_through_a_file_goes_on_to_equal_bits(
     assert_same(whole, second)
 
 
+def test_a_snapshot_stays_what_it_is_while_the_fold_goes_on(small_data: FeatureSet) -> None:
+    fold, then, later = (trainer(small_data, learning_rate=0.003) for _ in range(3))
+    for _ in range(2):
+        fold.run_epoch()
+        then.run_epoch()
+    snapshot = fold.snapshot()
+    for _ in range(3):
+        fold.run_epoch()
+    assert (snapshot.fold, snapshot.epochs_run, snapshot.best_epoch) == (1, 2, then.best_epoch)
+    for name, value in then.model.state_dict().items():
+        assert torch.equal(snapshot.weights[name], value)
+    for name, value in then.best_weights.items():
+        assert torch.equal(snapshot.best_weights[name], value)
+    later.load_state_dict(snapshot.state)
+    for _ in range(3):
+        later.run_epoch()
+    assert_same(fold, later)
+
+
 def test_a_state_of_another_fold_is_refused(small_data: FeatureSet) -> None:
     with pytest.raises(ValueError, match="fold 2"):
         trainer(small_data).load_state_dict(trainer(small_data, fold=2).state_dict())

@@ -45,7 +45,7 @@ def model_dir(trainer: FoldTrainer, tmp_path: Path) -> Path:
     context = WeightsContext(
         "raykfold.models:AudioCNN", CLASSES, (16, 32), {**FEATURES.as_dict(), "source": "a, b"}
     )
-    save_epoch_weights(tmp_path / BEST, trainer, context)
+    save_epoch_weights(tmp_path / BEST, trainer.snapshot(), context)
     return tmp_path
 
 
