@@ -3,6 +3,7 @@
 PYTHON ?= python3
 DEMO_ARGS ?=
 TESTARGS ?=
+BENCH_ARGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -16,7 +17,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 REQUIREMENTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check format clean
+.PHONY: help demo test test-slow bench check format clean
 
 help:  ## print this
 	@echo 'make TARGET, where TARGET is one of:'
@@ -31,6 +32,9 @@ test: $(TEST_STAMP)  ## run the tests, without the slow ones (TESTARGS='-k share
 
 test-slow: $(TEST_STAMP)  ## run the slow tests
 	$(PY) -m pytest -m slow $(TESTARGS)
+
+bench: $(TEST_STAMP)  ## time whole runs against a plain loop (BENCH_ARGS='--processed_dir data/fsdd')
+	$(PY) tests/benchmarks/speed.py $(BENCH_ARGS)
 
 check: $(DEV_STAMP)  ## check format, lint and types
 	$(PY) -m ruff format --check
