@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from raykfold.errors import BadInput, RaykfoldError, RunStopped, one_line
@@ -50,3 +52,16 @@ def exit_code(command: Callable[[], int], *, stopped: str, verbose: bool = False
             traceback.print_exc()
         print(f"raykfold: {one_line(error, longest=None)}", file=sys.stderr)
         return error.exit_code
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """For imports of much: what they make stays, and to look through it for cycles is a fifth."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 from raykfold.artifacts import Artifacts
+from raykfold.command import uncollected
 from raykfold.config import RunConfig
 from raykfold.credentials import Credentials, taken_out_of
 from raykfold.data import FeatureSet, files_that_are_read, read_feature_set
@@ -216,7 +217,10 @@ def _train(config: RunConfig, data: FeatureSet, ledger: Ledger, observer: Observ
     with (
         scratch_dir() as scratch,  # goes after Ray and its workers, who write there
         ray_session(
-            config.address, local_cpus=config.local_cpus, verbose=config.verbose
+            config.address,
+            local_cpus=config.local_cpus,
+            verbose=config.verbose,
+            meanwhile=_import_dealer,
         ) as own_instance,
     ):
         from raykfold.dealer import Dealer  # imports Ray, which the session has set up
@@ -243,6 +247,12 @@ def _train(config: RunConfig, data: FeatureSet, ledger: Ledger, observer: Observ
                 own_instance=own_instance,
             )
             dealer.work()
+
+
+def _import_dealer() -> None:
+    """Three quarters of a second, for Ray Train; Ray itself must have been set up and imported."""
+    with uncollected():
+        import raykfold.dealer  # noqa: F401
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from raykfold.command import exit_code
+from raykfold.command import exit_code, uncollected
 from raykfold.config import RunConfig, in_submitted_job, parse_config
 from raykfold.errors import RunStopped
 from raykfold.remote import leave
@@ -38,8 +38,9 @@ def _run(config: RunConfig) -> int:
     _take_signals()
     if config.verbose:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from raykfold.driver import cross_validate
-    from raykfold.observers import console, duration
+    with uncollected():
+        from raykfold.driver import cross_validate
+        from raykfold.observers import console, duration
 
     summary = cross_validate(config, observers=[console()])
     where = f" on node {platform.node()}" if in_submitted_job(os.environ) else ""

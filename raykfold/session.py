@@ -7,9 +7,10 @@ import os
 import signal
 import socket
 import threading
+import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from raykfold.environment import allocator
@@ -24,7 +25,15 @@ _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",  # gauges that nobody scrapes
 }
+# The raylet connects to its object store, which it has just started; if that is not there yet, it
+# tries again a second later. As long in all, and sooner.
+_PROMPT = {
+    "RAY_raylet_client_connect_timeout_milliseconds": "20",
+    "RAY_raylet_client_num_connect_attempts": "500",
+}
 _CONNECT_SECONDS = 5.0
+_NODE_SECONDS = 30.0  # that Ray gives a node to start, too
+_LOOK_SECONDS = 0.02
 _GET_CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # what `ray.init` asks first, too
 _TOKEN_WANTED = (
     "want RAY_AUTH_MODE=token, and the cluster's own token in RAY_AUTH_TOKEN, in the file that "
@@ -34,7 +43,11 @@ _TOKEN_WANTED = (
 
 @contextmanager
 def ray_session(
-    address: str | None, *, local_cpus: int | None = None, verbose: bool = False
+    address: str | None,
+    *,
+    local_cpus: int | None = None,
+    verbose: bool = False,
+    meanwhile: Callable[[], None] | None = None,
 ) -> Iterator[bool]:
     """Connect to the Ray cluster at `address`, or start one of our own; leave it at the end.
 
@@ -45,6 +58,8 @@ def ray_session(
         address: ``host:port``, ``ray://…`` excluded; None starts an instance of our own.
         local_cpus: CPUs that an instance of our own offers, as many as the machine has by default.
         verbose: let Ray and the workers print.
+        meanwhile: called in a thread while Ray starts or connects, which is mostly waiting; to
+            import what is needed next. What it raises is lost.
 
     Yields:
         Whether the instance is our own. A connection that this process has already is used as it
@@ -71,9 +86,10 @@ def ray_session(
         stack.callback(ray.shutdown)
         if not verbose:
             stack.enter_context(_daemons_silenced())
-        with _signals_held_back():
+        with _signals_held_back(), _at_the_same_time(meanwhile):
             if address is None:
-                _start_own(stack, local_cpus, options)
+                with _few_daemons(log_monitor=verbose):
+                    _start_own(stack, local_cpus, options)
             else:
                 _join(stack, address, options)
         yield address is None
@@ -93,6 +109,7 @@ def _start_own(stack: ExitStack, local_cpus: int | None, options: dict[str, Any]
             {
                 "RAY_GCS_SERVER_PORT": str(port),
                 "RAY_ADDRESS": f"{host}:{port}",
+                **{name: os.environ.get(name, value) for name, value in _PROMPT.items()},
                 **allocator(os.environ),
             }
         )
@@ -124,6 +141,24 @@ def _join(stack: ExitStack, address: str, options: dict[str, Any]) -> None:
 
 
 @contextmanager
+def _at_the_same_time(work: Callable[[], None] | None) -> Iterator[None]:
+    if work is None:
+        yield
+        return
+
+    def run() -> None:
+        with suppress(Exception):  # who imports it again will hear of it
+            work()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+@contextmanager
 def _daemons_silenced() -> Iterator[None]:
     """Ray has a driver print what the daemons of any node say when they die, stacks and all.
 
@@ -131,12 +166,70 @@ def _daemons_silenced() -> Iterator[None]:
     """
     from ray._private import worker
 
-    printer = worker.print_to_stdstream
-    worker.print_to_stdstream = lambda *_, **__: None
+    with replaced(worker, {"print_to_stdstream": _nothing}):
+        yield
+
+
+@contextmanager
+def _few_daemons(*, log_monitor: bool) -> Iterator[None]:
+    """What `ray.init` starts inside is what runs tasks and actors, and no more.
+
+    An instance of our own has no dashboard, never grows, and without `log_to_driver` nobody reads
+    the logs: yet Ray starts a server for each, waits for the first one, and no option of
+    `ray.init` turns them off. Without what `ray[default]` adds, it starts its agent in a smaller
+    way, as where only `ray` is installed.
+    """
+    from ray._private import node, services, utils
+
+    unused = {"start_api_server": _nothing, "start_monitor": _nothing}
+    if not log_monitor:
+        unused["start_log_monitor"] = _nothing
+    missing = {"get_dashboard_dependency_error": lambda: ImportError("not wanted")}
+    patient = services.get_node
+
+    def get_node(gcs_address: str, node_id: str) -> Any:
+        _wait_for_node(gcs_address, node_id)
+        return patient(gcs_address, node_id)
+
+    with (
+        replaced(node.Node, unused),
+        replaced(utils, missing),
+        replaced(services, {"get_node": get_node}),
+    ):
+        yield
+
+
+def _wait_for_node(gcs_address: str, node_id: str) -> None:
+    """Until the raylet has registered, for which Ray by itself looks once a second.
+
+    If it does not, Ray finds that out again, and says so.
+    """
+    from ray._private import services, state
+
+    nodes = state.GlobalState()
+    nodes._initialize_global_state(services._get_gcs_client_options(gcs_address))
+    deadline = time.monotonic() + _NODE_SECONDS
+    while time.monotonic() < deadline:
+        if any(row["NodeID"] == node_id for row in nodes.node_table()):
+            return
+        time.sleep(_LOOK_SECONDS)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+@contextmanager
+def replaced(owner: Any, attributes: Mapping[str, Any]) -> Iterator[None]:
+    """The attributes of a module or class of Ray's are these inside."""
+    before = {name: getattr(owner, name) for name in attributes}
+    for name, value in attributes.items():
+        setattr(owner, name, value)
     try:
         yield
     finally:
-        worker.print_to_stdstream = printer
+        for name, value in before.items():
+            setattr(owner, name, value)
 
 
 @contextmanager

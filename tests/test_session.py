@@ -39,6 +39,27 @@ def test_an_address_where_nobody_listens_is_said_at_once() -> None:
             raise AssertionError("connected to nobody")
 
 
+OWN = """
+import ray
+import psutil  # Ray brings it along
+from raykfold.session import ray_session
+
+ran = []
+with ray_session(None, local_cpus=1, meanwhile=lambda: ran.append("ran") or 1 / 0):
+    names = [" ".join(each.cmdline()) for each in psutil.Process().children(recursive=True)]
+    known = ("gcs_server", "raylet/raylet", "monitor.py", "log_monitor.py", "dashboard.py")
+    print(*(name for name in known if any(f"{name} " in f"{cmd} " for cmd in names)))
+    print(ray.get(ray.remote(lambda: 3).remote()), *ran)
+print(len(psutil.Process().children()))
+"""
+
+
+def test_an_instance_of_our_own_has_no_daemons_but_those_that_it_needs() -> None:
+    """And what is done meanwhile ends nothing when it fails."""
+    done = subprocess.run([sys.executable, "-c", OWN], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["gcs_server raylet/raylet", "3 ran", "0"], done.stderr
+
+
 def test_a_server_that_is_no_ray_cluster_is_said_at_once() -> None:
     """As for the port of Ray's dashboard, which speaks HTTP."""
     server = [sys.executable, "-c", SERVER]
