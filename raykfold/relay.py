@@ -7,17 +7,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import ray
 from ray.train import UserCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, worker_group
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import (
     DefaultPlacementGroupHandle,
+)
+from ray.train.v2._internal.execution.worker_group.state import (
+    WorkerGroupState,
+    WorkerGroupStateBuilder,
 )
 from ray.util.placement_group import placement_group
 
 from raykfold.events import RoundCommitted
 from raykfold.results import Round
+from raykfold.session import replaced
 
 
 class ShareCallback(UserCallback):
@@ -46,11 +52,25 @@ def slot_name(share: str) -> str:
 
 
 class _ShareWorkerGroup(WorkerGroup):
-    """One worker, in a placement group that has a name.
+    """One worker, in a placement group that has a name, and with nobody to wait for.
 
-    By that the driver can give the slot back when the controller is killed. Ray Train's own
+    By the name the driver can give the slot back when the controller is killed. Ray Train's own
     answer to that is an actor more for each run.
     """
+
+    def _start_impl(self, builder: WorkerGroupStateBuilder) -> None:
+        """As Ray Train does it, without an actor where the workers of a group meet.
+
+        It would take a second of CPU and 110 MB, for a worker that meets nobody.
+        """
+        ours = _StateBuilder()
+        try:
+            with replaced(worker_group, {"SynchronizationActor": _Meeting}):
+                super()._start_impl(ours)
+        except BaseException:
+            if not self.has_started():  # what has is shut down by the controller
+                ours.shutdown()
+            raise
 
     def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> Any:
         share = self._train_run_context.run_config.name
@@ -62,6 +82,68 @@ class _ShareWorkerGroup(WorkerGroup):
             bundle_label_selector=worker_group_context.label_selector,
         )
         return DefaultPlacementGroupHandle(group)
+
+    @staticmethod
+    def _get_worker_runtime_env(custom_runtime_env: Any) -> Any:
+        """Nothing where nothing is asked for, as on an instance of our own.
+
+        Ray Train adds its own settings, which the worker inherits there; and without an environment
+        of its own, one of Ray's idle processes can be the worker.
+        """
+        return WorkerGroup._get_worker_runtime_env(custom_runtime_env) if custom_runtime_env else {}
+
+
+class _Meeting:
+    """Stands in for Ray Train's `SynchronizationActor` where a group has one worker.
+
+    Both the actor class, as which the controller uses it, and the handle that the worker has.
+    """
+
+    @staticmethod
+    def options(**_: Any) -> type[_Meeting]:
+        return _Meeting
+
+    @staticmethod
+    def remote(**_: Any) -> _Meeting:
+        return _Meeting()
+
+    @property
+    def broadcast_from_rank_zero(self) -> _Answer:
+        return _Answer("data")
+
+    @property
+    def set_required_ranks(self) -> _Answer:
+        return _Answer()
+
+    @property
+    def reset(self) -> _Answer:
+        return _Answer()
+
+
+class _Answer:
+    """A method of `_Meeting`, which answers with the argument of this name."""
+
+    def __init__(self, name: str | None = None) -> None:
+        self._name = name
+
+    def remote(self, *_: Any, **arguments: Any) -> Any:
+        return ray.put(arguments[self._name] if self._name is not None else True)
+
+
+class _State(WorkerGroupState):
+    def shutdown(self) -> None:
+        parts = _StateBuilder()
+        parts.workers, parts.placement_group_handle = self.workers, self.placement_group_handle
+        parts.shutdown()
+
+
+class _StateBuilder(WorkerGroupStateBuilder):
+    def build(self) -> WorkerGroupState:
+        return _State(**vars(super().build()))
+
+    def shutdown(self) -> None:
+        self.sync_actor = None  # Ray Train would kill it, and it is no actor
+        super().shutdown()
 
 
 class ShareController(TrainController):

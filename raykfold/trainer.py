@@ -64,6 +64,7 @@ class ShareTrainer(DataParallelTrainer):
         own_instance: bool,
     ) -> None:
         self._share = task.share
+        self._own_instance = own_instance
         self._controller: Any = None
         self._stopped = False
         path, filesystem = for_ray(storage)
@@ -123,10 +124,10 @@ class ShareTrainer(DataParallelTrainer):
             raise ControllerError(RuntimeError("stopped before it began"))
         parts["scaling_policy"] = OneWorker(parts["scaling_policy"].scaling_config)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        # An instance of our own has the settings already, and an idle process without others.
+        settings = {} if self._own_instance else {"env_vars": get_env_vars_to_propagate()}
         controller = ray.remote(ShareController).options(
-            num_cpus=0,
-            scheduling_strategy=here,
-            runtime_env={"env_vars": get_env_vars_to_propagate()},
+            num_cpus=0, scheduling_strategy=here, runtime_env=settings
         )
         self._controller = controller.remote(**parts)
         ray.get(self._controller.run.remote())
