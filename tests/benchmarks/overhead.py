@@ -84,9 +84,13 @@ def round_cost(marks: dict[str, dict[str, list[list[float]]]], share: str) -> fl
 
 
 def run(folder: Path, folds: int) -> None:
-    from raykfold import RunConfig, cross_validate
+    from raykfold.command import uncollected
+
+    with uncollected():  # as the command does
+        from raykfold import RunConfig, cross_validate
     from raykfold.data import feature_set_from_arrays
     from raykfold.observers import Observer
+    from raykfold.remote import leave
 
     rng = np.random.default_rng(0)
     data = feature_set_from_arrays(
@@ -126,6 +130,7 @@ def run(folder: Path, folds: int) -> None:
     )
     cross_validate(config, data=data, observers=[Epochs()])
     print(json.dumps(marks))
+    leave(0)
 
 
 if __name__ == "__main__":
