@@ -26,11 +26,11 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from raykfold.files import Damaged, read_folder, write_file, write_folder
+from raykfold.files import Damaged, read_folder, write_folder
 from raykfold.paths import HISTORY, PREDICTIONS, STATE, WEIGHTS
 from raykfold.remote import Place
 from raykfold.results import FoldResult, FoldStatus
-from raykfold.training import FoldTrainer, Snapshot
+from raykfold.training import Snapshot
 
 
 @dataclass(frozen=True)
@@ -63,49 +63,53 @@ class WeightsContext:
         }
 
 
-def save_epoch_weights(path: Place, fold: Snapshot, context: WeightsContext) -> None:
-    """Write the current weights to `path`.
-
-    Raises:
-        StorageError: they cannot be written.
-    """
-    write_file(path, _current_weights(fold, context))
+def weights_bytes(fold: Snapshot, context: WeightsContext) -> bytes:
+    """Content of a safetensors file with the current weights."""
+    last = fold.history[-1]
+    metadata = context.metadata(fold.fold, last.epoch, last.val_accuracy)
+    return _safetensors(fold.weights, metadata)
 
 
-def save_active_fold(folder: Place, fold: Snapshot, context: WeightsContext) -> None:
-    """Write a fold that goes on.
+def save_active_fold(folder: Place, fold: Snapshot, weights: bytes) -> None:
+    """Write a fold that goes on; `weights` are its `weights_bytes`.
 
     Raises:
         StorageError: it cannot be written.
     """
     files = {
         STATE: _state_bytes(fold),
-        WEIGHTS: _current_weights(fold, context),
+        WEIGHTS: weights,
         HISTORY: _history_bytes(result_of(fold, "running")),
     }
     write_folder(folder, files, _facts(fold))
 
 
 def save_finished_fold(
-    folder: Place, trainer: FoldTrainer, context: WeightsContext, validation: np.ndarray
-) -> FoldResult:
-    """Write a fold that is over, with the predictions for its `validation` indices.
+    folder: Place,
+    fold: Snapshot,
+    context: WeightsContext,
+    validation: np.ndarray,
+    probabilities: np.ndarray,
+) -> None:
+    """Write a fold that is over.
+
+    Args:
+        validation: (n_val,) indices of the samples that it held out.
+        probabilities: (n_val, classes) float32, of these samples, from the best weights.
 
     Raises:
         StorageError: it cannot be written.
     """
-    fold = trainer.snapshot()
     result = result_of(fold, "complete")
     assert result.best_epoch is not None and result.best_val_accuracy is not None
     metadata = context.metadata(fold.fold, result.best_epoch, result.best_val_accuracy)
     files = {
         STATE: _state_bytes(fold),
-        WEIGHTS: _weights_bytes(fold.best_weights, metadata),
+        WEIGHTS: _safetensors(fold.best_weights, metadata),
         HISTORY: _history_bytes(result),
-        PREDICTIONS: _npz(index=validation, probabilities=trainer.held_out_probabilities()),
+        PREDICTIONS: _npz(index=validation, probabilities=probabilities),
     }
     write_folder(folder, files, _facts(fold))
-    return result
 
 
 def result_of(fold: Snapshot, status: FoldStatus) -> FoldResult:
@@ -190,13 +194,7 @@ def _history_bytes(result: FoldResult) -> bytes:
     return json.dumps(result.to_json(), indent=2).encode()
 
 
-def _current_weights(fold: Snapshot, context: WeightsContext) -> bytes:
-    last = fold.history[-1]
-    metadata = context.metadata(fold.fold, last.epoch, last.val_accuracy)
-    return _weights_bytes(fold.weights, metadata)
-
-
-def _weights_bytes(weights: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+def _safetensors(weights: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
     """Content of a safetensors file; equal weights and metadata give equal bytes."""
     # Tied weights share memory, which safetensors refuses; a copy each keeps any network savable.
     copies = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import ray
@@ -102,7 +101,6 @@ class Dealer:
         size: what a worker takes of a node.
         precision: of training steps.
         marker: token of a file that workers must find; None where that need not be asked.
-        scratch: where workers make checkpoints; the system's place if None.
         own_instance: Ray was started by this process, and ends with it.
     """
 
@@ -116,7 +114,6 @@ class Dealer:
         size: WorkerSize,
         precision: Precision,
         marker: str | None,
-        scratch: Path | None,
         own_instance: bool,
     ) -> None:
         self._config = config
@@ -126,7 +123,6 @@ class Dealer:
         self._size = size
         self._precision = precision
         self._marker = marker
-        self._scratch = scratch
         self._own_instance = own_instance
         self._board = open_board()
         # A memory-mapped array would travel as a pickle, and be a private copy in each worker.
@@ -334,7 +330,6 @@ class Dealer:
             ),
             run_dir=config.run_dir,
             marker=self._marker,
-            scratch=self._scratch,
             checkpoint_every=config.checkpoint_every,
             threads=self._size.cpus,
             use_gpu=bool(self._size.gpus),

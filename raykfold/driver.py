@@ -214,15 +214,12 @@ def _train(config: RunConfig, data: FeatureSet, ledger: Ledger, observer: Observ
     """
     for name, value in _TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
-    with (
-        scratch_dir() as scratch,  # goes after Ray and its workers, who write there
-        ray_session(
-            config.address,
-            local_cpus=config.local_cpus,
-            verbose=config.verbose,
-            meanwhile=_import_dealer,
-        ) as own_instance,
-    ):
+    with ray_session(
+        config.address,
+        local_cpus=config.local_cpus,
+        verbose=config.verbose,
+        meanwhile=_import_dealer,
+    ) as own_instance:
         from raykfold.dealer import Dealer  # imports Ray, which the session has set up
 
         _log.info("connected to Ray")
@@ -243,7 +240,6 @@ def _train(config: RunConfig, data: FeatureSet, ledger: Ledger, observer: Observ
                 size=size,
                 precision=precision,
                 marker=marker,
-                scratch=scratch if own_instance else None,
                 own_instance=own_instance,
             )
             dealer.work()

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +18,13 @@ from ray.train import CheckpointUploadMode
 from raykfold.checkpoint import (
     WeightsContext,
     load_state,
+    result_of,
     save_active_fold,
-    save_epoch_weights,
     save_finished_fold,
+    weights_bytes,
 )
 from raykfold.data import Split
-from raykfold.errors import FoldError, RaykfoldError, StorageError
+from raykfold.errors import FoldError, RaykfoldError
 from raykfold.events import (
     FoldsStepping,
     NodeIsBlind,
@@ -35,12 +33,11 @@ from raykfold.events import (
     ShareStarted,
     ShareStopping,
 )
-from raykfold.files import is_seen
+from raykfold.files import is_seen, write_file
 from raykfold.pace import Pace
 from raykfold.paths import RunDir, fold_name
-from raykfold.remote import Place
-from raykfold.results import EpochMetrics, FoldResult, Histogram, Round
-from raykfold.scratch import scratch_dir
+from raykfold.remote import Place, same_store
+from raykfold.results import EpochMetrics, Histogram, Round
 from raykfold.training import FoldTrainer, Snapshot, TrainingSettings, run_epochs
 
 
@@ -63,7 +60,6 @@ class ShareTask:
             the credentials by itself, in its environment or in its machine's role.
         marker: token of a file that the worker must find there, to know that it sees what the
             driver does; None where that need not be asked.
-        scratch: where checkpoints are made before Ray takes them; the system's place if None.
         checkpoint_every: rounds from one checkpoint to the next.
         threads: CPU threads of the worker.
         use_gpu: train on the GPU that Ray has given the worker.
@@ -82,7 +78,6 @@ class ShareTask:
     context: WeightsContext
     run_dir: RunDir
     marker: str | None
-    scratch: Path | None
     checkpoint_every: int
     threads: int
     use_gpu: bool
@@ -93,8 +88,8 @@ class ShareTask:
 def run_share(config: Mapping[str, Any]) -> None:
     """Work on the `ShareTask` that ``config["task"]`` refers to, until no fold of it is left.
 
-    One round is in flight at a time: round k + 1 is computed while a thread writes round k and Ray
-    takes it away, and waits before it is written itself until round k is committed.
+    One round is in flight at a time: round k + 1 is computed while a thread writes and reports
+    round k, and waits before it is written itself until round k is committed.
 
     Raises:
         StorageError: a state cannot be written; the driver has been told.
@@ -107,23 +102,25 @@ def run_share(config: Mapping[str, Any]) -> None:
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if task.use_gpu else ""
     ray.get(task.board.post.remote(ShareStarted(task.share, node, address, os.getpid(), gpu)))
     try:
-        with scratch_dir(task.scratch) as scratch, ThreadPoolExecutor(max_workers=1) as writer:
-            _run_rounds(task, scratch, writer)
+        with ThreadPoolExecutor(max_workers=1) as writer:
+            _run_rounds(task, writer)
     except RaykfoldError as error:
         ray.get(task.board.post.remote(ShareStopping(task.share, error)))
         raise
 
 
-def _run_rounds(task: ShareTask, scratch: Path, writer: Executor) -> None:
+def _run_rounds(task: ShareTask, writer: Executor) -> None:
     active = _trainers(task)
     task.board.post.remote(ShareReady(task.share))
     number = 0
     pace = Pace(task.together)
-    in_flight: Future[None] | None = None
+    in_flight: Future[None] = writer.submit(lambda: None)  # nothing, before the first round
     while active:
         number += 1
         round_ = _Stepped(task, number)
         for trainers in pace.groups(list(active.values())):
+            if in_flight.done():
+                in_flight.result()  # after what cannot be written, an epoch would be for nothing
             epochs = {trainer.fold: trainer.epochs_run for trainer in trainers}
             # Waited for: should a fold end this process, the driver has to know which it was.
             if ray.get(task.board.stepping.remote(task.share, epochs)):
@@ -132,31 +129,31 @@ def _run_rounds(task: ShareTask, scratch: Path, writer: Executor) -> None:
         task.board.post.remote(FoldsStepping(task.share, {}))
         if round_.epochs:
             pace.took(round_.epoch_seconds)
-        if in_flight is not None:
-            in_flight.result()
-        wanted = ray.get(task.board.committed.remote(task.share, number - 1))
-        over = {*round_.finished, *round_.failed}
-        round_.take_in([each for fold, each in active.items() if fold not in round_.failed])
-        round_.released = tuple(fold for fold in active if fold in wanted and fold not in over)
-        active = {f: t for f, t in active.items() if f not in {*over, *round_.released}}
-        in_flight = writer.submit(round_.report, tuple(active), scratch)
-    if in_flight is not None:
         in_flight.result()
+        wanted = ray.get(task.board.committed.remote(task.share, number - 1))
+        active = round_.conclude(active, wanted)
+        in_flight = writer.submit(round_.report)
+    in_flight.result()
     ray.get(task.board.committed.remote(task.share, number))
 
 
 class _Stepped:
-    """What becomes of the folds of a share in one round."""
+    """What becomes of the folds of a share in one round.
+
+    The thread that trains steps and concludes it; the one that writes reports it.
+    """
 
     def __init__(self, task: ShareTask, number: int) -> None:
         self.epochs: dict[int, EpochMetrics] = {}
-        self.finished: dict[int, FoldResult] = {}
-        self.failed: dict[int, str] = {}
-        self.released: tuple[int, ...] = ()
         self._task = task
         self._number = number
+        self._failed: dict[int, str] = {}
+        self._probabilities: dict[int, np.ndarray] = {}  # of the folds that are over
         self._histograms: dict[int, dict[str, Histogram]] = {}
         self._snapshots: dict[int, Snapshot] = {}
+        self._released: tuple[int, ...] = ()
+        self._kept: tuple[int, ...] = ()
+        self._saved: tuple[int, ...] = ()
 
     @property
     def epoch_seconds(self) -> float:
@@ -164,11 +161,11 @@ class _Stepped:
         return sum(epoch.seconds for epoch in self.epochs.values()) / len(self.epochs)
 
     def step(self, trainers: Sequence[FoldTrainer]) -> None:
-        """An epoch of each of these folds; one that is over is on storage before this returns."""
+        """An epoch of each of these folds."""
         going_on = [trainer for trainer in trainers if not trainer.done(self._task.epochs)]
         for fold, outcome in run_epochs(going_on).items():
             if isinstance(outcome, FoldError):
-                self.failed[fold] = str(outcome)
+                self._failed[fold] = str(outcome)
             else:
                 self.epochs[fold] = outcome
         for trainer in trainers:
@@ -176,67 +173,77 @@ class _Stepped:
                 self._task.board.post.remote(ShareNotice(self._task.share, _slower(trainer)))
             if trainer.fold in self.epochs and self._task.watch:
                 self._histograms[trainer.fold] = trainer.histograms()
-            if trainer.fold not in self.failed and trainer.done(self._task.epochs):
-                self.finished[trainer.fold] = self._finish(trainer)
+            if trainer.fold not in self._failed and trainer.done(self._task.epochs):
+                self._probabilities[trainer.fold] = trainer.held_out_probabilities()
 
-    def take_in(self, trainers: Sequence[FoldTrainer]) -> None:
-        """What is to be written of these folds, as they are now."""
-        self._snapshots = {trainer.fold: trainer.snapshot() for trainer in trainers}
-
-    def report(self, active: tuple[int, ...], scratch: Path) -> None:
-        """Write what is new, and report the round to Ray Train.
+    def conclude(
+        self, active: Mapping[int, FoldTrainer], wanted: tuple[int, ...]
+    ) -> dict[int, FoldTrainer]:
+        """Take down what is to be written; which of the `active` folds go on here.
 
         Args:
-            active: folds that go on here.
-            scratch: where the checkpoint is made.
+            wanted: folds that the driver wants back.
+        """
+        over = self._failed.keys() | self._probabilities.keys()
+        self._released = tuple(fold for fold in active if fold in wanted and fold not in over)
+        self._kept = tuple(fold for fold in self._released if active[fold].epochs_run)
+        going_on = {f: t for f, t in active.items() if f not in {*over, *self._released}}
+        if self._number % self._task.checkpoint_every == 0:
+            self._saved = tuple(going_on)
+        written = {*self.epochs, *self._probabilities, *self._kept, *self._saved}
+        self._snapshots = {fold: active[fold].snapshot() for fold in sorted(written)}
+        return going_on
+
+    def report(self) -> None:
+        """Write what is new, and tell Ray Train of the round.
 
         Raises:
             StorageError: something cannot be written.
         """
-        task = self._task
-        for fold, metrics in self.epochs.items():
-            weights = task.run_dir.epoch_weights(fold, metrics.epoch)
-            save_epoch_weights(weights, self._snapshots[fold], task.context)
-        kept = tuple(fold for fold in self.released if self._snapshots[fold].epochs_run)
-        for fold in kept:
-            save_active_fold(task.run_dir.handed_over(fold), self._snapshots[fold], task.context)
-        due = active and self._number % task.checkpoint_every == 0
-        checkpoint = self._checkpoint(active, scratch) if due else None
+        for snapshot in self._snapshots.values():
+            self._write(snapshot)
         message = Round(
             number=self._number,
             epochs=self.epochs,
-            finished=self.finished,
-            failed=self.failed,
-            released=self.released,
-            kept=kept,
-            saved=active if checkpoint else (),
+            finished={f: result_of(self._snapshots[f], "complete") for f in self._probabilities},
+            failed=self._failed,
+            released=self._released,
+            kept=self._kept,
+            saved=self._saved,
             histograms=self._histograms,
         )
         ray.train.report(
-            message.to_metrics(), checkpoint, checkpoint_upload_mode=CheckpointUploadMode.ASYNC
+            message.to_metrics(),
+            self._checkpoint if self._saved else None,
+            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
         )
 
-    def _finish(self, trainer: FoldTrainer) -> FoldResult:
-        task, fold = self._task, trainer.fold
-        return save_finished_fold(
-            task.run_dir.finished(fold), trainer, task.context, task.splits[fold].validation
-        )
+    def _write(self, fold: Snapshot) -> None:
+        """An epoch's weights come first: with a later state on storage, nobody makes them again."""
+        task, number = self._task, fold.fold
+        weights = weights_bytes(fold, task.context)
+        if number in self.epochs:
+            write_file(task.run_dir.epoch_weights(number, self.epochs[number].epoch), weights)
+        if number in self._kept:
+            save_active_fold(task.run_dir.handed_over(number), fold, weights)
+        if number in self._saved:
+            checkpoint = same_store(task.run_dir.root, self._checkpoint.path)
+            save_active_fold(checkpoint / fold_name(number), fold, weights)
+        if number in self._probabilities:
+            save_finished_fold(
+                task.run_dir.finished(number),
+                fold,
+                task.context,
+                task.splits[number].validation,
+                self._probabilities[number],
+            )
 
-    def _checkpoint(self, folds: tuple[int, ...], scratch: Path) -> ray.train.Checkpoint:
-        # Not a TemporaryDirectory: the upload, which goes on after the report, deletes the folder.
-        try:
-            folder = Path(tempfile.mkdtemp(prefix="round-", dir=scratch))
-        except OSError as error:
-            raise StorageError(f"no room for a checkpoint in {scratch} ({error})") from error
-        try:
-            for fold in folds:
-                save_active_fold(
-                    folder / fold_name(fold), self._snapshots[fold], self._task.context
-                )
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        return ray.train.Checkpoint.from_directory(str(folder))
+    @property
+    def _checkpoint(self) -> ray.train.Checkpoint:
+        """Where Ray Train keeps the share's: what is written there need not be copied."""
+        storage = ray.train.get_context().get_storage()
+        path = f"{storage.experiment_fs_path}/checkpoint_{self._number:06}"
+        return ray.train.Checkpoint(path, storage.storage_filesystem)
 
 
 def _slower(trainer: FoldTrainer) -> str:

@@ -17,9 +17,10 @@ from raykfold.checkpoint import (
     load_finished_fold,
     load_result,
     load_state,
+    result_of,
     save_active_fold,
-    save_epoch_weights,
     save_finished_fold,
+    weights_bytes,
 )
 from raykfold.data import FeatureSet
 from raykfold.files import Damaged
@@ -58,7 +59,8 @@ def test_a_fold_goes_on_from_its_files_to_equal_bits(
 ) -> None:
     whole, again = new_trainer(small_data), new_trainer(small_data)
     whole.run_epoch()
-    save_active_fold(tmp_path / "fold_3", whole.snapshot(), CONTEXT)
+    snapshot = whole.snapshot()
+    save_active_fold(tmp_path / "fold_3", snapshot, weights_bytes(snapshot, CONTEXT))
     again.load_state_dict(load_state(tmp_path / "fold_3"))
     assert whole.run_epoch().loss == again.run_epoch().loss
     for name, value in whole.model.state_dict().items():
@@ -68,7 +70,7 @@ def test_a_fold_goes_on_from_its_files_to_equal_bits(
 
 
 def test_weights_say_all_that_it_takes_to_use_them(trained: FoldTrainer, tmp_path: Path) -> None:
-    save_epoch_weights(tmp_path / "epoch_2.safetensors", trained.snapshot(), CONTEXT)
+    (tmp_path / "epoch_2.safetensors").write_bytes(weights_bytes(trained.snapshot(), CONTEXT))
     with safe_open(tmp_path / "epoch_2.safetensors", framework="pt") as file:
         metadata = file.metadata()
     assert metadata["fold"] == "3"
@@ -86,13 +88,15 @@ def test_a_finished_fold_leaves_everything(
     small_data: FeatureSet, trained: FoldTrainer, tmp_path: Path
 ) -> None:
     validation = small_data.split(3).validation
-    result = save_finished_fold(tmp_path / "fold_3", trained, CONTEXT, validation)
+    snapshot, probabilities = trained.snapshot(), trained.held_out_probabilities()
+    save_finished_fold(tmp_path / "fold_3", snapshot, CONTEXT, validation, probabilities)
     left = load_finished_fold(tmp_path / "fold_3")
+    result = result_of(snapshot, "complete")
     assert left.result == result
     assert result.status == "complete"
     assert (result.n_train, result.n_val) == (192, 48)
     np.testing.assert_array_equal(left.index, validation)
-    np.testing.assert_array_equal(left.probabilities, trained.held_out_probabilities())
+    np.testing.assert_array_equal(left.probabilities, probabilities)
     best = safetensors.torch.load(left.weights)
     for name, value in trained.best_weights.items():
         assert torch.equal(best[name], value)
@@ -140,7 +144,7 @@ def test_networks_with_tied_weights_can_be_saved(
         TrainingSettings("tied_model:Tied", 32, 0.003, 5, 0),
     )
     fold.run_epoch()
-    save_epoch_weights(tmp_path / "w.safetensors", fold.snapshot(), CONTEXT)
+    (tmp_path / "w.safetensors").write_bytes(weights_bytes(fold.snapshot(), CONTEXT))
     fold.model.load_state_dict(safetensors.torch.load_file(tmp_path / "w.safetensors"))
 
 
@@ -151,6 +155,6 @@ def test_equal_weights_are_equal_bytes_in_every_process(
     contents = set()
     for number in range(8):
         path = tmp_path / f"{number}.safetensors"
-        save_epoch_weights(path, trained.snapshot(), CONTEXT)
+        path.write_bytes(weights_bytes(trained.snapshot(), CONTEXT))
         contents.add(path.read_bytes())
     assert len(contents) == 1

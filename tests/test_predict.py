@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from raykfold.checkpoint import WeightsContext, save_epoch_weights
+from raykfold.checkpoint import WeightsContext, weights_bytes
 from raykfold.data import FeatureSet, feature_set_from_arrays
 from raykfold.features import FeatureParameters, log_mel
 from raykfold.predict import main
@@ -53,8 +53,8 @@ def model_dir(data: FeatureSet, tmp_path_factory: pytest.TempPathFactory) -> Pat
         while not trainer.history or trainer.history[-1].val_accuracy < 1.0:
             trainer.run_epoch()
             assert trainer.epochs_run < 30
-        save_epoch_weights(
-            folder / f"model_fold_{fold}_best.safetensors", trainer.snapshot(), context
+        (folder / f"model_fold_{fold}_best.safetensors").write_bytes(
+            weights_bytes(trainer.snapshot(), context)
         )
     return folder
 

@@ -20,7 +20,7 @@ from outcomes import command as local_command
 from processes import wait_until_gone, worker_pid
 from s3_server import CREDENTIALS, S3Server
 
-from raykfold.checkpoint import WeightsContext, save_epoch_weights
+from raykfold.checkpoint import WeightsContext, weights_bytes
 from raykfold.config import RunConfig
 from raykfold.data import FeatureSet
 from raykfold.errors import BadInput
@@ -230,7 +230,7 @@ def test_weights_are_read_from_a_bucket(
     trainer = FoldTrainer(1, features, labels, small_data.split(1), 4, settings)
     trainer.run_epoch()
     context = WeightsContext("raykfold.models:AudioCNN", CLASSES, (16, 32), {})
-    save_epoch_weights(out / "model_fold_1_best.safetensors", trainer.snapshot(), context)
+    (out / "model_fold_1_best.safetensors").write_bytes(weights_bytes(trainer.snapshot(), context))
     fold = load_fold(str(out), 1)
     assert fold.classes == CLASSES
     assert fold.probabilities(small_data.features[:3]).shape == (3, 4)

@@ -14,7 +14,7 @@ from conftest import CLASSES
 from hub_server import HubServer
 
 import raykfold
-from raykfold.checkpoint import WeightsContext, save_epoch_weights
+from raykfold.checkpoint import WeightsContext, weights_bytes
 from raykfold.data import FeatureSet
 from raykfold.errors import BadData, BadInput
 from raykfold.features import FeatureParameters
@@ -45,7 +45,7 @@ def model_dir(trainer: FoldTrainer, tmp_path: Path) -> Path:
     context = WeightsContext(
         "raykfold.models:AudioCNN", CLASSES, (16, 32), {**FEATURES.as_dict(), "source": "a, b"}
     )
-    save_epoch_weights(tmp_path / BEST, trainer.snapshot(), context)
+    (tmp_path / BEST).write_bytes(weights_bytes(trainer.snapshot(), context))
     return tmp_path
 
 
