@@ -293,6 +293,21 @@ def test_folds_that_fail_leave_the_others_alone_and_a_stopped_run_resumes(
         assert set(held["fold"].tolist()) == {1, 3, 5}
 
 
+def test_a_state_that_cannot_be_written_ends_the_run_after_the_weights_before_it(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    """A file is where folds that are over go; with one epoch, that is the first round."""
+    root = tmp_path / "ray" / "sounds"
+    root.mkdir(parents=True)
+    (root / "folds").touch()
+    done = run(data_dir, tmp_path, "--local_cpus", "1", "--folds", "1", "--epochs", "1")
+    assert done.returncode == 1
+    assert f"{root / 'folds' / 'fold_1'}: cannot be written" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert (root / "weights" / "fold_1" / "epoch_0.safetensors").exists()
+    assert not (tmp_path / "summary.json").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
