@@ -23,7 +23,7 @@ import torch
 from sequential import PlainCNN, run_epoch
 from torch.utils.data import DataLoader, Subset
 
-from raykfold.checkpoint import WeightsContext, save_active_fold
+from raykfold.checkpoint import WeightsContext, save_active_fold, weights_bytes
 from raykfold.data import SoundDataset, Split
 from raykfold.steps import Step
 from raykfold.training import FoldTrainer, Precision, TrainingSettings, run_epochs
@@ -98,7 +98,9 @@ def timed(folds: list[FoldTrainer], stepped: Stepped, epochs: int) -> float:
                 return (time.perf_counter() - started) / epochs / len(folds)
             stepped(folds)
             for fold in folds:
-                save_active_fold(Path(folder) / str(fold.fold), fold.snapshot(), context)
+                snapshot = fold.snapshot()
+                weights = weights_bytes(snapshot, context)
+                save_active_fold(Path(folder) / str(fold.fold), snapshot, weights)
     raise AssertionError("a count has no end")
 
 
