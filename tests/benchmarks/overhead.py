@@ -1,9 +1,9 @@
 """Wall time of a run outside of its epochs, phase by phase, for 1 to 5 folds on two slots.
 
-    python tests/benchmarks/overhead.py [--repeats 3] [--folds 1,2,5]
+    python tests/benchmarks/overhead.py [--repeats 3] [--folds 1,2,5] [--clips 250 --shape 64x32]
 
-A run of the command on a small data set, in a process of its own each time. What the driver logs
-marks the phases; a round's cost is what its wall time has beyond the seconds of its epochs.
+A run of the command on noise, in a process of its own each time. What the driver logs marks the
+phases; a round's cost is what its wall time has beyond the seconds of its epochs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,9 @@ PHASES = (
     "worker up",
     "first step",
     "to first step",
+    "epochs",
     "round",
+    "round, %",
     "end",
 )
 
@@ -37,24 +40,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folds", default="1,2,3,4,5", help="how many folds to hold out")
+    parser.add_argument("--clips", type=int, default=250, help="a fifth of them in each fold")
+    parser.add_argument("--shape", default="64x32")
     parser.add_argument("--child", nargs=2, metavar=("DIR", "FOLDS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        run(Path(arguments.child[0]), int(arguments.child[1]))
+        folder, folds = arguments.child
+        run(Path(folder), int(folds), arguments.clips, arguments.shape)
         return
     print(f"seconds, median of {arguments.repeats}; {EPOCHS} epochs, two slots")
     print("folds  " + "  ".join(f"{phase:>13}" for phase in PHASES))
     for folds in map(int, arguments.folds.split(",")):
-        rows = [measure(folds) for _ in range(arguments.repeats)]
+        data = ["--clips", str(arguments.clips), "--shape", arguments.shape]
+        rows = [measure(folds, data) for _ in range(arguments.repeats)]
         medians = [statistics.median(row[phase] for row in rows) for phase in PHASES]
         print(f"{folds:5}  " + "  ".join(f"{value:13.2f}" for value in medians), flush=True)
 
 
-def measure(folds: int) -> dict[str, float]:
+def measure(folds: int, data: list[str]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         began = time.time()
         done = subprocess.run(
-            [sys.executable, __file__, "--child", folder, str(folds)],
+            [sys.executable, __file__, *data, "--child", folder, str(folds)],
             capture_output=True,
             text=True,
             check=False,
@@ -71,19 +78,24 @@ def measure(folds: int) -> dict[str, float]:
         "worker up": max(marks["up"].values()) - max(marks["dealt"].values()),
         "first step": first_step - max(marks["up"].values()),
         "to first step": first_step - began,
-        "round": max(round_cost(marks, share) for share in marks["ready"]),
+        **rounds(marks),
         "end": ended - max(at for rows in marks["epochs"].values() for at, _, _ in rows),
     }
 
 
-def round_cost(marks: dict[str, dict[str, list[list[float]]]], share: str) -> float:
-    """Seconds of a round beyond those of its epochs, in a share."""
-    rows = marks["epochs"][share]
-    wall = max(at for at, _, _ in rows) - float(marks["ready"][share])  # type: ignore[arg-type]
-    return (wall - sum(seconds for _, _, seconds in rows)) / EPOCHS
+def rounds(marks: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Seconds of a round's epochs, and beyond them, in the share where it costs most."""
+    costs = []
+    for share, ready in marks["ready"].items():
+        rows = marks["epochs"][share]
+        epochs = sum(seconds for _, _, seconds in rows)
+        wall = max(at for at, _, _ in rows) - ready
+        costs.append(((wall - epochs) / EPOCHS, epochs / EPOCHS))
+    cost, epochs = max(costs)
+    return {"epochs": epochs, "round": cost, "round, %": 100 * cost / epochs}
 
 
-def run(folder: Path, folds: int) -> None:
+def run(folder: Path, folds: int, clips: int, shape: str) -> None:
     from raykfold.command import uncollected
 
     with uncollected():  # as the command does
@@ -94,9 +106,9 @@ def run(folder: Path, folds: int) -> None:
 
     rng = np.random.default_rng(0)
     data = feature_set_from_arrays(
-        rng.normal(size=(250, 64, 32)).astype(np.float32),
-        rng.integers(0, 10, 250),
-        np.arange(250) % 5 + 1,
+        rng.normal(size=(clips, *map(int, shape.split("x")))).astype(np.float32),
+        rng.integers(0, 10, clips),
+        np.arange(clips) % 5 + 1,
     )
     marks: dict[str, object] = {"imported": time.time()}
     named = tuple(range(1, folds + 1))

@@ -36,7 +36,6 @@ from processes import descends, processes
 ROLES = {
     "board": "ray::EventBoard",
     "controllers": "ray::ShareController",
-    "synchronisation": "ray::SynchronizationActor",
     "workers": "ray::RayTrainWorker",
     "gcs and raylet": "/ray/core/src/ray/",
 }
@@ -65,9 +64,9 @@ def main() -> None:
 
 def table(sizes: list[tuple[int, int]], seconds: float) -> None:
     print("| slots | folds | to first step of all, s | beyond the epochs, ms a round | CPU, ms an "
-          "epoch of a fold: driver | board | controllers | sync. | workers | gcs, raylet | "
+          "epoch of a fold: driver | board | controllers | workers | gcs, raylet | "
           "MB a share on the driver's node |")  # fmt: skip
-    print("| --- " * 11 + "|")
+    print("| --- " * 10 + "|")
     rows = []
     for slots, folds in sizes:
         row = measure(slots, folds, seconds)
@@ -122,7 +121,7 @@ class Window(logging.Handler):
         before = cpu_by_role()
         time.sleep(self._seconds)
         self.cpu = {role: taken - before[role] for role, taken in cpu_by_role().items()}
-        self.megabytes = unshared("controllers", "synchronisation") / self._shares
+        self.megabytes = unshared("controllers") / self._shares
         import _thread
 
         _thread.interrupt_main()
