@@ -20,25 +20,23 @@ _BITS = 16
 
 
 def encoded(
-    x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, pool: tuple[int, int], dropout: float
+    x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, pool: nn.MaxPool2d, dropout: nn.Dropout
 ) -> Tensor:
-    """``dropout(max_pool2d(relu(norm(conv(x))), pool))``, within rounding, as `norm` is in training
-    or in evaluation.
+    """``dropout(pool(relu(norm(conv(x)))))``, within rounding, trained or evaluated as `norm` is.
 
     The norm is that of Ioffe & Szegedy 2015 (https://arxiv.org/abs/1502.03167), as `nn.BatchNorm2d`
     has it. In training the convolution's bias gets no gradient, because the true one is zero: the
-    norm takes away whatever a bias adds.
+    norm takes away whatever a bias adds. Modules that are not what this knows (another stride, a
+    norm without statistics, a hook, a class derived from one of these) are called one by one.
 
     Args:
         x: (B, in_channels, height, width).
-        conv: with padding only: stride, dilation and groups are 1.
-        norm: affine, with running statistics and a momentum.
-        pool: height and width of a window; windows do not overlap.
-        dropout: probability with which an element is dropped in training.
 
     Returns:
-        (B, out_channels, height // pool[0], width // pool[1]), channels last in memory.
+        (B, out_channels, height, width) of what pooling leaves, channels last in memory.
     """
+    if not _is_known(conv, norm, pool, dropout) or x.shape[0] * x.shape[2] * x.shape[3] == 1:
+        return cast(Tensor, dropout(pool(torch.relu(norm(conv(x))))))
     assert norm.running_mean is not None and norm.running_var is not None
     if not norm.training:
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
@@ -47,15 +45,42 @@ def encoded(
             shift = shift + conv.bias * scale
         weight = conv.weight * scale.view(-1, 1, 1, 1)
         y = functional.conv2d(x, _channels_last(weight), shift, padding=conv.padding)
-        return torch.relu(functional.max_pool2d(y, pool))  # ReLU after pooling: both only grow
+        return cast(Tensor, dropout(torch.relu(pool(y))))  # ReLU after pooling: both only grow
     assert norm.num_batches_tracked is not None and norm.momentum is not None
     y = functional.conv2d(x, _channels_last(conv.weight), None, padding=conv.padding)
-    out = cast(Tensor, _NormReluPool.apply(y, norm.weight, norm.bias, norm, pool, dropout))
+    dropped = dropout.p if dropout.training else 0.0
+    out = cast(
+        Tensor, _NormReluPool.apply(y, norm.weight, norm.bias, norm, pool.kernel_size, dropped)
+    )
     with torch.no_grad():
         norm.num_batches_tracked.add_(1)
         if conv.bias is not None:
             norm.running_mean.add_(conv.bias, alpha=norm.momentum)
     return out
+
+
+def _is_known(
+    conv: nn.Conv2d, norm: nn.BatchNorm2d, pool: nn.MaxPool2d, dropout: nn.Dropout
+) -> bool:
+    modules = (conv, norm, pool, dropout)
+    plain = tuple(map(type, modules)) == (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.Dropout)
+    return (
+        plain
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+        and not any(module._backward_hooks or module._backward_pre_hooks for module in modules)
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.groups == 1
+        and conv.padding_mode == "zeros"
+        and norm.affine
+        and norm.track_running_stats
+        and norm.momentum is not None
+        and pool.stride == pool.kernel_size
+        and pool.padding == 0
+        and pool.dilation == 1
+        and not pool.ceil_mode
+        and not pool.return_indices
+        and dropout.p < 1
+    )
 
 
 class _NormReluPool(torch.autograd.Function):
@@ -73,7 +98,7 @@ class _NormReluPool(torch.autograd.Function):
         gamma: Tensor,
         beta: Tensor,
         norm: nn.BatchNorm2d,
-        pool: tuple[int, int],
+        window: int | tuple[int, int],
         dropout: float,
     ) -> Tensor:
         assert norm.momentum is not None
@@ -81,22 +106,22 @@ class _NormReluPool(torch.autograd.Function):
         z, _, inverse_std = torch.native_batch_norm(
             y, sign, None, norm.running_mean, norm.running_var, True, norm.momentum, norm.eps
         )
-        m, where = functional.max_pool2d_with_indices(z, pool)
+        m, where = torch.ops.aten.max_pool2d_with_indices(z, window)
         scale = 1 / (1 - dropout)
         out = torch.addcmul(_maps(beta * scale), m, _maps(gamma.abs() * scale)).clamp_min_(0)
         if dropout:
             out.mul_(_kept(out, dropout))
-        out = out.to(y.dtype)
-        ctx.save_for_backward(z, m, where, out, gamma, sign, inverse_std)
+        # What is above zero is what has passed the ReLU and was not dropped. Not the output itself
+        # is kept: whoever gets it may change it.
+        ctx.save_for_backward(z, m, where, out > 0, gamma, sign, inverse_std)
         ctx.scale = scale
-        return out
+        return out.to(y.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        z, m, where, out, gamma, sign, inverse_std = ctx.saved_tensors
-        # What is above zero is what has passed the ReLU and was not dropped.
-        d = (grad * (out > 0)).to(gamma.dtype).mul_(ctx.scale)
+        z, m, where, passed, gamma, sign, inverse_std = ctx.saved_tensors
+        d = (grad * passed).to(gamma.dtype).mul_(ctx.scale)
         d_beta = d.sum(dim=(0, 2, 3))
         d_abs_gamma = (d * m).sum(dim=(0, 2, 3))
         # The gradient at z is |gamma| d at the maxima and 0 elsewhere; the norm takes out of it

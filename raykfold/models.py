@@ -17,8 +17,7 @@ DEFAULT_MODEL = "raykfold.models:AudioCNN"
 class EncoderBlock(nn.Module):
     """Convolution 3 by 3, batch normalisation, ReLU, max pooling and dropout, in this order.
 
-    What its modules give, computed as one step (`raykfold.fusion`): they hold the weights, and
-    hooks on them are not called.
+    What its modules give one by one, computed as one step (`raykfold.fusion`).
 
     Args:
         in_channels: channels of the input.
@@ -33,8 +32,8 @@ class EncoderBlock(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
         self.bn = nn.BatchNorm2d(out_channels)
-        self.pool = pool
-        self.dropout = dropout
+        self.pool = nn.MaxPool2d(pool)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return encoded(x, self.conv, self.bn, self.pool, self.dropout)
