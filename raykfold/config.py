@@ -153,7 +153,7 @@ class RunConfig:
     """The network, `module:Class`, called with (n_mels, num_classes, target_len)."""
 
     precision: str = _option("auto", _text, _one_of("auto", "fp32", "bf16"))
-    """Of training steps: fp32 or bf16 (auto: bf16 on GPUs that have it, fp32 on CPUs)."""
+    """Of training steps: fp32 or bf16 (auto: bf16 for AudioCNN on GPUs that have it, else fp32)."""
 
     folds: tuple[int, ...] | None = _option(None, _fold_list)
     """Folds to hold out, as in 1,3 (all by default); training splits stay whole."""

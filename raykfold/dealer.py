@@ -335,6 +335,7 @@ class Dealer:
             use_gpu=bool(self._size.gpus),
             watch=config.wandb_watch and config.wandb_project is not None,
             together=self._together(folds),
+            record=not self._ledger.has_died(folds),  # recordings take memory
         )
 
     def _together(self, folds: tuple[int, ...]) -> int | None:
@@ -435,8 +436,8 @@ class Dealer:
         stepped = share.stepping if died else {}
         for fold in sorted(share.active):
             death = None
-            if fold in stepped:  # which of several it was shows once they are stepped one by one
-                death = Death(reason, stepped[fold] if len(stepped) == 1 else None)
+            if fold in stepped:
+                death = Death(reason, stepped[fold], together=len(stepped) > 1)
             elif failed and not stepped.keys() & share.active:
                 death = Death(reason)
             self._ledger.take_back(fold, death)

@@ -15,10 +15,12 @@ class Death:
     Attributes:
         reason: what Ray says of it.
         epoch: the epoch, from 0, that the fold was being stepped in; None if none was.
+        together: other folds were being stepped, too: it is not known whose fault it was.
     """
 
     reason: str
     epoch: int | None = None
+    together: bool = False
 
 
 def verdict(deaths: Sequence[Death], allowed: int) -> str | None:
@@ -26,12 +28,14 @@ def verdict(deaths: Sequence[Death], allowed: int) -> str | None:
 
     A segmentation fault or a sample that takes all memory strikes again at the same place: a
     worker that dies twice while it steps one epoch of one fold would die for ever. Deaths at
-    other places are bad luck until there are `allowed` of them.
+    other places are bad luck until there are `allowed` of them. One that several folds share does
+    not count: after it they are stepped one by one.
 
     Args:
         deaths: of the fold's workers, since it last completed a round.
         allowed: deaths after which a fold fails in any case.
     """
+    deaths = [death for death in deaths if not death.together]
     if not deaths:
         return None
     last = deaths[-1]

@@ -18,7 +18,7 @@ from raykfold.errors import BadInput, StorageError
 from raykfold.files import write_file
 from raykfold.hub import fetch_missing, mirror
 from raykfold.ledger import Ledger
-from raykfold.models import check_model
+from raykfold.models import DEFAULT_MODEL, check_model
 from raykfold.observers import Audience, Observer
 from raykfold.outbox import Outbox
 from raykfold.remote import RemotePath, fetched
@@ -307,9 +307,9 @@ def _precision(config: RunConfig, size: WorkerSize) -> Precision:
 
     chosen = config.precision
     if chosen == "auto":
-        chosen = recorded(config, "precision") or (
-            "bf16" if size.gpus and gpus_have_bf16() else "fp32"
-        )
+        # An own network may have parts that bf16 is not made for.
+        fit = config.model == DEFAULT_MODEL and size.gpus and gpus_have_bf16()
+        chosen = recorded(config, "precision") or ("bf16" if fit else "fp32")
     return "bf16" if chosen == "bf16" else "fp32"
 
 

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,8 @@ from raykfold.paths import MANIFEST
 from raykfold.remote import Place, RemotePath
 
 REPLACED = ".replaced"
+# The umask can only be read by setting it: two threads that do so at a time would leave it changed.
+_umask_lock = threading.Lock()
 
 
 class Damaged(Exception):
@@ -255,8 +258,9 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    with _umask_lock:
+        mask = os.umask(0o077)
+        os.umask(mask)
     return mask
 
 

@@ -42,6 +42,10 @@ class EncoderBlock(nn.Module):
 class AudioCNN(nn.Module):
     """Three encoder blocks over a log-mel spectrogram, and a small classifier.
 
+    `recordable` says that a step of it does the same whenever it is done, but for tensors and the
+    GPU's random numbers: so it can be replayed as a CUDA graph. A class derived from this one has
+    to say so for itself.
+
     Input (B, n_mels, time) float32; output (B, num_classes) logits. The time axis is averaged
     away, so `target_len` does not change the parameters; frequency is kept, and does.
 
@@ -53,6 +57,8 @@ class AudioCNN(nn.Module):
     Raises:
         ValueError: the input is smaller than pooling allows.
     """
+
+    recordable = True
 
     def __init__(self, n_mels: int, num_classes: int, target_len: int) -> None:
         super().__init__()

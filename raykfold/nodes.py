@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,8 @@ from raykfold.shares import WorkerSize, slots
 _CONNECT_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
 _ANSWER_SECONDS = 60.0
-# NVIDIA's before Ampere, as `ray.util.accelerators` names them.
-_WITHOUT_BF16 = ("V100", "P100", "T4", "P4", "K80")
+# NVIDIA's for data centres, from Ampere on, as Ray names them.
+_WITH_BF16 = r"A100.*|A10G?|A30|A40|L4|L40S?|H100|H200|GH200|H20|B200|B300|GB200|GB300"
 
 _log = logging.getLogger(__name__)
 
@@ -82,12 +83,18 @@ def most_gpus() -> float:
 
 
 def gpus_have_bf16() -> bool:
-    """Whether no node has GPUs of a generation that only imitates bfloat16, slowly.
+    """Whether all GPUs that are there are known to compute in bfloat16; older ones imitate it.
 
     Ray names the generation in a resource of the node.
     """
-    older = {f"accelerator_type:{name}" for name in _WITHOUT_BF16}
-    return not older & set(ray.cluster_resources())
+    return have_bf16(ray.cluster_resources())
+
+
+def have_bf16(resources: Iterable[str]) -> bool:
+    """As `gpus_have_bf16`, of the names of a cluster's resources."""
+    kind = "accelerator_type:"
+    kinds = [name.removeprefix(kind) for name in resources if name.startswith(kind)]
+    return bool(kinds) and all(re.fullmatch(_WITH_BF16, each) for each in kinds)
 
 
 class Watch:

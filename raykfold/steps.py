@@ -6,9 +6,12 @@ to start them than the GPU to run them. A CUDA graph starts all of them at once.
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,12 +28,13 @@ _RUNS_BEFORE_RECORDING = 3
 class RecordedStep:
     """A step that is recorded, for each size of batch, once it has run a few times.
 
-    A recording is taken over only if it does what the step itself does, to the bit: it is tried
-    against it once. Where it does not, or cannot be made, the step goes on to run as it comes.
+    A recording is tried against the step itself, on one batch, and taken over only if all is equal
+    to the bit. Where it is not, or none can be made, the step goes on to run as it comes.
 
     Args:
-        step: what to do. It may change what `state` gives and the random generators, and nothing
-            else that matters to later steps.
+        step: what to do. It may change what `state` gives, in place, and on a GPU the GPU's random
+            generator, and nothing else that matters to later steps: a recording knows tensors by
+            their addresses, and holds what Python has decided once for all.
         recorder: makes recordings; None where there are none to be had.
         state: the tensors that the step changes, in an order that stays.
     """
@@ -60,12 +64,17 @@ class RecordedStep:
 
     def _record(self, recorder: Recorder, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Run the step as it comes; do it over with a recording, and compare."""
-        before = _snapshot(self._state(), rows.device)
+        before, drawn = _snapshot(self._state(), rows.device), _drawn_on_host()
         loss, right = (value.clone() for value in self._step(rows))
         after = _snapshot(self._state(), rows.device)
         try:
+            if rows.device.type == "cuda" and _drawn_on_host() != drawn:
+                raise RuntimeError("the step draws random numbers that are not the GPU's")
             _restore(self._state(), before)
+            addresses = [tensor.data_ptr() for tensor in self._state()]
             recording = recorder(self._step, rows)
+            if [tensor.data_ptr() for tensor in self._state()] != addresses:
+                raise RuntimeError("the step does not change its tensors in place")
             _restore(self._state(), before)
             again = recording(rows)
             got = _snapshot(self._state(), rows.device)
@@ -73,7 +82,7 @@ class RecordedStep:
                 raise RuntimeError("a recording of the step gives other results")
         except Exception as error:  # a network can do anything that cannot be recorded
             self._recorder = None
-            self.refused = str(error).partition("\n")[0]
+            self.refused = _cause(error)
             self._recordings.clear()
             _restore(self._state(), after)
             return loss, right
@@ -81,8 +90,21 @@ class RecordedStep:
         return again
 
 
+def no_recordings(why: str) -> Recorder:
+    """For steps that are not to be recorded where they could be."""
+
+    def record(step: Step, rows: Tensor) -> Step:
+        raise NotImplementedError(why)
+
+    return record
+
+
 def cuda_graphs(stream: torch.cuda.Stream) -> Recorder:
-    """Recordings as CUDA graphs, made on `stream`; they share one pool of memory."""
+    """Recordings as CUDA graphs, made on `stream`.
+
+    They share a pool of memory: what one leaves there (gradients, say) holds until another of them
+    is replayed.
+    """
     pool = torch.cuda.graph_pool_handle()
 
     def record(step: Step, rows: Tensor) -> Step:
@@ -99,6 +121,24 @@ def cuda_graphs(stream: torch.cuda.Stream) -> Recorder:
         return replay
 
     return record
+
+
+def _cause(error: BaseException) -> str:
+    """The first error: when a recording has failed, CUDA only says that something did before."""
+    while error.__context__ is not None:
+        error = error.__context__
+    text = str(error).partition("\n")[0]
+    return (
+        text
+        if type(error) in (RuntimeError, NotImplementedError)
+        else f"{type(error).__name__}: {text}"
+    )
+
+
+def _drawn_on_host() -> tuple[object, ...]:
+    numbers: Any = np.random.get_state(legacy=False)
+    words, position = numbers["state"]["key"].tolist(), numbers["state"]["pos"]
+    return random.getstate(), words, position, torch.get_rng_state().tolist()
 
 
 def _snapshot(tensors: Iterable[Tensor], device: torch.device) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import time
@@ -19,7 +20,7 @@ from raykfold.data import Split
 from raykfold.errors import FoldError, NonFiniteLoss
 from raykfold.models import build_model
 from raykfold.results import EpochMetrics, Histogram
-from raykfold.steps import RecordedStep, Recorder, Step, cuda_graphs
+from raykfold.steps import RecordedStep, Recorder, Step, cuda_graphs, no_recordings
 from raykfold.streams import RandomStreams
 
 # A constant, because another batch size can round a convolution another way: the accuracy of a
@@ -132,7 +133,8 @@ class FoldTrainer:
         split: the fold's training and validation indices.
         num_classes: outputs of the network.
         settings: what to train with.
-        recorder: how steps are recorded; on a GPU as CUDA graphs, by default, and not on a CPU.
+        recorder: how steps are recorded; by default as CUDA graphs, on a GPU and if the network's
+            class says that it is `recordable`.
 
     Raises:
         BadInput: the network cannot be built.
@@ -157,8 +159,6 @@ class FoldTrainer:
         self._class_indices = class_indices
         self._device = features.device
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
-        if recorder is None and self._stream is not None:
-            recorder = cuda_graphs(self._stream)
         self._train = torch.as_tensor(split.train, device=self._device)
         self._validation = torch.as_tensor(split.validation, device=self._device)
         self._streams = RandomStreams(settings.seed, fold, self._device)
@@ -176,8 +176,8 @@ class FoldTrainer:
         )
         self._lowest_val_loss = math.inf
         self._epochs_without_improvement = 0
-        self._training = RecordedStep(self._train_step, recorder, self._tensors)
-        self._evaluation = RecordedStep(self._evaluation_step, recorder, self._tensors)
+        self._training = self._recorded(self._train_step, recorder)
+        self._evaluation = self._recorded(self._evaluation_step, recorder)
 
     @property
     def epochs_run(self) -> int:
@@ -272,6 +272,11 @@ class FoldTrainer:
             with torch.cuda.stream(self._stream):
                 yield
 
+    def wait(self) -> None:
+        """Until the GPU has done all that it was told."""
+        if self._stream is not None:
+            self._stream.synchronize()
+
     def held_out_probabilities(self) -> np.ndarray:
         """(n_val, num_classes) float32, in sample order, from the best weights."""
         current = {name: value.clone() for name, value in self.model.state_dict().items()}
@@ -323,7 +328,7 @@ class FoldTrainer:
         state = self.state_dict()
         changed_in_place = ("model", "optimizer")
         state = {
-            name: _on_host(value, copy=name in changed_in_place) for name, value in state.items()
+            name: _on_host(value, anew=name in changed_in_place) for name, value in state.items()
         }
         if self._stream is not None:
             torch.cuda.current_stream(self._device).synchronize()
@@ -347,6 +352,8 @@ class FoldTrainer:
             raise ValueError(f"state of fold {state['fold']} given to fold {self.fold}")
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
+        for group in self._optimizer.param_groups:  # a state can be older than these
+            group.update(fused=True, capturable=self._stream is not None)
         self._scheduler.load_state_dict(state["scheduler"])
         self._streams.load_state_dict(state["streams"])
         self.history = [EpochMetrics(**metrics) for metrics in state["history"]]
@@ -358,6 +365,16 @@ class FoldTrainer:
         self._epochs_without_improvement = state["epochs_without_improvement"]
         self._training.forget()  # the optimiser has other tensors now
         self._evaluation.forget()
+
+    def _recorded(self, step: Step, recorder: Recorder | None) -> RecordedStep:
+        if recorder is None and self._stream is not None:
+            if vars(type(self.model)).get("recordable", False):
+                recorder = cuda_graphs(self._stream)  # each with memory of its own
+            else:
+                recorder = no_recordings(
+                    f"{self.settings.model} does not say that it is recordable"
+                )
+        return RecordedStep(step, recorder, self._tensors)
 
     def _pass(self, step: Step, batches: Sequence[Tensor]) -> Pass:
         losses = torch.zeros(len(batches), device=self._device)
@@ -471,12 +488,9 @@ class _Epoch:
                 deque(itertools.islice(self._batches, batches), maxlen=0)
         except OF_THE_PROCESS:
             raise
-        except FoldError as error:
-            self._error = error
         except Exception as error:
-            number = self.trainer.epochs_run + 1
-            self._error = FoldError(f"epoch {number}: {type(error).__name__}: {error}")
-            self._error.__cause__ = error
+            self.trainer.wait()  # the memory of a fold that has failed is soon another's
+            self._error = self._as_fold_error(error)
         return self._tallies is None and self._error is None
 
     def outcome(self, started: float, folds: int) -> EpochMetrics | FoldError:
@@ -489,23 +503,31 @@ class _Epoch:
         except FoldError as error:
             return error
 
+    def _as_fold_error(self, error: Exception) -> FoldError:
+        if isinstance(error, FoldError):
+            return error
+        number = self.trainer.epochs_run + 1
+        failure = FoldError(f"epoch {number}: {type(error).__name__}: {error}")
+        failure.__cause__ = error
+        return failure
+
     def _run(self) -> Iterator[None]:
         self._tallies = yield from self.trainer.epoch()
 
 
-def _on_host(value: Any, *, copy: bool = False) -> Any:
-    """The same with every tensor in host memory; a copy, even of one that is there, if `copy`.
+def _on_host(value: Any, *, anew: bool = False) -> Any:
+    """The same with every tensor in host memory; also those that are there are copied, if `anew`.
 
     From a GPU they are on their way until its stream has been waited for, all of them at once.
     """
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", non_blocking=True, copy=copy)
+        return value.detach().to("cpu", non_blocking=True, copy=anew)
     if isinstance(value, list):
-        return [_on_host(each, copy=copy) for each in value]
+        return [_on_host(each, anew=anew) for each in value]
     if isinstance(value, dict):
-        there = value.copy()  # of the same class, which a network's weights know their layout by
+        there = copy.copy(value)  # with the version of their layout, that a network's weights have
         for name, each in value.items():
-            there[name] = _on_host(each, copy=copy)
+            there[name] = _on_host(each, anew=anew)
         return there
     return value
 

@@ -38,6 +38,7 @@ from raykfold.pace import Pace
 from raykfold.paths import RunDir, fold_name
 from raykfold.remote import Place, same_store
 from raykfold.results import EpochMetrics, Histogram, Round
+from raykfold.steps import no_recordings
 from raykfold.training import FoldTrainer, Snapshot, TrainingSettings, run_epochs
 
 
@@ -65,6 +66,7 @@ class ShareTask:
         use_gpu: train on the GPU that Ray has given the worker.
         watch: report histograms of weights and gradients.
         together: how many folds are stepped together; None to find out what is fastest.
+        record: record steps as CUDA graphs, where that can be.
     """
 
     share: str
@@ -83,6 +85,7 @@ class ShareTask:
     use_gpu: bool
     watch: bool
     together: int | None
+    record: bool
 
 
 def run_share(config: Mapping[str, Any]) -> None:
@@ -114,6 +117,7 @@ def _run_rounds(task: ShareTask, writer: Executor) -> None:
     task.board.post.remote(ShareReady(task.share))
     number = 0
     pace = Pace(task.together)
+    told: set[int] = set()
     in_flight: Future[None] = writer.submit(lambda: None)  # nothing, before the first round
     while active:
         number += 1
@@ -129,6 +133,10 @@ def _run_rounds(task: ShareTask, writer: Executor) -> None:
         task.board.post.remote(FoldsStepping(task.share, {}))
         if round_.epochs:
             pace.took(round_.epoch_seconds)
+        for fold in sorted(active.keys() - told):
+            if active[fold].not_recorded is not None:
+                told.add(fold)
+                task.board.post.remote(ShareNotice(task.share, _slower(active[fold])))
         in_flight.result()
         wanted = ray.get(task.board.committed.remote(task.share, number - 1))
         active = round_.conclude(active, wanted)
@@ -169,8 +177,6 @@ class _Stepped:
             else:
                 self.epochs[fold] = outcome
         for trainer in trainers:
-            if trainer.not_recorded is not None:
-                self._task.board.post.remote(ShareNotice(self._task.share, _slower(trainer)))
             if trainer.fold in self.epochs and self._task.watch:
                 self._histograms[trainer.fold] = trainer.histograms()
             if trainer.fold not in self._failed and trainer.done(self._task.epochs):
@@ -269,7 +275,13 @@ def _trainers(task: ShareTask) -> dict[int, FoldTrainer]:
     trainers = {}
     for fold, split in task.splits.items():
         trainer = FoldTrainer(
-            fold, features, class_indices, split, len(task.context.classes), task.settings
+            fold,
+            features,
+            class_indices,
+            split,
+            len(task.context.classes),
+            task.settings,
+            None if task.record or not task.use_gpu else no_recordings("a worker has died"),
         )
         if fold in task.origins:
             trainer.load_state_dict(load_state(task.origins[fold]))

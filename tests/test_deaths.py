@@ -19,6 +19,14 @@ def test_two_deaths_in_one_epoch_are_the_folds_own_fault() -> None:
     assert wrong == "quarantined: its worker died 2 times in epoch 4; the last: segfault"
 
 
+def test_a_death_that_folds_share_is_held_against_none_of_them() -> None:
+    shared = Death("killed", 3, together=True)
+    assert verdict([shared], allowed=1) is None
+    assert verdict([shared, Death("segfault", 3)], allowed=2) is None
+    wrong = verdict([shared, Death("killed", 3), Death("segfault", 3)], allowed=9)
+    assert wrong == "quarantined: its worker died 2 times in epoch 4; the last: segfault"
+
+
 def test_deaths_anywhere_are_too_many_at_some_point() -> None:
     deaths = [Death("killed", 3), Death("no memory"), Death("segfault", 4)]
     assert verdict(deaths, allowed=4) is None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from raykfold.steps import RecordedStep, Recorder, Step
+from raykfold.steps import RecordedStep, Recorder, Step, no_recordings
 
 
 class Walk:
@@ -90,6 +90,23 @@ def fails_later(step: Step, rows: Tensor) -> Step:
     return replay
 
 
+def fails_at_the_end(step: Step, rows: Tensor) -> Step:
+    """As CUDA does, whose second error says only that there was a first."""
+    try:
+        raise RuntimeError("operation not permitted when stream is capturing")
+    finally:
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def moves_its_tensors(step: Step, rows: Tensor) -> Step:
+    step(rows)
+    MOVED[-1].position = MOVED[-1].position.clone()
+    return step
+
+
+MOVED: list[Walk] = []
+
+
 def forgets_the_draw(step: Step, rows: Tensor) -> Step:
     def replay(batch: Tensor) -> tuple[Tensor, Tensor]:
         torch.randn(1)
@@ -102,7 +119,10 @@ def forgets_the_draw(step: Step, rows: Tensor) -> Step:
     ("recorder", "reason"),
     [
         (fails, "operation not permitted when stream is capturing"),
-        (fails_later, "cannot be replayed"),
+        (fails_later, "ValueError: cannot be replayed"),
+        (fails_at_the_end, "operation not permitted when stream is capturing"),
+        (moves_its_tensors, "the step does not change its tensors in place"),
+        (no_recordings("not wanted"), "not wanted"),
         (forgets_the_draw, "a recording of the step gives other results"),
     ],
 )
@@ -112,6 +132,7 @@ def test_a_recording_that_will_not_do_is_refused_and_leaves_no_trace(
     plain = Walk()
     expected = plainly(plain)
     walk = Walk()
+    MOVED.append(walk)
     step = walk.recorded(recorder)
     assert [(float(loss), int(right)) for loss, right in map(step, batches())] == expected
     assert torch.equal(walk.position, plain.position)

@@ -239,6 +239,42 @@ def test_a_snapshot_stays_what_it_is_while_the_fold_goes_on(small_data: FeatureS
     assert_same(fold, later)
 
 
+def test_a_snapshot_keeps_the_version_of_a_network_s_layout(
+    small_data: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights without it are migrated as if they were old."""
+    (tmp_path / "versioned_model.py").write_text(
+        "import raykfold\n"
+        "class Versioned(raykfold.AudioCNN):\n"
+        "    _version = 2\n"
+        "    def _load_from_state_dict(self, state, prefix, metadata, *rest):\n"
+        "        assert metadata.get('version') == 2\n"
+        "        super()._load_from_state_dict(state, prefix, metadata, *rest)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    first, second = (trainer(small_data, model="versioned_model:Versioned") for _ in range(2))
+    first.run_epoch()
+    buffer = io.BytesIO()
+    torch.save(dict(first.snapshot().state), buffer)
+    buffer.seek(0)
+    second.load_state_dict(torch.load(buffer, weights_only=True))
+    assert_same(first, second)
+
+
+def test_a_state_of_an_older_optimiser_goes_on_with_this_one_s_arithmetic(
+    small_data: FeatureSet,
+) -> None:
+    whole, again = trainer(small_data), trainer(small_data)
+    whole.run_epoch()
+    state = copy.deepcopy(whole.state_dict())
+    for group in state["optimizer"]["param_groups"]:
+        group.update(fused=None, capturable=False)
+    again.load_state_dict(state)
+    whole.run_epoch()
+    again.run_epoch()
+    assert_same(whole, again)
+
+
 def test_a_state_of_another_fold_is_refused(small_data: FeatureSet) -> None:
     with pytest.raises(ValueError, match="fold 2"):
         trainer(small_data).load_state_dict(trainer(small_data, fold=2).state_dict())
