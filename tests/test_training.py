@@ -108,11 +108,11 @@ def test_training_leaves_the_generators_of_the_process_alone(small_data: Feature
 
 
 def test_folds_stepped_together_are_to_the_bit_as_alone(small_data: FeatureSet) -> None:
-    alone = [trainer(small_data, fold) for fold in (1, 2, 3)]
+    alone = [trainer(small_data, fold, batch_size=6) for fold in (1, 2, 3)]  # several turns
     for fold in alone:
         for _ in range(3):
             fold.run_epoch()
-    together = [trainer(small_data, fold) for fold in (1, 2, 3)]
+    together = [trainer(small_data, fold, batch_size=6) for fold in (1, 2, 3)]
     run_epochs(together[:2])
     run_epochs(together)
     run_epochs(together)
@@ -497,7 +497,8 @@ def no_recording(step: Step, rows: torch.Tensor) -> Step:
 def test_cuda_graphs_give_the_bits_of_steps_as_they_come(
     small_data: FeatureSet, precision: str
 ) -> None:
-    changes: dict[str, Any] = {"learning_rate": 0.1, "patience": 99, "precision": precision}
+    changes: dict[str, Any] = {"batch_size": 20, "learning_rate": 0.1, "patience": 99}
+    changes["precision"] = precision
     plain = on_gpu(small_data, recorder=no_recording, **changes)
     fold = on_gpu(small_data, **changes)
     for _ in range(16):
@@ -507,13 +508,14 @@ def test_cuda_graphs_give_the_bits_of_steps_as_they_come(
     assert plain.not_recorded == "not wanted"
     assert fold.not_recorded is None
     assert_same(plain, fold)
+    assert plain.histograms() == fold.histograms()
 
 
 @on_a_gpu
 @pytest.mark.usefixtures("deterministic")
 def test_folds_stepped_together_on_a_gpu_are_to_the_bit_as_alone(small_data: FeatureSet) -> None:
-    alone = [on_gpu(small_data, fold) for fold in (1, 2, 3, 4)]
-    together = [on_gpu(small_data, fold) for fold in (1, 2, 3, 4)]
+    alone = [on_gpu(small_data, fold, batch_size=5) for fold in (1, 2, 3, 4)]
+    together = [on_gpu(small_data, fold, batch_size=5) for fold in (1, 2, 3, 4)]
     for fold in alone:
         for _ in range(8):
             fold.run_epoch()
