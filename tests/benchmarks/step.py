@@ -34,7 +34,7 @@ WAYS: dict[str, tuple[str, bool, bool, bool, bool, bool]] = {
     "and the block as one step": ("fused", False, True, False, False, False),
     "and Adam in one call": ("fused", False, True, True, False, False),
     "and bf16": ("fused", False, True, True, False, True),
-    "that, but memory given back": ("fused", False, False, True, False, False),
+    "without bf16, memory given back": ("fused", False, False, True, False, False),
     "torch.compile, memory kept, channels last": ("plain", True, True, True, True, False),
 }
 
