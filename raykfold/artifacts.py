@@ -170,6 +170,7 @@ def write_results(
     for fold, content in sorted(finished.items()):
         write_file(outputs.best_weights(fold), content.weights)
     write_file(outputs.histories, pickle.dumps([_history(r) for r in summary.folds], protocol=4))
+    write_json(outputs.fold_results, [result.to_json() for result in summary.folds])
     if predictions is not None:
         buffer = io.BytesIO()
         np.savez(buffer, **vars(predictions))

@@ -274,7 +274,7 @@ class Uploader:
         weights = outputs.all_epoch_weights() if self._upload == "all" else []
         files = {f"{file.parent.name}/{file.name}": file for file in weights}
         files |= {file.name: file for file in outputs.all_best_weights()}
-        results = [outputs.histories, outputs.predictions]
+        results = [outputs.histories, outputs.fold_results, outputs.predictions]
         files |= {file.name: file for file in results if file.exists()}
         if self._takes_card and outputs.card.exists():
             files[CARD] = outputs.card

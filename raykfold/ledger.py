@@ -100,9 +100,11 @@ class Ledger:
             StorageError: it cannot be written.
         """
         self._began, self._seconds_before = time.monotonic(), self._index.wall_seconds
+        self._index.sessions += 1
         # A summary stands for a run that is over, and this one has something left to do.
         self._config.outputs.summary.unlink(missing_ok=True)
-        write_record(self._config, identity, self._created)
+        write_record(self._config, identity, self._created, self._folds)
+        self._write_index()
         self.announce()
 
     def announce(self) -> None:
@@ -253,6 +255,7 @@ class Ledger:
             classes=self._data.class_mapping,
             wall_seconds=self._index.wall_seconds,
             num_workers=self._index.num_workers,
+            sessions=self._index.sessions,
             versions=versions(),
         )
         write_results(self._config.outputs, summary, finished, predictions)

@@ -100,6 +100,10 @@ class ModelDir:
         return self.root / "all_fold_histories_pytorch.pkl"
 
     @property
+    def fold_results(self) -> Path:
+        return self.root / "fold_results.json"
+
+    @property
     def predictions(self) -> Path:
         return self.root / "oof_predictions.npz"
 
@@ -107,6 +111,20 @@ class ModelDir:
     def card(self) -> Path:
         """The model card: README.md of the repository on the Hub."""
         return self.root / "model_card.md"
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return self.root / "report.html"
+
+    @property
+    def plots(self) -> Path:
+        """The page's pictures, as PNG files."""
+        return self.root / "plots"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
 
     @property
     def checkpoints(self) -> Path:
@@ -142,8 +160,12 @@ def is_output(name: str) -> bool:
         outputs.summary,
         outputs.training_state,
         outputs.histories,
+        outputs.fold_results,
         outputs.predictions,
         outputs.card,
+        outputs.report,
+        outputs.plots,
+        outputs.tensorboard,
         outputs.checkpoints,
     )
     return Path(name) in named or fold_of_best_weights(name) is not None
@@ -162,6 +184,11 @@ class RunDir:
     @property
     def index(self) -> Place:
         return self.root / "index.json"
+
+    @property
+    def pulse(self) -> Place:
+        """How the run is doing, for those who look from outside."""
+        return self.root / "pulse.json"
 
     @property
     def lock(self) -> Place:

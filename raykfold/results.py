@@ -158,6 +158,7 @@ class Summary:
         wall_seconds: time spent on the run, summed over the sessions it took.
         num_workers: most workers that were at work at once.
         versions: package → version.
+        sessions: how many have trained: one more than the run was resumed.
     """
 
     run_name: str
@@ -167,6 +168,7 @@ class Summary:
     wall_seconds: float
     num_workers: int
     versions: Mapping[str, str] = field(default_factory=dict)
+    sessions: int = 1
 
     @property
     def status(self) -> Literal["complete", "partial"]:
@@ -220,6 +222,7 @@ class Summary:
             "classes": {str(label): name for label, name in self.classes.items()},
             "wall_seconds": round(self.wall_seconds, 3),
             "num_workers": self.num_workers,
+            "sessions": self.sessions,
             "versions": dict(self.versions),
         }
 

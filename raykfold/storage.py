@@ -137,8 +137,13 @@ def recorded(config: RunConfig, name: str) -> str | None:
     return None if value is None else str(value)
 
 
-def write_record(config: RunConfig, current: Mapping[str, Any], created: str) -> None:
+def write_record(
+    config: RunConfig, current: Mapping[str, Any], created: str, folds: Sequence[int]
+) -> None:
     """Say, beside the outputs and beside the checkpoints, what this run is.
+
+    Args:
+        folds: those that are held out.
 
     Raises:
         StorageError: it cannot be written.
@@ -148,6 +153,7 @@ def write_record(config: RunConfig, current: Mapping[str, Any], created: str) ->
         "created": created,
         "identity": dict(current),
         "config": config.to_json(),
+        "folds": list(folds),
         "versions": versions(),
     }
     write_json(config.run_dir.run_record, record)
@@ -376,11 +382,19 @@ class FoldState:
 
 @dataclass
 class Index:
-    """Fold → newest committed state; the time and the most workers that the run has taken."""
+    """Where the newest states are, and what the run has taken so far.
+
+    Attributes:
+        wall_seconds: time, summed over its sessions.
+        num_workers: most workers that were at work at once.
+        folds: fold → newest committed state.
+        sessions: how many have trained: the first, and one for each time that it was resumed.
+    """
 
     wall_seconds: float = 0.0
     num_workers: int = 0
     folds: dict[int, Place] = field(default_factory=dict)
+    sessions: int = 0
 
     def write(self, run_dir: RunDir) -> None:
         """Replace the index on storage.
@@ -389,7 +403,11 @@ class Index:
             StorageError: it cannot be written.
         """
         rows = {str(fold): _as_text(run_dir, folder) for fold, folder in sorted(self.folds.items())}
-        effort = {"wall_seconds": self.wall_seconds, "num_workers": self.num_workers}
+        effort = {
+            "wall_seconds": self.wall_seconds,
+            "num_workers": self.num_workers,
+            "sessions": self.sessions,
+        }
         write_json(run_dir.index, {**effort, "folds": rows})
 
 
@@ -406,7 +424,8 @@ def read_index(run_dir: RunDir) -> tuple[Index, list[str]]:
     try:
         rows = json.loads(run_dir.index.read_bytes())
         folds = {int(fold): run_dir.root / folder for fold, folder in rows["folds"].items()}
-        return Index(float(rows["wall_seconds"]), int(rows["num_workers"]), folds), []
+        sessions = int(rows.get("sessions", 1))  # earlier versions did not count them
+        return Index(float(rows["wall_seconds"]), int(rows["num_workers"]), folds, sessions), []
     except FileNotFoundError:
         return Index(), []
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

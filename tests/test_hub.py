@@ -52,7 +52,7 @@ def history(fold: int) -> tuple[EpochMetrics, ...]:
 def train(folder: Path) -> RunConfig:
     """Leave in `folder` what a run does that is still in training."""
     config = RunConfig(run_name="run", model_dir=folder, hf_model_repo_id=REPO)
-    write_record(config, identity(config, "f00d", "cpu x1"), "20250101-000000")
+    write_record(config, identity(config, "f00d", "cpu x1"), "20250101-000000", (1, 2))
     artifacts = Artifacts(config)
     for fold in FOLDS:
         for metrics in history(fold):
@@ -190,6 +190,7 @@ def test_everything_goes_up_and_nothing_else(
     fold_1/epoch_1.safetensors
     fold_2/epoch_0.safetensors
     fold_2/epoch_1.safetensors
+    fold_results.json
     model_fold_1_best.safetensors
     model_fold_2_best.safetensors
     oof_predictions.npz
@@ -204,6 +205,7 @@ def test_everything_goes_up_and_nothing_else(
         "fold_1/epoch_1.safetensors",
         "fold_2/epoch_0.safetensors",
         "fold_2/epoch_1.safetensors",
+        "fold_results.json",
         "model_fold_1_best.safetensors",
         "model_fold_2_best.safetensors",
         "oof_predictions.npz",
@@ -762,7 +764,7 @@ def test_bad_input_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
     without = RunConfig(run_name="run", model_dir=tmp_path / "without")
-    write_record(without, identity(without, "f00d", "cpu x1"), "20250101-000000")
+    write_record(without, identity(without, "f00d", "cpu x1"), "20250101-000000", (1, 2))
     folders = {"nothing": tmp_path / "nothing", "without": tmp_path / "without"}
     assert main([argument.format(**folders) for argument in arguments]) == 2
     out, err = capsys.readouterr()

@@ -68,6 +68,7 @@ def test_it_leaves_the_files_of_the_contract(undisturbed: Undisturbed, outcome: 
     epochs = {row["fold"]: row["epochs_run"] for row in outcome.folds}
     expected = {
         "all_fold_histories_pytorch.pkl",
+        "fold_results.json",
         "oof_predictions.npz",
         "run.json",
         "summary.json",
@@ -385,7 +386,8 @@ def _is_of(name: str, folds: tuple[int, ...]) -> bool:
 def assert_is_mirrored(hub: HubServer, model_dir: Path) -> None:
     """The repository holds what `model_dir` does, byte for byte, and each file came up once.
 
-    .gitattributes, README.md, summary.json, all_fold_histories_pytorch.pkl, oof_predictions.npz
+    .gitattributes, README.md, summary.json, fold_results.json, all_fold_histories_pytorch.pkl,
+    oof_predictions.npz
     model_fold_<n>_best.safetensors
     fold_<n>/epoch_<e>.safetensors
     """
@@ -394,7 +396,10 @@ def assert_is_mirrored(hub: HubServer, model_dir: Path) -> None:
         "README.md": model_dir / "model_card.md",
         **{
             name: model_dir / name
-            for name in ("summary.json", "all_fold_histories_pytorch.pkl", "oof_predictions.npz")
+            for name in (
+                *("summary.json", "fold_results.json", "all_fold_histories_pytorch.pkl"),
+                "oof_predictions.npz",
+            )
         },
         **{path.name: path for path in model_dir.glob("model_fold_*_best.safetensors")},
         **{

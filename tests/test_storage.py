@@ -146,7 +146,7 @@ def test_an_unreadable_index_is_said_and_made_anew(run_dir: RunDir, content: str
 def test_a_precision_that_is_left_open_becomes_the_run_s_own(tmp_path: Path) -> None:
     run = config(tmp_path)
     assert "precision" not in identity(run, "f")
-    write_record(run, identity(run, "f", "gpu", "bf16"), "20261124-120000")
+    write_record(run, identity(run, "f", "gpu", "bf16"), "20261124-120000", (1, 2))
     assert recorded(run, "precision") == "bf16"
     check_identity(run, identity(run, "f"))
     check_identity(config(tmp_path, precision="bf16"), identity(run, "f"))
@@ -170,7 +170,7 @@ def test_another_config_under_the_same_name_is_refused(
     tmp_path: Path, name: str, value: object, lost: str
 ) -> None:
     before = config(tmp_path, storage_path=tmp_path / "ray")
-    write_record(before, identity(before, "f", "cpu x1"), "20261124-120000")
+    write_record(before, identity(before, "f", "cpu x1"), "20261124-120000", (1, 2))
     if lost != "nothing":
         shutil.rmtree(tmp_path / ("ray" if lost == "storage" else "out"))
     now = config(tmp_path, storage_path=tmp_path / "ray", **{name: value})
@@ -182,7 +182,7 @@ def test_another_config_under_the_same_name_is_refused(
 
 def test_other_data_another_device_and_fewer_epochs_are_refused(tmp_path: Path) -> None:
     run = config(tmp_path)
-    write_record(run, identity(run, "f", "cpu x1"), "20261124-120000")
+    write_record(run, identity(run, "f", "cpu x1"), "20261124-120000", (1, 2))
     with pytest.raises(BadInput, match="data"):
         check_identity(run, identity(run, "g"))
     with pytest.raises(BadInput, match="device cpu x1, and this one has cpu x2"):
@@ -195,7 +195,7 @@ def test_other_data_another_device_and_fewer_epochs_are_refused(tmp_path: Path) 
 
 def test_a_model_dir_of_another_run_is_refused(tmp_path: Path) -> None:
     run = config(tmp_path)
-    write_record(run, identity(run, "f"), "20261124-120000")
+    write_record(run, identity(run, "f"), "20261124-120000", (1, 2))
     with pytest.raises(BadInput, match=r"--model_dir .* belongs to the run 'run'"):
         check_identity(config(tmp_path, run_name="other"), identity(run, "f"))
 
@@ -211,7 +211,7 @@ def test_an_unreadable_record_is_named(tmp_path: Path, content: str) -> None:
 def test_a_record_holds_no_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     run = config(tmp_path)
-    write_record(run, identity(run, "f"), "20261124-120000")
+    write_record(run, identity(run, "f"), "20261124-120000", (1, 2))
     record = run.run_dir.run_record.read_bytes().decode()
     assert "hf_secret" not in record
     assert json.loads(record)["config"]["epochs"] == 50
@@ -267,7 +267,7 @@ def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path: Path) -> N
 
 def test_fresh_sets_outputs_and_checkpoints_aside_and_nothing_else(tmp_path: Path) -> None:
     run = config(tmp_path, storage_path=tmp_path / "ray")
-    write_record(run, identity(run, "f"), "20261124-120000")
+    write_record(run, identity(run, "f"), "20261124-120000", (1, 2))
     put_state(run.run_dir.finished(1), 1, 3)
     run.outputs.best_weights(1).write_bytes(b"w")
     (run.model_path / "my_notes.txt").write_text("keep")
