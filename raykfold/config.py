@@ -155,6 +155,9 @@ class RunConfig:
     precision: str = _option("auto", _text, _one_of("auto", "fp32", "bf16"))
     """Of training steps: fp32 or bf16 (auto: bf16 for AudioCNN on GPUs that have it, else fp32)."""
 
+    select: str = _option("best", _text, _one_of("best", "inner"))
+    """How the epoch that is kept is chosen: best on the held-out fold, or on an inner split."""
+
     folds: tuple[int, ...] | None = _option(None, _fold_list)
     """Folds to hold out, as in 1,3 (all by default); training splits stay whole."""
 

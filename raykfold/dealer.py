@@ -312,7 +312,7 @@ class Dealer:
             board=self._board,
             features=self._features,
             class_indices=data.class_indices,
-            splits={fold: data.split(fold) for fold in folds},
+            splits={fold: self._ledger.split(fold) for fold in folds},
             origins=self._ledger.origins(folds),
             settings=TrainingSettings(
                 model=config.model,

@@ -10,13 +10,13 @@ from typing import Any
 from raykfold.artifacts import out_of_fold, write_results
 from raykfold.checkpoint import FinishedFold, load_finished_fold, load_result
 from raykfold.config import RunConfig
-from raykfold.data import FeatureSet
+from raykfold.data import FeatureSet, Split
 from raykfold.deaths import Death, verdict
 from raykfold.files import remove_tree
 from raykfold.observers import Observer, RunStart
 from raykfold.paths import fold_name
 from raykfold.remote import Place, same_store
-from raykfold.results import EpochMetrics, FoldResult, Round, Summary, best_of
+from raykfold.results import EpochMetrics, FoldResult, Round, Summary
 from raykfold.storage import (
     FoldState,
     Index,
@@ -219,20 +219,14 @@ class Ledger:
 
     def fail(self, fold: int, message: str) -> None:
         """A fold cannot go on."""
-        split = self._data.split(fold)
-        history = tuple(self._histories[fold])
-        best = best_of(history)
-        self._is_over(
-            FoldResult(
-                fold=fold,
-                status="failed",
-                n_train=len(split.train),
-                n_val=len(split.validation),
-                history=history,
-                best_epoch=best.epoch if best else None,
-                error=message,
-            )
-        )
+        split = self.split(fold)
+        sizes = len(split.train), len(split.validation)
+        self._is_over(FoldResult.of(fold, "failed", *sizes, self._histories[fold], error=message))
+
+    def split(self, fold: int) -> Split:
+        """Its samples, as the run is to train it."""
+        config = self._config
+        return self._data.split(fold, inner=config.select == "inner", seed=config.seed)
 
     def conclude(self) -> Summary:
         """Put the folds together, and write the outputs.
@@ -251,11 +245,14 @@ class Ledger:
         summary = Summary(
             run_name=self._config.run_name,
             folds=tuple(self._results[fold] for fold in self._folds),
-            oof_accuracy=predictions.accuracy if predictions and whole else None,
+            out_of_fold=predictions.metrics(self._data.class_mapping)
+            if predictions and whole
+            else None,
             classes=self._data.class_mapping,
             wall_seconds=self._index.wall_seconds,
             num_workers=self._index.num_workers,
             sessions=self._index.sessions,
+            select=self._config.select,
             versions=versions(),
         )
         write_results(self._config.outputs, summary, finished, predictions)

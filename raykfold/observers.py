@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -14,6 +14,9 @@ from raykfold.results import EpochMetrics, FoldResult, Histogram, Summary
 if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
+
+_SPARKS = "▁▂▃▄▅▆▇█"
+_SPARK_WIDTH = 25
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ class LineProgress(Observer):
         self._print(text)
 
     def run_finished(self, summary: Summary) -> None:
-        for line in ("", *summary_lines(summary)):
+        for line in ("", *summary_lines(summary, sparks=_shows_sparks(self._stream))):
             self._print(line)
 
     def _print(self, text: str) -> None:
@@ -206,7 +209,7 @@ class LiveProgress(Observer):
 
     def run_finished(self, summary: Summary) -> None:
         self.close()
-        for line in ("", *summary_lines(summary)):
+        for line in ("", *summary_lines(summary, sparks=_shows_sparks(self._stream))):
             print(line, file=self._stream, flush=True)
 
     def close(self) -> None:
@@ -262,12 +265,13 @@ def _losses(metrics: EpochMetrics) -> str:
 
 def fold_line(result: FoldResult) -> str:
     """One line on a fold that is over."""
-    if result.status == "failed" or result.best_epoch is None:
+    if result.status == "failed" or result.kept_epoch is None:
         return f"fold {result.fold}: failed: {result.error}"
     ended = "stopped early" if result.stopped_early else "ran to the end"
+    kept = "best accuracy" if result.chosen_epoch is None else "accuracy of the chosen epoch"
     return (
-        f"fold {result.fold}: best accuracy {result.best_val_accuracy:.4f} at epoch "
-        f"{result.best_epoch + 1} of {result.epochs_run}, {ended}"
+        f"fold {result.fold}: {kept} {result.kept_val_accuracy:.4f} at epoch "
+        f"{result.kept_epoch + 1} of {result.epochs_run}, {ended}"
     )
 
 
@@ -281,17 +285,27 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def summary_lines(summary: Summary) -> list[str]:
-    """The table of folds and the mean, as printed at the end of a run."""
-    header = ("fold", "status", "train", "val", "epochs", "best", "accuracy", "last")
-    rows = [header, *(_row(result) for result in summary.folds)]
+def summary_lines(summary: Summary, *, sparks: bool = True) -> list[str]:
+    """The table of folds and what they say together, as printed at the end of a run.
+
+    Args:
+        sparks: draw each fold's validation accuracy, epoch by epoch, in characters of Unicode.
+    """
+    inner = summary.select == "inner"
+    header = ["fold", "status", "train", "val", "epochs", "best", "accuracy", "last"]
+    if inner:
+        header[5:7] = ["chosen", "accuracy", "best", "of best"]
+    rows = [header, *(_row(result, inner) for result in summary.folds)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = [
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         for row in rows
     ]
+    if sparks:
+        drawn = ["", *_sparklines(summary.folds)]
+        lines = [f"{line}  {spark}".rstrip() for line, spark in zip(lines, drawn, strict=True)]
     lines += [fold_line(result) for result in summary.folds if result.status == "failed"]
-    return [*lines, "", *_mean_lines(summary)]
+    return [*lines, "", *_mean_lines(summary), *_doubts(summary)]
 
 
 def _mean_lines(summary: Summary) -> list[str]:
@@ -300,26 +314,109 @@ def _mean_lines(summary: Summary) -> list[str]:
         folds = ", ".join(map(str, partial["folds"])) or "none"
         mean = "no mean" if partial["mean"] is None else f"mean {partial['mean']:.4f}"
         return [f"Partial run: {mean} over the complete folds only (folds {folds})"]
-    lines = [
-        "Average Best Validation Accuracy: "
-        f"{summary.mean_accuracy:.4f} (+/- {summary.std_accuracy:.4f})",
-        "Average Last Validation Accuracy: "
-        f"{summary.last_mean_accuracy:.4f} (+/- {summary.last_std_accuracy:.4f})",
-    ]
+    estimates = {
+        "Average Best Validation Accuracy": summary.best,
+        "Average Accuracy of the Chosen Epoch": summary.chosen,
+        "Average Last Validation Accuracy": summary.last,
+    }
+    lines = [f"{name}: {e.mean:.4f} (+/- {e.std:.4f})" for name, e in estimates.items() if e]
     if summary.oof_accuracy is not None:
         lines.append(f"Out-of-fold accuracy, all samples pooled: {summary.oof_accuracy:.4f}")
     return lines
 
 
-def _row(result: FoldResult) -> tuple[str, ...]:
-    best, last = result.best_val_accuracy, result.last_val_accuracy
-    return (
+def _doubts(summary: Summary) -> Iterator[str]:
+    """How far to trust the numbers above."""
+    estimates = {"best": summary.best, "chosen": summary.chosen, "last": summary.last}
+    intervals = [
+        f"{name} {_interval(each.interval)}"
+        for name, each in estimates.items()
+        if each and each.interval
+    ]
+    if intervals:
+        yield (
+            f"95 % intervals of the mean, approximate (Nadeau and Bengio): {', '.join(intervals)}"
+        )
+    if summary.out_of_fold is not None:
+        yield f"95 % interval of the pooled accuracy: {_interval(summary.out_of_fold.interval)}"
+    yield from _apart(summary)
+    if summary.chosen is not None:
+        yield (
+            "Chosen: on an inner validation split. Best: by the samples that are held out, and "
+            "so optimistic"
+        )
+    elif summary.best is not None:
+        yield (
+            "The best epoch is chosen by the samples that it is measured on, and so optimistic; "
+            "the last by nobody; --select inner chooses on other samples"
+        )
+
+
+def _apart(summary: Summary) -> Iterator[str]:
+    ranked = summary.ranked
+    if len(ranked) < 2:
+        return
+    worst, best = ranked[0], ranked[-1]
+    line = (
+        f"Worst: fold {worst.fold} ({worst.kept_val_accuracy:.4f}), "
+        f"best: fold {best.fold} ({best.kept_val_accuracy:.4f})"
+    )
+    outlying = summary.outlier_folds
+    if outlying:
+        line += f"; apart from the others: fold {', '.join(map(str, outlying))}"
+    yield line
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.4f} to {interval[1]:.4f}"
+
+
+def _sparklines(folds: Sequence[FoldResult]) -> list[str]:
+    """Validation accuracy of each fold, all on one scale, at most so many epochs wide."""
+    series = [[metrics.val_accuracy for metrics in result.history] for result in folds]
+    values = [value for each in series for value in each]
+    lowest, highest = min(values, default=0.0), max(values, default=0.0)
+    span = highest - lowest or 1.0
+    return [
+        "".join(_SPARKS[round((value - lowest) / span * (len(_SPARKS) - 1))] for value in shown)
+        for shown in map(_thinned, series)
+    ]
+
+
+def _thinned(values: Sequence[float]) -> Sequence[float]:
+    """At most `_SPARK_WIDTH` of them, evenly spread, the first and the last among them."""
+    if len(values) <= _SPARK_WIDTH:
+        return values
+    step = (len(values) - 1) / (_SPARK_WIDTH - 1)
+    return [values[round(number * step)] for number in range(_SPARK_WIDTH)]
+
+
+def _shows_sparks(stream: TextIO) -> bool:
+    try:
+        _SPARKS.encode(getattr(stream, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def _row(result: FoldResult, inner: bool) -> list[str]:
+    best = [_from_1(result.best_epoch), _accuracy(result.best_val_accuracy)]
+    chosen = [_from_1(result.chosen_epoch), _accuracy(result.chosen_val_accuracy)]
+    return [
         str(result.fold),
         result.status + (" (early)" if result.stopped_early else ""),
         str(result.n_train),
         str(result.n_val),
         str(result.epochs_run),
-        "-" if result.best_epoch is None else str(result.best_epoch + 1),
-        "-" if best is None else f"{best:.4f}",
-        "-" if last is None else f"{last:.4f}",
-    )
+        *(chosen if inner else ()),
+        *best,
+        _accuracy(result.last_val_accuracy),
+    ]
+
+
+def _from_1(epoch: int | None) -> str:
+    return "-" if epoch is None else str(epoch + 1)
+
+
+def _accuracy(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -133,7 +133,7 @@ def assert_as_without_ray(
         names = ("loss", "accuracy", "val_loss", "val_accuracy")
         assert history == {n: [getattr(m, n) for m in trainer.history] for n in names}, fold
         best = f"model_fold_{fold}_best.safetensors"
-        _assert_same_tensors(outcome.weights[best], trainer.best_weights, best)
+        _assert_same_tensors(outcome.weights[best], trainer.kept_weights, best)
         for epoch, tensors in enumerate(weights):
             name = f"checkpoints/fold_{fold}/epoch_{epoch}.safetensors"
             _assert_same_tensors(outcome.weights[name], tensors, name)

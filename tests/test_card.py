@@ -14,7 +14,7 @@ from markdown_it.token import Token
 
 from raykfold.card import model_card
 from raykfold.config import RunConfig
-from raykfold.results import EpochMetrics, FoldResult, Summary
+from raykfold.results import EpochMetrics, FoldResult, OutOfFoldMetrics, Summary
 from raykfold.storage import identity, versions
 
 REPO = "team/run-1"
@@ -50,7 +50,9 @@ def result(fold: int, failed: bool = False) -> FoldResult:
 def summary(failed: int | None = None, classes: dict[int, str] = CLASSES) -> dict[str, Any]:
     """Content of summary.json."""
     folds = tuple(result(fold, fold == failed) for fold in ACCURACIES)
-    return Summary("run", folds, 0.805, classes, 9.0, 2, {}).to_json()
+    return Summary(
+        "run", folds, OutOfFoldMetrics(0.805, (0.7, 0.9), ()), classes, 9.0, 2, {}
+    ).to_json()
 
 
 def state(*running: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from raykfold.observers import (
     duration,
     summary_lines,
 )
-from raykfold.results import EpochMetrics, FoldResult, Summary
+from raykfold.results import EpochMetrics, FoldResult, OutOfFoldMetrics, Summary
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -114,7 +114,14 @@ def test_durations_are_readable(seconds: float, text: str) -> None:
 
 
 def summary(*folds: FoldResult) -> Summary:
-    return Summary("run", folds, 0.55, {0: "a"}, wall_seconds=1.0, num_workers=2)
+    return Summary(
+        "run",
+        folds,
+        OutOfFoldMetrics(0.55, (0.4, 0.7), ()),
+        {0: "a"},
+        wall_seconds=1.0,
+        num_workers=2,
+    )
 
 
 def test_the_summary_has_the_line_that_people_know() -> None:
