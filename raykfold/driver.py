@@ -21,7 +21,7 @@ from raykfold.ledger import Ledger
 from raykfold.models import DEFAULT_MODEL, check_model
 from raykfold.observers import Audience, Observer
 from raykfold.outbox import Outbox
-from raykfold.remote import RemotePath, fetched
+from raykfold.remote import Place, RemotePath, fetched
 from raykfold.results import Summary
 from raykfold.scratch import scratch_dir
 from raykfold.session import ray_session
@@ -235,7 +235,7 @@ def _train(config: RunConfig, data: FeatureSet, ledger: Ledger, observer: Observ
             dealer = Dealer(
                 config,
                 data,
-                ledger,
+                [ledger],
                 observer,
                 size=size,
                 precision=precision,
@@ -254,8 +254,8 @@ def _import_dealer() -> None:
 @contextmanager
 def _seen_by_all_nodes(
     config: RunConfig, size: WorkerSize, own_instance: bool
-) -> Iterator[str | None]:
-    """Leave a mark on storage for workers to see; None where there is one machine only.
+) -> Iterator[Place | None]:
+    """Leave a file on storage for workers to see; None where there is one machine only.
 
     Raises:
         BadInput: there are nodes that do not see it.
@@ -265,8 +265,7 @@ def _seen_by_all_nodes(
         return
     from raykfold.nodes import blind_nodes
 
-    token = os.urandom(8).hex()
-    marker = config.run_dir.marker(token)
+    marker = config.run_dir.marker(os.urandom(8).hex())
     try:
         write_file(marker, b"")
         blind = blind_nodes(marker, size)
@@ -280,7 +279,7 @@ def _seen_by_all_nodes(
                 f"--storage_path {config.storage_path}: is not seen by "
                 f"{' and '.join(node.address for node in blind)}; want {want}"
             )
-        yield token
+        yield marker
     finally:
         with suppress(OSError, StorageError):  # swept later
             marker.unlink(missing_ok=True)
