@@ -33,7 +33,6 @@ from raykfold.storage import (
     identity,
     locked,
     recorded,
-    renew_record,
     set_aside,
 )
 from raykfold.tracking import Tracker
@@ -121,22 +120,50 @@ def _run(
         for place in set_aside(config):
             audience.noticed(f"the earlier run was set aside in {place}")
     check_identity(config, identity(config, data.fingerprint))
+    with ExitStack() as repeats:
+        ledgers = [_ledger(config, config, data, folds, credentials, audience)]
+        for number in range(1, config.repeats):
+            repeat = config.repeat(number)
+            told = audience.of_repeat(repeat.seed)
+            check = repeats.enter_context(locked(repeat, told.noticed))
+            repeats.enter_context(closing(told))
+            told.add(_LockWatch(check))
+            check_identity(repeat, identity(repeat, data.fingerprint))
+            ledgers.append(_ledger(config, repeat, data, folds, credentials, told))
+        if any(ledger.waiting for ledger in ledgers):
+            _train(config, data, ledgers, audience)
+        else:
+            for ledger in ledgers:
+                ledger.announce_again()
+        run, *others = ledgers
+        return run.conclude([ledger.conclude() for ledger in others])
+
+
+def _ledger(
+    run: RunConfig,
+    config: RunConfig,
+    data: FeatureSet,
+    folds: tuple[int, ...],
+    credentials: Credentials,
+    audience: Audience,
+) -> Ledger:
+    """Of a run, or of one of its repeats, with what storage knows; its audience gets its observers.
+
+    Args:
+        run: that which `config` is of, or is a repeat of.
+    """
     first_started = created(config)
     audience.add(Artifacts(config))
     if isinstance(config.model_place, RemotePath):
-        others = (config.hf_model_repo_id, config.wandb_project)
+        others = (run.hf_model_repo_id, run.wandb_project)
         keep = any(each is not None for each in others)
         audience.add(Outbox(config.outputs, config.model_place, audience.noticed, keep=keep))
     for service in _services(config, credentials, first_started, audience):
         audience.add(service)
-    ledger = Ledger(config, data, folds, audience, first_started)
+    repeat = "" if config is run else f"seed {config.seed}"
+    ledger = Ledger(config, data, folds, audience, first_started, repeat)
     ledger.find_states()
-    if ledger.waiting:
-        _train(config, data, ledger, audience)
-    else:
-        renew_record(config)
-        ledger.announce()
-    return ledger.conclude()
+    return ledger
 
 
 def _read_data(
@@ -205,7 +232,9 @@ def _undone_if_refused(config: RunConfig, missing: Sequence[Path]) -> Iterator[N
         raise
 
 
-def _train(config: RunConfig, data: FeatureSet, ledger: Ledger, observer: Observer) -> None:
+def _train(
+    config: RunConfig, data: FeatureSet, ledgers: Sequence[Ledger], observer: Observer
+) -> None:
     """Connect to Ray and work until every fold is over.
 
     Raises:
@@ -228,14 +257,22 @@ def _train(config: RunConfig, data: FeatureSet, ledger: Ledger, observer: Observ
             _check_slots(config, size)
         device = "gpu" if size.gpus else f"cpu x{size.cpus}"
         precision = _precision(config, size)
-        current = identity(config, data.fingerprint, device, precision)
-        check_identity(config, current)
+        identities = [
+            identity(ledger.config, data.fingerprint, device, precision) for ledger in ledgers
+        ]
+        for ledger, current in zip(ledgers, identities, strict=True):
+            check_identity(ledger.config, current)
         with _seen_by_all_nodes(config, size, own_instance) as marker:
-            ledger.begin(current)
+            for ledger, current in zip(ledgers, identities, strict=True):
+                # The run's own summary speaks for its repeats, and is not true while one trains.
+                if ledger.waiting or ledger.config is config:
+                    ledger.begin(current)
+                else:
+                    ledger.announce_again()
             dealer = Dealer(
                 config,
                 data,
-                [ledger],
+                ledgers,
                 observer,
                 size=size,
                 precision=precision,

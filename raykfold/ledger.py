@@ -16,12 +16,13 @@ from raykfold.files import remove_tree
 from raykfold.observers import Observer, RunStart
 from raykfold.paths import fold_name
 from raykfold.remote import Place, same_store
-from raykfold.results import EpochMetrics, FoldResult, Round, Summary
+from raykfold.results import EpochMetrics, FoldResult, Repeats, Round, Summary
 from raykfold.storage import (
     FoldState,
     Index,
     newest_states,
     read_index,
+    renew_record,
     sweep,
     versions,
     write_record,
@@ -126,6 +127,15 @@ class Ledger:
                 finished=dict(self._results),
             )
         )
+
+    def announce_again(self) -> None:
+        """The same where nothing is left to train: outputs may still be asked for that are new.
+
+        Raises:
+            StorageError: the record of the run cannot be written.
+        """
+        renew_record(self.config)
+        self.announce()
 
     def origins(self, folds: Sequence[int]) -> dict[int, Place]:
         """Where those of `folds` that do not start anew go on from."""
@@ -236,8 +246,11 @@ class Ledger:
         config = self.config
         return self._data.split(fold, inner=config.select == "inner", seed=config.seed)
 
-    def conclude(self) -> Summary:
+    def conclude(self, repeats: Sequence[Summary] = ()) -> Summary:
         """Put the folds together, and write the outputs.
+
+        Args:
+            repeats: what has become of the run's repeats.
 
         Raises:
             StorageError: they cannot be written.
@@ -249,10 +262,11 @@ class Ledger:
         }
         predictions = out_of_fold(finished.values(), self._data)
         whole = len(finished) == len(self._folds)
+        folds = tuple(self._results[fold] for fold in self._folds)
         self._write_index()
         summary = Summary(
             run_name=self.config.run_name,
-            folds=tuple(self._results[fold] for fold in self._folds),
+            folds=folds,
             out_of_fold=predictions.metrics(self._data.class_mapping)
             if predictions and whole
             else None,
@@ -261,6 +275,7 @@ class Ledger:
             num_workers=self._index.num_workers,
             sessions=self._index.sessions,
             select=self.config.select,
+            repeats=self._with(folds, repeats),
             versions=versions(),
         )
         write_results(self.config.outputs, summary, finished, predictions)
@@ -271,6 +286,12 @@ class Ledger:
                 remove_tree(left)
         self.observer.run_finished(summary)
         return summary
+
+    def _with(self, folds: tuple[FoldResult, ...], repeats: Sequence[Summary]) -> Repeats | None:
+        if not repeats:
+            return None
+        seeds = range(self.config.seed, self.config.seed + 1 + len(repeats))
+        return Repeats(tuple(seeds), (folds, *(repeat.folds for repeat in repeats)))
 
     def _note_state(self, fold: int, folder: Place) -> None:
         self._deaths[fold] = []  # what is on storage need not be done again

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from raykfold.statistics import ClassMetrics, Estimate, macro_f1, mean, outliers, spread
+from raykfold.statistics import ClassMetrics, Estimate, Spread, macro_f1, mean, outliers, spread
 
 FoldStatus = Literal["running", "complete", "failed"]
 
@@ -317,19 +317,30 @@ class Summary:
         }
 
     @property
-    def ranked(self) -> list[FoldResult]:
-        """The complete folds, by the accuracy of the epoch that is kept, the worst first."""
-        done = [result for result in self.folds if result.kept_val_accuracy is not None]
-        done = [result for result in done if result.status == "complete"]
-        return sorted(done, key=lambda result: (result.kept_val_accuracy or 0.0, result.fold))
+    def ranked(self) -> list[tuple[int, float]]:
+        """The complete folds, the worst first, each with the accuracy of the epoch that is kept;
+        with repeats, the mean over those that are complete.
+        """
+        accuracies: dict[int, list[float]] = {}
+        for result in self._all_folds():
+            if result.status == "complete" and result.kept_val_accuracy is not None:
+                accuracies.setdefault(result.fold, []).append(result.kept_val_accuracy)
+        means = ((fold, mean(values)) for fold, values in accuracies.items())
+        return sorted(means, key=lambda pair: (pair[1], pair[0]))
 
     @property
     def outlier_folds(self) -> list[int]:
         """Folds whose accuracy stands apart from the others' (`statistics.outliers`)."""
-        ranked = self.ranked
-        accuracies = [result.kept_val_accuracy or 0.0 for result in ranked]
-        apart = outliers(accuracies, [result.n_val for result in ranked])
-        return sorted(ranked[position].fold for position in apart)
+        ranked, sizes = self.ranked, {result.fold: result.n_val for result in self.folds}
+        apart = outliers([accuracy for _, accuracy in ranked], [sizes[fold] for fold, _ in ranked])
+        return sorted(ranked[position][0] for position in apart)
+
+    @property
+    def spread(self) -> Spread | None:
+        """Of the kept epochs' accuracies over seeds and over folds; None without repeats."""
+        if self.repeats is None or self.status != "complete" or len(self.folds) < 2:
+            return None
+        return spread([[r.kept_val_accuracy for r in folds] for folds in self.repeats.folds])
 
     def to_json(self) -> dict[str, Any]:
         best, last, pooled, ranked = self.best, self.last, self.out_of_fold, self.ranked
@@ -346,8 +357,8 @@ class Summary:
             "last_std_accuracy": last.std if last else None,
             "estimates": {name: each.to_json() for name, each in estimates.items() if each},
             "partial_mean_accuracy": self.partial_mean_accuracy,
-            "worst_fold": ranked[0].fold if ranked else None,
-            "best_fold": ranked[-1].fold if ranked else None,
+            "worst_fold": ranked[0][0] if ranked else None,
+            "best_fold": ranked[-1][0] if ranked else None,
             "outlier_folds": self.outlier_folds,
             "oof_accuracy": pooled.accuracy if pooled else None,
             "oof_interval": list(pooled.interval) if pooled else None,
@@ -377,13 +388,13 @@ class Summary:
     def _repeats_json(self) -> dict[str, Any] | None:
         if self.repeats is None:
             return None
-        accuracies = [[each.kept_val_accuracy for each in folds] for folds in self.repeats.folds]
-        values: dict[str, Any] = {"seeds": list(self.repeats.seeds), "accuracies": accuracies}
-        if self.status == "complete" and len(self.folds) > 1:
-            values["means"] = [mean([x for x in row if x is not None]) for row in accuracies]
-            parts = spread(accuracies)
-            values |= {f"std_{name}": value for name, value in asdict(parts).items()}
-        return values
+        rows = [[_fold_row(result) for result in folds] for folds in self.repeats.folds]
+        apart = self.spread
+        return {
+            "seeds": list(self.repeats.seeds),
+            "folds": rows,
+            "spread": None if apart is None else asdict(apart),
+        }
 
 
 def _fold_row(result: FoldResult) -> dict[str, Any]:
