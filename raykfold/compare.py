@@ -63,6 +63,8 @@ class Comparison:
         over = _counted(len(self.folds), "fold")
         if test.p is None:
             return self._without_spread(better, worse, over)
+        if not difference:
+            return f"On average the two are equally accurate over {over}."
         if test.p < _SIGNIFICANT:
             return (
                 f"{better} is better than {worse}: by {difference:.4f} over {over}, which chance "
@@ -82,8 +84,8 @@ class Comparison:
         if not self.test.degrees:
             return f"{better} is ahead of {worse} by {difference:.4f}; one fold does not show more."
         return (
-            f"{better} is ahead of {worse} by the same {difference:.4f} on each of {over}: there is "
-            "no spread to judge that by."
+            f"{better} is ahead of {worse} by the same {difference:.4f} on each of {over}, so that "
+            "there is no spread to judge it by."
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -401,6 +401,42 @@ def test_the_best_epoch_is_the_first_with_the_highest_accuracy(small_data: Featu
     assert best == [0, 1, 1, 1]
 
 
+def test_with_an_inner_split_the_samples_that_are_held_out_decide_nothing(
+    small_data: FeatureSet,
+) -> None:
+    """With other labels for them, all that changes is what is measured on them."""
+    split = small_data.split(1, inner=True)
+    labels = torch.from_numpy(small_data.class_indices)
+    others = labels.clone()
+    held_out = torch.from_numpy(split.validation)
+    others[held_out] = (others[held_out] + 1) % 4
+    folds = [
+        FoldTrainer(
+            1,
+            torch.from_numpy(np.asarray(small_data.features)),
+            class_indices,
+            split,
+            small_data.num_classes,
+            settings(patience=2, learning_rate=0.005),
+        )
+        for class_indices in (labels, others)
+    ]
+    for fold in folds:
+        while not fold.done(epochs=12):
+            fold.run_epoch()
+    fold, other = folds
+    deciding = ("loss", "accuracy", "inner_loss", "inner_accuracy", "learning_rate")
+    for mine, theirs in zip(fold.history, other.history, strict=True):
+        assert all(getattr(mine, name) == getattr(theirs, name) for name in deciding), mine
+        assert mine.val_loss != theirs.val_loss
+    assert fold.kept_epoch == other.kept_epoch
+    best = max(fold.history, key=lambda metrics: metrics.inner_accuracy or 0.0)
+    assert fold.history[fold.kept_epoch or 0].inner_accuracy == best.inner_accuracy
+    for name, value in fold.kept_weights.items():
+        assert torch.equal(value, other.kept_weights[name]), name
+    assert fold.n_train + fold.n_val + len(split.inner) == len(small_data)
+
+
 def test_the_learning_rate_falls_to_a_fifth_after_six_epochs_without_progress(
     small_data: FeatureSet,
 ) -> None:
