@@ -100,14 +100,19 @@ def without_card(outputs: ModelDir) -> set[str]:
 
 def to_go_up(outputs: ModelDir) -> dict[str, bytes]:
     """What the repository of a complete run has to hold."""
-    folders = {
-        path: outputs.checkpoints if "/" in path else outputs.root for path in without_card(outputs)
-    }
     return {
         ".gitattributes": ATTRIBUTES.encode(),
         "README.md": outputs.card.read_bytes(),
-        **{path: (folder / path).read_bytes() for path, folder in folders.items()},
+        **to_go_up_of(outputs),
     }
+
+
+def to_go_up_of(outputs: ModelDir) -> dict[str, bytes]:
+    """The same of a run or of a repeat, without what the Hub's side adds."""
+    folders = {
+        path: outputs.checkpoints if "/" in path else outputs.root for path in without_card(outputs)
+    }
+    return {path: (folder / path).read_bytes() for path, folder in folders.items()}
 
 
 @pytest.fixture
@@ -222,6 +227,19 @@ def test_everything_goes_up_and_nothing_else(
     ]
     check_all_up_once(hub, outputs)
     assert len(notices) == 1 and f"{hub.endpoint}/{REPO}" in notices[0] and OPEN in notices[0]
+
+
+def test_repeats_go_up_in_folders_of_their_own(
+    hub: HubServer, outputs: ModelDir, make: MakeUploader
+) -> None:
+    repeat = train(outputs.root / "seed_1")
+    complete(repeat)
+    notices = upload_all(make(outputs))
+    of_repeat = {f"seed_1/{path}": content for path, content in to_go_up_of(repeat.outputs).items()}
+    assert files(hub) == to_go_up(outputs) | of_repeat
+    last = commits(hub)[-1]
+    assert {"summary.json", "seed_1/summary.json"} <= set(last)
+    assert count(notices, "of another run") == 0
 
 
 def test_files_of_others_stay_and_are_told_of(
