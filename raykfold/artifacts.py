@@ -100,6 +100,7 @@ class Artifacts(Observer):
             "epochs_done": len(history),
             "best_epoch": None if best is None else best.epoch,
             "best_val_accuracy": None if best is None else best.val_accuracy,
+            **_chosen(kept),
             **({"error": error} if error else {}),
         }
 
@@ -113,6 +114,13 @@ class Artifacts(Observer):
             },
         )
         self._written = dict(self._state)
+
+
+def _chosen(kept: EpochMetrics | None) -> dict[str, Any]:
+    """Of a fold with an inner validation split."""
+    if kept is None or kept.inner_accuracy is None:
+        return {}
+    return {"chosen_epoch": kept.epoch, "chosen_val_accuracy": kept.val_accuracy}
 
 
 def _link(source: Place, target: Path) -> None:
