@@ -17,6 +17,7 @@ from raykfold.demo import demo_feature_set
 from raykfold.errors import BadInput, StorageError
 from raykfold.files import write_file
 from raykfold.hub import fetch_missing, mirror
+from raykfold.leakage import find_leakage
 from raykfold.ledger import Ledger
 from raykfold.models import DEFAULT_MODEL, check_model
 from raykfold.observers import Audience, Observer
@@ -82,7 +83,7 @@ def cross_validate(
     ):
         data = data or _read_data(config, credentials.hf_token, audience, scratch)
         folds = _chosen_folds(config, data)
-        for line in (*data.notes, *data.warnings()):
+        for line in (*data.notes, *data.warnings(), *find_leakage(data).warnings()):
             audience.noticed(line)
         check_model(config.model, data.n_mels, data.num_classes, data.time)
         check_writable(config)

@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 from conftest import small_arrays
 
+from raykfold.config import RunConfig
 from raykfold.data import feature_set_from_arrays, read_feature_set, write_feature_set
 from raykfold.demo import demo_feature_set
+from raykfold.driver import cross_validate
+from raykfold.errors import BadInput
 from raykfold.leakage import Leakage, Pair, Twins, find_leakage
+from raykfold.observers import Observer
 
 FEATURES, LABELS, FOLDS = small_arrays()  # sample i is in fold i % 5 + 1
 LABELS[:60] = 2  # where twins are planted, so that theirs agree
@@ -209,3 +213,21 @@ def test_counts_become_json() -> None:
     }
     assert content["near"]["samples"] == 2
     assert content["constant"]["example"] is None
+
+
+class _Listener(Observer):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def noticed(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_run_says_it_before_it_begins(tmp_path: Path) -> None:
+    data = feature_set_from_arrays(planted(at_11=FEATURES[5]), LABELS, FOLDS)
+    listener = _Listener()
+    config = RunConfig(model_dir=tmp_path, model="no_such_module:Network")
+    with pytest.raises(BadInput, match="no_such_module"):  # so that nothing more is started
+        cross_validate(config, data=data, observers=[listener])
+    assert len(listener.lines) == 1
+    assert listener.lines == find_leakage(data).warnings()
