@@ -72,7 +72,18 @@ class Comparison:
             )
         return (
             f"These {over} do not show which is better: {better} is ahead by {difference:.4f}, "
-            f"which chance alone can bring (p = {_p(test.p)})."
+            f"which chance alone can bring (p = {_p(test.p)}){self._of_networks()}."
+        )
+
+    def _of_networks(self) -> str:
+        """What McNemar's test adds where the other shows nothing."""
+        pairs = self.predictions
+        if pairs is None or pairs.p >= _SIGNIFICANT:
+            return ""
+        better = self.names[0] if pairs.only_first > pairs.only_second else self.names[1]
+        return (
+            f"; the networks of {better} are right on more of the held-out samples than those of "
+            f"the other (p = {_p(pairs.p)}), but other training sets could turn that"
         )
 
     def _without_spread(self, better: str, worse: str, over: str) -> str:

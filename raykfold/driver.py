@@ -17,7 +17,7 @@ from raykfold.demo import demo_feature_set
 from raykfold.errors import BadInput, StorageError
 from raykfold.files import write_file
 from raykfold.hub import fetch_missing, mirror
-from raykfold.leakage import find_leakage
+from raykfold.leakage import Leakage, find_leakage
 from raykfold.ledger import Ledger
 from raykfold.models import DEFAULT_MODEL, check_model
 from raykfold.observers import Audience, Observer
@@ -83,7 +83,9 @@ def cross_validate(
     ):
         data = data or _read_data(config, credentials.hf_token, audience, scratch)
         folds = _chosen_folds(config, data)
-        for line in (*data.notes, *data.warnings(), *find_leakage(data).warnings()):
+        leakage = find_leakage(data)
+        about_splits = data.warnings(inner=config.select == "inner", seed=config.seed)
+        for line in (*data.notes, *about_splits, *leakage.warnings()):
             audience.noticed(line)
         check_model(config.model, data.n_mels, data.num_classes, data.time)
         check_writable(config)
@@ -95,7 +97,7 @@ def cross_validate(
             closing(audience),
         ):
             audience.add(_LockWatch(check))
-            summary = _run(config, data, folds, credentials, audience)
+            summary = _run(config, data, folds, leakage, credentials, audience)
             check()
             return summary
 
@@ -114,6 +116,7 @@ def _run(
     config: RunConfig,
     data: FeatureSet,
     folds: tuple[int, ...],
+    leakage: Leakage,
     credentials: Credentials,
     audience: Audience,
 ) -> Summary:
@@ -137,7 +140,8 @@ def _run(
             for ledger in ledgers:
                 ledger.announce_again()
         run, *others = ledgers
-        return run.conclude([ledger.conclude() for ledger in others])
+        found = leakage.to_json()
+        return run.conclude(found, [ledger.conclude(found) for ledger in others])
 
 
 def _ledger(

@@ -104,8 +104,8 @@ class Leakage:
         return [line for line in lines if line is not None]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, under the names of the attributes."""
-        return asdict(self)
+        """Plain values, under the names of the attributes, and the lines of `warnings`."""
+        return {**asdict(self), "warnings": self.warnings()}
 
 
 @_QUIET

@@ -246,10 +246,13 @@ class Ledger:
         config = self.config
         return self._data.split(fold, inner=config.select == "inner", seed=config.seed)
 
-    def conclude(self, repeats: Sequence[Summary] = ()) -> Summary:
+    def conclude(
+        self, leakage: Mapping[str, Any] | None = None, repeats: Sequence[Summary] = ()
+    ) -> Summary:
         """Put the folds together, and write the outputs.
 
         Args:
+            leakage: what was found in the data, in plain values.
             repeats: what has become of the run's repeats.
 
         Raises:
@@ -276,6 +279,7 @@ class Ledger:
             sessions=self._index.sessions,
             select=self.config.select,
             repeats=self._with(folds, repeats),
+            leakage=leakage,
             versions=versions(),
         )
         write_results(self.config.outputs, summary, finished, predictions)
