@@ -17,6 +17,7 @@ import numpy as np
 from raykfold.archive import Archive, open_run
 from raykfold.command import Parser, add_flag, exit_code
 from raykfold.errors import BadInput
+from raykfold.remote import without_password
 from raykfold.statistics import (
     McNemar,
     PairedTest,
@@ -113,11 +114,17 @@ class Comparison:
         }
 
 
-def compare(first: Archive, second: Archive, by: str | None = None) -> Comparison:
+def compare(
+    first: Archive,
+    second: Archive,
+    by: str | None = None,
+    names: tuple[str, str] | None = None,
+) -> Comparison:
     """Compare two runs that are complete.
 
     Args:
         by: ``best``, ``chosen`` or ``last`` epochs; by default those whose weights the runs kept.
+        names: what to call the two; by default where they are.
 
     Raises:
         BadInput: a run is not complete, or they are not over the same folds of the same data.
@@ -134,7 +141,7 @@ def compare(first: Archive, second: Archive, by: str | None = None) -> Compariso
     accuracies = np.array([_accuracies(*each, by) for each in zip(runs, summaries, strict=True)])
     differences = (accuracies[1] - accuracies[0]).ravel().tolist()
     return Comparison(
-        names=(str(first.place), str(second.place)),
+        names=names or (str(first.place), str(second.place)),
         by=by,
         seeds=(seeds[0], seeds[1]),
         folds=tuple(folds),
@@ -248,7 +255,8 @@ def _parser() -> Parser:
 
 
 def _main(options: argparse.Namespace) -> int:
-    found = compare(open_run(options.run_a), open_run(options.run_b), options.by)
+    names = without_password(options.run_a), without_password(options.run_b)
+    found = compare(open_run(options.run_a), open_run(options.run_b), options.by, names)
     if options.json:
         print(json.dumps(found.to_json()))
     else:
