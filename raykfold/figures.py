@@ -1,0 +1,683 @@
+"""The pictures of a run, from plain values: learning curves, folds, classes, confusion matrix.
+
+Each can be had as a PNG, and as an SVG for use within a page, whose colours are the page's CSS
+variables and so follow its light or dark theme. The same values give the same bytes. Nothing of
+matplotlib's global state is used or left changed.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import unicodedata
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from raykfold.errors import one_line
+from raykfold.statistics import ClassMetrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.typing import ColorType
+
+Theme: TypeAlias = Mapping[str, str]
+
+# The folds' colours start from M. Petroff's ten for data visualisation (arXiv:2107.02270), which
+# people with colour vision deficiencies tell apart; those that were faint on white are darker.
+LIGHT: Theme = {
+    "paper": "#ffffff",
+    "card": "#f5f7f9",
+    "ink": "#1a1f26",
+    "muted": "#59636f",
+    "line": "#d7dde4",
+    "accent": "#1c69ad",
+    "wrong": "#c2510a",
+    "on": "#ffffff",
+    "fold0": "#2f7fc9",
+    "fold1": "#e39400",
+    "fold2": "#bd1f01",
+    "fold3": "#7c8e8b",
+    "fold4": "#832db6",
+    "fold5": "#a05f4d",
+    "fold6": "#e76300",
+    "fold7": "#9a8d48",
+    "fold8": "#5f6470",
+    "fold9": "#35a7ac",
+}
+DARK: Theme = {
+    "paper": "#12161b",
+    "card": "#1b2129",
+    "ink": "#e8ecf1",
+    "muted": "#9ba7b4",
+    "line": "#323b46",
+    "accent": "#6db3f5",
+    "wrong": "#ff9a55",
+    "on": "#0d1116",
+    "fold0": "#58a6ee",
+    "fold1": "#ffb833",
+    "fold2": "#f0654c",
+    "fold3": "#a9b9b6",
+    "fold4": "#ba85ea",
+    "fold5": "#cf907e",
+    "fold6": "#ff8430",
+    "fold7": "#cfc287",
+    "fold8": "#969cab",
+    "fold9": "#7fdbe0",
+}
+# What stands for a theme's colour while matplotlib draws.
+_SENTINELS: Theme = {name: f"#0100{number:02x}" for number, name in enumerate(LIGHT)}
+_VARIABLES = {colour: f"var(--{name})" for name, colour in _SENTINELS.items()}
+
+FOLD_COLOURS = 10
+_FONT = "DejaVu Sans"  # comes with matplotlib: text is measured alike on every machine
+_WIDE_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Hiragino Sans")
+_POINTS = 72.0  # to an inch
+_DPI = 150
+_WIDTH = 350.0  # points: fits a phone at a size that can be read
+_WIDEST_WITHOUT_SCROLLING = 430.0
+_LONGEST_NAME = 22
+_CELLS = ((5, 46.0), (10, 30.0), (25, 20.0), (math.inf, 13.0))  # up to how many classes, points
+_SETTINGS: dict[str, Any] = {
+    "axes.edgecolor": "none",
+    "axes.facecolor": "none",
+    "axes.axisbelow": True,
+    "axes.linewidth": 0.8,
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "legend.fontsize": 9.0,
+    "legend.frameon": False,
+    "lines.solid_capstyle": "round",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "raykfold",
+    "text.parse_math": False,  # a class may be called $x^2$
+    "text.usetex": False,
+    "xtick.major.size": 0.0,
+    "ytick.major.size": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a fold has learnt, epoch by epoch.
+
+    Attributes:
+        fold: its label.
+        accuracy: validation accuracy after each epoch, 0 to 1.
+        loss: validation loss after each epoch.
+        kept: epoch whose weights are kept, counted from 0.
+    """
+
+    fold: int
+    accuracy: Sequence[float]
+    loss: Sequence[float]
+    kept: int | None = None
+
+
+@dataclass(frozen=True)
+class FoldAccuracy:
+    """Accuracies of a fold's epochs, 0 to 1; None where there is no such epoch."""
+
+    fold: int
+    best: float | None
+    last: float | None
+    chosen: float | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Something that can be drawn in any theme.
+
+    Attributes:
+        name: of the file, and what its ids begin with among several on one page.
+        width: points.
+        height: points.
+        draw: puts everything into a figure.
+    """
+
+    name: str
+    width: float
+    height: float
+    draw: Callable[[Figure, Theme], None]
+
+    @property
+    def needs_scrolling(self) -> bool:
+        """Whether a phone would make it too small to read."""
+        return self.width > _WIDEST_WITHOUT_SCROLLING
+
+    def svg(self, label: str) -> str:
+        """An ``<svg>`` element for a page that sets ``--ink`` and the other names of a theme.
+
+        Args:
+            label: what the picture shows, for those who do not see it.
+        """
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+        with _drawing():
+            figure = self._figure(_SENTINELS)
+            file = io.StringIO()
+            FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+        # As wide as it is drawn at most, and where it is scrolled no narrower than can be read.
+        least = f"min-width:{self.width:.0f}px;" if self.needs_scrolling else ""
+        size = f"{least}width:100%;max-width:{self.width * 4 / 3:.0f}px"
+        return _for_a_page(file.getvalue(), self.name, {"aria-label": label, "style": size})
+
+    def png(self) -> bytes:
+        """In the light theme."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        with _drawing():
+            figure = self._figure(LIGHT)
+            figure.set_facecolor(LIGHT["paper"])
+            figure.set_dpi(_DPI)
+            file = io.BytesIO()
+            # Without the version of matplotlib in it.
+            FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
+        return file.getvalue()
+
+    def _figure(self, theme: Theme) -> Figure:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(self.width / _POINTS, self.height / _POINTS), facecolor="none")
+        self.draw(figure, theme)
+        return figure
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    """matplotlib's own defaults and ours, whatever the user's settings are."""
+    import matplotlib
+    from matplotlib.font_manager import fontManager
+
+    installed = set(fontManager.get_font_names())
+    fonts = [_FONT, *(name for name in _WIDE_FONTS if name in installed)]
+    settings: Any = {
+        name: value
+        for name, value in matplotlib.rcParamsDefault.items()
+        if not name.startswith(("backend", "toolbar", "interactive", "webagg", "date.epoch"))
+    }
+    with warnings.catch_warnings(), matplotlib.rc_context(settings | _SETTINGS):
+        matplotlib.rcParams["font.family"] = fonts
+        # Of letters that no font here has: a box stands for them, and the browser has more fonts.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        yield
+
+
+# --- learning curves -----------------------------------------------------------------------------
+
+
+def curves(folds: Sequence[Curve]) -> Picture:
+    """Validation accuracy and loss, side by side."""
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        accuracy = _axes(figure, (46, 34), (312, 196))
+        loss = _axes(figure, (416, 34), (312, 196))
+        _draw_curves(accuracy, theme, folds, "accuracy")
+        _draw_curves(loss, theme, folds, "loss")
+        _legend(loss, theme, folds, anchor=(1.02, 1.0))
+
+    return Picture("curves", 756 + (74 if len(folds) <= FOLD_COLOURS else 60), 262, draw)
+
+
+def curve(folds: Sequence[Curve], what: str) -> Picture:
+    """One of the two, ``accuracy`` or ``loss``."""
+    legend = 16 * _legend_rows(len(folds))
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = _axes(figure, (40, 38 + legend), (_WIDTH - 50, 180))
+        _draw_curves(axes, theme, folds, what)
+        _legend(axes, theme, folds, below=True)
+
+    return Picture(what, _WIDTH, 180 + 38 + legend + 24, draw)
+
+
+def means(series: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(epochs,) count of series that have the epoch, their mean and standard deviation (ddof 0).
+
+    What is not finite does not count; where nothing does, mean and deviation are NaN.
+    """
+    values = np.full((len(series), max(map(len, series), default=0)), np.nan)
+    for row, each in zip(values, series, strict=True):
+        row[: len(each)] = each
+    finite = np.isfinite(values)
+    count = finite.sum(axis=0)
+    known = np.where(finite, values, 0.0)
+    divisor = np.where(count, count, np.nan)
+    mean = known.sum(axis=0) / divisor
+    spread = np.where(finite, values - mean, 0.0)
+    return count, mean, np.sqrt((spread**2).sum(axis=0) / divisor)
+
+
+def _draw_curves(axes: Axes, theme: Theme, folds: Sequence[Curve], what: str) -> None:
+    series = [[float(value) for value in getattr(each, what)] for each in folds]
+    for position, (each, values) in enumerate(zip(folds, series, strict=True)):
+        style = _fold_style(theme, position, len(folds))
+        epochs = np.arange(1, len(values) + 1)
+        heights = np.where(np.isfinite(values), values, np.nan)
+        axes.plot(epochs, heights, **style, marker="o" if len(values) == 1 else None, markersize=3)
+        if each.kept is not None and len(folds) <= FOLD_COLOURS:
+            axes.plot(
+                [each.kept + 1],
+                [heights[each.kept]],
+                marker="o",
+                markersize=4,
+                ls="none",
+                color=style["color"],
+            )
+    count, mean, spread = means(series)
+    shared = count >= 2
+    if shared.any():
+        epochs, mean, spread = np.arange(1, len(count) + 1)[shared], mean[shared], spread[shared]
+        low, high = mean - spread, mean + spread
+        axes.fill_between(epochs, low, high, color=theme["ink"], alpha=0.13, linewidth=0)
+        axes.plot(epochs, mean, color=theme["ink"], linewidth=2.2)
+    title = {"accuracy": "Validation accuracy", "loss": "Validation loss"}[what]
+    axes.set_title(title, color=theme["ink"])
+    axes.set_xlabel("epoch", color=theme["muted"])
+    longest = max(map(len, series), default=1)
+    margin = 0.03 * max(longest, 5)
+    axes.set_xlim(1 - margin, max(longest, 2) + margin)
+    _whole_numbers(axes)
+    _grid(axes, theme, "y")
+
+
+def _fold_style(theme: Theme, position: int, folds: int) -> dict[str, Any]:
+    if folds > FOLD_COLOURS:
+        return {"color": theme["muted"], "linewidth": 0.6, "alpha": 0.5}
+    dashes = "-" if position < FOLD_COLOURS // 2 else (0, (4.0, 1.6))
+    return {"color": theme[f"fold{position}"], "linewidth": 1.2, "linestyle": dashes}
+
+
+def _legend_rows(folds: int) -> int:
+    return -(-(folds + 1) // 6) if folds <= FOLD_COLOURS else 1
+
+
+def _legend(
+    axes: Axes,
+    theme: Theme,
+    folds: Sequence[Curve],
+    *,
+    below: bool = False,
+    anchor: tuple[float, float] = (0.0, 0.0),
+) -> None:
+    from matplotlib.lines import Line2D
+
+    entries = [
+        (f"fold {each.fold}", Line2D([], [], **_fold_style(theme, position, len(folds))))
+        for position, each in enumerate(folds)
+    ]
+    if len(folds) > FOLD_COLOURS:
+        entries = [("a fold", entries[0][1])]
+    entries.append(("mean", Line2D([], [], color=theme["ink"], linewidth=2.2)))
+    labels, handles = zip(*entries, strict=True)
+    if below:
+        places: dict[str, Any] = {
+            "loc": "upper left",
+            "bbox_to_anchor": (-0.02, -0.17),
+            "ncols": -(-len(entries) // _legend_rows(len(folds))),
+            "columnspacing": 0.9,
+            "handlelength": 1.3,
+            "handletextpad": 0.4,
+            "borderpad": 0.0,
+        }
+    else:
+        places = {"loc": "upper left", "bbox_to_anchor": anchor, "handlelength": 1.5}
+    axes.legend(handles, labels, labelcolor=theme["ink"], **places)
+
+
+# --- folds ---------------------------------------------------------------------------------------
+
+
+def folds(accuracies: Sequence[FoldAccuracy], mean: float | None, mean_of: str) -> Picture:
+    """Accuracy of each fold: of its best, its last and its chosen epoch.
+
+    Args:
+        accuracies: in the order in which they are drawn.
+        mean: drawn as a line; None leaves it out.
+        mean_of: what it is of, in a word.
+    """
+    width = min(max(_WIDTH, 60 + 14 * len(accuracies)), 800)
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = _axes(figure, (40, 54), (width - 50, 180))
+        places = np.arange(len(accuracies))
+        if mean is not None:
+            axes.axhline(mean, color=theme["ink"], linewidth=1.2, linestyle=(0, (2, 2)), alpha=0.8)
+        for place, each in zip(places, accuracies, strict=True):
+            known = [x for x in (each.best, each.last, each.chosen) if x is not None]
+            if known:
+                axes.vlines(place, min(known), max(known), color=theme["line"], linewidth=2.5)
+        wide = len(accuracies) <= 30
+        colour, other = theme["accent"], theme["wrong"]
+        # The last epoch is a ring around the best one where it is the same.
+        marks: list[tuple[str, dict[str, Any]]] = [
+            ("best", {"marker": "o", "ms": 5.0, "mfc": colour, "mec": colour}),
+            ("last", {"marker": "o", "ms": 8.5, "mfc": "none", "mec": colour}),
+            ("chosen", {"marker": "D", "ms": 5.0, "mfc": other, "mec": other}),
+        ]
+        for what, mark in marks:
+            heights = [_or_nan(getattr(each, what)) for each in accuracies]
+            if np.isfinite(heights).any():
+                size = mark.pop("ms") if wide else mark.pop("ms") / 2
+                label = f"{what} epoch"
+                axes.plot(places, heights, ls="none", ms=size, label=label, **mark)
+        axes.set_title("Accuracy of each fold", color=theme["ink"])
+        axes.set_xlabel("fold", color=theme["muted"])
+        step = -(-len(accuracies) // int((width - 50) / 22))
+        axes.set_xticks(places[::step], [str(each.fold) for each in accuracies[::step]])
+        axes.set_xlim(-0.7, len(accuracies) - 0.3)
+        if mean is not None:
+            axes.plot(
+                [],
+                [],
+                color=theme["ink"],
+                linewidth=1.2,
+                linestyle=(0, (2, 2)),
+                label=f"mean ({mean_of})",
+            )
+        _grid(axes, theme, "y")
+        axes.legend(
+            loc="upper left",
+            bbox_to_anchor=(-0.02, -0.17),
+            ncols=4,
+            labelcolor=theme["ink"],
+            columnspacing=0.9,
+            handlelength=1.3,
+            handletextpad=0.4,
+            borderpad=0.0,
+        )
+
+    return Picture("folds", width, 258, draw)
+
+
+# --- classes -------------------------------------------------------------------------------------
+
+
+def classes(scores: Sequence[ClassMetrics]) -> Picture:
+    """F1 of each class as a bar, precision and recall as marks on it; the best class on top."""
+    ranked = sorted(scores, key=lambda each: -(each.f1 or 0.0))
+    names = [_short(each.name) for each in ranked]
+    margin = 12 + max(map(_ems, names), default=0) * 9 * 0.95
+    row = 20.0 if len(ranked) <= 20 else 14.0
+    height = row * len(ranked)
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = _axes(figure, (margin, 42), (_WIDTH - margin - 14, height))
+        places = np.arange(len(ranked))
+        axes.barh(
+            places,
+            [each.f1 or 0.0 for each in ranked],
+            height=0.62,
+            color=theme["accent"],
+            alpha=0.35,
+            label="F1",
+        )
+        mark: dict[str, Any] = {"ls": "none", "markersize": 5.5, "clip_on": False}
+        axes.plot(
+            [_or_nan(each.precision) for each in ranked],
+            places,
+            marker="o",
+            color=theme["accent"],
+            label="precision",
+            **mark,
+        )
+        axes.plot(
+            [_or_nan(each.recall) for each in ranked],
+            places,
+            marker="D",
+            color=theme["wrong"],
+            label="recall",
+            **{**mark, "markersize": 4.5},
+        )
+        axes.set_yticks(places, names)
+        axes.set_ylim(len(ranked) - 0.4, -0.6)
+        axes.set_xlim(0, 1)
+        axes.set_title("Classes", color=theme["ink"], x=0.0)
+        _grid(axes, theme, "x")
+        axes.tick_params(axis="y", labelcolor=theme["ink"])
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(
+            handles[::-1],
+            labels[::-1],
+            loc="lower left",
+            ncols=3,
+            labelcolor=theme["ink"],
+            bbox_to_anchor=((margin - 4) / _WIDTH, 2 / (height + 68)),
+            borderpad=0.0,
+            columnspacing=1.2,
+            handlelength=1.3,
+            handletextpad=0.4,
+        )
+
+    return Picture("classes", _WIDTH, height + 68, draw)
+
+
+# --- confusion matrix ----------------------------------------------------------------------------
+
+
+def confusion(matrix: np.ndarray, names: Sequence[str]) -> Picture:
+    """Which class was taken for which.
+
+    Args:
+        matrix: (classes, classes) counts, a row for each true class, a column for each predicted.
+        names: of the classes.
+    """
+    size = len(names)
+    cell = next(points for most, points in _CELLS if size <= most)
+    shown = [_short(name) for name in names]
+    font = 9.0 if size <= 25 else 7.0
+    margin = 22 + max(map(_ems, shown), default=0) * font * 0.95
+    # Names below stand on end, unless they are short.
+    lying = all(_ems(name) * font * 0.7 < cell - 4 for name in shown)
+    foot = 32.0 if lying else margin
+    width, height = max(margin + cell * size + 14, 200.0), foot + cell * size + 26
+
+    def draw(figure: Figure, theme: Theme) -> None:
+        axes = _axes(figure, (margin, foot), (cell * size, cell * size))
+        _draw_cells(axes, theme, matrix)
+        _write_counts(axes, theme, matrix, cell)
+        places = np.arange(size)
+        axes.set_xticks(places, shown, rotation=0 if lying else 90)
+        axes.set_yticks(places, shown)
+        axes.set_xlim(-0.5, size - 0.5)
+        axes.set_ylim(size - 0.5, -0.5)
+        axes.tick_params(colors=theme["ink"], labelsize=font, pad=3)
+        axes.set_title("Confusion matrix", color=theme["ink"])
+        axes.text(
+            0,
+            0,
+            "true",
+            color=theme["muted"],
+            rotation=90,
+            va="center",
+            ha="left",
+            transform=_points(figure, (4, foot + cell * size / 2)),
+        )
+        axes.text(
+            0,
+            0,
+            "predicted",
+            color=theme["muted"],
+            va="bottom",
+            ha="center",
+            transform=_points(figure, (margin + cell * size / 2, 4)),
+        )
+
+    return Picture("confusion", width, height, draw)
+
+
+def _draw_cells(axes: Axes, theme: Theme, matrix: np.ndarray) -> None:
+    """Each cell as strong as its share of the row, so that small classes count as much."""
+    from matplotlib.collections import PatchCollection
+    from matplotlib.colors import to_rgba
+    from matplotlib.patches import Rectangle
+
+    size = len(matrix)
+    axes.add_patch(
+        Rectangle((-0.5, -0.5), size, size, facecolor=theme["line"], alpha=0.3, linewidth=0)
+    )
+    shares = _row_shares(matrix)
+    cells, colours = [], []
+    for row, column in zip(*np.nonzero(matrix), strict=True):
+        cells.append(Rectangle((column - 0.47, row - 0.47), 0.94, 0.94))
+        colour = theme["accent" if row == column else "wrong"]
+        colours.append(to_rgba(colour, _strength(float(shares[row, column]))))
+    axes.add_collection(PatchCollection(cells, facecolors=colours, linewidths=0))
+
+
+def _write_counts(axes: Axes, theme: Theme, matrix: np.ndarray, cell: float) -> None:
+    font = min(9.0, cell * 0.42)
+    shares = _row_shares(matrix)
+    for row, column in zip(*np.nonzero(matrix), strict=True):
+        text = str(int(matrix[row, column]))
+        if len(text) * font * 0.62 > cell * 0.95:
+            continue
+        colour: ColorType = theme["on" if shares[row, column] > 0.5 else "ink"]
+        axes.text(column, row, text, ha="center", va="center_baseline", fontsize=font, color=colour)
+
+
+def _strength(share: float) -> float:
+    """How opaque a cell is. It leaps at a half, where the count on it turns from dark to light (or
+    the other way round in the dark): between, neither could be read.
+    """
+    return 0.08 + 0.8 * share if share <= 0.5 else 0.5 + 0.5 * share
+
+
+def _row_shares(matrix: np.ndarray) -> np.ndarray:
+    totals = matrix.sum(axis=1, keepdims=True)
+    return np.asarray(matrix / np.where(totals, totals, 1))
+
+
+# --- spectrograms --------------------------------------------------------------------------------
+
+
+def spectrogram(feature: np.ndarray, most: tuple[int, int] = (96, 192)) -> bytes:
+    """A PNG, low frequencies at the bottom, scaled between the clip's lowest and highest value.
+
+    Args:
+        feature: (n_mels, time), finite, any float type.
+        most: rows and columns at most; neighbours are averaged to get there.
+    """
+    from matplotlib.image import imsave
+
+    values = np.asarray(feature, dtype=np.float64)
+    for axis, limit in enumerate(most):
+        values = _thinned(values, axis, limit)
+    low, high = float(values.min()), float(values.max())
+    unsigned: Any = {"Software": None}
+    file = io.BytesIO()
+    imsave(
+        file,
+        (values - low) / ((high - low) or 1.0),
+        vmin=0,
+        vmax=1,
+        cmap="magma",
+        origin="lower",
+        format="png",
+        metadata=unsigned,
+        pil_kwargs={"optimize": True},
+    )
+    return file.getvalue()
+
+
+def _thinned(values: np.ndarray, axis: int, most: int) -> np.ndarray:
+    step = -(-values.shape[axis] // most)
+    starts = np.arange(0, values.shape[axis], step)
+    sums = np.add.reduceat(values, starts, axis=axis)
+    shape = [1, 1]
+    shape[axis] = len(starts)
+    sizes = np.diff(np.append(starts, values.shape[axis])).reshape(shape)
+    return np.asarray(sums / sizes)
+
+
+# --- the parts of a figure -----------------------------------------------------------------------
+
+
+def _axes(figure: Figure, corner: tuple[float, float], size: tuple[float, float]) -> Axes:
+    """Axes whose lower left corner and size are given in points."""
+    width, height = (float(inches) * _POINTS for inches in figure.get_size_inches())
+    (left, bottom), (across, up) = corner, size
+    return figure.add_axes((left / width, bottom / height, across / width, up / height))
+
+
+def _points(figure: Figure, point: tuple[float, float]) -> Any:
+    """A transform that puts (0, 0) at `point`, in points from the figure's lower left corner."""
+    from matplotlib.transforms import ScaledTranslation
+
+    return figure.dpi_scale_trans + ScaledTranslation(
+        point[0] / _POINTS, point[1] / _POINTS, figure.dpi_scale_trans
+    )
+
+
+def _grid(axes: Axes, theme: Theme, axis: str) -> None:
+    axes.grid(axis=axis, color=theme["line"], linewidth=0.8)  # type: ignore[arg-type]
+    axes.tick_params(colors=theme["muted"])
+
+
+def _whole_numbers(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _short(name: str) -> str:
+    text = one_line(name)
+    return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 1]}…"
+
+
+def _ems(text: str) -> float:
+    """About how wide a text is, in letters' heights."""
+    return sum(1.0 if unicodedata.east_asian_width(mark) in "WF" else 0.62 for mark in text)
+
+
+# --- SVG for a page ------------------------------------------------------------------------------
+
+
+def _for_a_page(svg: str, name: str, attributes: Mapping[str, str]) -> str:
+    """matplotlib's file as an element: own ids, the page's colours and fonts, no style sheet."""
+    root = ET.fromstring(svg)
+    _strip(root)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        element.attrib = {
+            key.rpartition("}")[2]: _for_attribute(key.rpartition("}")[2], value, name)
+            for key, value in element.attrib.items()
+        }
+    root.attrib = {"viewBox": root.get("viewBox", ""), "role": "img", **attributes}
+    return ET.tostring(root, encoding="unicode")
+
+
+def _strip(root: ET.Element) -> None:
+    """A style sheet would be the whole page's, and who made the picture is of no use in it."""
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.rpartition("}")[2] in ("metadata", "style"):
+                parent.remove(child)
+
+
+def _for_attribute(key: str, value: str, name: str) -> str:
+    if key == "id":
+        return f"{name}-{value}"
+    if key == "href":
+        return value.replace("#", f"#{name}-", 1)
+    if key == "clip-path":
+        return value.replace("url(#", f"url(#{name}-", 1)
+    if key in ("style", "fill", "stroke"):
+        value = re.sub("#0100[0-9a-f]{2}", lambda found: _VARIABLES[found[0]], value)
+        value = re.sub(r"font: ([\d.]+px)[^;]*", r"font-size: \1", value)
+        return re.sub(r"font-family: [^;]*;? ?", "", value)
+    if key == "d":
+        return re.sub(r"\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", value)
+    return value
