@@ -309,16 +309,22 @@ class RunConfig:
     def command(self) -> list[str]:
         """The command that starts or resumes this run, only with what is not the default."""
         command = ["python", "-m", "raykfold.run"]
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name == "fresh" or value == self._default_of(field):
-                continue
-            if value is True and field.metadata["parse"] is _switch:
-                command.append(f"--{field.name}")
+        for name, value in self.changed().items():
+            if value is True and _fields()[name].metadata["parse"] is _switch:
+                command.append(f"--{name}")
             else:
                 text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-                command += [f"--{field.name}", text]
+                command += [f"--{name}", text]
         return command
+
+    def changed(self) -> dict[str, Any]:
+        """Fields that are not the default, but for `fresh`, which is of one start only."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            name: value
+            for name, value in values.items()
+            if name != "fresh" and value != self._default_of(_fields()[name])
+        }
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

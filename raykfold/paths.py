@@ -130,6 +130,10 @@ class ModelDir:
         """The page's pictures, as PNG files."""
         return self.root / "plots"
 
+    def all_plots(self) -> list[Path]:
+        """Those that are there."""
+        return sorted(self.plots.glob("*.png"))
+
     @property
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"

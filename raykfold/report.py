@@ -1,0 +1,896 @@
+"""``python -m raykfold.report``: a run as a page for people, while it goes on or after.
+
+    python -m raykfold.report runs/demo
+
+The page is one file that asks nothing of the network; its pictures lie beside it as PNGs. What it
+shows is read from the run's files alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import math
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+from zipfile import BadZipFile
+
+import numpy as np
+
+from raykfold.archive import Archive, open_run
+from raykfold.artifacts import OutOfFold
+from raykfold.command import Parser, add_flag, exit_code
+from raykfold.config import RunConfig
+from raykfold.errors import BadInput, RaykfoldError, StorageError, one_line
+from raykfold.files import write_file
+from raykfold.observers import Observer, duration
+from raykfold.paths import ModelDir, absolute
+from raykfold.remote import Place, RemotePath
+from raykfold.results import FoldResult, Summary
+from raykfold.statistics import ClassMetrics
+
+if TYPE_CHECKING:
+    from raykfold.data import FeatureSet
+    from raykfold.figures import Curve, FoldAccuracy, Picture
+
+MOST_MISTAKES = 12
+_NOTHING = "-"
+_TEMPLATE = "report.html.j2"
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+class Reporter(Observer):
+    """Leaves the page in `model_dir` when the run is over.
+
+    Raises `StorageError` when it cannot be written. No other fault of the page's ends a run.
+
+    Args:
+        config: the run's.
+        data: the run's, for the spectrograms.
+    """
+
+    def __init__(self, config: RunConfig, data: FeatureSet) -> None:
+        self._config = config
+        self._data = data
+
+    def run_finished(self, summary: Summary) -> None:
+        outputs = self._config.outputs
+        try:
+            record = json.loads(outputs.run_record.read_bytes())
+            archive = Archive(outputs.root, record, self._config.run_dir)
+            write_report(archive, outputs, self._data)
+        except StorageError:
+            raise
+        except RaykfoldError as error:  # one of these would end the run
+            raise RuntimeError(str(error)) from error
+
+
+def report(archive: Archive, data: FeatureSet | None = None) -> str:
+    """The page, as HTML.
+
+    Args:
+        archive: the run, finished or under way.
+        data: the run's, for the spectrograms; None leaves them out, and the page says so.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    from raykfold.figures import DARK, LIGHT
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    template = (package_files("raykfold") / _TEMPLATE).read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        _page(_Run(archive), data), light=LIGHT, dark=DARK, variables=_variables
+    )
+
+
+def plots(archive: Archive) -> dict[str, bytes]:
+    """Name → PNG, of what there is to draw: ``curves``, ``folds``, ``classes``, ``confusion``."""
+    run = _Run(archive)
+    drawn = (run.curves(), run.fold_picture(), run.class_picture(), run.confusion())
+    return {picture.name: picture.png() for picture in drawn if picture is not None}
+
+
+def write_report(archive: Archive, outputs: ModelDir, data: FeatureSet | None = None) -> Path:
+    """Write the page and its pictures into `outputs`; pictures of an earlier page go.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    drawn = plots(archive)
+    for name, content in drawn.items():
+        write_file(outputs.plots / f"{name}.png", content)
+    for file in outputs.all_plots():
+        if file.stem not in drawn:
+            file.unlink(missing_ok=True)
+    write_file(outputs.report, report(archive, data).encode())
+    return outputs.report
+
+
+# --- what is known of a run ----------------------------------------------------------------------
+
+
+class _Run:
+    """A run in plain values, and in pictures."""
+
+    def __init__(self, archive: Archive) -> None:
+        self.archive = archive
+        self.config: Row = archive.record["config"]
+        self.identity: Row = archive.record["identity"]
+        self.is_over = archive.summary is not None
+        self.summary: Row = archive.summary or {}
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Each fold, with the names that its values have in ``summary.json``."""
+        results = self.archive.folds
+        if self.is_over:
+            return [_with_seconds(row, results.get(row["fold"])) for row in self.summary["folds"]]
+        states = (self.archive.state or {}).get("folds", {})
+        return [
+            _row_so_far(fold, results.get(fold), states.get(str(fold), {}))
+            for fold in self.archive.record.get("folds") or map(int, states)
+        ]
+
+    @cached_property
+    def all_rows(self) -> list[tuple[str, Row]]:
+        """Name and row of each fold, with those of the run's repeats."""
+        repeats = self.summary.get("repeats")
+        if not repeats:
+            return [(f"fold {row['fold']}", row) for row in self.rows]
+        return [
+            (f"fold {row['fold']} with seed {seed}", row)
+            for seed, rows in zip(repeats["seeds"], repeats["folds"], strict=True)
+            for row in rows
+        ]
+
+    def folds_that_are(self, status: str) -> list[tuple[str, Row]]:
+        return [(name, row) for name, row in self.all_rows if row["status"] == status]
+
+    @property
+    def select(self) -> str:
+        """``best``; or ``inner``, where an inner validation split chose each fold's epoch."""
+        return str(self.summary.get("select") or self.config.get("select") or "best")
+
+    @property
+    def headline(self) -> str:
+        """Of which epochs the estimate is that comes first: ``best`` or ``chosen``."""
+        return "chosen" if self.select == "inner" else "best"
+
+    def estimate(self, which: str) -> Row | None:
+        """``mean``, ``std`` and ``interval`` (or None) over the folds; None if there is no mean.
+
+        Args:
+            which: ``best``, ``last`` or ``chosen`` epoch of each fold.
+        """
+        prefix = {"best": "", "last": "last_"}.get(which)
+        plain = {}
+        if prefix is not None:
+            plain = {what: self.summary.get(f"{prefix}{what}_accuracy") for what in ("mean", "std")}
+        found = {"interval": None, **plain, **(self.summary.get("estimates") or {}).get(which, {})}
+        return found if found.get("mean") is not None else None
+
+    @cached_property
+    def predictions(self) -> OutOfFold | None:
+        return self.archive.predictions
+
+    @cached_property
+    def matrix(self) -> np.ndarray | None:
+        """(classes, classes) counts: true classes in rows, predicted ones in columns."""
+        if self.predictions is None:
+            return None
+        labels = self.predictions.classes
+        true = np.searchsorted(labels, self.predictions.label)
+        predicted = np.searchsorted(labels, self.predictions.prediction)
+        counts = np.bincount(true * len(labels) + predicted, minlength=len(labels) ** 2)
+        return np.asarray(counts.reshape(len(labels), len(labels)))
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Of the classes, in the order of the predictions' columns."""
+        if self.predictions is None:
+            return []
+        return [self.name_of(label) for label in self.predictions.classes]
+
+    def name_of(self, label: int) -> str:
+        return one_line(self.summary.get("classes", {}).get(str(label), label))
+
+    @cached_property
+    def scores(self) -> Sequence[ClassMetrics]:
+        """Of each class, by ``summary.json``, or of a partial run by its predictions."""
+        if rows := self.summary.get("per_class"):
+            return [ClassMetrics(**row) for row in rows]
+        if self.predictions is None:
+            return []
+        labels = self.predictions.classes.tolist()
+        return self.predictions.metrics(dict(zip(labels, self.names, strict=True))).classes
+
+    def learnt(self) -> list[Curve]:
+        from raykfold.figures import Curve
+
+        return [
+            Curve(
+                fold=fold,
+                accuracy=[metrics.val_accuracy for metrics in result.history],
+                loss=[metrics.val_loss for metrics in result.history],
+                kept=result.kept_epoch,
+            )
+            for fold, result in self.archive.folds.items()
+            if result.history
+        ]
+
+    def curves(self) -> Picture | None:
+        from raykfold import figures
+
+        return figures.curves(self.learnt()) if self.learnt() else None
+
+    def fold_picture(self) -> Picture | None:
+        from raykfold import figures
+
+        accuracies = [_accuracies(row) for row in self.rows]
+        if all(each.best is None for each in accuracies):
+            return None
+        estimate = self.estimate(self.headline)
+        mean = None if estimate is None else estimate["mean"]
+        return figures.folds(accuracies, mean, f"{self.headline} epoch")
+
+    def class_picture(self) -> Picture | None:
+        from raykfold import figures
+
+        shown = [each for each in self.scores if each.support or each.precision is not None]
+        return figures.classes(shown) if shown else None
+
+    def confusion(self) -> Picture | None:
+        from raykfold import figures
+
+        return None if self.matrix is None else figures.confusion(self.matrix, self.names)
+
+
+def _row_so_far(fold: int, result: FoldResult | None, state: Row) -> Row:
+    """Of a fold of a run that goes on, by what it has left on storage, or else in `model_dir`."""
+    row: dict[str, Any] = {
+        "fold": fold,
+        "status": "waiting",
+        "error": None,
+        "epochs_run": state.get("epochs_done", 0),
+        "best_epoch": state.get("best_epoch"),
+        "best_val_accuracy": state.get("best_val_accuracy"),
+    }
+    if state.get("epochs_done") or state.get("status") == "failed":
+        row |= {"status": state["status"], "error": state.get("error")}
+    if result is None:
+        return row
+    status = row["status"] if row["status"] == "failed" else result.status
+    known = {
+        **result.to_json(),
+        "epochs_run": result.epochs_run,
+        "best_val_accuracy": result.best_val_accuracy,
+        "last_val_accuracy": result.last_val_accuracy,
+    }
+    return _with_seconds({**row, **known, "status": status, "error": row["error"]}, result)
+
+
+def _with_seconds(row: Row, result: FoldResult | None) -> Row:
+    if row.get("seconds") is not None or result is None:
+        return row
+    return {**row, "seconds": math.fsum(metrics.seconds for metrics in result.history)}
+
+
+def _accuracies(row: Row) -> FoldAccuracy:
+    from raykfold.figures import FoldAccuracy
+
+    names = ("best_val_accuracy", "last_val_accuracy", "chosen_val_accuracy")
+    return FoldAccuracy(row["fold"], *(row.get(name) for name in names))
+
+
+# --- what the page says --------------------------------------------------------------------------
+
+
+def _page(run: _Run, data: FeatureSet | None) -> dict[str, Any]:
+    """The template's values."""
+    own, other = _settings(run)
+    return {
+        "run_name": one_line(run.archive.run_name),
+        "about": _about(run),
+        "headline": _headline(run),
+        "state": _state(run),
+        "tiles": [{"name": n, "value": v, "note": note} for n, v, note in _tiles(run)],
+        "doubts": [{"text": text, "serious": serious} for serious, text in _doubts(run, data)],
+        "table": _table(run),
+        "repeats": _repeats(run),
+        "fold_picture": _fold_picture(run),
+        "pictures": list(_pictures(run)),
+        "mistakes": _mistakes(run, data),
+        "command": _command(run),
+        "facts": list(_facts(run, data)),
+        "own_settings": own,
+        "other_settings": other,
+    }
+
+
+def _about(run: _Run) -> str:
+    return f"cross-validation of {one_line(run.config['model'])}, {_counted(len(run.rows), 'fold')}"
+
+
+def _headline(run: _Run) -> Row | None:
+    estimate = run.estimate(run.headline)
+    if estimate is None:
+        return None
+    where = {
+        "best": "each at its best epoch",
+        "chosen": "each at the epoch that its inner validation split chose",
+    }[run.headline]
+    over = _counted(len(run.rows), "fold")
+    repeats = run.summary.get("repeats")
+    if repeats:
+        over += f" with each of {_counted(len(repeats['seeds']), 'seed')}"
+    return {
+        "mean": _four(estimate["mean"]),
+        "std": _four(estimate["std"]),
+        "what": f"Accuracy on the folds held out: mean ± standard deviation over {over}, {where}.",
+    }
+
+
+def _state(run: _Run) -> Row:
+    """What stands in place of a mean where there is none."""
+    complete = len(run.folds_that_are("complete"))
+    done = f"{complete} of {_counted(len(run.all_rows), 'fold')} are complete"
+    if not run.is_over:
+        epochs, most = sum(row["epochs_run"] for row in run.rows), run.config["epochs"]
+        so_far = f"{_counted(epochs, 'epoch')} behind them, of at most {most} a fold"
+        return {"title": "In training", "what": f"{done}; {so_far}. There is no mean yet."}
+    partial = run.summary.get("partial_mean_accuracy") or {}
+    alone = ""
+    if partial.get("mean") is not None:
+        alone = (
+            f" Over the complete ones alone (folds {', '.join(map(str, partial['folds']))}) it "
+            f"would be {_four(partial['mean'])}, which is another number."
+        )
+    return {"title": "Partial", "what": f"{done}, so there is no mean.{alone}"}
+
+
+def _tiles(run: _Run) -> Iterator[tuple[str, str, str]]:
+    """Name, value and note."""
+    headline = run.estimate(run.headline)
+    if headline is not None and headline["interval"]:
+        yield (
+            "95 % interval, approximate",
+            _interval(headline["interval"]),
+            ("of the mean, corrected for folds that share training samples"),
+        )
+    notes = {
+        "best": "chosen by the held-out fold itself: optimistic",
+        "last": "chosen by nobody",
+    }
+    for which, note in notes.items():
+        estimate = run.estimate(which)
+        if estimate is not None and which != run.headline:
+            interval = estimate["interval"]
+            more = f"; 95 %, approximate: {_interval(interval)}" if interval else ""
+            yield (
+                f"At the {which} epoch",
+                f"{_four(estimate['mean'])} ± {_four(estimate['std'])}",
+                (f"{note}{more}"),
+            )
+    pooled = run.summary.get("oof_accuracy")
+    if pooled is not None:
+        interval = run.summary.get("oof_interval")
+        note = f"95 %, Wilson: {_interval(interval)}" if interval else ""
+        yield "Out of fold, all samples pooled", _four(pooled), note
+    if run.summary.get("macro_f1") is not None:
+        yield "Macro F1", _four(run.summary["macro_f1"]), "mean over classes, out of fold"
+    complete = len(run.folds_that_are("complete"))
+    failed = len(run.folds_that_are("failed"))
+    of = f"{complete} of {len(run.all_rows)}"
+    yield "Folds complete", of, f"{failed} failed" if failed else ""
+    if run.is_over:
+        yield "Time", duration(run.summary["wall_seconds"]), _sessions(run)
+
+
+def _sessions(run: _Run) -> str:
+    resumes = run.summary.get("sessions", 1) - 1
+    workers = run.summary["num_workers"]
+    worked = f"at most {_counted(workers, 'worker')} at once" if workers else ""
+    resumed = f"resumed {'once' if resumes == 1 else f'{resumes} times'}" if resumes > 0 else ""
+    return ", ".join(part for part in (worked, resumed) if part)
+
+
+def _doubts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[bool, str]]:
+    """What a reader of the figures should know, and whether it may change what they are worth."""
+    for name, row in run.folds_that_are("failed"):
+        yield True, f"{_capital(name)} failed: {one_line(row['error'] or 'unknown', longest=600)}"
+    yield from _doubts_of_the_epoch(run)
+    if (run.estimate(run.headline) or {}).get("interval"):
+        yield (
+            False,
+            (
+                "The interval of the mean is approximate: folds share training samples, which the "
+                "correction by Nadeau and Bengio allows for, and nobody has an exact one."
+            ),
+        )
+    outliers = run.summary.get("outlier_folds") or []
+    if outliers:
+        yield (
+            True,
+            (
+                f"{_named(outliers)} stand{'s' * (len(outliers) == 1)} apart from the others: look "
+                "at what is in there before you trust the mean."
+            ),
+        )
+    for line in (run.summary.get("leakage") or {}).get("warnings", []):
+        yield True, f"Leakage: {one_line(line, longest=600)}."
+    if data is not None:
+        yield from ((True, f"{_capital(line)}.") for line in data.warnings())
+    elif missing := [each.name for each in run.scores if not each.support]:
+        yield True, f"No held-out sample is of {_listed(missing)}."
+    if never := [each.name for each in run.scores if each.support and not each.recall]:
+        yield True, f"Never recognised: {_listed(never)}."
+    if run.config.get("folds"):
+        yield False, "Not every fold of the data was held out: the run was told which (--folds)."
+
+
+def _doubts_of_the_epoch(run: _Run) -> Iterator[tuple[bool, str]]:
+    """Which epoch's accuracy is which, with those at the last epoch beside the best."""
+    last, best = run.estimate("last"), run.estimate("best")
+    if run.headline == "chosen":
+        text = (
+            "The epoch of each fold was chosen on an inner validation split, in which the samples "
+            "held out have no part: the figure is not flattered by the choice."
+        )
+        if best is not None:
+            text += (
+                f" The best-epoch figure, {_four(best['mean'])} ± {_four(best['std'])}, is "
+                "optimistic: the samples that chose it are those that it is measured on."
+            )
+    else:
+        text = (
+            "The best-epoch figure is optimistic: the held-out samples that each epoch is "
+            "measured on also chose the best one."
+        )
+    if last is not None:
+        text += (
+            f" The last epoch, which nobody chose, gives {_four(last['mean'])} ± "
+            f"{_four(last['std'])}."
+        )
+    yield False, text
+
+
+def _table(run: _Run) -> dict[str, Any]:
+    columns = ["fold", "status", "training", "held out", "epochs"]
+    inner = any(row.get("chosen_epoch") is not None for row in run.rows)
+    if inner:
+        columns += ["chosen epoch", "accuracy"]
+    columns += ["best epoch", "accuracy", "last epoch's", "time"]
+    return {
+        "columns": columns,
+        "rows": [
+            {
+                "fold": row["fold"],
+                "badges": list(_badges(run, row["fold"])),
+                "status": row["status"] + (", stopped early" if row.get("stopped_early") else ""),
+                "cells": list(_cells(row, inner)),
+            }
+            for row in run.rows
+        ],
+        "caption": _table_caption(inner),
+    }
+
+
+def _table_caption(inner: bool) -> str:
+    text = (
+        "Accuracy is on the samples held out: at the epoch where it was highest, and at the last "
+        "one, where training ended"
+    )
+    if inner:
+        text += ". The chosen epoch, whose weights are kept, is the inner validation split's best"
+    return f"{text}. Epochs count from 1."
+
+
+def _badges(run: _Run, fold: int) -> Iterator[dict[str, str]]:
+    if fold == run.summary.get("best_fold"):
+        yield {"kind": "good", "text": "best"}
+    if fold == run.summary.get("worst_fold"):
+        yield {"kind": "bad", "text": "worst"}
+    if fold in (run.summary.get("outlier_folds") or []):
+        yield {"kind": "bad", "text": "outlier"}
+
+
+def _cells(row: Row, inner: bool) -> Iterator[str]:
+    for name in ("n_train", "n_val", "epochs_run"):
+        yield _shown(row.get(name))
+    for which in ("chosen", "best") if inner else ("best",):
+        yield _shown(_from_1(row.get(f"{which}_epoch")))
+        yield _four(row.get(f"{which}_val_accuracy"))
+    yield _four(row.get("last_val_accuracy"))
+    yield _shown(None if row.get("seconds") is None else duration(row["seconds"]))
+
+
+def _repeats(run: _Run) -> dict[str, Any] | None:
+    repeats = run.summary.get("repeats")
+    if not repeats:
+        return None
+    first, count = repeats["seeds"][0], _counted(len(repeats["seeds"]), "seed")
+    what = (
+        f"The cross-validation was run with {count}; the table above, what is pooled and the "
+        f"pictures are of seed {first}."
+    )
+    if spread := repeats.get("spread"):
+        what += (
+            f" From seed to seed one fold's accuracy varies by {_four(spread['over_seeds'])} "
+            f"(standard deviation), and the mean over folds by {_four(spread['of_means'])}; from "
+            f"fold to fold the accuracy varies by {_four(spread['over_folds'])}, what seeds add "
+            "taken off."
+        )
+    rows = []
+    for seed, folds in zip(repeats["seeds"], repeats["folds"], strict=True):
+        kept = [row.get(f"{run.headline}_val_accuracy") for row in folds]
+        rows.append({"seed": seed, "cells": map(_four, kept), "mean": _four(_mean(kept))})
+    return {"what": what, "folds": [row["fold"] for row in run.rows], "rows": rows}
+
+
+def _pictures(run: _Run) -> Iterator[dict[str, Any]]:
+    from raykfold import figures
+
+    learnt = run.learnt()
+    if learnt:
+        caption = f"A line a fold; the mean is bold, with one standard deviation. {_reach(learnt)}"
+        dot = " The dot is the epoch whose weights are kept." if _few(learnt) else ""
+        for what in ("accuracy", "loss"):
+            label = f"Validation {what} after each epoch, of each fold and on average"
+            yield _figure(figures.curve(learnt, what), label, f"{caption}{dot}")
+    if picture := run.confusion():
+        caption = (
+            f"Which class was taken for which, {_samples(run)}: a row for each true class, a "
+            "column for each prediction. A cell is the stronger, the larger its share of the row."
+        )
+        yield _figure(picture, "Confusion matrix", caption)
+    if picture := run.class_picture():
+        caption = f"Precision, recall and F1 of each class, {_samples(run)}; the best is on top."
+        yield _figure(picture, "Precision, recall and F1 of each class", caption)
+
+
+def _fold_picture(run: _Run) -> dict[str, Any] | None:
+    picture = run.fold_picture()
+    if picture is None:
+        return None
+    caption = "Where the best and the last epoch are far apart, the best one was luck in part."
+    return _figure(picture, "Accuracy of each fold at its best and its last epoch", caption)
+
+
+def _figure(picture: Picture, label: str, caption: str) -> dict[str, Any]:
+    return {
+        "svg": picture.svg(label),
+        "label": label,
+        "caption": caption,
+        "wide": picture.needs_scrolling,
+    }
+
+
+def _few(learnt: Sequence[Curve]) -> bool:
+    from raykfold.figures import FOLD_COLOURS
+
+    return len(learnt) <= FOLD_COLOURS
+
+
+def _reach(learnt: Sequence[Curve]) -> str:
+    """Over how many folds the mean is, where they do not all train for as long."""
+    lengths = [len(each.accuracy) for each in learnt]
+    if len(learnt) < 2:
+        return "With one fold there is no mean."
+    if min(lengths) == max(lengths):
+        return f"The mean is over {len(learnt)} folds throughout."
+    still = sum(length > min(lengths) for length in lengths)
+    longest = sum(length == max(lengths) for length in lengths)
+    count = f"{still}" if still == longest else f"{still} to {longest}"
+    tail = " (drawn where there are two)" if longest < 2 else ""
+    return (
+        f"The mean is over {len(learnt)} folds up to epoch {min(lengths)} and over {count} after "
+        f"that, as folds end{tail}."
+    )
+
+
+def _samples(run: _Run) -> str:
+    assert run.predictions is not None
+    over = f"over {len(run.predictions.label)} held-out samples"
+    complete = [str(row["fold"]) for row in run.rows if row["status"] == "complete"]
+    if len(complete) < len(run.rows):
+        over += f" of the complete folds alone ({', '.join(complete)})"
+    return over
+
+
+def _mistakes(run: _Run, data: FeatureSet | None) -> dict[str, Any] | None:
+    predictions = run.predictions
+    if predictions is None:
+        return None
+    wrong = np.flatnonzero(predictions.label != predictions.prediction)
+    confidence = predictions.probabilities.max(axis=1)
+    first = wrong[np.argsort(-confidence[wrong], kind="stable")][:MOST_MISTAKES]
+    if not len(first):
+        return {"what": "There is none: every held-out sample was recognised.", "samples": []}
+    what = (
+        f"Of {_counted(len(wrong), 'held-out sample')} taken for something else, "
+        f"{'the one' if len(first) == 1 else f'the {len(first)}'} with the highest probability for "
+        "it. Sometimes it is the label that is wrong. "
+    )
+    what += (
+        "Spectrograms have low frequencies at the bottom, and each is scaled by itself."
+        if data is not None
+        else "Spectrograms are left out: the data was not at hand."
+    )
+    samples = [
+        {
+            "image": None if data is None else _spectrogram(data, predictions.index[each]),
+            "true": run.name_of(predictions.label[each]),
+            "predicted": run.name_of(predictions.prediction[each]),
+            "probability": _four(float(confidence[each])),
+            "fold": int(predictions.fold[each]),
+            "sample": int(predictions.index[each]),
+        }
+        for each in first
+    ]
+    return {"what": what, "samples": samples}
+
+
+def _spectrogram(data: FeatureSet, index: int) -> str:
+    from raykfold.figures import spectrogram
+
+    return base64.b64encode(spectrogram(data.features[index])).decode("ascii")
+
+
+def _facts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[str, str]]:
+    record = run.archive.record
+    yield "started", _started(record.get("created"))
+    yield "status", str(run.summary.get("status") or "in training")
+    if run.is_over:
+        yield "wall time", duration(run.summary["wall_seconds"])
+        yield "resumed", _times(run.summary.get("sessions", 1) - 1)
+        yield "workers at once, at most", str(run.summary["num_workers"])
+    seconds = [row["seconds"] for row in run.rows if row.get("seconds") is not None]
+    if seconds:
+        shortest, longest = duration(min(seconds)), duration(max(seconds))
+        yield "time per fold", shortest if shortest == longest else f"{shortest} to {longest}"
+    for name in ("device", "precision"):
+        if name in run.identity:
+            yield name, one_line(run.identity[name])
+    yield "data", "built in (--demo)" if run.config.get("demo") else _source(run)
+    yield "fingerprint of the data", one_line(run.identity["data"])
+    if data is not None:
+        yield "samples", f"{len(data)}, of {data.n_mels} mel bands and {data.time} frames"
+    if run.summary:
+        yield "classes", str(len(run.summary["classes"]))
+    if leakage := run.summary.get("leakage"):
+        yield "twins in other folds", _twins(leakage)
+    yield "outputs", one_line(run.config["model_dir"], longest=None)
+    for package, version in (run.summary.get("versions") or record["versions"]).items():
+        yield one_line(package), one_line(version)
+
+
+def _twins(leakage: Row) -> str:
+    names = {"identical": "identical", "constant": "constant", "near": "near-identical"}
+    counts = [f"{leakage[kind]['samples']} {name}" for kind, name in names.items()]
+    return f"{', '.join(counts)}, of {_counted(leakage['samples'], 'sample')}"
+
+
+def _source(run: _Run) -> str:
+    hub = run.config.get("hf_repo_id")
+    folder = one_line(run.config["processed_dir"], longest=None)
+    return f"{folder} (from {one_line(hub)} on the Hub)" if hub else folder
+
+
+def _started(created: Any) -> str:
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.strptime(str(created), "%Y%m%d-%H%M%S"))
+    except ValueError:
+        return one_line(created)
+
+
+def _told(run: _Run) -> RunConfig | None:
+    """What the run was told; None if this version of raykfold does not know all of it."""
+    try:
+        return RunConfig(**run.config)
+    except (BadInput, TypeError, ValueError):
+        return None
+
+
+def _command(run: _Run) -> str | None:
+    config = _told(run)
+    return None if config is None else one_line(shlex.join(config.command()), longest=None)
+
+
+def _settings(run: _Run) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Settings that are not the default, and the others."""
+    config = _told(run)
+    changed = set(run.config) if config is None else set(config.changed())
+    rows = [(name, _setting(value)) for name, value in run.config.items()]
+    return [row for row in rows if row[0] in changed], [r for r in rows if r[0] not in changed]
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(one_line, value))
+    return _NOTHING if value in (None, "") else one_line(value, longest=None)
+
+
+def _variables(theme: Mapping[str, str]) -> str:
+    return " ".join(f"--{name}: {colour};" for name, colour in theme.items())
+
+
+def _four(value: float | None) -> str:
+    return _NOTHING if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
+def _interval(ends: Sequence[float]) -> str:
+    return f"{_four(ends[0])} to {_four(ends[1])}"
+
+
+def _shown(value: Any) -> str:
+    return _NOTHING if value is None else str(value)
+
+
+def _from_1(epoch: int | None) -> int | None:
+    return None if epoch is None else epoch + 1
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def _times(count: int) -> str:
+    return {0: "never", 1: "once"}.get(count, f"{count} times")
+
+
+def _named(folds: Sequence[int]) -> str:
+    return f"Fold{'s' * (len(folds) != 1)} {', '.join(map(str, folds))}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(one_line(name) for name in names)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the page, print where it is, and return the exit code (see `raykfold.errors`)."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return exit_code(
+        lambda: _make(_parser().parse_args(arguments)), stopped="raykfold: interrupted"
+    )
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m raykfold.report",
+        description="Make the page of a run, at any time while it goes on or after.",
+        epilog="Exit codes: 0 done, 2 bad input, 130 interrupted, 1 anything else.",
+    )
+    parser.add_argument(
+        "run",
+        metavar="RUN_DIR",
+        help="The run's outputs (--model_dir), or its folder on storage; a path or a URI.",
+    )
+    add_flag(
+        parser, "processed_dir", metavar="DIR", help="Folder of the data, if it is not the run's."
+    )
+    add_flag(
+        parser,
+        "output",
+        metavar="FILE",
+        help="Where the page goes, alone [report.html in the model_dir, and PNGs beside it].",
+    )
+    return parser
+
+
+def _make(options: argparse.Namespace) -> int:
+    archive = _with_outputs(open_run(options.run))
+    _check_readable(archive)
+    target = None if options.output is None else absolute(options.output)
+    outputs = _model_dir(archive) if target is None else None
+    data = _data(archive, options.processed_dir)
+    try:
+        if outputs is not None:
+            print(write_report(archive, outputs, data))
+        elif target is not None:
+            write_file(target, report(archive, data).encode())
+            print(target)
+    except StorageError as error:
+        wrong = f"--output {target}" if target else f"{options.run}"
+        cause = one_line(error.__cause__ or error)
+        raise BadInput(f"{wrong}: cannot be written ({cause}); want another --output") from None
+    return 0
+
+
+def _with_outputs(archive: Archive) -> Archive:
+    """The run as its outputs have it, where its folder on storage was named and they are here."""
+    if archive.place != archive.run_dir.root:
+        return archive
+    try:
+        there = open_run(archive.record["config"]["model_dir"])
+    except BadInput:
+        return archive
+    return there if there.record["created"] == archive.record["created"] else archive
+
+
+def _check_readable(archive: Archive) -> None:
+    """
+    Raises:
+        BadInput: a file of the run is damaged.
+    """
+    try:
+        for part in ("summary", "state", "predictions", "folds"):
+            getattr(archive, part)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        cause = f"{part} cannot be read ({one_line(error)})"
+        raise BadInput(f"{archive.place}: its {cause}") from None
+
+
+def _model_dir(archive: Archive) -> ModelDir:
+    """Where the page goes by itself.
+
+    Raises:
+        BadInput: that is out of reach.
+    """
+    if isinstance(archive.place, Path) and archive.place != archive.run_dir.root:
+        return ModelDir(archive.place)
+    where = "is on a store" if isinstance(archive.place, RemotePath) else "holds no outputs"
+    raise BadInput(f"{archive.place}: {where}, where no page can be put; want --output FILE")
+
+
+def _data(archive: Archive, named: str | None) -> FeatureSet | None:
+    """The run's data, for the spectrograms; None, and a line, where it cannot be had.
+
+    Raises:
+        BadInput: what the user has named is not that data.
+    """
+    try:
+        data = _read(archive, named)
+    except RaykfoldError as error:
+        if named is not None:
+            raise
+        print(f"without spectrograms: {one_line(error)}", file=sys.stderr)
+        return None
+    if data.fingerprint == archive.record["identity"]["data"]:
+        return data
+    if named is not None:
+        raise BadInput(f"--processed_dir {named}: is not the data of this run")
+    print("without spectrograms: the data is not what the run was trained on", file=sys.stderr)
+    return None
+
+
+def _read(archive: Archive, named: str | None) -> FeatureSet:
+    from raykfold.data import read_feature_set
+    from raykfold.demo import demo_feature_set
+    from raykfold.remote import place
+
+    config = archive.record["config"]
+    if named is None and config.get("demo"):
+        return demo_feature_set()
+    folder: Place = place(named or config["processed_dir"])
+    if isinstance(folder, RemotePath):
+        raise BadInput(f"{folder}: is on a store; --processed_dir takes a copy of it here")
+    return read_feature_set(absolute(folder))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
