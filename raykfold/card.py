@@ -5,7 +5,7 @@ Made from the files of `model_dir` alone, so that it can be made again long afte
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from raykfold.models import DEFAULT_MODEL
@@ -15,12 +15,21 @@ _SETTINGS = (
     *("model", "epochs", "batch_size", "learning_rate", "early_stopping_patience", "seed"),
 )
 
+# What each of the report's pictures shows, in the order of the card.
+_PLOTS = {
+    "plots/curves.png": "Validation accuracy and loss after each epoch",
+    "plots/folds.png": "Accuracy of each fold",
+    "plots/confusion.png": "Confusion matrix",
+    "plots/classes.png": "Precision, recall and F1 of each class",
+}
+
 
 def model_card(
     repo_id: str,
     record: Mapping[str, Any],
     state: Mapping[str, Any],
     summary: Mapping[str, Any] | None,
+    plots: Collection[str] = (),
 ) -> str:
     """The content of a repository's README.md.
 
@@ -30,6 +39,7 @@ def model_card(
         state: content of ``training_state.json``.
         summary: content of ``summary.json``; None while the run goes on, and then the card gives
             no mean.
+        plots: paths in the repository of the run's pictures; shown when it is over.
     """
     sections = [
         _front_matter(repo_id, record, summary),
@@ -37,6 +47,7 @@ def model_card(
         _opening(record, state, summary),
         "\n".join(_fold_table(state, summary)),
         _reading(record, summary),
+        "" if summary is None else _pictures(plots),
         _loading(repo_id, record, state),
         "\n".join(_training(record)),
         "\n".join(_classes(summary)),
@@ -185,6 +196,10 @@ def _reading(record: Mapping[str, Any], summary: Mapping[str, Any] | None) -> st
         interval = _interval(summary.get("oof_interval"))
         text += f" (95 % interval {interval})." if interval else "."
     return text
+
+
+def _pictures(plots: Collection[str]) -> str:
+    return "\n\n".join(f"![{text}]({path})" for path, text in _PLOTS.items() if path in plots)
 
 
 def _loading(repo_id: str, record: Mapping[str, Any], state: Mapping[str, Any]) -> str:

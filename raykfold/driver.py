@@ -23,6 +23,7 @@ from raykfold.models import DEFAULT_MODEL, check_model
 from raykfold.observers import Audience, Observer
 from raykfold.outbox import Outbox
 from raykfold.remote import Place, RemotePath, fetched
+from raykfold.report import Reporter
 from raykfold.results import Summary
 from raykfold.scratch import scratch_dir
 from raykfold.session import ray_session
@@ -159,6 +160,7 @@ def _ledger(
     """
     first_started = created(config)
     audience.add(Artifacts(config))
+    audience.add(Reporter(config, data))
     if isinstance(config.model_place, RemotePath):
         others = (run.hf_model_repo_id, run.wandb_project)
         keep = any(each is not None for each in others)

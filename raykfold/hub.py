@@ -290,7 +290,8 @@ class Uploader:
         weights = outputs.all_epoch_weights() if self._upload == "all" else []
         files = {f"{file.parent.name}/{file.name}": file for file in weights}
         files |= {file.name: file for file in outputs.all_best_weights()}
-        results = [outputs.histories, outputs.fold_results, outputs.predictions]
+        files |= {f"{file.parent.name}/{file.name}": file for file in outputs.all_plots()}
+        results = [outputs.histories, outputs.fold_results, outputs.predictions, outputs.report]
         return files | {file.name: file for file in results if file.exists()}
 
     def _is_missing(self, path: str, file: Path) -> bool:
@@ -317,6 +318,7 @@ class Uploader:
             _json(outputs.run_record),
             _json(outputs.training_state),
             summary,
+            [f"{file.parent.name}/{file.name}" for file in outputs.all_plots()],
         ).encode()
         if not (outputs.card.exists() and outputs.card.read_bytes() == card):
             write_file(outputs.card, card)

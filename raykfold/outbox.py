@@ -181,6 +181,7 @@ class Outbox(Observer):
     def _files(self) -> list[Path]:
         outputs = self._outputs
         others = [outputs.histories, outputs.fold_results, outputs.predictions, outputs.card]
+        others += [*outputs.all_plots(), outputs.report]
         last = [outputs.run_record, outputs.training_state]
         files = [*outputs.all_epoch_weights(), *outputs.all_best_weights(), *others, *last]
         summary = [outputs.summary] if self._last else []

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from raykfold.errors import one_line
 from raykfold.observers import Observer, RunStart
+from raykfold.paths import ModelDir
 from raykfold.results import EpochMetrics, FoldResult, Histogram, Summary
 from raykfold.statistics import mean, population_std
 
@@ -218,12 +219,27 @@ class _Runs:
         left_out = ("run_name", "folds", "classes", "versions", "per_class")
         run = self._open["summary"]
         run.summary.update(_known({k: v for k, v in values.items() if k not in left_out}))
-        table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-        try:
-            run.log({"fold_results": table})
-        except Exception as error:  # online it asks the server, which may be gone since
-            self._say(f"W&B: the table of folds is not sent: {self._reason(error)}")
+        self._show(
+            "the table of folds is",
+            lambda: {
+                "fold_results": wandb.Table(
+                    columns=list(rows[0]), data=[list(row.values()) for row in rows]
+                )
+            },
+        )
+        plots = ModelDir(self._folder).all_plots()
+        if plots:
+            self._show(
+                "the pictures are",
+                lambda: {f"plots/{file.stem}": wandb.Image(str(file)) for file in plots},
+            )
         self._finish("summary", exit_code=0)
+
+    def _show(self, what: str, made: Callable[[], Mapping[str, Any]]) -> None:
+        try:
+            self._open["summary"].log(dict(made()))
+        except Exception as error:  # online it asks the server, which may be gone since
+            self._say(f"W&B: {what} not sent: {self._reason(error)}")
 
     def leave(self) -> None:
         """End the runs that are still open, as interrupted, and report what was not sent."""

@@ -109,6 +109,18 @@ def table(card: str, heading: str) -> list[list[str]]:
     return found
 
 
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def test_the_pictures_that_are_there_are_shown_when_the_run_is_over() -> None:
+    there = ["plots/confusion.png", "plots/curves.png", "plots/<other>.png"]
+    final = model_card(REPO, record(), state(), summary(), there)
+    shown = [token.attrs["src"] for token in parsed(final) if token.type == "image"]
+    assert shown == ["plots/curves.png", "plots/confusion.png"]
+    meanwhile = model_card(REPO, record(), state(1), None, there)
+    assert not [token for token in parsed(meanwhile) if token.type == "image"]
+
+
 # --- front matter --------------------------------------------------------------------------------
 
 

@@ -33,6 +33,7 @@ REPO = "team/run-1"
 DATASET = "team/sounds"
 FOLDS = (1, 2)
 EPOCHS = 2
+PLOTS = ("plots/confusion.png", "plots/curves.png")
 CLOSED = "http://127.0.0.1:9"
 OPEN, OUTAGE, REACHED = "is open", "not to be reached", "reached again"
 
@@ -80,6 +81,9 @@ def complete(config: RunConfig) -> Summary:
     Artifacts(config).run_finished(summary)
     write_results(config.outputs, summary, {}, None)
     config.outputs.predictions.write_bytes(bytes(range(256)))
+    write_file(config.outputs.report, b"<!doctype html>")
+    for name in PLOTS:
+        write_file(config.outputs.root / name, name.encode())
     return summary
 
 
@@ -91,7 +95,7 @@ def add_weights(outputs: ModelDir, epochs: range) -> None:
 def without_card(outputs: ModelDir) -> set[str]:
     """Paths in the repository of a complete run, but for what the Hub's side of it adds."""
     names = {outputs.histories.name, outputs.fold_results.name}
-    names |= {outputs.predictions.name, outputs.summary.name}
+    names |= {outputs.predictions.name, outputs.summary.name, outputs.report.name, *PLOTS}
     names |= {file.name for file in outputs.all_best_weights()}
     return names | {
         f"fold_{fold}/epoch_{epoch}.safetensors" for fold in FOLDS for epoch in range(EPOCHS)
@@ -109,9 +113,9 @@ def to_go_up(outputs: ModelDir) -> dict[str, bytes]:
 
 def to_go_up_of(outputs: ModelDir) -> dict[str, bytes]:
     """The same of a run or of a repeat, without what the Hub's side adds."""
-    folders = {
-        path: outputs.checkpoints if "/" in path else outputs.root for path in without_card(outputs)
-    }
+    paths = without_card(outputs)
+    of_epochs = {path for path in paths if "/epoch_" in path}
+    folders = {path: outputs.checkpoints if path in of_epochs else outputs.root for path in paths}
     return {path: (folder / path).read_bytes() for path, folder in folders.items()}
 
 
@@ -208,6 +212,9 @@ def test_everything_goes_up_and_nothing_else(
     model_fold_1_best.safetensors
     model_fold_2_best.safetensors
     oof_predictions.npz
+    plots/confusion.png
+    plots/curves.png
+    report.html
     summary.json
     """
     notices = upload_all(make(outputs))
@@ -223,8 +230,13 @@ def test_everything_goes_up_and_nothing_else(
         "model_fold_1_best.safetensors",
         "model_fold_2_best.safetensors",
         "oof_predictions.npz",
+        "plots/confusion.png",
+        "plots/curves.png",
+        "report.html",
         "summary.json",
     ]
+    card = outputs.card.read_text()
+    assert all(f"]({name})" in card for name in PLOTS) and "plots/folds.png" not in card
     check_all_up_once(hub, outputs)
     assert len(notices) == 1 and f"{hub.endpoint}/{REPO}" in notices[0] and OPEN in notices[0]
 
@@ -281,7 +293,8 @@ def test_only_the_best_weights_go_up_where_that_is_wanted(
     hub: HubServer, outputs: ModelDir, make: MakeUploader
 ) -> None:
     upload_all(make(outputs, upload="best"))
-    wanted = {path: content for path, content in to_go_up(outputs).items() if "/" not in path}
+    everything = to_go_up(outputs)
+    wanted = {path: everything[path] for path in everything if "/epoch_" not in path}
     assert files(hub) == wanted
 
 
@@ -392,7 +405,7 @@ def test_many_files_go_up_in_several_commits(
     assert all(len(paths) < 100 for paths in commits(hub))
     assert ["summary.json" in paths for paths in commits(hub)] == [False, False, True]
     assert "README.md" in commits(hub)[0]
-    assert len(files(hub)) == len(set(sum(commits(hub), ()))) + 1 == 190 + EPOCHS + 8
+    assert len(files(hub)) == len(set(sum(commits(hub), ()))) + 1 == 190 + EPOCHS + 11
 
 
 # --- faults that pass ----------------------------------------------------------------------------
@@ -677,7 +690,7 @@ def test_a_hub_that_is_not_there_does_not_hold_up_the_end(
     assert count(said, OUTAGE) == 1 and count(said, OPEN) == 0
     assert count(said, "waiting for 10 files") == 1
     last = said[-1]
-    assert "not up yet: 10 files (fold_1/epoch_0.safetensors" in last
+    assert "not up yet: 13 files (fold_1/epoch_0.safetensors" in last
     assert f"python -m raykfold.hub upload --model_dir {config.model_path}" in last
 
 
@@ -809,7 +822,7 @@ def test_another_repository_and_choice_can_be_told(
     assert main(["upload", *told]) == 0
     assert "all is up in team/other" in capsys.readouterr().out
     assert [repository.id for repository in hub.repositories] == ["team/other"]
-    assert not any("/" in path for path in hub.repository("team/other").files)
+    assert not any("/epoch_" in path for path in hub.repository("team/other").files)
 
 
 def test_the_command_says_what_is_not_up(outputs: ModelDir) -> None:
@@ -824,7 +837,7 @@ def test_the_command_says_what_is_not_up(outputs: ModelDir) -> None:
     )
     assert (ended.returncode, ended.stderr) == (1, "")
     assert ended.stdout.count(OUTAGE) == 1
-    assert "Hub: not up yet: 10 files (" in ended.stdout.splitlines()[-1]
+    assert "Hub: not up yet: 13 files (" in ended.stdout.splitlines()[-1]
 
 
 # --- data sets from the Hub ----------------------------------------------------------------------

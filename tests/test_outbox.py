@@ -88,6 +88,9 @@ def test_files_go_as_they_come_and_the_summary_last(
     outputs.summary.write_text("{}")
     outbox.run_finished(SUMMARY)
     outputs.card.write_text("a card")  # of an observer that is closed before
+    outputs.report.write_text("a page")
+    outputs.plots.mkdir()
+    (outputs.plots / "curves.png").write_text("a picture")
     outbox.close()
     assert contents(target) == {
         "checkpoints/fold_1/epoch_0.safetensors": "0",
@@ -95,6 +98,8 @@ def test_files_go_as_they_come_and_the_summary_last(
         "model_fold_1_best.safetensors": "1",
         "training_state.json": "epoch 1",
         "model_card.md": "a card",
+        "plots/curves.png": "a picture",
+        "report.html": "a page",
         "summary.json": "{}",
     }
     puts = [line.split("?")[0] for line in s3.requests if line.startswith("PUT")]

@@ -57,6 +57,7 @@ from wandb_files import newest
 
 from raykfold.run import main
 
+PICTURES = tuple(f"plots/{name}.png" for name in ("classes", "confusion", "curves", "folds"))
 EPOCH_LINE = re.compile(r"^fold (\d) {2}epoch (\d+)/6 ")
 
 
@@ -70,6 +71,8 @@ def test_it_leaves_the_files_of_the_contract(undisturbed: Undisturbed, outcome: 
         "all_fold_histories_pytorch.pkl",
         "fold_results.json",
         "oof_predictions.npz",
+        *PICTURES,
+        "report.html",
         "run.json",
         "summary.json",
         "training_state.json",
@@ -420,7 +423,7 @@ def assert_is_mirrored(hub: HubServer, model_dir: Path) -> None:
     """The repository holds what `model_dir` does, byte for byte, and each file came up once.
 
     .gitattributes, README.md, summary.json, fold_results.json, all_fold_histories_pytorch.pkl,
-    oof_predictions.npz
+    oof_predictions.npz, report.html, plots/<name>.png
     model_fold_<n>_best.safetensors
     fold_<n>/epoch_<e>.safetensors
     """
@@ -431,7 +434,7 @@ def assert_is_mirrored(hub: HubServer, model_dir: Path) -> None:
             name: model_dir / name
             for name in (
                 *("summary.json", "fold_results.json", "all_fold_histories_pytorch.pkl"),
-                "oof_predictions.npz",
+                *("oof_predictions.npz", "report.html", *PICTURES),
             )
         },
         **{path.name: path for path in model_dir.glob("model_fold_*_best.safetensors")},

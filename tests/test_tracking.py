@@ -23,7 +23,10 @@ import wandb
 from wandb_files import Logged, files, newest
 
 from raykfold import tracking
+from raykfold.figures import Curve, curves
+from raykfold.files import write_file
 from raykfold.observers import RunStart
+from raykfold.paths import ModelDir
 from raykfold.results import EpochMetrics, FoldResult, Histogram, OutOfFoldMetrics, Summary
 from raykfold.tracking import Tracker
 
@@ -167,6 +170,33 @@ def test_the_summary_run_has_live_means_and_the_table_of_folds(
     ]
     assert table["data"][0][:6] == [1, "complete", 8, 2, 3, 2]
     assert table["data"][1][6] == pytest.approx(0.8)
+
+
+def test_the_summary_run_shows_the_pictures_that_are_there(
+    make: Callable[..., Tracker], tmp_path: Path, said: list[str]
+) -> None:
+    outputs = ModelDir(tmp_path / "out")
+    pictures = {fold: curves([Curve(fold, [0.5, 0.7], [1.0, 0.5])]).png() for fold in (1, 2)}
+    for fold, content in pictures.items():
+        write_file(outputs.plots / f"of_fold_{fold}.png", content)
+    whole_run(make())
+    logged = newest(outputs.root)["summary"]
+    for fold, content in pictures.items():
+        name = f"plots/of_fold_{fold}"
+        assert logged.rows[-1][f"{name}._type"] == "image-file"
+        assert (logged.folder / "files" / logged.rows[-1][f"{name}.path"]).read_bytes() == content
+    assert said == []
+
+
+def test_a_picture_that_is_none_is_said_and_spoils_nothing(
+    make: Callable[..., Tracker], tmp_path: Path, said: list[str]
+) -> None:
+    write_file(ModelDir(tmp_path / "out").plots / "curves.png", b"no picture")
+    whole_run(make())
+    logged = newest(tmp_path / "out")["summary"]
+    assert logged.summary["mean_accuracy"] == pytest.approx(0.75)
+    assert logged.exit_code == 0
+    assert len(said) == 1 and said[0].startswith("W&B: the pictures are not sent: ")
 
 
 def table_of(logged: Logged) -> dict[str, Any]:
