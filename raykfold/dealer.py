@@ -144,6 +144,7 @@ class Dealer:
         self._waiting_since: float | None = None
         self._reminded = -math.inf
         self._said: set[str] = set()
+        self._at_work: list[tuple[int, ...]] = []  # as observers were told
 
     def work(self) -> None:
         """Return when every fold is over.
@@ -159,6 +160,7 @@ class Dealer:
                 self._take_in_all(_POLL_SECONDS)
                 while not self._ended.empty():
                     self._settle(*self._ended.get())
+                self._tell_of_workers()
                 self._observer.time_passed()
             self._let_shares_end(_END_SECONDS)
         except BaseException:
@@ -434,6 +436,7 @@ class Dealer:
             died = failed = False
             reason = f"its node {share.address or share.slot} is gone"
         self._observer.noticed(f"the worker of {named(sorted(share.active))} ended: {reason}")
+        self._observer.worker_lost(tuple(sorted(share.active)), reason)
         stepped = share.stepping if died else {}
         for fold in sorted(share.active):
             death = None
@@ -447,6 +450,13 @@ class Dealer:
             self._vain, self._vain_reason = self._vain + 1, reason
             pause = 0.5 * 2 ** min(self._vain - 1, 10)
             self._deal_after = now + min(pause, _LONGEST_PAUSE_SECONDS)
+
+    def _tell_of_workers(self) -> None:
+        started = [share for share in self._shares.values() if share.started and share.active]
+        at_work = sorted(tuple(sorted(share.active)) for share in started)
+        if at_work != self._at_work:
+            self._at_work = at_work
+            self._observer.workers_changed(at_work)
 
     def _is_gone(self, node: str) -> bool:
         leaving = self._watch is not None and node in self._watch.leaving()

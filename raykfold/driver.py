@@ -21,6 +21,7 @@ from raykfold.ledger import Ledger
 from raykfold.models import DEFAULT_MODEL, check_model
 from raykfold.observers import Audience, Observer
 from raykfold.outbox import Outbox
+from raykfold.pulse import pulse
 from raykfold.remote import RemotePath, fetched
 from raykfold.results import Summary
 from raykfold.scratch import scratch_dir
@@ -36,6 +37,7 @@ from raykfold.storage import (
     renew_record,
     set_aside,
 )
+from raykfold.tensorboard import TensorBoard
 from raykfold.tracking import Tracker
 from raykfold.training import Precision
 
@@ -123,6 +125,10 @@ def _run(
     check_identity(config, identity(config, data.fingerprint))
     first_started = created(config)
     audience.add(Artifacts(config))
+    # Before those who send files, so that it is closed after them: it says what they wait for.
+    audience.add(pulse(config, audience.pending))
+    if config.tensorboard:  # before the outbox: what an earlier session has left is gone then
+        audience.add(TensorBoard(config.outputs, config.to_json()))
     if isinstance(config.model_place, RemotePath):
         others = (config.hf_model_repo_id, config.wandb_project)
         keep = any(each is not None for each in others)
