@@ -80,13 +80,20 @@ class Archive:
         found: dict[int, FoldResult] = {}
         for _ in range(_TRIES):
             index, _notes = read_index(self.run_dir)
-            left = {fold: folder for fold, folder in index.folds.items() if fold not in found}
+            left = {f: self._here(folder) for f, folder in index.folds.items() if f not in found}
             with ThreadPoolExecutor(_READERS) as readers:  # a store takes its time for each
                 results = readers.map(_result, left.values())
                 found |= {f: each for f, each in zip(left, results, strict=True) if each}
             if len(found) == len(index.folds):
                 break
         return dict(sorted(found.items()))
+
+    def _here(self, folder: Place) -> Place:
+        """Where a folder that the index names is now: on a disk it names them from the root."""
+        before = Path(self.record["config"]["storage_path"]) / self.run_name
+        if isinstance(folder, Path) and folder.is_relative_to(before):
+            return self.run_dir.root / folder.relative_to(before)
+        return folder
 
     def _json(self, name: str) -> Any:
         content = self._content(name)
