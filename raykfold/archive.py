@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ from raykfold.storage import read_index
 if TYPE_CHECKING:
     from raykfold.artifacts import OutOfFold
 
+Known = dict[tuple[str, int, Place], FoldResult]  # start of the run, session, folder
+
 _OUTPUTS = ModelDir(Path())
 _READERS = 16
 _TRIES = 5  # what the index names can be replaced between two looks
@@ -36,11 +38,13 @@ class Archive:
         place: the run's outputs (`--model_dir`), or its folder on storage where that was named.
         record: content of ``run.json``.
         run_dir: what the run resumes from; it may be out of reach from here.
+        known: what this look and those before have read of folds.
     """
 
     place: Place
     record: Mapping[str, Any]
     run_dir: RunDir
+    known: Known
 
     @property
     def run_name(self) -> str:
@@ -82,11 +86,21 @@ class Archive:
             index, _notes = read_index(self.run_dir)
             left = {f: self._here(folder) for f, folder in index.folds.items() if f not in found}
             with ThreadPoolExecutor(_READERS) as readers:  # a store takes its time for each
-                results = readers.map(_result, left.values())
+                results = readers.map(partial(self._result, index.sessions), left.values())
                 found |= {f: each for f, each in zip(left, results, strict=True) if each}
             if len(found) == len(index.folds):
                 break
         return dict(sorted(found.items()))
+
+    def _result(self, session: int, folder: Place) -> FoldResult | None:
+        """From an earlier look, where nobody writes that folder twice in a session."""
+        key = (str(self.record.get("created")), session, folder)
+        if key in self.known:
+            return self.known[key]
+        result = _read_result(folder)
+        if result is not None and folder.parent != self.run_dir.handed_over_folds:
+            self.known[key] = result
+        return result
 
     def _here(self, folder: Place) -> Place:
         """Where a folder that the index names is now: on a disk it names them from the root."""
@@ -111,7 +125,7 @@ class Archive:
             raise BadInput(f"{self.place / name}: cannot be read ({error.strerror})") from None
 
 
-def _result(folder: Place) -> FoldResult | None:
+def _read_result(folder: Place) -> FoldResult | None:
     """As `checkpoint.load_result`, which imports torch; None where no whole one can be read."""
     try:
         return FoldResult.from_json(json.loads(read_folder(folder, only=(HISTORY,))[HISTORY]))
@@ -119,10 +133,14 @@ def _result(folder: Place) -> FoldResult | None:
         return None
 
 
-def open_run(named: str | Place) -> Archive:
+def open_run(named: str | Place, known: Known | None = None) -> Archive:
     """The run whose `--model_dir`, or whose folder on storage, is `named`.
 
     A store that does not answer is given up within seconds: somebody waits for the look.
+
+    Args:
+        named: a path, or a URI.
+        known: what an earlier look at the run has read, so that it is not read again; added to.
 
     Raises:
         BadInput: no run is there.
@@ -137,15 +155,20 @@ def open_run(named: str | Place) -> Archive:
         content = (folder / RUN_RECORD).read_bytes()
         record = json.loads(content)
         config = record["config"]
-        storage, name = _impatient(place(config["storage_path"])), record["run_name"]
+        storage, name = _impatient(place(config["storage_path"])), str(record["run_name"])
+        int(config["epochs"]), str(config["model_dir"])
     except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f"{shown}: no run is there; want the --model_dir of one") from None
     except (OSError, StorageError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{shown}: its {RUN_RECORD} cannot be read ({_why(error)})") from None
-    # The folder may have been moved, or be seen here under another path.
-    candidates = (folder, storage / name, folder / "ray" / name)
+    # The folder may have been moved, be a copy, or be seen here under another path.
+    inside = folder / "ray" / name
+    candidates = [folder, storage / name, inside]
+    if config["storage_path"] == f"{config['model_dir']}/ray":  # where a copy has a copy of it
+        candidates.insert(1, inside)
     there = next((each for each in candidates if RunDir(each).index.exists()), storage / name)
-    return Archive(place=folder, record=record, run_dir=RunDir(there))
+    known = {} if known is None else known
+    return Archive(place=folder, record=record, run_dir=RunDir(there), known=known)
 
 
 def _impatient(place: Place) -> Place:
@@ -153,4 +176,6 @@ def _impatient(place: Place) -> Place:
 
 
 def _why(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
     return reason(error) if isinstance(error, StorageError) else one_line(error)

@@ -38,7 +38,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TextIO
 
-from raykfold.archive import Archive, open_run
+from raykfold.archive import Archive, Known, open_run
 from raykfold.command import Parser, add_flag, exit_code
 from raykfold.errors import RaykfoldError, one_line
 from raykfold.lease import is_dead
@@ -113,6 +113,7 @@ class Watcher:
 
     def __init__(self, run: str) -> None:
         self._run = run
+        self._known: Known = {}
         self._beat_time: float | None = None
         self._changed = -math.inf
 
@@ -122,7 +123,7 @@ class Watcher:
             BadInput: no run is there, or it cannot be read.
             StorageError: the store cannot be reached.
         """
-        archive = open_run(self._run)
+        archive = open_run(self._run, self._known)
         beat = read_pulse(archive.run_dir)
         return _look(archive, beat, self._age(beat))
 
