@@ -26,9 +26,9 @@ def events(folder: Path) -> list[Any]:
     return found
 
 
-def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Name → (step, value), in the order of the file."""
-    found: dict[str, list[tuple[int, float]]] = {}
+def scalars(folder: Path) -> dict[str, list[Any]]:
+    """Name → (step, value) of each, in the order of the file."""
+    found: dict[str, list[Any]] = {}
     for event in events(folder):
         for value in event.summary.value:
             if value.HasField("simple_value"):

@@ -37,8 +37,8 @@ def test_a_run_that_is_over_is_read_from_its_outputs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("named", ["out", "out/ray/run", "elsewhere/run", "elsewhere"])
 def test_outputs_and_storage_name_the_same_run(tmp_path: Path, named: str) -> None:
-    inside = named.startswith("out")
-    config = begin(tmp_path / "out", **({} if inside else {"storage_path": tmp_path / "elsewhere"}))
+    storage = None if named.startswith("out") else tmp_path / "elsewhere"
+    config = begin(tmp_path / "out", storage_path=storage)
     store(config, running(1, epochs=2))
     if named == "elsewhere":
         with pytest.raises(BadInput, match="no run is there"):

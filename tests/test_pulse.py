@@ -14,6 +14,7 @@ import pytest
 from s3_server import CREDENTIALS, S3Server
 from written import begin, complete, failed, history
 
+from raykfold.files import write_file
 from raykfold.lease import machine
 from raykfold.observers import RunStart
 from raykfold.paths import RunDir
@@ -169,9 +170,8 @@ def test_a_question_that_fails_stops_no_later_beat(run_dir: RunDir) -> None:
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"time": 1}', '{"failed": 3, "workers": 1}'])
 def test_one_that_cannot_be_read_is_none(run_dir: RunDir, content: str) -> None:
-    run_dir.root.mkdir(parents=True)
     assert read_pulse(run_dir) is None
-    (run_dir.root / "pulse.json").write_text(content)
+    write_file(run_dir.pulse, content.encode())
     assert read_pulse(run_dir) is None
 
 

@@ -70,7 +70,7 @@ def conclude(config: RunConfig, *results: FoldResult) -> Summary:
             fold=np.asarray([1, 1, 2, 2]),
             label=labels,
             prediction=labels,
-            probabilities=np.tile(np.float32([1, 0]), (4, 1)),
+            probabilities=np.tile(np.asarray([1, 0], dtype=np.float32), (4, 1)),
             classes=np.asarray([0, 1]),
         ),
     )
