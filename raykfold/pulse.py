@@ -52,7 +52,8 @@ class Beat:
             ``stopped`` before that.
         began: when the session began, since the epoch.
         epochs: committed in this session, of all folds.
-        epoch_seconds: time from one of them to the next, on average; None before the first.
+        epoch_seconds: time from one of them to the next, on average, since the first worker ran;
+            None before the first epoch.
         workers: the folds of each worker that runs.
         failed: fold → why it failed in this session.
         last_failure: of a worker or a fold, also of an earlier session.
@@ -143,7 +144,8 @@ class Pulse(Observer):
         self._closed = False
         self._phase: Phase = "at work"
         self._began = 0.0
-        self._began_monotonic = 0.0
+        self._timed_from = 0.0
+        self._timed = False  # from the first worker on
         self._epochs = 0
         self._epoch_seconds: float | None = None
         self._workers: tuple[tuple[int, ...], ...] = ()
@@ -152,14 +154,14 @@ class Pulse(Observer):
         self._result: dict[str, Any] | None = None
 
     def run_started(self, start: RunStart) -> None:
-        self._began, self._began_monotonic = time.time(), time.monotonic()
+        self._began, self._timed_from = time.time(), time.monotonic()
         if not self._started:
             self._started = True
             self._thread.start()
 
     def epoch_committed(self, fold: int, metrics: EpochMetrics) -> None:
         self._epochs += 1
-        self._epoch_seconds = (time.monotonic() - self._began_monotonic) / self._epochs
+        self._epoch_seconds = (time.monotonic() - self._timed_from) / self._epochs
         self._wake()
 
     def fold_finished(self, result: FoldResult) -> None:
@@ -170,6 +172,9 @@ class Pulse(Observer):
         self._wake()
 
     def workers_changed(self, at_work: Sequence[Sequence[int]]) -> None:
+        if at_work and not self._timed and not self._epochs:
+            # Ray's start, and a wait for slots, say nothing of epochs to come.
+            self._timed_from, self._timed = time.monotonic(), True
         self._workers = tuple(map(tuple, at_work))
         self._wake()
 

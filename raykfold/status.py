@@ -31,6 +31,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from collections import Counter
@@ -379,7 +380,7 @@ def _status_of(options: argparse.Namespace) -> int:
     watcher = Watcher(options.run)
     if options.json:
         _print_json(watcher, options, sys.stdout)
-    elif options.watch and sys.stdout.isatty():
+    elif options.watch and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         _watch_in_place(watcher, options.interval, sys.stdout)
     elif options.watch:
         _watch_in_blocks(watcher, options.interval, sys.stdout)
@@ -393,8 +394,10 @@ def _print_json(watcher: Watcher, options: argparse.Namespace, stream: TextIO) -
         print(json.dumps(watcher.look().to_json(), indent=2), file=stream)
         return
     for look in _looks(watcher, options.interval):
-        if isinstance(look, Look):  # an outage is a line that does not come
+        if isinstance(look, Look):
             print(json.dumps(look.to_json()), file=stream, flush=True)
+        else:
+            print(f"raykfold: {one_line(look)}", file=sys.stderr, flush=True)
 
 
 def _looks(watcher: Watcher, interval: float) -> Iterator[Look | RaykfoldError]:
