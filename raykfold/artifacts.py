@@ -19,7 +19,16 @@ from raykfold.files import is_linked, link_file, write_file, write_json
 from raykfold.observers import Observer, RunStart
 from raykfold.paths import ModelDir
 from raykfold.remote import Place
-from raykfold.results import EpochMetrics, FoldResult, FoldStatus, Summary, best_of
+from raykfold.results import (
+    EpochMetrics,
+    FoldResult,
+    FoldStatus,
+    OutOfFoldMetrics,
+    Summary,
+    best_of,
+    kept_of,
+)
+from raykfold.statistics import class_metrics, wilson_interval
 
 
 class Artifacts(Observer):
@@ -78,19 +87,20 @@ class Artifacts(Observer):
         status: FoldStatus = "running",
         error: str | None = None,
     ) -> None:
-        """Copy the weights of `epochs`, and let the best be those of the best epoch so far."""
+        """Copy the weights of `epochs`, and let the best be those that are to be kept so far."""
         storage, outputs = self._config.run_dir, self._config.outputs
         for epoch in epochs:
             _link(storage.epoch_weights(fold, epoch), outputs.epoch_weights(fold, epoch))
-        best = best_of(history)
-        if best is not None:
-            _link(outputs.epoch_weights(fold, best.epoch), outputs.best_weights(fold))
+        best, kept = best_of(history), kept_of(history)
+        if kept is not None:
+            _link(outputs.epoch_weights(fold, kept.epoch), outputs.best_weights(fold))
         self._histories[fold] = list(history)
         self._state[fold] = {
             "status": status,
             "epochs_done": len(history),
             "best_epoch": None if best is None else best.epoch,
             "best_val_accuracy": None if best is None else best.val_accuracy,
+            **_chosen(kept),
             **({"error": error} if error else {}),
         }
 
@@ -104,6 +114,13 @@ class Artifacts(Observer):
             },
         )
         self._written = dict(self._state)
+
+
+def _chosen(kept: EpochMetrics | None) -> dict[str, Any]:
+    """Of a fold with an inner validation split."""
+    if kept is None or kept.inner_accuracy is None:
+        return {}
+    return {"chosen_epoch": kept.epoch, "chosen_val_accuracy": kept.val_accuracy}
 
 
 def _link(source: Place, target: Path) -> None:
@@ -132,9 +149,14 @@ class OutOfFold:
     probabilities: np.ndarray
     classes: np.ndarray
 
-    @property
-    def accuracy(self) -> float:
-        return float((self.label == self.prediction).mean())
+    def metrics(self, names: Mapping[int, str]) -> OutOfFoldMetrics:
+        """What they say; `names` are the classes' by label, in the order of the columns."""
+        right = int((self.label == self.prediction).sum())
+        return OutOfFoldMetrics(
+            accuracy=right / len(self.label),
+            interval=wilson_interval(right, len(self.label)),
+            classes=class_metrics(self.label, self.prediction, names),
+        )
 
 
 def out_of_fold(finished: Iterable[FinishedFold], data: FeatureSet) -> OutOfFold | None:

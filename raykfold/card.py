@@ -5,7 +5,7 @@ Made from the files of `model_dir` alone, so that it can be made again long afte
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from raykfold.models import DEFAULT_MODEL
@@ -36,7 +36,7 @@ def model_card(
         f"# {_plain(record['run_name'])}",
         _opening(record, state, summary),
         "\n".join(_fold_table(state, summary)),
-        _reading(summary),
+        _reading(record, summary),
         _loading(repo_id, record, state),
         "\n".join(_training(record)),
         "\n".join(_classes(summary)),
@@ -64,16 +64,18 @@ def _front_matter(
 
     folds = [] if summary is None else summary["folds"]
     results = [
-        result(f"Accuracy, fold {row['fold']}", row["best_val_accuracy"])
+        result(f"Accuracy, fold {row['fold']}", accuracy)
         for row in folds
-        if row["status"] == "complete"
+        for _, accuracy in [_kept(row)]
+        if row["status"] == "complete" and accuracy is not None
     ]
-    if summary is not None and summary["mean_accuracy"] is not None:
+    estimate = _estimate(summary)
+    if estimate is not None:
         results[:0] = [
-            result(f"Accuracy, mean over {len(folds)} folds", summary["mean_accuracy"]),
+            result(f"Accuracy, mean over {len(folds)} folds", estimate["mean"]),
             result(
                 f"Accuracy, standard deviation over {len(folds)} folds",
-                summary["std_accuracy"],
+                estimate["std"],
                 "accuracy-std",
             ),
         ]
@@ -101,28 +103,59 @@ def _opening(
     if summary is None:
         done = sum(row["status"] == "complete" for row in state["folds"].values())
         return f"{about}\n\n**In training**: {done} of {folds} folds are complete."
-    if summary["mean_accuracy"] is None:
+    estimate = _estimate(summary)
+    if estimate is None:
         failed = [str(row["fold"]) for row in summary["folds"] if row["status"] != "complete"]
         return f"{about}\n\n**Partial**: no mean, because folds failed ({', '.join(failed)})."
+    repeats = summary.get("repeats")
+    over = f"{folds} folds" + (f" with {len(repeats['seeds'])} seeds" if repeats else "")
+    interval = _interval(estimate["interval"])
     return (
-        f"{about}\n\n**Accuracy: {summary['mean_accuracy']:.4f} ± {summary['std_accuracy']:.4f}** "
-        f"(mean ± standard deviation over {folds} folds)"
+        f"{about}\n\n**Accuracy: {estimate['mean']:.4f} ± {estimate['std']:.4f}** "
+        f"(mean ± standard deviation over {over}"
+        + (f"; 95 % interval of the mean, approximate: {interval})" if interval else ")")
     )
 
 
+def _estimate(summary: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Of the epochs whose weights were kept; None unless every fold is complete."""
+    if summary is None or summary["mean_accuracy"] is None:
+        return None
+    # What earlier versions have written has no more than these.
+    plain = {"mean": summary["mean_accuracy"], "std": summary["std_accuracy"], "interval": None}
+    estimate: Mapping[str, Any] = summary.get("estimates", {}).get(_selected(summary), plain)
+    return estimate
+
+
+def _selected(summary: Mapping[str, Any]) -> str:
+    return "chosen" if summary.get("select") == "inner" else "best"
+
+
+def _kept(row: Mapping[str, Any]) -> tuple[int | None, float | None]:
+    """Of a fold: the epoch whose weights were kept, and its accuracy."""
+    name = "best" if row.get("chosen_epoch") is None else "chosen"
+    return row[f"{name}_epoch"], row[f"{name}_val_accuracy"]
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    return f"{ends[0]:.4f} to {ends[1]:.4f}" if ends else ""
+
+
 def _fold_table(state: Mapping[str, Any], summary: Mapping[str, Any] | None) -> Iterator[str]:
-    yield "| fold | status | training | validation | epochs | best epoch | accuracy | last |"
+    yield "| fold | status | training | validation | epochs | epoch | accuracy | last |"
     yield "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     if summary is None:
         for fold, row in state["folds"].items():
-            best = (_from_1(row["best_epoch"]), row["best_val_accuracy"])
-            yield _row(fold, row["status"], None, None, row["epochs_done"], *best, None)
+            epoch, accuracy = _kept(row)
+            kept = _from_1(epoch), accuracy
+            yield _row(fold, row["status"], None, None, row["epochs_done"], *kept, None)
         return
     for row in summary["folds"]:
         status = f"{row['status']}{', stopped early' if row['stopped_early'] else ''}"
         counts = (row["n_train"], row["n_val"], row["epochs_run"])
-        best = (_from_1(row["best_epoch"]), row["best_val_accuracy"])
-        yield _row(row["fold"], status, *counts, *best, row["last_val_accuracy"])
+        epoch, accuracy = _kept(row)
+        kept = _from_1(epoch), accuracy
+        yield _row(row["fold"], status, *counts, *kept, row["last_val_accuracy"])
 
 
 def _row(*cells: Any) -> str:
@@ -134,18 +167,24 @@ def _from_1(epoch: int | None) -> int | None:
     return None if epoch is None else epoch + 1
 
 
-def _reading(summary: Mapping[str, Any] | None) -> str:
-    text = (
-        "Accuracy is that of the best epoch on the fold that was held out, and the same fold chose "
-        "the epoch: it flatters a little. The last epoch was chosen by nobody"
+def _reading(record: Mapping[str, Any], summary: Mapping[str, Any] | None) -> str:
+    """What the accuracies are worth."""
+    best = (
+        "the best epoch on the fold that was held out, and the same fold chose the epoch: it "
+        "flatters a little"
     )
+    chosen = "the epoch that an inner validation split chose: the fold that was held out had no say"
+    inner = record["config"].get("select") == "inner"
+    text = f"Accuracy is that of {chosen if inner else best}."
     if summary is None or summary["last_mean_accuracy"] is None:
-        return f"{text}."
+        return text
     last = f"{summary['last_mean_accuracy']:.4f} ± {summary['last_std_accuracy']:.4f}"
-    pooled = summary["oof_accuracy"]
-    return f"{text}: {last}." + (
-        f" Over all held-out samples, pooled: {pooled:.4f}." if pooled is not None else ""
-    )
+    text += f" The last epoch was chosen by nobody: {last}."
+    if summary["oof_accuracy"] is not None:
+        text += f" Over all held-out samples, pooled: {summary['oof_accuracy']:.4f}"
+        interval = _interval(summary.get("oof_interval"))
+        text += f" (95 % interval {interval})." if interval else "."
+    return text
 
 
 def _loading(repo_id: str, record: Mapping[str, Any], state: Mapping[str, Any]) -> str:

@@ -101,11 +101,11 @@ def save_finished_fold(
         StorageError: it cannot be written.
     """
     result = result_of(fold, "complete")
-    assert result.best_epoch is not None and result.best_val_accuracy is not None
-    metadata = context.metadata(fold.fold, result.best_epoch, result.best_val_accuracy)
+    assert result.kept_epoch is not None and result.kept_val_accuracy is not None
+    metadata = context.metadata(fold.fold, result.kept_epoch, result.kept_val_accuracy)
     files = {
         STATE: _state_bytes(fold),
-        WEIGHTS: _safetensors(fold.best_weights, metadata),
+        WEIGHTS: _safetensors(fold.kept_weights, metadata),
         HISTORY: _history_bytes(result),
         PREDICTIONS: _npz(index=validation, probabilities=probabilities),
     }
@@ -113,13 +113,13 @@ def save_finished_fold(
 
 
 def result_of(fold: Snapshot, status: FoldStatus) -> FoldResult:
-    return FoldResult(
-        fold=fold.fold,
-        status=status,
-        n_train=fold.n_train,
-        n_val=fold.n_val,
-        history=fold.history,
-        best_epoch=fold.best_epoch,
+    """The fold's history so far."""
+    return FoldResult.of(
+        fold.fold,
+        status,
+        fold.n_train,
+        fold.n_val,
+        fold.history,
         stopped_early=fold.stopped_early,
     )
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from raykfold.command import Parser, add_flag
 from raykfold.errors import BadInput
-from raykfold.paths import ModelDir, RunDir, absolute, whole, working_copy
+from raykfold.paths import ModelDir, RunDir, absolute, seed_name, whole, working_copy
 from raykfold.remote import Place, RemotePath, place, without_password
 
 ENVIRONMENT_PREFIX = "RAYKFOLD_"
@@ -155,6 +155,12 @@ class RunConfig:
     precision: str = _option("auto", _text, _one_of("auto", "fp32", "bf16"))
     """Of training steps: fp32 or bf16 (auto: bf16 for AudioCNN on GPUs that have it, else fp32)."""
 
+    repeats: int = _option(1, _integer, _positive)
+    """Seeds to train every fold with: seed, seed + 1, and so on."""
+
+    select: str = _option("best", _text, _one_of("best", "inner"))
+    """How the epoch that is kept is chosen: best on the held-out fold, or on an inner split."""
+
     folds: tuple[int, ...] | None = _option(None, _fold_list)
     """Folds to hold out, as in 1,3 (all by default); training splits stay whole."""
 
@@ -277,6 +283,23 @@ class RunConfig:
     def run_dir(self) -> RunDir:
         assert self.storage_path is not None
         return RunDir(self.storage_path / self.run_name)
+
+    def repeat(self, number: int) -> RunConfig:
+        """One of the repeats, counted from 0, as the run of its own that it is: with its seed, in
+        folders within those of this one. The first is this run.
+        """
+        if number == 0:
+            return self
+        seed = self.seed + number
+        return dataclasses.replace(
+            self,
+            seed=seed,
+            repeats=1,
+            run_name=f"{self.run_name}-seed-{seed}",
+            model_dir=self.model_place / seed_name(seed),
+            storage_path=self.run_dir.repeats,
+            hf_model_repo_id=None,  # the run's mirror takes them along
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for the record of the run. There are no secrets among the fields."""

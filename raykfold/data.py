@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ FILE_NAMES = (
     (f"{_MAPPING}.json", f"{_MAPPING}.pkl"),
     (_PARAMETERS,),
 )
+_ENOUGH_FOLDS = 4  # to train on, for one of them to be spared
+_INNER_SHARE = 0.2
 _CHUNK_BYTES = 16 * 2**20  # of features that one thread holds at a time
 
 
@@ -54,11 +56,19 @@ class SoundClass:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The samples of one fold's training and validation, as ascending int64 indices."""
+    """The samples of one fold's training and validation, as ascending int64 indices.
+
+    Attributes:
+        fold: the label of the fold that is held out.
+        train: what the network learns from.
+        validation: what is held out.
+        inner: what is kept from training to choose an epoch by; empty unless asked for.
+    """
 
     fold: int
     train: Integers
     validation: Integers
+    inner: Integers = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,27 +134,56 @@ class FeatureSet:
         """The folds' labels, ascending."""
         return tuple(np.unique(self.folds).tolist())
 
-    def split(self, fold: int) -> Split:
+    def split(self, fold: int, *, inner: bool = False, seed: int = 0) -> Split:
         """The split that holds `fold` out.
 
+        Args:
+            inner: keep an inner validation set from the training samples: the fold after `fold`
+                (the first, after the last) where four folds or more are left to train on; else,
+                by `seed`, a fifth of each class.
+
         Raises:
-            BadInput: no sample is in that fold.
+            BadInput: no sample is in that fold; there are too few for an inner validation set.
         """
         held_out = self.folds == fold
         if not held_out.any():
             known = ", ".join(map(str, self.fold_labels))
             raise BadInput(f"fold {fold}: not in the data, whose folds are {known}")
-        return Split(fold, np.flatnonzero(~held_out), np.flatnonzero(held_out))
+        train, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        if not inner:
+            return Split(fold, train, validation)
+        chosen = self._inner(fold, train, seed)
+        return Split(fold, np.setdiff1d(train, chosen, assume_unique=True), validation, chosen)
 
-    def warnings(self) -> list[str]:
-        """One line for each fold whose training lacks a class, and one for classes without data."""
+    def _inner(self, fold: int, train: Integers, seed: int) -> Integers:
+        labels = self.fold_labels
+        if len(labels) > _ENOUGH_FOLDS:  # what belongs together stays together, as in the folds
+            following = labels[(labels.index(fold) + 1) % len(labels)]
+            return np.flatnonzero(self.folds == following)
+        rng = np.random.default_rng((seed, labels.index(fold)))
+        of_classes = [train[self.labels[train] == label] for label in self.class_labels]
+        # scikit-learn's stratified splits refuse a class of one sample: here it stays in training.
+        chosen = [rng.permutation(each)[: _inner_share(len(each))] for each in of_classes]
+        if not any(map(len, chosen)):
+            raise BadInput(
+                f"--select inner: fold {fold} leaves no class with two samples to train on; want "
+                "more data, or --select best"
+            )
+        return np.sort(np.concatenate(chosen))
+
+    def warnings(self, *, inner: bool = False, seed: int = 0) -> list[str]:
+        """One line for each fold whose training lacks a class, and one for classes without data.
+
+        Args and errors as of `split`.
+        """
         present = set(self.labels.tolist())
         lines = []
         absent = [each for each in self.classes if each.label not in present]
         if absent:
             lines.append(f"no sample in any fold is of {_listed(absent)}")
         for fold in self.fold_labels:
-            trained = set(self.labels[self.folds != fold].tolist())
+            split = self.split(fold, inner=inner, seed=seed)
+            trained = set(self.labels[split.train].tolist())
             lacking = [each for each in self.classes if each.label in present - trained]
             if lacking:
                 lines.append(f"fold {fold}: its training split has no sample of {_listed(lacking)}")
@@ -303,6 +342,11 @@ def write_feature_set(
         with suppress(OSError):  # the error above is the one to tell
             for path in aside.values():
                 path.unlink(missing_ok=True)
+
+
+def _inner_share(samples: int) -> int:
+    """Of a class with so many, how many are kept from training."""
+    return max(round(_INNER_SHARE * samples), 1) if samples > 1 else 0
 
 
 # ---- Finding and reading files

@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,9 +31,10 @@ from raykfold.events import (
     ShareStopping,
     open_board,
 )
-from raykfold.ledger import Ledger, named
+from raykfold.ledger import Ledger
 from raykfold.nodes import Watch, free_slots, inventory, is_up
 from raykfold.observers import Observer
+from raykfold.remote import Place
 from raykfold.shares import Load, WorkerSize, deal, hand_over
 from raykfold.trainer import ShareTrainer, cause, is_death, is_failure
 from raykfold.training import Precision, TrainingSettings
@@ -62,6 +63,7 @@ class _Share:
     """A share that was dealt, as the driver sees it.
 
     Attributes:
+        ledger: of the run that its folds are of.
         trainer: its Ray Train run.
         active: folds that it has not finished.
         slot: id of the node where it has its slot; None until that is known.
@@ -74,6 +76,7 @@ class _Share:
         epoch_seconds: time that an epoch of one fold takes there.
     """
 
+    ledger: Ledger
     trainer: ShareTrainer
     active: set[int]
     slot: str | None = None
@@ -92,16 +95,17 @@ class _Share:
 
 
 class Dealer:
-    """Works on the waiting folds of a ledger until every one is over.
+    """Works on the waiting folds of ledgers until every one is over.
 
     Args:
         config: the run's.
         data: the run's; the features go into Ray's object store, once.
-        ledger: knows the folds, and is told of every committed round.
+        ledgers: of the run and its repeats; each knows its folds, and is told of every committed
+            round. Where slots are short, the first goes before the others.
         observer: told of what the user should know.
         size: what a worker takes of a node.
         precision: of training steps.
-        marker: token of a file that workers must find; None where that need not be asked.
+        marker: a file that workers must find; None where that need not be asked.
         own_instance: Ray was started by this process, and ends with it.
     """
 
@@ -109,17 +113,17 @@ class Dealer:
         self,
         config: RunConfig,
         data: FeatureSet,
-        ledger: Ledger,
+        ledgers: Sequence[Ledger],
         observer: Observer,
         *,
         size: WorkerSize,
         precision: Precision,
-        marker: str | None,
+        marker: Place | None,
         own_instance: bool,
     ) -> None:
         self._config = config
         self._data = data
-        self._ledger = ledger
+        self._ledgers = ledgers
         self._observer = observer
         self._size = size
         self._precision = precision
@@ -144,7 +148,7 @@ class Dealer:
         self._waiting_since: float | None = None
         self._reminded = -math.inf
         self._said: set[str] = set()
-        self._at_work: list[tuple[int, ...]] = []  # as observers were told
+        self._at_work: dict[Ledger, list[tuple[int, ...]]] = {}  # as observers were told
 
     def work(self) -> None:
         """Return when every fold is over.
@@ -154,14 +158,15 @@ class Dealer:
             BadInput: no slot came within --wait_timeout.
         """
         try:
-            while self._ledger.waiting or any(share.active for share in self._shares.values()):
+            while self._waiting() or any(share.active for share in self._shares.values()):
                 self._look_at_nodes()
                 self._deal()
                 self._take_in_all(_POLL_SECONDS)
                 while not self._ended.empty():
                     self._settle(*self._ended.get())
-                self._tell_of_workers()
-                self._observer.time_passed()
+                for ledger in self._ledgers:
+                    self._tell_of_workers(ledger)
+                    ledger.observer.time_passed()
             self._let_shares_end(_END_SECONDS)
         except BaseException:
             for share in self._shares.values():
@@ -176,6 +181,10 @@ class Dealer:
                 if aid is not None:
                     aid.close()
 
+    def _waiting(self) -> list[Ledger]:
+        """Those with folds that wait."""
+        return [ledger for ledger in self._ledgers if ledger.waiting]
+
     # --- to the shares ---------------------------------------------------------------------
 
     def _look_at_nodes(self) -> None:
@@ -189,7 +198,8 @@ class Dealer:
                 share.trainer.stop()
             elif share.started and share.slot in leaving and share.active - share.asked:
                 folds = tuple(sorted(share.active))
-                self._observer.noticed(f"node {share.address} is leaving: {named(folds)} will move")
+                which = share.ledger.named(folds)
+                self._observer.noticed(f"node {share.address} is leaving: {which} will move")
                 self._ask(name, folds, leave=True)
 
     def _find_slots(self, watch: Watch) -> None:
@@ -210,18 +220,20 @@ class Dealer:
         self._dealt = now
         pausing = now < self._deal_after
         free = self._slots_to_deal() if self._has_use_for_slots() and not pausing else 0
-        for folds in deal(sorted(self._ledger.waiting), free):
-            self._start_share(folds)
-            free -= 1
+        for ledger in self._waiting():
+            for folds in deal(sorted(ledger.waiting), free):
+                self._start_share(ledger, folds)
+                free -= 1
         if self._request is not None:
-            self._request.want(min(self._ledger.unfinished(), self._most_workers()))
+            unfinished = sum(ledger.unfinished() for ledger in self._ledgers)
+            self._request.want(min(unfinished, self._most_workers()))
         if not any(share.started for share in self._shares.values()):
             self._wait()
-        elif free > 0 and not self._ledger.waiting:
+        elif free > 0 and not self._waiting():
             self._relieve(free)
 
     def _has_use_for_slots(self) -> bool:
-        return bool(self._ledger.waiting) or any(len(s.active) > 1 for s in self._shares.values())
+        return bool(self._waiting()) or any(len(s.active) > 1 for s in self._shares.values())
 
     def _slots_to_deal(self) -> int:
         room = self._most_workers() - len(self._shares)
@@ -241,7 +253,7 @@ class Dealer:
         return blind | self._watch.leaving() | self._watch.silent()
 
     def _most_workers(self) -> int:
-        return self._config.num_workers or len(self._data.fold_labels)
+        return self._config.num_workers or len(self._data.fold_labels) * len(self._ledgers)
 
     def _wait(self) -> None:
         """Say now and again why no fold is at work, until it takes too long.
@@ -268,15 +280,15 @@ class Dealer:
         """None while shares are on their way."""
         if self._vain > 1:
             return f"no worker has come to a round; the last ended: {self._vain_reason}"
-        if self._shares or not self._ledger.waiting:
+        if self._shares or not self._waiting():
             return None
-        waiting = named(sorted(self._ledger.waiting))
+        waiting = ", ".join(each.named(sorted(each.waiting)) for each in self._waiting())
         return f"no free slot in Ray; {waiting} waiting ({inventory(self._size)})"
 
     def _relieve(self, free: int) -> None:
         loads = {
             name: Load(
-                {fold: self._ledger.epochs_left(fold) for fold in share.active},
+                {fold: share.ledger.epochs_left(fold) for fold in share.active},
                 share.epoch_seconds,
             )
             for name, share in self._shares.items()
@@ -284,38 +296,39 @@ class Dealer:
         }
         promised = sum(share.is_asked for share in self._shares.values())
         for name, folds in hand_over(loads, free - promised, _START_SECONDS).items():
-            self._observer.noticed(f"a slot is free: {named(folds)} will move there")
+            which = self._shares[name].ledger.named(folds)
+            self._observer.noticed(f"a slot is free: {which} will move there")
             self._ask(name, folds, leave=False)
 
     def _ask(self, name: str, folds: tuple[int, ...], *, leave: bool) -> None:
         self._shares[name].asked = frozenset(folds)
         ray.get(self._board.ask.remote(name, folds, leave=leave))
 
-    def _start_share(self, folds: tuple[int, ...]) -> None:
+    def _start_share(self, ledger: Ledger, folds: tuple[int, ...]) -> None:
         name = _new_name()
-        _log.info("share %s: dealt %s", name, named(folds))
-        self._ledger.waiting -= set(folds)
+        _log.info("share %s: dealt %s", name, ledger.named(folds))
+        ledger.waiting -= set(folds)
         trainer = ShareTrainer(
-            self._task(name, folds),
+            self._task(ledger, name, folds),
             self._size,
-            self._config.run_dir.shares,
+            ledger.config.run_dir.shares,
             shunned=self._shunned,
             own_instance=self._own_instance,
         )
-        self._shares[name] = _Share(trainer, set(folds))
+        self._shares[name] = _Share(ledger, trainer, set(folds))
         thread = threading.Thread(target=self._fit, args=(name, trainer), daemon=True)
         self._threads.append(thread)
         thread.start()
 
-    def _task(self, name: str, folds: tuple[int, ...]) -> ShareTask:
-        config, data = self._config, self._data
+    def _task(self, ledger: Ledger, name: str, folds: tuple[int, ...]) -> ShareTask:
+        config, data = ledger.config, self._data
         return ShareTask(
             share=name,
             board=self._board,
             features=self._features,
             class_indices=data.class_indices,
-            splits={fold: data.split(fold) for fold in folds},
-            origins=self._ledger.origins(folds),
+            splits={fold: ledger.split(fold) for fold in folds},
+            origins=ledger.origins(folds),
             settings=TrainingSettings(
                 model=config.model,
                 batch_size=config.batch_size,
@@ -337,16 +350,16 @@ class Dealer:
             threads=self._size.cpus,
             use_gpu=bool(self._size.gpus),
             watch=config.wandb_watch and config.wandb_project is not None,
-            together=self._together(folds),
-            record=not self._ledger.has_died(folds),  # recordings take memory
+            together=self._together(ledger, folds),
+            record=not ledger.has_died(folds),  # recordings take memory
         )
 
-    def _together(self, folds: tuple[int, ...]) -> int | None:
+    def _together(self, ledger: Ledger, folds: tuple[int, ...]) -> int | None:
         """How many folds a worker is to step together; None to find out.
 
         One, where a worker has died: so that the next death tells whose fault it is.
         """
-        if self._ledger.has_died(folds):
+        if ledger.has_died(folds):
             return 1
         return self._config.folds_per_slot or (None if self._size.gpus else 1)
 
@@ -367,7 +380,9 @@ class Dealer:
         self._taken_in += len(events)
         rounds = [event for event in events if isinstance(event, RoundCommitted)]
         rounds = [event for event in rounds if event.share in self._shares]
-        self._ledger.take_in_all([(event.round, event.checkpoint) for event in rounds])
+        for ledger in self._ledgers:
+            theirs = [event for event in rounds if self._shares[event.share].ledger is ledger]
+            ledger.take_in_all([(event.round, event.checkpoint) for event in theirs])
         for event in events:
             self._take_in(event)
 
@@ -380,7 +395,9 @@ class Dealer:
                 share.started, share.slot, share.address = True, event.node, event.address
                 self._waiting_since = None
                 at_work = [each for each in self._shares.values() if each.started and each.active]
-                self._ledger.workers(len(at_work))
+                of_run = [each for each in at_work if each.ledger is share.ledger]
+                share.ledger.workers(len(of_run))
+                self._ledgers[0].workers(len(at_work))
                 gpu = f", GPU {event.gpu}" if event.gpu else ""
                 where = f"{event.address}, pid {event.pid}{gpu}"
                 _log.info("share %s: worker up on %s", event.share, where)
@@ -423,7 +440,7 @@ class Dealer:
                     "safe, and the same command resumes from it"
                 )
         if share.blind:
-            self._ledger.waiting |= share.active
+            share.ledger.waiting |= share.active
         elif share.active:
             self._take_back(share, error)
 
@@ -435,8 +452,9 @@ class Dealer:
         if error is not None and share.slot is not None and self._is_gone(share.slot):
             died = failed = False
             reason = f"its node {share.address or share.slot} is gone"
-        self._observer.noticed(f"the worker of {named(sorted(share.active))} ended: {reason}")
-        self._observer.worker_lost(tuple(sorted(share.active)), reason)
+        which = share.ledger.named(sorted(share.active))
+        self._observer.noticed(f"the worker of {which} ended: {reason}")
+        share.ledger.observer.worker_lost(tuple(sorted(share.active)), reason)
         stepped = share.stepping if died else {}
         for fold in sorted(share.active):
             death = None
@@ -444,19 +462,20 @@ class Dealer:
                 death = Death(reason, stepped[fold], together=len(stepped) > 1)
             elif failed and not stepped.keys() & share.active:
                 death = Death(reason)
-            self._ledger.take_back(fold, death)
+            share.ledger.take_back(fold, death)
         now = time.monotonic()
         if not share.committed and now >= self._deal_after:
             self._vain, self._vain_reason = self._vain + 1, reason
             pause = 0.5 * 2 ** min(self._vain - 1, 10)
             self._deal_after = now + min(pause, _LONGEST_PAUSE_SECONDS)
 
-    def _tell_of_workers(self) -> None:
-        started = [share for share in self._shares.values() if share.started and share.active]
+    def _tell_of_workers(self, ledger: Ledger) -> None:
+        theirs = [share for share in self._shares.values() if share.ledger is ledger]
+        started = [share for share in theirs if share.started and share.active]
         at_work = sorted(tuple(sorted(share.active)) for share in started)
-        if at_work != self._at_work:
-            self._at_work = at_work
-            self._observer.workers_changed(at_work)
+        if at_work != self._at_work.get(ledger, []):
+            self._at_work[ledger] = at_work
+            ledger.observer.workers_changed(at_work)
 
     def _is_gone(self, node: str) -> bool:
         leaving = self._watch is not None and node in self._watch.leaving()

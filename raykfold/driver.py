@@ -17,12 +17,13 @@ from raykfold.demo import demo_feature_set
 from raykfold.errors import BadInput, StorageError
 from raykfold.files import write_file
 from raykfold.hub import fetch_missing, mirror
+from raykfold.leakage import Leakage, find_leakage
 from raykfold.ledger import Ledger
 from raykfold.models import DEFAULT_MODEL, check_model
 from raykfold.observers import Audience, Observer
 from raykfold.outbox import Outbox
-from raykfold.pulse import pulse
-from raykfold.remote import RemotePath, fetched
+from raykfold.pulse import Pulse
+from raykfold.remote import Place, RemotePath, fetched
 from raykfold.results import Summary
 from raykfold.scratch import scratch_dir
 from raykfold.session import ray_session
@@ -34,7 +35,6 @@ from raykfold.storage import (
     identity,
     locked,
     recorded,
-    renew_record,
     set_aside,
 )
 from raykfold.tensorboard import TensorBoard
@@ -85,7 +85,9 @@ def cross_validate(
     ):
         data = data or _read_data(config, credentials.hf_token, audience, scratch)
         folds = _chosen_folds(config, data)
-        for line in (*data.notes, *data.warnings()):
+        leakage = find_leakage(data)
+        about_splits = data.warnings(inner=config.select == "inner", seed=config.seed)
+        for line in (*data.notes, *about_splits, *leakage.warnings()):
             audience.noticed(line)
         check_model(config.model, data.n_mels, data.num_classes, data.time)
         check_writable(config)
@@ -97,7 +99,7 @@ def cross_validate(
             closing(audience),
         ):
             audience.add(_LockWatch(check))
-            summary = _run(config, data, folds, credentials, audience)
+            summary = _run(config, data, folds, leakage, credentials, audience)
             check()
             return summary
 
@@ -116,6 +118,7 @@ def _run(
     config: RunConfig,
     data: FeatureSet,
     folds: tuple[int, ...],
+    leakage: Leakage,
     credentials: Credentials,
     audience: Audience,
 ) -> Summary:
@@ -123,26 +126,55 @@ def _run(
         for place in set_aside(config):
             audience.noticed(f"the earlier run was set aside in {place}")
     check_identity(config, identity(config, data.fingerprint))
+    with ExitStack() as repeats:
+        ledgers = [_ledger(config, config, data, folds, credentials, audience)]
+        for number in range(1, config.repeats):
+            repeat = config.repeat(number)
+            told = audience.of_repeat(repeat.seed)
+            check = repeats.enter_context(locked(repeat, told.noticed))
+            repeats.enter_context(closing(told))
+            told.add(_LockWatch(check))
+            check_identity(repeat, identity(repeat, data.fingerprint))
+            ledgers.append(_ledger(config, repeat, data, folds, credentials, told))
+        if any(ledger.waiting for ledger in ledgers):
+            _train(config, data, ledgers, audience)
+        else:
+            for ledger in ledgers:
+                ledger.announce_again()
+        run, *others = ledgers
+        found = leakage.to_json()
+        return run.conclude(found, [ledger.conclude(found) for ledger in others])
+
+
+def _ledger(
+    run: RunConfig,
+    config: RunConfig,
+    data: FeatureSet,
+    folds: tuple[int, ...],
+    credentials: Credentials,
+    audience: Audience,
+) -> Ledger:
+    """Of a run, or of one of its repeats, with what storage knows; its audience gets its observers.
+
+    Args:
+        run: that which `config` is of, or is a repeat of.
+    """
     first_started = created(config)
     audience.add(Artifacts(config))
     # Before those who send files, so that it is closed after them: it says what they wait for.
-    audience.add(pulse(config, audience.pending))
+    audience.add(Pulse(config.run_dir, run.command(), audience.pending))
     if config.tensorboard:  # before the outbox: what an earlier session has left is gone then
         audience.add(TensorBoard(config.outputs, config.to_json()))
     if isinstance(config.model_place, RemotePath):
-        others = (config.hf_model_repo_id, config.wandb_project)
+        others = (run.hf_model_repo_id, run.wandb_project)
         keep = any(each is not None for each in others)
         audience.add(Outbox(config.outputs, config.model_place, audience.noticed, keep=keep))
     for service in _services(config, credentials, first_started, audience):
         audience.add(service)
-    ledger = Ledger(config, data, folds, audience, first_started)
+    repeat = "" if config is run else f"seed {config.seed}"
+    ledger = Ledger(config, data, folds, audience, first_started, repeat)
     ledger.find_states()
-    if ledger.waiting:
-        _train(config, data, ledger, audience)
-    else:
-        renew_record(config)
-        ledger.announce()
-    return ledger.conclude()
+    return ledger
 
 
 def _read_data(
@@ -211,7 +243,9 @@ def _undone_if_refused(config: RunConfig, missing: Sequence[Path]) -> Iterator[N
         raise
 
 
-def _train(config: RunConfig, data: FeatureSet, ledger: Ledger, observer: Observer) -> None:
+def _train(
+    config: RunConfig, data: FeatureSet, ledgers: Sequence[Ledger], observer: Observer
+) -> None:
     """Connect to Ray and work until every fold is over.
 
     Raises:
@@ -234,14 +268,22 @@ def _train(config: RunConfig, data: FeatureSet, ledger: Ledger, observer: Observ
             _check_slots(config, size)
         device = "gpu" if size.gpus else f"cpu x{size.cpus}"
         precision = _precision(config, size)
-        current = identity(config, data.fingerprint, device, precision)
-        check_identity(config, current)
+        identities = [
+            identity(ledger.config, data.fingerprint, device, precision) for ledger in ledgers
+        ]
+        for ledger, current in zip(ledgers, identities, strict=True):
+            check_identity(ledger.config, current)
         with _seen_by_all_nodes(config, size, own_instance) as marker:
-            ledger.begin(current)
+            for ledger, current in zip(ledgers, identities, strict=True):
+                # The run's own summary speaks for its repeats, and is not true while one trains.
+                if ledger.waiting or ledger.config is config:
+                    ledger.begin(current)
+                else:
+                    ledger.announce_again()
             dealer = Dealer(
                 config,
                 data,
-                ledger,
+                ledgers,
                 observer,
                 size=size,
                 precision=precision,
@@ -260,8 +302,8 @@ def _import_dealer() -> None:
 @contextmanager
 def _seen_by_all_nodes(
     config: RunConfig, size: WorkerSize, own_instance: bool
-) -> Iterator[str | None]:
-    """Leave a mark on storage for workers to see; None where there is one machine only.
+) -> Iterator[Place | None]:
+    """Leave a file on storage for workers to see; None where there is one machine only.
 
     Raises:
         BadInput: there are nodes that do not see it.
@@ -271,8 +313,7 @@ def _seen_by_all_nodes(
         return
     from raykfold.nodes import blind_nodes
 
-    token = os.urandom(8).hex()
-    marker = config.run_dir.marker(token)
+    marker = config.run_dir.marker(os.urandom(8).hex())
     try:
         write_file(marker, b"")
         blind = blind_nodes(marker, size)
@@ -286,7 +327,7 @@ def _seen_by_all_nodes(
                 f"--storage_path {config.storage_path}: is not seen by "
                 f"{' and '.join(node.address for node in blind)}; want {want}"
             )
-        yield token
+        yield marker
     finally:
         with suppress(OSError, StorageError):  # swept later
             marker.unlink(missing_ok=True)

@@ -60,6 +60,7 @@ class Uploader:
         upload: ``all`` weights, or the ``best`` of each fold.
         interval: seconds from one commit to the next, at least.
         first_pause: seconds to the second try after a failure.
+        repeats: of the run, by the folder that they go to, where they lie outside of `outputs`.
     """
 
     def __init__(
@@ -70,12 +71,14 @@ class Uploader:
         upload: str = "all",
         interval: float = 60.0,
         first_pause: float = FIRST_PAUSE,
+        repeats: Mapping[str, ModelDir] | None = None,
     ) -> None:
         self._outputs = outputs
         self._repository = repository
         self._upload = upload
         self._interval = interval
         self._first_pause = first_pause
+        self._repeats = dict(repeats or {})
         self._notices: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="hub", daemon=True)
         self._changed = threading.Condition()
@@ -280,16 +283,24 @@ class Uploader:
     def _files(self, over: bool) -> dict[str, Path]:
         """Path in the repository → file, in the order in which they go up."""
         outputs = self._outputs
-        weights = outputs.all_epoch_weights() if self._upload == "all" else []
-        files = {f"{file.parent.name}/{file.name}": file for file in weights}
-        files |= {file.name: file for file in outputs.all_best_weights()}
-        results = [outputs.histories, outputs.fold_results, outputs.predictions]
-        files |= {file.name: file for file in results if file.exists()}
+        files = self._files_of(outputs)
+        for name, repeat in {**outputs.repeats(), **self._repeats}.items():
+            results = [repeat.summary] if over and repeat.summary.exists() else []
+            of_repeat = self._files_of(repeat) | {file.name: file for file in results}
+            files |= {f"{name}/{path}": file for path, file in of_repeat.items()}
         if self._takes_card and outputs.card.exists():
             files[CARD] = outputs.card
         if over and outputs.summary.exists():
             files[self._summary] = outputs.summary
         return files
+
+    def _files_of(self, outputs: ModelDir) -> dict[str, Path]:
+        """Of the run or of a repeat: weights and results, but for the summary."""
+        weights = outputs.all_epoch_weights() if self._upload == "all" else []
+        files = {f"{file.parent.name}/{file.name}": file for file in weights}
+        files |= {file.name: file for file in outputs.all_best_weights()}
+        results = [outputs.histories, outputs.fold_results, outputs.predictions]
+        return files | {file.name: file for file in results if file.exists()}
 
     def _is_missing(self, path: str, file: Path) -> bool:
         try:
@@ -455,6 +466,10 @@ def mirror(config: RunConfig, token: str | None, say: Callable[[str], None]) -> 
         ModelRepository(config.hf_model_repo_id, token, private=config.hf_private),
         upload=config.hub_upload,
         interval=config.hub_interval,
+        repeats={
+            repeat.model_place.name: repeat.outputs
+            for repeat in map(config.repeat, range(1, config.repeats))
+        },
     )
     again = shlex.join(
         [

@@ -10,18 +10,19 @@ from typing import Any
 from raykfold.artifacts import out_of_fold, write_results
 from raykfold.checkpoint import FinishedFold, load_finished_fold, load_result
 from raykfold.config import RunConfig
-from raykfold.data import FeatureSet
+from raykfold.data import FeatureSet, Split
 from raykfold.deaths import Death, verdict
 from raykfold.files import remove_tree
 from raykfold.observers import Observer, RunStart
 from raykfold.paths import fold_name
 from raykfold.remote import Place, same_store
-from raykfold.results import EpochMetrics, FoldResult, Round, Summary, best_of
+from raykfold.results import EpochMetrics, FoldResult, Repeats, Round, Summary
 from raykfold.storage import (
     FoldState,
     Index,
     newest_states,
     read_index,
+    renew_record,
     sweep,
     versions,
     write_record,
@@ -39,6 +40,7 @@ class Ledger:
         folds: the folds that are held out, in order.
         observer: told of what becomes of them.
         created: when the run was first started, as `storage.created` says.
+        repeat: what to call it among several; empty for the run itself.
     """
 
     def __init__(
@@ -48,13 +50,15 @@ class Ledger:
         folds: tuple[int, ...],
         observer: Observer,
         created: str,
+        repeat: str = "",
     ) -> None:
         self.waiting: set[int] = set()
-        self._config = config
+        self.config = config
         self._data = data
         self._folds = folds
-        self._observer = observer
+        self.observer = observer
         self._created = created
+        self._repeat = repeat
         self._histories: dict[int, list[EpochMetrics]] = {fold: [] for fold in folds}
         self._results: dict[int, FoldResult] = {}
         self._origins: dict[int, Place] = {}
@@ -65,9 +69,9 @@ class Ledger:
 
     def find_states(self) -> None:
         """Learn from storage what an earlier session has done."""
-        sweep(self._config.run_dir)
-        index, notes = read_index(self._config.run_dir)
-        states, damage = newest_states(self._config.run_dir, index, self._folds)
+        sweep(self.config.run_dir)
+        index, notes = read_index(self.config.run_dir)
+        states, damage = newest_states(self.config.run_dir, index, self._folds)
         newest = {fold: state.folder for fold, state in states.items()}
         elsewhere = {f: path for f, path in index.folds.items() if f not in self._folds}
         self._index = replace(index, folds={**elsewhere, **newest})
@@ -75,21 +79,26 @@ class Ledger:
             self._take_up(fold, state)
         self.waiting = {fold for fold in self._folds if fold not in self._results}
         for line in (*notes, *damage, *self._resume_lines(states)):
-            self._observer.noticed(line)
+            self.observer.noticed(line)
 
     def _take_up(self, fold: int, state: FoldState) -> None:
         result = load_result(state.folder)
         self._histories[fold] = list(result.history)
-        if state.done(self._config.epochs):
+        if state.done(self.config.epochs):
             self._results[fold] = result
         else:
             self._origins[fold] = state.folder
+
+    def named(self, folds: Sequence[int]) -> str:
+        """``fold 3``, ``folds 1, 2``; of a repeat, ``folds 1, 2 of seed 4``."""
+        of_repeat = f" of {self._repeat}" if self._repeat else ""
+        return f"fold{'s' * (len(folds) != 1)} {', '.join(map(str, folds))}{of_repeat}"
 
     def _resume_lines(self, states: Mapping[int, FoldState]) -> Iterator[str]:
         complete = sorted(self._results)
         if complete:
             done = "" if self.waiting else "; nothing is left to train"
-            yield f"complete already, skipped: {named(complete)}{done}"
+            yield f"complete already, skipped: {self.named(complete)}{done}"
         for fold in sorted(self.waiting & states.keys()):
             yield f"fold {fold}: resumes after epoch {states[fold].epochs_run}"
 
@@ -102,22 +111,31 @@ class Ledger:
         self._began, self._seconds_before = time.monotonic(), self._index.wall_seconds
         self._index.sessions += 1
         # A summary stands for a run that is over, and this one has something left to do.
-        self._config.outputs.summary.unlink(missing_ok=True)
-        write_record(self._config, identity, self._created, self._folds)
+        self.config.outputs.summary.unlink(missing_ok=True)
+        write_record(self.config, identity, self._created, self._folds)
         self._write_index()
         self.announce()
 
     def announce(self) -> None:
         """Tell the observers what is there already, and so what is still to do."""
-        self._observer.run_started(
+        self.observer.run_started(
             RunStart(
-                run_name=self._config.run_name,
-                epochs=self._config.epochs,
+                run_name=self.config.run_name,
+                epochs=self.config.epochs,
                 folds=self._folds,
                 histories={fold: tuple(rows) for fold, rows in self._histories.items()},
                 finished=dict(self._results),
             )
         )
+
+    def announce_again(self) -> None:
+        """The same where nothing is left to train: outputs may still be asked for that are new.
+
+        Raises:
+            StorageError: the record of the run cannot be written.
+        """
+        renew_record(self.config)
+        self.announce()
 
     def origins(self, folds: Sequence[int]) -> dict[int, Place]:
         """Where those of `folds` that do not start anew go on from."""
@@ -125,7 +143,7 @@ class Ledger:
 
     def epochs_left(self, fold: int) -> int:
         """At most; patience can end it sooner."""
-        return self._config.epochs - len(self._histories[fold])
+        return self.config.epochs - len(self._histories[fold])
 
     def unfinished(self) -> int:
         """Folds that are not over."""
@@ -159,12 +177,12 @@ class Ledger:
     def _note_states(self, round_: Round, checkpoint: str | None) -> None:
         for fold in round_.saved:
             assert checkpoint is not None
-            folder = same_store(self._config.run_dir.root, checkpoint)
+            folder = same_store(self.config.run_dir.root, checkpoint)
             self._note_state(fold, folder / fold_name(fold))
         for fold in round_.finished:
-            self._note_state(fold, self._config.run_dir.finished(fold))
+            self._note_state(fold, self.config.run_dir.finished(fold))
         for fold in round_.kept:
-            self._note_state(fold, self._config.run_dir.handed_over(fold))
+            self._note_state(fold, self.config.run_dir.handed_over(fold))
 
     def _tell(self, round_: Round) -> None:
         for fold, metrics in round_.epochs.items():
@@ -172,8 +190,8 @@ class Ledger:
             del history[metrics.epoch :]  # an epoch that was trained again after a death
             history.append(metrics)
             if fold in round_.histograms:
-                self._observer.weights_watched(fold, metrics.epoch, round_.histograms[fold])
-            self._observer.epoch_committed(fold, metrics)
+                self.observer.weights_watched(fold, metrics.epoch, round_.histograms[fold])
+            self.observer.epoch_committed(fold, metrics)
         for result in round_.finished.values():
             self._is_over(result)
         for fold, message in round_.failed.items():
@@ -191,7 +209,7 @@ class Ledger:
             return
         if death is not None:
             self._deaths[fold].append(death)
-        wrong = verdict(self._deaths[fold], self._config.max_failures)
+        wrong = verdict(self._deaths[fold], self.config.max_failures)
         if wrong is None:
             self.waiting.add(fold)
         else:
@@ -203,9 +221,9 @@ class Ledger:
 
     def _look_again(self, fold: int) -> None:
         """Take the newest whole state of a fold: more may be there than a dead share could say."""
-        states, notes = newest_states(self._config.run_dir, self._index, [fold])
+        states, notes = newest_states(self.config.run_dir, self._index, [fold])
         for line in notes:
-            self._observer.noticed(line)
+            self.observer.noticed(line)
         known = len(self._histories[fold])
         if fold not in states:
             self._origins.pop(fold, None)
@@ -213,59 +231,71 @@ class Ledger:
             return
         self._take_up(fold, states[fold])
         for metrics in self._histories[fold][known:]:
-            self._observer.epoch_committed(fold, metrics)
+            self.observer.epoch_committed(fold, metrics)
         if fold in self._results:
             self._is_over(self._results[fold])
 
     def fail(self, fold: int, message: str) -> None:
         """A fold cannot go on."""
-        split = self._data.split(fold)
-        history = tuple(self._histories[fold])
-        best = best_of(history)
-        self._is_over(
-            FoldResult(
-                fold=fold,
-                status="failed",
-                n_train=len(split.train),
-                n_val=len(split.validation),
-                history=history,
-                best_epoch=best.epoch if best else None,
-                error=message,
-            )
-        )
+        split = self.split(fold)
+        sizes = len(split.train), len(split.validation)
+        self._is_over(FoldResult.of(fold, "failed", *sizes, self._histories[fold], error=message))
 
-    def conclude(self) -> Summary:
+    def split(self, fold: int) -> Split:
+        """Its samples, as the run is to train it."""
+        config = self.config
+        return self._data.split(fold, inner=config.select == "inner", seed=config.seed)
+
+    def conclude(
+        self, leakage: Mapping[str, Any] | None = None, repeats: Sequence[Summary] = ()
+    ) -> Summary:
         """Put the folds together, and write the outputs.
+
+        Args:
+            leakage: what was found in the data, in plain values.
+            repeats: what has become of the run's repeats.
 
         Raises:
             StorageError: they cannot be written.
         """
         finished: dict[int, FinishedFold] = {
-            fold: load_finished_fold(self._config.run_dir.finished(fold))
+            fold: load_finished_fold(self.config.run_dir.finished(fold))
             for fold in self._folds
             if self._results[fold].status == "complete"
         }
         predictions = out_of_fold(finished.values(), self._data)
         whole = len(finished) == len(self._folds)
+        folds = tuple(self._results[fold] for fold in self._folds)
         self._write_index()
         summary = Summary(
-            run_name=self._config.run_name,
-            folds=tuple(self._results[fold] for fold in self._folds),
-            oof_accuracy=predictions.accuracy if predictions and whole else None,
+            run_name=self.config.run_name,
+            folds=folds,
+            out_of_fold=predictions.metrics(self._data.class_mapping)
+            if predictions and whole
+            else None,
             classes=self._data.class_mapping,
             wall_seconds=self._index.wall_seconds,
             num_workers=self._index.num_workers,
             sessions=self._index.sessions,
+            select=self.config.select,
+            repeats=self._with(folds, repeats),
+            leakage=leakage,
             versions=versions(),
         )
-        write_results(self._config.outputs, summary, finished, predictions)
+        write_results(self.config.outputs, summary, finished, predictions)
         if summary.status == "complete" and self._folds == self._data.fold_labels:
             # Every fold's last state is among those of finished folds: what rounds have left is
             # of no more use.
-            for left in (self._config.run_dir.shares, self._config.run_dir.handed_over_folds):
+            for left in (self.config.run_dir.shares, self.config.run_dir.handed_over_folds):
                 remove_tree(left)
-        self._observer.run_finished(summary)
+        self.observer.run_finished(summary)
         return summary
+
+    def _with(self, folds: tuple[FoldResult, ...], repeats: Sequence[Summary]) -> Repeats | None:
+        if not repeats:
+            return None
+        seeds = range(self.config.seed, self.config.seed + 1 + len(repeats))
+        return Repeats(tuple(seeds), (folds, *(repeat.folds for repeat in repeats)))
 
     def _note_state(self, fold: int, folder: Place) -> None:
         self._deaths[fold] = []  # what is on storage need not be done again
@@ -275,13 +305,8 @@ class Ledger:
     def _write_index(self) -> None:
         if self._began is not None:  # a session that found nothing to train takes no time
             self._index.wall_seconds = self._seconds_before + time.monotonic() - self._began
-        self._index.write(self._config.run_dir)
+        self._index.write(self.config.run_dir)
 
     def _is_over(self, result: FoldResult) -> None:
         self._results[result.fold] = result
-        self._observer.fold_finished(result)
-
-
-def named(folds: Sequence[int]) -> str:
-    """``fold 3``, ``folds 1, 2``."""
-    return f"fold{'s' * (len(folds) != 1)} {', '.join(map(str, folds))}"
+        self.observer.fold_finished(result)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
 from raykfold.errors import RaykfoldError, one_line
 from raykfold.results import EpochMetrics, FoldResult, Histogram, Summary
+from raykfold.statistics import mean
 
 if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
+
+_SPARKS = "▁▂▃▄▅▆▇█"
+_SPARK_WIDTH = 25
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,13 @@ class Observer:
     def close(self) -> None:
         """The session ends, whether or not the run is over."""
 
+    def of_repeat(self, seed: int) -> Observer:
+        """Who is told of a further repeat of the run; by default, nobody.
+
+        Folds of repeats have the same labels: one observer of all could not tell them apart.
+        """
+        return Observer()
+
 
 class Audience(Observer):
     """Passes everything on to several observers, and shields the run from their failures."""
@@ -129,6 +140,10 @@ class Audience(Observer):
                     files[place] = files.get(place, 0) + count
         return files
 
+    def of_repeat(self, seed: int) -> Audience:
+        """Those who are told of a repeat, by those who are told of the run."""
+        return Audience([observer.of_repeat(seed) for observer in self._observers])
+
     def close(self) -> None:
         """The last that came goes first: what it has still to say is for those before it.
 
@@ -159,10 +174,16 @@ def console(stream: TextIO | None = None) -> Observer:
 
 
 class LineProgress(Observer):
-    """One plain line for each epoch of each fold, without control characters."""
+    """One plain line for each epoch of each fold, without control characters.
 
-    def __init__(self, stream: TextIO) -> None:
+    Args:
+        stream: where they go.
+        repeat: what the lines of a repeat begin with.
+    """
+
+    def __init__(self, stream: TextIO, repeat: str = "") -> None:
         self._stream = stream
+        self._repeat = repeat
         self._epochs = 0
 
     def run_started(self, start: RunStart) -> None:
@@ -188,79 +209,81 @@ class LineProgress(Observer):
         self._print(text)
 
     def run_finished(self, summary: Summary) -> None:
-        for line in ("", *summary_lines(summary)):
-            self._print(line)
+        if not self._repeat:  # the run's own lines are on its repeats, too
+            for line in ("", *summary_lines(summary, sparks=_shows_sparks(self._stream))):
+                self._print(line)
+
+    def of_repeat(self, seed: int) -> LineProgress:
+        return LineProgress(self._stream, repeat=f"seed {seed}  ")
 
     def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(f"{self._repeat}{text}", file=self._stream, flush=True)
 
 
 class LiveProgress(Observer):
-    """A line for each fold that changes in place, and the time that is left."""
+    """A line for each fold that changes in place, and the time that is left.
 
-    def __init__(self, stream: TextIO) -> None:
+    Args:
+        stream: a terminal.
+        repeat: what the lines of a repeat begin with.
+        display: that of the run, which its repeats are shown on.
+    """
+
+    def __init__(self, stream: TextIO, repeat: str = "", display: _Display | None = None) -> None:
         self._stream = stream
-        self._live: Live | None = None
+        self._repeat = repeat
+        self._display = display or _Display(stream)
         self._start: RunStart | None = None
         self._newest: dict[int, EpochMetrics] = {}
         self._over: dict[int, FoldResult] = {}
-        self._began = time.monotonic()
-        self._epochs_seen = 0
 
     def run_started(self, start: RunStart) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
         if len(start.finished) == len(start.folds):
             return
         self._start = start
         self._newest = {fold: rows[-1] for fold, rows in start.histories.items() if rows}
         self._over = dict(start.finished)
-        self._began = time.monotonic()
-        console = Console(file=self._stream, highlight=False)
-        self._live = Live(self._table(), console=console, refresh_per_second=4)
-        self._live.start()
+        self._display.add(self)
 
     def epoch_committed(self, fold: int, metrics: EpochMetrics) -> None:
         self._newest[fold] = metrics
-        self._epochs_seen += 1
-        self._refresh()
+        self._display.epochs_seen += 1
+        self._display.refresh()
 
     def fold_finished(self, result: FoldResult) -> None:
         self._over[result.fold] = result
-        self._refresh()
+        self._display.refresh()
 
     def noticed(self, text: str) -> None:
-        if self._live is not None:
-            self._live.console.print(text, markup=False)
-        else:
-            print(text, file=self._stream, flush=True)
+        self._display.print(f"{self._repeat}{text}")
 
     def run_finished(self, summary: Summary) -> None:
-        self.close()
-        for line in ("", *summary_lines(summary)):
-            print(line, file=self._stream, flush=True)
+        if not self._repeat:
+            self.close()
+            for line in ("", *summary_lines(summary, sparks=_shows_sparks(self._stream))):
+                self._display.print(line)
+
+    def of_repeat(self, seed: int) -> LiveProgress:
+        return LiveProgress(self._stream, f"seed {seed}  ", self._display)
 
     def close(self) -> None:
-        if self._live is not None:
-            self._refresh()
-            self._live.stop()
-            self._live = None
+        if not self._repeat:
+            self._display.close()
 
-    def _refresh(self) -> None:
-        if self._live is not None:
-            self._live.update(self._table())
-
-    def _table(self) -> Table:
-        from rich.table import Table
-        from rich.text import Text
-
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Of each fold its name, and how far it is."""
         assert self._start is not None
-        table = Table.grid(padding=(0, 2))
         for fold in self._start.folds:
-            table.add_row(f"fold {fold}", Text(self._state(fold)))
-        table.add_row("", Text(self._time_left()))
-        return table
+            yield f"{self._repeat}fold {fold}", self._state(fold)
+
+    def epochs_left(self) -> int:
+        """At most."""
+        assert self._start is not None
+        return sum(
+            self._start.epochs - (self._newest[fold].epoch + 1 if fold in self._newest else 0)
+            for fold in self._start.folds
+            if fold not in self._over
+        )
 
     def _state(self, fold: int) -> str:
         assert self._start is not None
@@ -272,16 +295,61 @@ class LiveProgress(Observer):
         epoch = f"epoch {metrics.epoch + 1}/{self._start.epochs}"
         return f"{epoch}  {_losses(metrics)}  {metrics.seconds:.1f}s"
 
+
+class _Display:
+    """What a terminal shows of a run and its repeats, from the first that trains to the end."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.epochs_seen = 0
+        self._stream = stream
+        self._live: Live | None = None
+        self._runs: list[LiveProgress] = []
+        self._began = time.monotonic()
+
+    def add(self, run: LiveProgress) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._runs.append(run)
+        if self._live is None:
+            self._began = time.monotonic()
+            console = Console(file=self._stream, highlight=False)
+            self._live = Live(self._table(), console=console, refresh_per_second=4)
+            self._live.start()
+        self.refresh()
+
+    def refresh(self) -> None:
+        if self._live is not None:
+            self._live.update(self._table())
+
+    def print(self, text: str) -> None:
+        if self._live is not None:
+            self._live.console.print(text, markup=False)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        if self._live is not None:
+            self.refresh()
+            self._live.stop()
+            self._live = None
+
+    def _table(self) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 2))
+        for run in self._runs:
+            for name, state in run.rows():
+                table.add_row(name, Text(state))
+        table.add_row("", Text(self._time_left()))
+        return table
+
     def _time_left(self) -> str:
-        assert self._start is not None
-        if not self._epochs_seen:
+        if not self.epochs_seen:
             return "starting"
-        left = sum(
-            self._start.epochs - (self._newest[fold].epoch + 1 if fold in self._newest else 0)
-            for fold in self._start.folds
-            if fold not in self._over
-        )
-        seconds = (time.monotonic() - self._began) / self._epochs_seen * left
+        left = sum(run.epochs_left() for run in self._runs)
+        seconds = (time.monotonic() - self._began) / self.epochs_seen * left
         return f"at most {duration(seconds)} to go" if left else "putting the folds together"
 
 
@@ -294,12 +362,13 @@ def _losses(metrics: EpochMetrics) -> str:
 
 def fold_line(result: FoldResult) -> str:
     """One line on a fold that is over."""
-    if result.status == "failed" or result.best_epoch is None:
+    if result.status == "failed" or result.kept_epoch is None:
         return f"fold {result.fold}: failed: {result.error}"
     ended = "stopped early" if result.stopped_early else "ran to the end"
+    kept = "best accuracy" if result.chosen_epoch is None else "accuracy of the chosen epoch"
     return (
-        f"fold {result.fold}: best accuracy {result.best_val_accuracy:.4f} at epoch "
-        f"{result.best_epoch + 1} of {result.epochs_run}, {ended}"
+        f"fold {result.fold}: {kept} {result.kept_val_accuracy:.4f} at epoch "
+        f"{result.kept_epoch + 1} of {result.epochs_run}, {ended}"
     )
 
 
@@ -313,17 +382,45 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def summary_lines(summary: Summary) -> list[str]:
-    """The table of folds and the mean, as printed at the end of a run."""
-    header = ("fold", "status", "train", "val", "epochs", "best", "accuracy", "last")
-    rows = [header, *(_row(result) for result in summary.folds)]
+def summary_lines(summary: Summary, *, sparks: bool = True) -> list[str]:
+    """The table of folds and what they say together, as printed at the end of a run.
+
+    Args:
+        sparks: draw each fold's validation accuracy, epoch by epoch, in characters of Unicode.
+    """
+    inner = summary.select == "inner"
+    header = ["fold", "status", "train", "val", "epochs", "best", "accuracy", "last"]
+    if inner:
+        header[5:7] = ["chosen", "accuracy", "best", "of best"]
+    rows = [header, *(_row(result, inner) for result in summary.folds)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = [
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         for row in rows
     ]
+    if sparks:
+        drawn = ["", *_sparklines(summary.folds)]
+        lines = [f"{line}  {spark}".rstrip() for line, spark in zip(lines, drawn, strict=True)]
     lines += [fold_line(result) for result in summary.folds if result.status == "failed"]
-    return [*lines, "", *_mean_lines(summary)]
+    return [*lines, *_repeat_lines(summary), "", *_mean_lines(summary), *_doubts(summary)]
+
+
+def _repeat_lines(summary: Summary) -> Iterator[str]:
+    """A table of the seeds: each with its mean over folds, and its folds."""
+    if summary.repeats is None:
+        return
+    yield ""
+    yield "seed    mean  folds"
+    for seed, folds in zip(summary.repeats.seeds, summary.repeats.folds, strict=True):
+        accuracies = [result.kept_val_accuracy for result in folds]
+        known = [x for x in accuracies if x is not None]
+        whole = all(result.status == "complete" for result in folds)
+        shown = _accuracy(mean(known) if whole else None)
+        yield f"{seed:4}  {shown:>6}  {'  '.join(map(_accuracy, accuracies))}"
+    for seed, folds in zip(summary.repeats.seeds[1:], summary.repeats.folds[1:], strict=True):
+        for result in folds:
+            if result.status == "failed":
+                yield f"seed {seed}, {fold_line(result)}"
 
 
 def _mean_lines(summary: Summary) -> list[str]:
@@ -332,26 +429,118 @@ def _mean_lines(summary: Summary) -> list[str]:
         folds = ", ".join(map(str, partial["folds"])) or "none"
         mean = "no mean" if partial["mean"] is None else f"mean {partial['mean']:.4f}"
         return [f"Partial run: {mean} over the complete folds only (folds {folds})"]
-    lines = [
-        "Average Best Validation Accuracy: "
-        f"{summary.mean_accuracy:.4f} (+/- {summary.std_accuracy:.4f})",
-        "Average Last Validation Accuracy: "
-        f"{summary.last_mean_accuracy:.4f} (+/- {summary.last_std_accuracy:.4f})",
-    ]
+    estimates = {
+        "Average Best Validation Accuracy": summary.best,
+        "Average Accuracy of the Chosen Epoch": summary.chosen,
+        "Average Last Validation Accuracy": summary.last,
+    }
+    lines = [f"{name}: {e.mean:.4f} (+/- {e.std:.4f})" for name, e in estimates.items() if e]
     if summary.oof_accuracy is not None:
-        lines.append(f"Out-of-fold accuracy, all samples pooled: {summary.oof_accuracy:.4f}")
+        seed = f", seed {summary.repeats.seeds[0]}" if summary.repeats else ""
+        lines.append(f"Out-of-fold accuracy, all samples pooled{seed}: {summary.oof_accuracy:.4f}")
     return lines
 
 
-def _row(result: FoldResult) -> tuple[str, ...]:
-    best, last = result.best_val_accuracy, result.last_val_accuracy
-    return (
+def _doubts(summary: Summary) -> Iterator[str]:
+    """How far to trust the numbers above."""
+    estimates = {"best": summary.best, "chosen": summary.chosen, "last": summary.last}
+    intervals = [
+        f"{name} {_interval(each.interval)}"
+        for name, each in estimates.items()
+        if each and each.interval
+    ]
+    if intervals:
+        yield (
+            f"95 % intervals of the mean, approximate (Nadeau and Bengio): {', '.join(intervals)}"
+        )
+    if summary.out_of_fold is not None:
+        yield f"95 % interval of the pooled accuracy: {_interval(summary.out_of_fold.interval)}"
+    yield from _apart(summary)
+    yield from _spread(summary)
+    if summary.chosen is not None:
+        yield (
+            "Chosen: on an inner validation split. Best: by the samples that are held out, and "
+            "so optimistic"
+        )
+    elif summary.best is not None:
+        yield (
+            "The best epoch is chosen by the samples that it is measured on, and so optimistic; "
+            "the last by nobody; --select inner chooses on other samples"
+        )
+
+
+def _spread(summary: Summary) -> Iterator[str]:
+    if summary.spread is None or summary.repeats is None:
+        return
+    yield (
+        f"Means are over {len(summary.repeats.seeds)} seeds. Standard deviation from seed to seed: "
+        f"{summary.spread.over_seeds:.4f} of a fold, {summary.spread.of_means:.4f} of the mean; "
+        f"from fold to fold: {summary.spread.over_folds:.4f}"
+    )
+
+
+def _apart(summary: Summary) -> Iterator[str]:
+    ranked = summary.ranked
+    if len(ranked) < 2:
+        return
+    (worst, lowest), (best, highest) = ranked[0], ranked[-1]
+    line = f"Worst: fold {worst} ({lowest:.4f}), best: fold {best} ({highest:.4f})"
+    outlying = summary.outlier_folds
+    if outlying:
+        line += f"; apart from the others: fold {', '.join(map(str, outlying))}"
+    yield line
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.4f} to {interval[1]:.4f}"
+
+
+def _sparklines(folds: Sequence[FoldResult]) -> list[str]:
+    """Validation accuracy of each fold, all on one scale, at most so many epochs wide."""
+    series = [[metrics.val_accuracy for metrics in result.history] for result in folds]
+    values = [value for each in series for value in each]
+    lowest, highest = min(values, default=0.0), max(values, default=0.0)
+    span = highest - lowest or 1.0
+    return [
+        "".join(_SPARKS[round((value - lowest) / span * (len(_SPARKS) - 1))] for value in shown)
+        for shown in map(_thinned, series)
+    ]
+
+
+def _thinned(values: Sequence[float]) -> Sequence[float]:
+    """At most `_SPARK_WIDTH` of them, evenly spread, the first and the last among them."""
+    if len(values) <= _SPARK_WIDTH:
+        return values
+    step = (len(values) - 1) / (_SPARK_WIDTH - 1)
+    return [values[round(number * step)] for number in range(_SPARK_WIDTH)]
+
+
+def _shows_sparks(stream: TextIO) -> bool:
+    try:
+        _SPARKS.encode(getattr(stream, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def _row(result: FoldResult, inner: bool) -> list[str]:
+    best = [_from_1(result.best_epoch), _accuracy(result.best_val_accuracy)]
+    chosen = [_from_1(result.chosen_epoch), _accuracy(result.chosen_val_accuracy)]
+    return [
         str(result.fold),
         result.status + (" (early)" if result.stopped_early else ""),
         str(result.n_train),
         str(result.n_val),
         str(result.epochs_run),
-        "-" if result.best_epoch is None else str(result.best_epoch + 1),
-        "-" if best is None else f"{best:.4f}",
-        "-" if last is None else f"{last:.4f}",
-    )
+        *(chosen if inner else ()),
+        *best,
+        _accuracy(result.last_val_accuracy),
+    ]
+
+
+def _from_1(epoch: int | None) -> str:
+    return "-" if epoch is None else str(epoch + 1)
+
+
+def _accuracy(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

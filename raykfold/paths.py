@@ -60,6 +60,11 @@ def fold_name(fold: int) -> str:
     return f"fold_{fold}"
 
 
+def seed_name(seed: int) -> str:
+    """Folder of a repeat within the run's."""
+    return f"seed_{seed}"
+
+
 def epoch_weights_name(epoch: int) -> str:
     """Name of the weights after `epoch`, counted from 0."""
     return f"epoch_{epoch}.safetensors"
@@ -73,6 +78,9 @@ def fold_of_best_weights(name: str) -> int | None:
 
 def is_weights(path: str) -> bool:
     """Whether a file with this path, in a repository, is of some fold's weights."""
+    repeat, _, rest = path.partition("/")
+    if _is_repeat(repeat):
+        return is_weights(rest)
     epoch = re.fullmatch(r"fold_-?\d+/epoch_\d+\.safetensors", path, re.ASCII)
     return epoch is not None or fold_of_best_weights(path) is not None
 
@@ -151,6 +159,11 @@ class ModelDir:
     def epoch_weights(self, fold: int, epoch: int) -> Path:
         return self.checkpoints / fold_name(fold) / epoch_weights_name(epoch)
 
+    def repeats(self) -> dict[str, ModelDir]:
+        """Of the run's repeats those that are there, by the names of their folders."""
+        folders = (folder for folder in self.root.glob("seed_*") if _is_repeat(folder.name))
+        return {folder.name: ModelDir(folder) for folder in sorted(folders)}
+
     def outputs(self) -> list[Path]:
         """What a run has written here and `--fresh` sets aside."""
         return sorted(path for path in self.root.glob("*") if is_output(path.name))
@@ -172,7 +185,11 @@ def is_output(name: str) -> bool:
         outputs.tensorboard,
         outputs.checkpoints,
     )
-    return Path(name) in named or fold_of_best_weights(name) is not None
+    return Path(name) in named or fold_of_best_weights(name) is not None or _is_repeat(name)
+
+
+def _is_repeat(name: str) -> bool:
+    return re.fullmatch(r"seed_\d+", name, re.ASCII) is not None
 
 
 @dataclass(frozen=True)
@@ -217,6 +234,11 @@ class RunDir:
     def finished(self, fold: int) -> Place:
         """What a stopped fold leaves, out of reach of Ray's retention."""
         return self.finished_folds / fold_name(fold)
+
+    @property
+    def repeats(self) -> Place:
+        """What the run's repeats resume from: each is a run of its own."""
+        return self.root / "repeats"
 
     @property
     def handed_over_folds(self) -> Place:

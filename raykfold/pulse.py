@@ -19,7 +19,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from raykfold.config import RunConfig
 from raykfold.errors import StorageError, one_line
 from raykfold.files import write_json
 from raykfold.lease import machine
@@ -254,8 +253,3 @@ class Pulse(Observer):
 def _impatient(root: Place) -> Place:
     """A beat that is late is worth nothing: the next one is."""
     return root.impatient() if isinstance(root, RemotePath) else root
-
-
-def pulse(config: RunConfig, pending: Callable[[], Mapping[str, int]]) -> Pulse:
-    """The pulse of a run."""
-    return Pulse(config.run_dir, config.command(), pending)

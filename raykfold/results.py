@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from raykfold.statistics import ClassMetrics, Estimate, Spread, macro_f1, mean, outliers, spread
 
 FoldStatus = Literal["running", "complete", "failed"]
 
@@ -18,10 +19,12 @@ class EpochMetrics:
         epoch: counted from 0.
         loss: mean cross-entropy over the training samples, in training mode.
         accuracy: share of right training predictions, in training mode, 0 to 1.
-        val_loss: mean cross-entropy over the validation samples.
+        val_loss: mean cross-entropy over the validation samples, which the fold holds out.
         val_accuracy: share of right validation predictions, 0 to 1.
         learning_rate: what the epoch was trained with.
         seconds: wall time of training and evaluation.
+        inner_loss: as `val_loss`, of the inner validation samples; None where there are none.
+        inner_accuracy: as `val_accuracy`, of them.
     """
 
     epoch: int
@@ -31,6 +34,18 @@ class EpochMetrics:
     val_accuracy: float
     learning_rate: float
     seconds: float
+    inner_loss: float | None = None
+    inner_accuracy: float | None = None
+
+    @property
+    def deciding_loss(self) -> float:
+        """What the learning rate and early stopping follow."""
+        return self.val_loss if self.inner_loss is None else self.inner_loss
+
+    @property
+    def deciding_accuracy(self) -> float:
+        """What decides which epoch's weights are kept."""
+        return self.val_accuracy if self.inner_accuracy is None else self.inner_accuracy
 
 
 @dataclass(frozen=True)
@@ -42,15 +57,26 @@ class Histogram:
 
 
 def best_of(history: Sequence[EpochMetrics]) -> EpochMetrics | None:
-    """The epoch of the highest validation accuracy, the first of equals; None before the first."""
+    """The epoch of the highest validation accuracy, the first of equals; None before the first.
+
+    Chosen by the samples that are held out: its accuracy flatters.
+    """
     return max(history, key=lambda each: (each.val_accuracy, -each.epoch), default=None)
+
+
+def kept_of(history: Sequence[EpochMetrics]) -> EpochMetrics | None:
+    """The epoch whose weights are kept: that of the highest accuracy on the inner validation
+    samples where there are some, else `best_of`. None before the first.
+    """
+    return max(history, key=lambda each: (each.deciding_accuracy, -each.epoch), default=None)
 
 
 @dataclass(frozen=True)
 class FoldResult:
     """One fold: `running`, trained to its end (`complete`), or `failed` with its `error`.
 
-    `best_epoch` counts from 0; `stopped_early` says that patience ended it before `--epochs`.
+    `best_epoch` counts from 0; `chosen_epoch` also, and is None unless an inner validation split
+    chose it; `stopped_early` says that patience ended it before `--epochs`.
     """
 
     fold: int
@@ -61,6 +87,31 @@ class FoldResult:
     best_epoch: int | None = None
     stopped_early: bool = False
     error: str | None = None
+    chosen_epoch: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        fold: int,
+        status: FoldStatus,
+        n_train: int,
+        n_val: int,
+        history: Sequence[EpochMetrics],
+        **more: Any,
+    ) -> FoldResult:
+        """With the epochs that the history names."""
+        best, kept = best_of(history), kept_of(history)
+        chosen = None if kept is None or kept.inner_accuracy is None else kept.epoch
+        return cls(
+            fold,
+            status,
+            n_train,
+            n_val,
+            tuple(history),
+            best_epoch=best.epoch if best else None,
+            chosen_epoch=chosen,
+            **more,
+        )
 
     @property
     def epochs_run(self) -> int:
@@ -71,8 +122,26 @@ class FoldResult:
         return None if self.best_epoch is None else self.history[self.best_epoch].val_accuracy
 
     @property
+    def chosen_val_accuracy(self) -> float | None:
+        return None if self.chosen_epoch is None else self.history[self.chosen_epoch].val_accuracy
+
+    @property
     def last_val_accuracy(self) -> float | None:
         return self.history[-1].val_accuracy if self.history else None
+
+    @property
+    def kept_epoch(self) -> int | None:
+        """Whose weights are kept."""
+        return self.best_epoch if self.chosen_epoch is None else self.chosen_epoch
+
+    @property
+    def kept_val_accuracy(self) -> float | None:
+        return None if self.kept_epoch is None else self.history[self.kept_epoch].val_accuracy
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of its epochs."""
+        return sum(metrics.seconds for metrics in self.history)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -143,57 +212,97 @@ class Round:
 
 
 @dataclass(frozen=True)
+class OutOfFoldMetrics:
+    """What the kept weights of each fold say of the samples that it held out, all pooled.
+
+    Attributes:
+        accuracy: share of right predictions.
+        interval: 95 %, as `statistics.wilson_interval` has it.
+        classes: each class, in the order of the network's outputs.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    classes: tuple[ClassMetrics, ...]
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """One cross-validation with several seeds.
+
+    Attributes:
+        seeds: of each repeat, the run's own first.
+        folds: results of each repeat, all of the same folds in the same order.
+    """
+
+    seeds: tuple[int, ...]
+    folds: tuple[tuple[FoldResult, ...], ...]
+
+
+@dataclass(frozen=True)
 class Summary:
     """A run when it is over; `to_json` is the content of ``summary.json``.
 
     The means are over every fold of the run, and None unless all of them are complete: a mean
     over the folds that happened to succeed is another number, and stands in
-    `partial_mean_accuracy`.
+    `partial_mean_accuracy`. Where there are repeats, means are over all of their folds.
 
     Attributes:
         folds: one result a fold, in fold order.
-        oof_accuracy: share of right predictions among all held-out samples, pooled, each from
-            the best weights of the fold that held it out.
+        out_of_fold: of all samples; None unless every fold is complete.
         classes: label → name, in the order of the network's outputs.
         wall_seconds: time spent on the run, summed over the sessions it took.
         num_workers: most workers that were at work at once.
         versions: package → version.
         sessions: how many have trained: one more than the run was resumed.
+        select: what chose the epoch whose weights are kept.
+        repeats: the run and its repeats, if it has any.
+        leakage: what `raykfold.leakage` has found, in plain values.
     """
 
     run_name: str
     folds: tuple[FoldResult, ...]
-    oof_accuracy: float | None
+    out_of_fold: OutOfFoldMetrics | None
     classes: Mapping[int, str]
     wall_seconds: float
     num_workers: int
     versions: Mapping[str, str] = field(default_factory=dict)
     sessions: int = 1
+    select: str = "best"
+    repeats: Repeats | None = None
+    leakage: Mapping[str, Any] | None = None
 
     @property
     def status(self) -> Literal["complete", "partial"]:
-        complete = all(result.status == "complete" for result in self.folds)
+        complete = all(result.status == "complete" for result in self._all_folds())
         return "complete" if complete else "partial"
 
     @property
+    def best(self) -> Estimate | None:
+        """Of each fold's best epoch: the usual protocol, and an optimistic one."""
+        return self._estimate([result.best_val_accuracy for result in self._all_folds()])
+
+    @property
+    def last(self) -> Estimate | None:
+        """Of each fold's last epoch, which nobody chose."""
+        return self._estimate([result.last_val_accuracy for result in self._all_folds()])
+
+    @property
+    def chosen(self) -> Estimate | None:
+        """Of the epoch that each fold's inner validation split chose; None without one."""
+        return self._estimate([result.chosen_val_accuracy for result in self._all_folds()])
+
+    @property
     def mean_accuracy(self) -> float | None:
-        return self._over_all_folds(mean, self._best())
+        return self.best.mean if self.best else None
 
     @property
     def std_accuracy(self) -> float | None:
-        return self._over_all_folds(population_std, self._best())
+        return self.best.std if self.best else None
 
     @property
-    def std_accuracy_sample(self) -> float | None:
-        return self._over_all_folds(sample_std, self._best())
-
-    @property
-    def last_mean_accuracy(self) -> float | None:
-        return self._over_all_folds(mean, self._last())
-
-    @property
-    def last_std_accuracy(self) -> float | None:
-        return self._over_all_folds(population_std, self._last())
+    def oof_accuracy(self) -> float | None:
+        return self.out_of_fold.accuracy if self.out_of_fold else None
 
     @property
     def partial_mean_accuracy(self) -> dict[str, Any] | None:
@@ -207,18 +316,56 @@ class Summary:
             "mean": mean(best) if best else None,
         }
 
+    @property
+    def ranked(self) -> list[tuple[int, float]]:
+        """The complete folds, the worst first, each with the accuracy of the epoch that is kept;
+        with repeats, the mean over those that are complete.
+        """
+        accuracies: dict[int, list[float]] = {}
+        for result in self._all_folds():
+            if result.status == "complete" and result.kept_val_accuracy is not None:
+                accuracies.setdefault(result.fold, []).append(result.kept_val_accuracy)
+        means = ((fold, mean(values)) for fold, values in accuracies.items())
+        return sorted(means, key=lambda pair: (pair[1], pair[0]))
+
+    @property
+    def outlier_folds(self) -> list[int]:
+        """Folds whose accuracy stands apart from the others' (`statistics.outliers`)."""
+        ranked, sizes = self.ranked, {result.fold: result.n_val for result in self.folds}
+        apart = outliers([accuracy for _, accuracy in ranked], [sizes[fold] for fold, _ in ranked])
+        return sorted(ranked[position][0] for position in apart)
+
+    @property
+    def spread(self) -> Spread | None:
+        """Of the kept epochs' accuracies over seeds and over folds; None without repeats."""
+        if self.repeats is None or self.status != "complete" or len(self.folds) < 2:
+            return None
+        return spread([[r.kept_val_accuracy for r in folds] for folds in self.repeats.folds])
+
     def to_json(self) -> dict[str, Any]:
+        best, last, pooled, ranked = self.best, self.last, self.out_of_fold, self.ranked
+        estimates = {"best": best, "last": last, "chosen": self.chosen}
         return {
             "run_name": self.run_name,
             "status": self.status,
+            "select": self.select,
             "folds": [_fold_row(result) for result in self.folds],
-            "mean_accuracy": self.mean_accuracy,
-            "std_accuracy": self.std_accuracy,
-            "std_accuracy_sample": self.std_accuracy_sample,
-            "last_mean_accuracy": self.last_mean_accuracy,
-            "last_std_accuracy": self.last_std_accuracy,
+            "mean_accuracy": best.mean if best else None,
+            "std_accuracy": best.std if best else None,
+            "std_accuracy_sample": best.std_sample if best else None,
+            "last_mean_accuracy": last.mean if last else None,
+            "last_std_accuracy": last.std if last else None,
+            "estimates": {name: each.to_json() for name, each in estimates.items() if each},
             "partial_mean_accuracy": self.partial_mean_accuracy,
-            "oof_accuracy": self.oof_accuracy,
+            "worst_fold": ranked[0][0] if ranked else None,
+            "best_fold": ranked[-1][0] if ranked else None,
+            "outlier_folds": self.outlier_folds,
+            "oof_accuracy": pooled.accuracy if pooled else None,
+            "oof_interval": list(pooled.interval) if pooled else None,
+            "macro_f1": macro_f1(pooled.classes) if pooled else None,
+            "per_class": [asdict(each) for each in pooled.classes] if pooled else None,
+            "repeats": self._repeats_json(),
+            "leakage": self.leakage,
             "classes": {str(label): name for label, name in self.classes.items()},
             "wall_seconds": round(self.wall_seconds, 3),
             "num_workers": self.num_workers,
@@ -226,17 +373,28 @@ class Summary:
             "versions": dict(self.versions),
         }
 
-    def _best(self) -> list[float | None]:
-        return [result.best_val_accuracy for result in self.folds]
+    def _all_folds(self) -> list[FoldResult]:
+        """Of all repeats, seed by seed."""
+        repeats = (self.folds,) if self.repeats is None else self.repeats.folds
+        return [result for folds in repeats for result in folds]
 
-    def _last(self) -> list[float | None]:
-        return [result.last_val_accuracy for result in self.folds]
-
-    def _over_all_folds(self, statistic: Any, values: list[float | None]) -> float | None:
-        whole = [value for value in values if value is not None]
-        if self.status != "complete" or len(whole) < len(values):
+    def _estimate(self, accuracies: Sequence[float | None]) -> Estimate | None:
+        known = [accuracy for accuracy in accuracies if accuracy is not None]
+        if self.status != "complete" or len(known) < len(accuracies):
             return None
-        return statistic(whole)
+        held_out = sum(result.n_val for result in self.folds)
+        return Estimate.of(known, held_out / sum(result.n_train for result in self.folds))
+
+    def _repeats_json(self) -> dict[str, Any] | None:
+        if self.repeats is None:
+            return None
+        rows = [[_fold_row(result) for result in folds] for folds in self.repeats.folds]
+        apart = self.spread
+        return {
+            "seeds": list(self.repeats.seeds),
+            "folds": rows,
+            "spread": None if apart is None else asdict(apart),
+        }
 
 
 def _fold_row(result: FoldResult) -> dict[str, Any]:
@@ -248,25 +406,9 @@ def _fold_row(result: FoldResult) -> dict[str, Any]:
         "epochs_run": result.epochs_run,
         "best_epoch": result.best_epoch,
         "best_val_accuracy": result.best_val_accuracy,
+        "chosen_epoch": result.chosen_epoch,
+        "chosen_val_accuracy": result.chosen_val_accuracy,
         "last_val_accuracy": result.last_val_accuracy,
         "stopped_early": result.stopped_early,
         "error": result.error,
     }
-
-
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean of at least one value."""
-    return math.fsum(values) / len(values)
-
-
-def population_std(values: Sequence[float]) -> float:
-    """Standard deviation with divisor n (ddof 0), as NumPy's `std` has by default."""
-    centre = mean(values)
-    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / len(values))
-
-
-def sample_std(values: Sequence[float]) -> float | None:
-    """Standard deviation with divisor n - 1 (ddof 1); None for a single value."""
-    if len(values) < 2:
-        return None
-    return population_std(values) * math.sqrt(len(values) / (len(values) - 1))

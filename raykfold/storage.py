@@ -32,6 +32,8 @@ from raykfold.remote import Place, RemotePath, reason
 
 _AnyPath = TypeVar("_AnyPath", Path, RemotePath)
 
+# What runs were whose record does not say.
+_FORMERLY = {"select": "best"}
 _LOST_MACHINE_SECONDS = 120.0  # a lease of NFS is 90
 _IDENTITY_HINTS = {
     "data": "the features, labels or folds are others",
@@ -58,6 +60,7 @@ def identity(
         "early_stopping_patience": config.early_stopping_patience,
         "seed": config.seed,
         "model": config.model,
+        "select": config.select,
     }
     later = {"precision": precision, "device": device}
     return known | {name: value for name, value in later.items() if value is not None}
@@ -81,7 +84,7 @@ def check_identity(config: RunConfig, current: Mapping[str, Any]) -> None:
                 f"not to {config.run_name!r}; choose another, or that --run_name"
             )
         for name, value in current.items():
-            before = record["identity"].get(name)
+            before = record["identity"].get(name, _FORMERLY.get(name))
             if before is not None and before != value:
                 raise BadInput(_another_run(config, name, before, value))
         if record["config"]["epochs"] > config.epochs:

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from raykfold.errors import one_line
 from raykfold.observers import Observer, RunStart
-from raykfold.results import EpochMetrics, FoldResult, Histogram, Summary, mean, population_std
+from raykfold.results import EpochMetrics, FoldResult, Histogram, Summary
+from raykfold.statistics import mean, population_std
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -214,7 +215,7 @@ class _Runs:
 
         values = summary.to_json()
         rows = [{name: _plain(value) for name, value in row.items()} for row in values["folds"]]
-        left_out = ("run_name", "folds", "classes", "versions")
+        left_out = ("run_name", "folds", "classes", "versions", "per_class")
         run = self._open["summary"]
         run.summary.update(_known({k: v for k, v in values.items() if k not in left_out}))
         table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])

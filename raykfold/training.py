@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from raykfold.data import Split
 from raykfold.errors import FoldError, NonFiniteLoss
 from raykfold.models import build_model
-from raykfold.results import EpochMetrics, Histogram
+from raykfold.results import EpochMetrics, Histogram, kept_of
 from raykfold.steps import RecordedStep, Recorder, Step, cuda_graphs, no_recordings
 from raykfold.streams import RandomStreams
 
@@ -88,7 +88,7 @@ class Snapshot:
         n_train: training samples.
         n_val: validation samples.
         history: its epochs so far.
-        best_epoch: the epoch of the best weights; None before the first.
+        kept_epoch: the epoch of the best weights; None before the first.
         stopped_early: whether patience has ended it.
         state: what `FoldTrainer.load_state_dict` takes.
     """
@@ -97,7 +97,7 @@ class Snapshot:
     n_train: int
     n_val: int
     history: tuple[EpochMetrics, ...]
-    best_epoch: int | None
+    kept_epoch: int | None
     stopped_early: bool
     state: Mapping[str, Any]
 
@@ -110,7 +110,7 @@ class Snapshot:
         return self.state["model"]
 
     @property
-    def best_weights(self) -> Mapping[str, Tensor]:
+    def kept_weights(self) -> Mapping[str, Tensor]:
         return self.state["best_weights"]
 
 
@@ -122,8 +122,10 @@ class FoldTrainer:
     """Trains one fold, an epoch at a time.
 
     Adam on cross-entropy. After each epoch the learning rate follows the validation loss
-    (`ReduceLROnPlateau`), the best weights are those of the highest validation accuracy, and the
-    fold has stopped early once the validation loss has not improved for `patience` epochs.
+    (`ReduceLROnPlateau`), the weights that are kept are those of the highest validation accuracy,
+    and the fold has stopped early once the validation loss has not improved for `patience` epochs.
+    With an inner validation split all three go by that, and the samples that are held out decide
+    nothing.
 
     Every random draw (initial weights, order of samples, dropout, whatever a network does with
     Python's or NumPy's generator) comes from streams that belong to the fold and are derived from
@@ -156,14 +158,15 @@ class FoldTrainer:
         self.fold = fold
         self.settings = settings
         self.history: list[EpochMetrics] = []
-        self.best_epoch: int | None = None
-        self.best_weights: dict[str, Tensor] = {}
+        self.kept_epoch: int | None = None
+        self.kept_weights: dict[str, Tensor] = {}
         self._features = features
         self._class_indices = class_indices
         self._device = features.device
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._train = torch.as_tensor(split.train, device=self._device)
         self._validation = torch.as_tensor(split.validation, device=self._device)
+        self._inner = torch.as_tensor(split.inner, device=self._device)
         self._streams = RandomStreams(settings.seed, fold, self._device)
         with self._streams.swapped_in():
             model = build_model(settings.model, features.shape[1], num_classes, features.shape[2])
@@ -221,10 +224,16 @@ class FoldTrainer:
             raise outcome
         return outcome
 
-    def epoch(self) -> Generator[None, None, tuple[Tally, Tally]]:
-        """Training and evaluation of an epoch, batch by batch, to be stepped while `at_work`."""
+    def epoch(self) -> Generator[None, None, tuple[Tally, Tally, Tally | None]]:
+        """An epoch, batch by batch, to be stepped while `at_work`.
+
+        Returns:
+            What training has given, evaluation, and that on the inner validation samples.
+        """
         training = yield from self.train_epoch()
-        return training, (yield from self.evaluate())
+        evaluation = yield from self.evaluate()
+        inner = (yield from self._evaluate(self._inner)) if len(self._inner) else None
+        return training, evaluation, inner
 
     def train_epoch(self) -> Pass:
         """One pass over the training samples in a new order. The last, shorter batch is used."""
@@ -234,11 +243,19 @@ class FoldTrainer:
 
     def evaluate(self) -> Pass:
         """One pass over the validation samples, with the current weights."""
+        return self._evaluate(self._validation)
+
+    def _evaluate(self, samples: Tensor) -> Pass:
         self.model.eval()
-        return self._pass(self._evaluation, self._validation.split(EVALUATION_BATCH))
+        return self._pass(self._evaluation, samples.split(EVALUATION_BATCH))
 
     def conclude(
-        self, training: Tally, evaluation: Tally, started: float, folds: int
+        self,
+        training: Tally,
+        evaluation: Tally,
+        inner: Tally | None,
+        started: float,
+        folds: int,
     ) -> EpochMetrics:
         """Read what an epoch has given; scheduler, best weights and early stopping follow.
 
@@ -252,6 +269,7 @@ class FoldTrainer:
         with self.at_work():
             loss, accuracy = self._read(training, "training")
             val_loss, val_accuracy = self._read(evaluation, "validation")
+            of_inner = (None, None) if inner is None else self._read(inner, "inner validation")
         metrics = EpochMetrics(
             epoch=self.epochs_run,
             loss=loss,
@@ -260,6 +278,8 @@ class FoldTrainer:
             val_accuracy=val_accuracy,
             learning_rate=self._optimizer.param_groups[0]["lr"],
             seconds=(time.perf_counter() - started) / folds,
+            inner_loss=of_inner[0],
+            inner_accuracy=of_inner[1],
         )
         self._conclude(metrics)
         return metrics
@@ -281,9 +301,9 @@ class FoldTrainer:
             self._stream.synchronize()
 
     def held_out_probabilities(self) -> np.ndarray:
-        """(n_val, num_classes) float32, in sample order, from the best weights."""
+        """(n_val, num_classes) float32, in sample order, from the weights that are kept."""
         current = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.model.load_state_dict(self.best_weights)
+        self.model.load_state_dict(self.kept_weights)
         self.model.eval()
         try:
             with torch.inference_mode(), self._streams.kept():
@@ -320,8 +340,8 @@ class FoldTrainer:
             "scheduler": self._scheduler.state_dict(),
             "streams": self._streams.state_dict(),
             "history": [asdict(metrics) for metrics in self.history],
-            "best_epoch": self.best_epoch,
-            "best_weights": self.best_weights,
+            "best_epoch": self.kept_epoch,
+            "best_weights": self.kept_weights,
             "lowest_val_loss": self._lowest_val_loss,
             "epochs_without_improvement": self._epochs_without_improvement,
         }
@@ -340,7 +360,7 @@ class FoldTrainer:
             n_train=self.n_train,
             n_val=self.n_val,
             history=tuple(self.history),
-            best_epoch=self.best_epoch,
+            kept_epoch=self.kept_epoch,
             stopped_early=self.stopped_early,
             state=state,
         )
@@ -360,8 +380,8 @@ class FoldTrainer:
         self._scheduler.load_state_dict(state["scheduler"])
         self._streams.load_state_dict(state["streams"])
         self.history = [EpochMetrics(**metrics) for metrics in state["history"]]
-        self.best_epoch = state["best_epoch"]
-        self.best_weights = {
+        self.kept_epoch = state["best_epoch"]
+        self.kept_weights = {
             name: value.to(self._device) for name, value in state["best_weights"].items()
         }
         self._lowest_val_loss = state["lowest_val_loss"]
@@ -437,19 +457,18 @@ class FoldTrainer:
         return weighted / sum(tally.sizes), accuracy
 
     def _conclude(self, metrics: EpochMetrics) -> None:
-        best = -1.0 if self.best_epoch is None else self.history[self.best_epoch].val_accuracy
         self.history.append(metrics)
-        if metrics.val_accuracy > best:
-            self.best_epoch = metrics.epoch
-            self.best_weights = {
+        if kept_of(self.history) is metrics:
+            self.kept_epoch = metrics.epoch
+            self.kept_weights = {
                 name: value.detach().clone() for name, value in self.model.state_dict().items()
             }
-        if metrics.val_loss < self._lowest_val_loss:
-            self._lowest_val_loss = metrics.val_loss
+        if metrics.deciding_loss < self._lowest_val_loss:
+            self._lowest_val_loss = metrics.deciding_loss
             self._epochs_without_improvement = 0
         else:
             self._epochs_without_improvement += 1
-        self._scheduler.step(metrics.val_loss)
+        self._scheduler.step(metrics.deciding_loss)
         if self._optimizer.param_groups[0]["lr"] != metrics.learning_rate:
             self._training.forget()  # a recording has the learning rate in it
 
@@ -481,7 +500,7 @@ class _Epoch:
     def __init__(self, trainer: FoldTrainer) -> None:
         self.trainer = trainer
         self._batches = self._run()
-        self._tallies: tuple[Tally, Tally] | None = None
+        self._tallies: tuple[Tally, Tally, Tally | None] | None = None
         self._error: FoldError | None = None
 
     def step(self, batches: int | None) -> bool:

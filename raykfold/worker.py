@@ -59,8 +59,8 @@ class ShareTask:
         context: what weights are told.
         run_dir: where finished folds and epochs' weights go; of an object store the worker finds
             the credentials by itself, in its environment or in its machine's role.
-        marker: token of a file that the worker must find there, to know that it sees what the
-            driver does; None where that need not be asked.
+        marker: a file that the worker must find, to know that it sees what the driver does; None
+            where that need not be asked.
         checkpoint_every: rounds from one checkpoint to the next.
         threads: CPU threads of the worker.
         use_gpu: train on the GPU that Ray has given the worker.
@@ -79,7 +79,7 @@ class ShareTask:
     epochs: int
     context: WeightsContext
     run_dir: RunDir
-    marker: str | None
+    marker: Place | None
     checkpoint_every: int
     threads: int
     use_gpu: bool
@@ -99,7 +99,7 @@ def run_share(config: Mapping[str, Any]) -> None:
     """
     task: ShareTask = ray.get(config["task"])
     node, address = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
-    if task.marker is not None and not is_seen(task.run_dir.marker(task.marker)):
+    if task.marker is not None and not is_seen(task.marker):
         ray.get(task.board.post.remote(NodeIsBlind(task.share, node, address)))
         return
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if task.use_gpu else ""

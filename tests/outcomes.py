@@ -92,10 +92,15 @@ class Outcome:
             weights={
                 str(path.relative_to(model_dir)): path.read_bytes()
                 for path in sorted(model_dir.glob("**/*.safetensors"))
-                if "ray" not in path.relative_to(model_dir).parts
+                if not _is_of_another(path.relative_to(model_dir))
             },
             predictions=predictions,
         )
+
+
+def _is_of_another(path: Path) -> bool:
+    """Of Ray's storage, or of a repeat, which is a run of its own."""
+    return path.parts[0] == "ray" or path.parts[0].startswith("seed_")
 
 
 def assert_same(first: Outcome, second: Outcome) -> None:
@@ -118,7 +123,14 @@ class Undisturbed:
 
 
 def assert_as_without_ray(
-    model_dir: Path, data_dir: Path, *, folds: Sequence[int], epochs: int, patience: int
+    model_dir: Path,
+    data_dir: Path,
+    *,
+    folds: Sequence[int],
+    epochs: int,
+    patience: int,
+    seed: int = 0,
+    inner: bool = False,
 ) -> None:
     """These folds' histories, all weights and predictions are those of a plain loop, to the bit.
 
@@ -129,11 +141,11 @@ def assert_as_without_ray(
     assert [row["fold"] for row in outcome.folds] == list(folds)
     expected = 0
     for fold, history in zip(folds, outcome.histories, strict=True):
-        trainer, weights = _trained(data_dir, fold, epochs, patience)
+        trainer, weights = _trained(data_dir, fold, epochs, patience, seed, inner)
         names = ("loss", "accuracy", "val_loss", "val_accuracy")
         assert history == {n: [getattr(m, n) for m in trainer.history] for n in names}, fold
         best = f"model_fold_{fold}_best.safetensors"
-        _assert_same_tensors(outcome.weights[best], trainer.best_weights, best)
+        _assert_same_tensors(outcome.weights[best], trainer.kept_weights, best)
         for epoch, tensors in enumerate(weights):
             name = f"checkpoints/fold_{fold}/epoch_{epoch}.safetensors"
             _assert_same_tensors(outcome.weights[name], tensors, name)
@@ -146,7 +158,7 @@ def assert_as_without_ray(
 
 
 def _trained(
-    data_dir: Path, fold: int, epochs: int, patience: int
+    data_dir: Path, fold: int, epochs: int, patience: int, seed: int, inner: bool
 ) -> tuple[FoldTrainer, list[dict[str, torch.Tensor]]]:
     """A fold in this process, with one thread as a worker has; its weights after each epoch."""
     data = read_feature_set(data_dir)
@@ -157,9 +169,9 @@ def _trained(
             fold,
             torch.from_numpy(np.array(data.features)),
             torch.from_numpy(data.class_indices),
-            data.split(fold),
+            data.split(fold, inner=inner, seed=seed),
             data.num_classes,
-            TrainingSettings("raykfold.models:AudioCNN", 32, 0.005, patience=patience, seed=0),
+            TrainingSettings("raykfold.models:AudioCNN", 32, 0.005, patience=patience, seed=seed),
         )
         weights = []
         while not trainer.done(epochs):

@@ -14,7 +14,7 @@ from markdown_it.token import Token
 
 from raykfold.card import model_card
 from raykfold.config import RunConfig
-from raykfold.results import EpochMetrics, FoldResult, Summary
+from raykfold.results import EpochMetrics, FoldResult, OutOfFoldMetrics, Summary
 from raykfold.storage import identity, versions
 
 REPO = "team/run-1"
@@ -50,7 +50,9 @@ def result(fold: int, failed: bool = False) -> FoldResult:
 def summary(failed: int | None = None, classes: dict[int, str] = CLASSES) -> dict[str, Any]:
     """Content of summary.json."""
     folds = tuple(result(fold, fold == failed) for fold in ACCURACIES)
-    return Summary("run", folds, 0.805, classes, 9.0, 2, {}).to_json()
+    return Summary(
+        "run", folds, OutOfFoldMetrics(0.805, (0.7, 0.9), ()), classes, 9.0, 2, {}
+    ).to_json()
 
 
 def state(*running: int) -> dict[str, Any]:
@@ -159,13 +161,30 @@ def test_a_complete_run_gives_its_mean() -> None:
     card, final = model_card(REPO, record(), state(), summary()), summary()
     assert f"Accuracy: {final['mean_accuracy']:.4f} ± {final['std_accuracy']:.4f}" in card
     assert f"{final['last_mean_accuracy']:.4f} ± {final['last_std_accuracy']:.4f}" in card
-    assert "0.8050" in card  # pooled
+    assert "pooled: 0.8050 (95 % interval 0.7000 to 0.9000)" in card
+    low, high = final["estimates"]["best"]["interval"]
+    assert f"95 % interval of the mean, approximate: {low:.4f} to {high:.4f}" in card
     assert table(card, "fold")[1:] == [
         ["1", "complete", "40", "10", "3", "2", "0.8123", "0.6000"],
         ["2", "complete, stopped early", "40", "10", "3", "2", "0.7000", "0.6000"],
         ["3", "complete", "40", "10", "3", "2", "0.9100", "0.6000"],
     ]
     assert table(card, "output")[1:] == [["0", "0", "dog"], ["1", "3", "rain"]]
+
+
+def test_what_an_inner_split_chose_is_what_the_card_reports() -> None:
+    history = [
+        EpochMetrics(n, 1.0, 0.5, 0.9, accuracy, 0.001, 2.0, 1.0, inner)
+        for n, (accuracy, inner) in enumerate(((0.5, 0.9), (0.8, 0.1), (0.6, 0.2)))
+    ]
+    folds = tuple(FoldResult.of(fold, "complete", 40, 10, history) for fold in (1, 2))
+    final = Summary("run", folds, None, CLASSES, 9.0, 2, {}, select="inner").to_json()
+    inner = record(select="inner")
+    card = model_card(REPO, inner, state(), final)
+    assert "Accuracy: 0.5000 ± 0.0000" in card and "0.8000" not in card
+    assert "an inner validation split chose" in card and "flatters" not in card
+    assert table(card, "fold")[1][5:7] == ["1", "0.5000"]
+    assert eval_results(card)[0].metric_value == 0.5
 
 
 def test_a_run_in_training_gives_no_mean() -> None:

@@ -98,7 +98,7 @@ def test_a_finished_fold_leaves_everything(
     np.testing.assert_array_equal(left.index, validation)
     np.testing.assert_array_equal(left.probabilities, probabilities)
     best = safetensors.torch.load(left.weights)
-    for name, value in trained.best_weights.items():
+    for name, value in trained.kept_weights.items():
         assert torch.equal(best[name], value)
     assert load_state(tmp_path / "fold_3")["fold"] == 3
 

@@ -12,7 +12,7 @@ import re
 import resource
 import struct
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from raykfold.data import (
     FeatureSet,
     SoundClass,
     SoundDataset,
+    Split,
     feature_set_from_arrays,
     read_feature_set,
     write_feature_set,
@@ -891,3 +892,59 @@ def test_dataset_samples_are_copies() -> None:
 def test_dataset_wants_a_label_for_each_sample() -> None:
     with pytest.raises(ValueError, match="12 features, but 11 labels"):
         SoundDataset(FEATURES, LABELS[:11])
+
+
+# --- inner validation -------------------------------------------------------------------------
+
+
+def data_with_folds(folds: Sequence[int], labels: Sequence[int]) -> FeatureSet:
+    features = np.zeros((len(folds), 2, 2), dtype=np.float32)
+    return feature_set_from_arrays(features, np.array(labels), np.array(folds))
+
+
+def test_the_inner_split_is_the_fold_after_the_one_that_is_held_out() -> None:
+    folds = [1, 2, 3, 7, 9] * 4
+    data = data_with_folds(folds, [0] * 10 + [1] * 10)
+    for fold, following in {1: 2, 2: 3, 3: 7, 7: 9, 9: 1}.items():
+        split = data.split(fold, inner=True)
+        assert set(data.folds[split.inner].tolist()) == {following}
+        assert len(split.inner) == len(split.validation) == 4
+        assert_apart_and_whole(split, len(folds))
+
+
+def assert_apart_and_whole(split: Split, samples: int) -> None:
+    """Each sample is in one of the three."""
+    together = np.concatenate([split.train, split.validation, split.inner])
+    assert sorted(together.tolist()) == list(range(samples))
+    for part in (split.train, split.validation, split.inner):
+        assert part.tolist() == sorted(part.tolist())
+
+
+def test_with_few_folds_the_inner_split_is_a_fifth_of_each_class() -> None:
+    data = data_with_folds([1, 2, 3, 4] * 20, [0] * 40 + [1] * 36 + [2] * 4)
+    split = data.split(2, inner=True, seed=5)
+    assert_apart_and_whole(split, 80)
+    counts = np.bincount(data.labels[split.inner])
+    assert counts.tolist() == [6, 5, 1]  # of 30, 27 and 3
+    assert not np.isin(2, data.folds[split.inner])
+    again, other = data.split(2, inner=True, seed=5), data.split(2, inner=True, seed=6)
+    assert again.inner.tolist() == split.inner.tolist() != other.inner.tolist()
+
+
+def test_a_class_of_one_sample_stays_in_training() -> None:
+    data = data_with_folds([1, 1, 1, 1, 2, 2], [0, 0, 0, 1, 0, 1])
+    split = data.split(2, inner=True)
+    assert data.labels[split.inner].tolist() == [0]
+    assert 1 in data.labels[split.train]
+
+
+def test_too_few_samples_for_an_inner_split_are_refused() -> None:
+    data = data_with_folds([1, 1, 2, 2], [0, 1, 0, 1])
+    with pytest.raises(BadInput, match="--select inner: fold 1 leaves no class with two samples"):
+        data.split(1, inner=True)
+
+
+def test_a_class_that_the_inner_split_takes_from_training_is_warned_of() -> None:
+    data = data_with_folds([1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 3], [0] * 5 + [1] * 5 + [2])
+    assert not any("fold 2" in line for line in data.warnings())
+    assert any("fold 2: its training split has no sample" in x for x in data.warnings(inner=True))

@@ -26,7 +26,7 @@ from raykfold.hub import Mirror, Uploader, fetch_missing, main, mirror
 from raykfold.observers import RunStart
 from raykfold.paths import ModelDir
 from raykfold.repository import ModelRepository
-from raykfold.results import EpochMetrics, FoldResult, Summary
+from raykfold.results import EpochMetrics, FoldResult, OutOfFoldMetrics, Summary
 from raykfold.storage import identity, write_record
 
 REPO = "team/run-1"
@@ -68,7 +68,15 @@ def complete(config: RunConfig) -> Summary:
     results = tuple(
         FoldResult(fold, "complete", 40, 10, history(fold), best_epoch=EPOCHS - 1) for fold in FOLDS
     )
-    summary = Summary("run", results, 0.7, {0: "dog", 1: "rain"}, 9.0, 2, {"torch": "2.9"})
+    summary = Summary(
+        "run",
+        results,
+        OutOfFoldMetrics(0.7, (0.5, 0.8), ()),
+        {0: "dog", 1: "rain"},
+        9.0,
+        2,
+        {"torch": "2.9"},
+    )
     Artifacts(config).run_finished(summary)
     write_results(config.outputs, summary, {}, None)
     config.outputs.predictions.write_bytes(bytes(range(256)))
@@ -82,7 +90,8 @@ def add_weights(outputs: ModelDir, epochs: range) -> None:
 
 def without_card(outputs: ModelDir) -> set[str]:
     """Paths in the repository of a complete run, but for what the Hub's side of it adds."""
-    names = {outputs.histories.name, outputs.predictions.name, outputs.summary.name}
+    names = {outputs.histories.name, outputs.fold_results.name}
+    names |= {outputs.predictions.name, outputs.summary.name}
     names |= {file.name for file in outputs.all_best_weights()}
     return names | {
         f"fold_{fold}/epoch_{epoch}.safetensors" for fold in FOLDS for epoch in range(EPOCHS)
@@ -91,14 +100,19 @@ def without_card(outputs: ModelDir) -> set[str]:
 
 def to_go_up(outputs: ModelDir) -> dict[str, bytes]:
     """What the repository of a complete run has to hold."""
-    folders = {
-        path: outputs.checkpoints if "/" in path else outputs.root for path in without_card(outputs)
-    }
     return {
         ".gitattributes": ATTRIBUTES.encode(),
         "README.md": outputs.card.read_bytes(),
-        **{path: (folder / path).read_bytes() for path, folder in folders.items()},
+        **to_go_up_of(outputs),
     }
+
+
+def to_go_up_of(outputs: ModelDir) -> dict[str, bytes]:
+    """The same of a run or of a repeat, without what the Hub's side adds."""
+    folders = {
+        path: outputs.checkpoints if "/" in path else outputs.root for path in without_card(outputs)
+    }
+    return {path: (folder / path).read_bytes() for path, folder in folders.items()}
 
 
 @pytest.fixture
@@ -213,6 +227,19 @@ def test_everything_goes_up_and_nothing_else(
     ]
     check_all_up_once(hub, outputs)
     assert len(notices) == 1 and f"{hub.endpoint}/{REPO}" in notices[0] and OPEN in notices[0]
+
+
+def test_repeats_go_up_in_folders_of_their_own(
+    hub: HubServer, outputs: ModelDir, make: MakeUploader
+) -> None:
+    repeat = train(outputs.root / "seed_1")
+    complete(repeat)
+    notices = upload_all(make(outputs))
+    of_repeat = {f"seed_1/{path}": content for path, content in to_go_up_of(repeat.outputs).items()}
+    assert files(hub) == to_go_up(outputs) | of_repeat
+    last = commits(hub)[-1]
+    assert {"summary.json", "seed_1/summary.json"} <= set(last)
+    assert count(notices, "of another run") == 0
 
 
 def test_files_of_others_stay_and_are_told_of(
@@ -383,7 +410,7 @@ def test_many_files_go_up_in_several_commits(
     assert all(len(paths) < 100 for paths in commits(hub))
     assert ["summary.json" in paths for paths in commits(hub)] == [False, False, True]
     assert "README.md" in commits(hub)[0]
-    assert len(files(hub)) == len(set(sum(commits(hub), ()))) + 1 == 190 + EPOCHS + 7
+    assert len(files(hub)) == len(set(sum(commits(hub), ()))) + 1 == 190 + EPOCHS + 8
 
 
 # --- faults that pass ----------------------------------------------------------------------------
@@ -666,9 +693,9 @@ def test_a_hub_that_is_not_there_does_not_hold_up_the_end(
     follower.close()
     assert time.monotonic() - began > 1.1
     assert count(said, OUTAGE) == 1 and count(said, OPEN) == 0
-    assert count(said, "waiting for 9 files") == 1
+    assert count(said, "waiting for 10 files") == 1
     last = said[-1]
-    assert "not up yet: 9 files (fold_1/epoch_0.safetensors" in last
+    assert "not up yet: 10 files (fold_1/epoch_0.safetensors" in last
     assert f"python -m raykfold.hub upload --model_dir {config.model_path}" in last
 
 
@@ -815,7 +842,7 @@ def test_the_command_says_what_is_not_up(outputs: ModelDir) -> None:
     )
     assert (ended.returncode, ended.stderr) == (1, "")
     assert ended.stdout.count(OUTAGE) == 1
-    assert "Hub: not up yet: 9 files (" in ended.stdout.splitlines()[-1]
+    assert "Hub: not up yet: 10 files (" in ended.stdout.splitlines()[-1]
 
 
 # --- data sets from the Hub ----------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pty
 import re
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -22,7 +23,7 @@ from raykfold.observers import (
     duration,
     summary_lines,
 )
-from raykfold.results import EpochMetrics, FoldResult, Summary
+from raykfold.results import EpochMetrics, FoldResult, OutOfFoldMetrics, Repeats, Summary
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -115,7 +116,14 @@ def test_durations_are_readable(seconds: float, text: str) -> None:
 
 
 def summary(*folds: FoldResult) -> Summary:
-    return Summary("run", folds, 0.55, {0: "a"}, wall_seconds=1.0, num_workers=2)
+    return Summary(
+        "run",
+        folds,
+        OutOfFoldMetrics(0.55, (0.4, 0.7), ()),
+        {0: "a"},
+        wall_seconds=1.0,
+        num_workers=2,
+    )
 
 
 def test_the_summary_has_the_line_that_people_know() -> None:
@@ -123,6 +131,76 @@ def test_the_summary_has_the_line_that_people_know() -> None:
     assert "Average Best Validation Accuracy: 0.6000 (+/- 0.0000)" in lines
     assert "Out-of-fold accuracy, all samples pooled: 0.5500" in lines
     assert [line.split()[0] for line in lines[:3]] == ["fold", "1", "2"]
+
+
+def test_the_table_draws_each_fold_on_one_scale() -> None:
+    lines = summary_lines(summary(complete(1), complete(2)))
+    assert [line.split()[-1] for line in lines[1:3]] == ["▁█", "▁█"]
+    plain = summary_lines(summary(complete(1), complete(2)), sparks=False)
+    assert not any("█" in line for line in plain)
+
+
+def test_a_long_history_is_drawn_from_its_first_to_its_last_epoch() -> None:
+    history = [replace(epoch(n), val_accuracy=n / 200) for n in range(200)]
+    (_, row, *_) = summary_lines(summary(FoldResult.of(1, "complete", 8, 2, history)))
+    drawn = row.split()[-1]
+    assert len(drawn) == 25
+    assert (drawn[0], drawn[-1]) == ("▁", "█") and list(drawn) == sorted(drawn)
+
+
+def test_a_stream_that_cannot_show_blocks_gets_none() -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    console(stream).run_finished(summary(complete(1)))
+    stream.seek(0)
+    assert "fold            status  train" in stream.read()
+
+
+def test_what_was_chosen_by_held_out_samples_is_called_optimistic() -> None:
+    lines = summary_lines(summary(complete(1), complete(2)))
+    assert any("The best epoch is chosen by the samples that it is measured on" in x for x in lines)
+    assert any("95 % interval of the pooled accuracy: 0.4000 to 0.7000" in line for line in lines)
+
+
+def test_with_an_inner_split_the_table_says_which_accuracy_is_which() -> None:
+    history = [replace(epoch(n), inner_loss=1.0, inner_accuracy=0.5 - n / 10) for n in range(2)]
+    fold = FoldResult.of(1, "complete", 8, 2, history)
+    lines = summary_lines(replace(summary(fold, replace(fold, fold=2)), select="inner"))
+    assert lines[0].split() == [
+        *("fold", "status", "train", "val", "epochs", "chosen", "accuracy"),
+        *("best", "of", "best", "last"),
+    ]
+    assert lines[1].split()[:9] == [
+        *("1", "complete", "8", "2", "2", "1", "0.5000", "2", "0.6000"),
+    ]
+    assert "Average Accuracy of the Chosen Epoch: 0.5000 (+/- 0.0000)" in lines
+
+
+def test_repeats_have_lines_of_their_own() -> None:
+    stream = io.StringIO()
+    audience = Audience([console(stream)])
+    repeat = audience.of_repeat(4)
+    audience.epoch_committed(1, epoch(0))
+    repeat.epoch_committed(1, epoch(0))
+    repeat.run_finished(summary(complete(1)))
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 2
+    assert lines[1] == f"seed 4  {lines[0]}"
+
+
+def test_an_observer_that_does_not_know_of_repeats_is_not_told_of_them() -> None:
+    failing = Failing(OSError("told"))
+    Audience([failing]).of_repeat(4).epoch_committed(1, epoch(0))
+    assert failing.heard == 0
+
+
+def test_repeats_are_in_the_table_of_seeds() -> None:
+    first, second = (complete(1), complete(2)), (complete(1), FoldResult(2, "failed", 8, 2))
+    repeated = replace(summary(*first), repeats=Repeats((3, 4), (first, second)))
+    lines = summary_lines(repeated)
+    assert "   3  0.6000  0.6000  0.6000" in lines
+    assert "   4       -  0.6000  -" in lines
+    assert "seed 4, fold 2: failed: None" in lines
+    assert not any("Average" in line for line in lines)
 
 
 def test_the_summary_of_a_partial_run_has_no_mean_of_the_whole() -> None:

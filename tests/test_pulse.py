@@ -18,7 +18,7 @@ from raykfold.files import write_file
 from raykfold.lease import machine
 from raykfold.observers import RunStart
 from raykfold.paths import RunDir
-from raykfold.pulse import Beat, Pulse, pulse, read_pulse
+from raykfold.pulse import Beat, Pulse, read_pulse
 from raykfold.remote import place
 from raykfold.results import Summary
 
@@ -186,7 +186,7 @@ def test_what_a_later_version_adds_is_passed_over(run_dir: RunDir, tmp_path: Pat
 
 def test_the_command_that_goes_on_is_the_run_s_own(tmp_path: Path) -> None:
     config = begin(tmp_path / "a folder", folds=(1, 2))
-    heart = pulse(config, dict)
+    heart = Pulse(config.run_dir, config.command(), dict)
     heart.run_started(START)
     heart.close()
     assert shlex.split(last(config.run_dir).resume) == config.command()

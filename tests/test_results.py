@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 
-from raykfold.results import EpochMetrics, FoldResult, Summary, sample_std
+from raykfold.results import EpochMetrics, FoldResult, Repeats, Summary
+from raykfold.statistics import Estimate, sample_std, spread
 
 
 def epoch(number: int, val_accuracy: float) -> EpochMetrics:
@@ -31,7 +34,7 @@ def failed(label: int, accuracies: list[float]) -> FoldResult:
 
 
 def summary(*folds: FoldResult) -> Summary:
-    return Summary("run", folds, 0.5, {0: "a", 1: "b"}, wall_seconds=1.0, num_workers=2)
+    return Summary("run", folds, None, {0: "a", 1: "b"}, wall_seconds=1.0, num_workers=2)
 
 
 def test_means_are_over_best_and_over_last_epochs() -> None:
@@ -40,9 +43,10 @@ def test_means_are_over_best_and_over_last_epochs() -> None:
     assert whole.status == "complete"
     assert whole.mean_accuracy == pytest.approx(np.mean(best))
     assert whole.std_accuracy == pytest.approx(np.std(best))
-    assert whole.std_accuracy_sample == pytest.approx(np.std(best, ddof=1))
-    assert whole.last_mean_accuracy == pytest.approx(np.mean(last))
-    assert whole.last_std_accuracy == pytest.approx(np.std(last))
+    values = whole.to_json()
+    assert values["std_accuracy_sample"] == pytest.approx(np.std(best, ddof=1))
+    assert values["last_mean_accuracy"] == pytest.approx(np.mean(last))
+    assert values["last_std_accuracy"] == pytest.approx(np.std(last))
     assert whole.partial_mean_accuracy is None
 
 
@@ -71,3 +75,66 @@ def test_a_fold_survives_the_way_through_json() -> None:
     assert result.best_val_accuracy == 0.7
     assert result.last_val_accuracy == 0.7
     assert result.epochs_run == 2
+
+
+# --- doubts ------------------------------------------------------------------------------------
+
+
+def chosen(label: int, accuracies: list[float], inner: list[float]) -> FoldResult:
+    history = [
+        replace(epoch(number, value), inner_loss=1.0, inner_accuracy=other)
+        for number, (value, other) in enumerate(zip(accuracies, inner, strict=True))
+    ]
+    return FoldResult.of(label, "complete", 60, 20, history)
+
+
+def test_the_epoch_of_an_inner_split_is_the_one_that_is_kept() -> None:
+    result = chosen(1, [0.2, 0.8, 0.6], [0.1, 0.3, 0.5])
+    assert (result.best_epoch, result.chosen_epoch, result.kept_epoch) == (1, 2, 2)
+    assert (result.best_val_accuracy, result.kept_val_accuracy) == (0.8, 0.6)
+    without = FoldResult.of(1, "complete", 80, 20, fold(1, [0.2, 0.8, 0.6], 1).history)
+    assert (without.best_epoch, without.chosen_epoch, without.kept_epoch) == (1, None, 1)
+
+
+def test_each_mean_has_its_interval_and_says_which_it_is() -> None:
+    folds = (chosen(1, [0.2, 0.8, 0.6], [0.1, 0.3, 0.5]), chosen(2, [0.7, 0.5], [0.2, 0.1]))
+    values = replace(summary(*folds), select="inner").to_json()
+    found = {name: each["mean"] for name, each in values["estimates"].items()}
+    assert found == pytest.approx({"best": 0.75, "last": 0.55, "chosen": 0.65})
+    for name, accuracies in (("best", [0.8, 0.7]), ("last", [0.6, 0.5]), ("chosen", [0.6, 0.7])):
+        assert values["estimates"][name] == Estimate.of(accuracies, 20 / 60).to_json()
+    assert (values["worst_fold"], values["best_fold"]) == (1, 2)
+    assert [row["chosen_epoch"] for row in values["folds"]] == [2, 0]
+
+
+def test_a_partial_run_has_no_estimates() -> None:
+    assert summary(fold(1, [0.8], 0), failed(2, [0.1])).to_json()["estimates"] == {}
+
+
+def test_repeats_are_in_the_means_and_apart_in_the_spread() -> None:
+    rows = [[0.8, 0.6, 0.7], [0.9, 0.5, 0.7]]
+    first, second = (
+        tuple(fold(label, [x], 0) for label, x in enumerate(row, start=1)) for row in rows
+    )
+    repeated = replace(summary(*first), repeats=Repeats((3, 4), (first, second)))
+    values = repeated.to_json()
+    assert values["mean_accuracy"] == pytest.approx(0.7)
+    assert values["std_accuracy"] == pytest.approx(np.std(rows))
+    assert values["repeats"]["seeds"] == [3, 4]
+    assert values["repeats"]["spread"] == asdict(spread(rows))
+    assert values["repeats"]["folds"][0] == values["folds"]
+    assert (values["worst_fold"], values["best_fold"]) == (2, 1)
+
+
+def test_a_repeat_that_failed_leaves_no_mean_of_the_whole() -> None:
+    whole = (fold(1, [0.8], 0), fold(2, [0.6], 0))
+    broken = (fold(1, [0.7], 0), failed(2, [0.1]))
+    repeated = replace(summary(*whole), repeats=Repeats((0, 1), (whole, broken)))
+    assert repeated.status == "partial"
+    values = repeated.to_json()
+    assert values["mean_accuracy"] is values["repeats"]["spread"] is None
+
+
+def test_the_outlier_is_named() -> None:
+    folds = [fold(label, [x], 0) for label, x in ((1, 0.9), (2, 0.91), (3, 0.2), (4, 0.89))]
+    assert summary(*folds).to_json()["outlier_folds"] == [3]

@@ -251,6 +251,39 @@ def test_killed_workers_and_a_killed_driver_give_the_same_bits_on_one_worker(
         assert drawn == [(e, pytest.approx(x)) for e, x in enumerate(history["val_accuracy"])]
 
 
+def test_repeats_are_runs_with_the_next_seeds_whatever_strikes(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    """Two seeds, two folds of each, epochs chosen on inner splits; the driver is killed once."""
+    arguments = ("--local_cpus", "2", "--repeats", "2", "--select", "inner", "--folds", "1,3")
+    process = start(data_dir, tmp_path, *arguments)
+    try:
+        read_until(process, r"^seed 1  fold \d  epoch 1/6")
+    finally:
+        process.kill()
+        process.wait()
+    done = run(data_dir, tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr
+    for seed, folder in ((0, tmp_path), (1, tmp_path / "seed_1")):
+        assert_as_without_ray(
+            folder, data_dir, folds=(1, 3), epochs=6, patience=1, seed=seed, inner=True
+        )
+
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    repeat = json.loads((tmp_path / "seed_1/summary.json").read_text())
+    assert summary["repeats"]["seeds"] == [0, 1]
+    assert summary["repeats"]["folds"] == [summary["folds"], repeat["folds"]]
+    rows = [*summary["folds"], *repeat["folds"]]
+    for name in ("chosen", "best", "last"):
+        values = [row[f"{name}_val_accuracy"] for row in rows]
+        assert summary["estimates"][name]["mean"] == pytest.approx(np.mean(values))
+        assert f" {np.mean(values):.4f} (+/- {np.std(values):.4f})" in done.stdout
+    assert summary["sessions"] == 2
+    assert (summary["select"], repeat["select"]) == ("inner", "inner")
+    assert re.search(r"^seed 1  fold \d: accuracy of the chosen epoch", done.stdout, re.MULTILINE)
+    assert re.search(rf"^   1  {repeat['estimates']['chosen']['mean']:.4f}  ", done.stdout, re.M)
+
+
 def newest_states(storage: Path, fold: int) -> list[Path]:
     """The states with most epochs of a fold: one, or two after an untimely kill.
 

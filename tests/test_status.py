@@ -24,7 +24,7 @@ from written import begin, complete, conclude, failed, history, running, store
 from raykfold.config import RunConfig
 from raykfold.files import write_json
 from raykfold.observers import RunStart
-from raykfold.pulse import Beat, pulse, read_pulse
+from raykfold.pulse import Beat, Pulse, read_pulse
 from raykfold.status import Look, Watcher, lines, main
 
 HOUR = 3600.0
@@ -36,7 +36,7 @@ def look(folder: Path) -> Look:
 
 def at_work(config: RunConfig, epochs: int = 0) -> None:
     """Let this process be the driver; it has just begun, and will say nothing more."""
-    heart = pulse(config, dict)
+    heart = Pulse(config.run_dir, config.command(), dict)
     heart.run_started(RunStart("run", 5, (1, 2, 3), {}))
     heart.workers_changed([(2,)])
     for metrics in history(epochs):

@@ -24,7 +24,7 @@ from wandb_files import Logged, files, newest
 
 from raykfold import tracking
 from raykfold.observers import RunStart
-from raykfold.results import EpochMetrics, FoldResult, Histogram, Summary
+from raykfold.results import EpochMetrics, FoldResult, Histogram, OutOfFoldMetrics, Summary
 from raykfold.tracking import Tracker
 
 KEY = "0123456789abcdef" * 2 + "fedcba98"
@@ -81,7 +81,14 @@ def complete(fold: int, accuracy: float = 0.5, epochs: int = 3) -> FoldResult:
 
 
 def summary(*folds: FoldResult) -> Summary:
-    return Summary("run", folds, 0.55, {0: "a"}, wall_seconds=1.0, num_workers=2)
+    return Summary(
+        "run",
+        folds,
+        OutOfFoldMetrics(0.55, (0.4, 0.7), ()),
+        {0: "a"},
+        wall_seconds=1.0,
+        num_workers=2,
+    )
 
 
 def whole_run(tracker: Tracker) -> None:
@@ -155,7 +162,8 @@ def test_the_summary_run_has_live_means_and_the_table_of_folds(
     table = table_of(logged)
     assert table["columns"] == [
         *("fold", "status", "n_train", "n_val", "epochs_run", "best_epoch"),
-        *("best_val_accuracy", "last_val_accuracy", "stopped_early", "error"),
+        *("best_val_accuracy", "chosen_epoch", "chosen_val_accuracy", "last_val_accuracy"),
+        *("stopped_early", "error"),
     ]
     assert table["data"][0][:6] == [1, "complete", 8, 2, 3, 2]
     assert table["data"][1][6] == pytest.approx(0.8)
@@ -183,7 +191,7 @@ def test_a_failed_fold_is_a_failed_run(make: Callable[..., Tracker], tmp_path: P
     assert runs["summary"].summary["status"] == "partial"
     assert "mean_accuracy" not in runs["summary"].summary
     assert table_of(runs["summary"])["data"][1] == [
-        *(2, "failed", 8, 2, 1, None, None, None, False, "loss became nan"),
+        *(2, "failed", 8, 2, 1, None, None, None, None, None, False, "loss became nan"),
     ]
 
 

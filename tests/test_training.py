@@ -63,9 +63,9 @@ def assert_same(a: FoldTrainer, b: FoldTrainer) -> None:
     assert weights_a.keys() == weights_b.keys()
     for name, value in weights_a.items():
         assert torch.equal(value, weights_b[name]), name
-    assert a.best_epoch == b.best_epoch
-    for name, value in a.best_weights.items():
-        assert torch.equal(value, b.best_weights[name]), name
+    assert a.kept_epoch == b.kept_epoch
+    for name, value in a.kept_weights.items():
+        assert torch.equal(value, b.kept_weights[name]), name
 
 
 def test_it_learns(small_data: FeatureSet) -> None:
@@ -73,8 +73,8 @@ def test_it_learns(small_data: FeatureSet) -> None:
     for _ in range(12):
         fold.run_epoch()
     assert fold.history[-1].loss < 0.7 * fold.history[0].loss
-    assert fold.best_epoch is not None
-    assert fold.history[fold.best_epoch].val_accuracy > 0.5  # chance is 0.25
+    assert fold.kept_epoch is not None
+    assert fold.history[fold.kept_epoch].val_accuracy > 0.5  # chance is 0.25
 
 
 def test_equal_seed_and_fold_give_equal_bits_whatever_else_happens(small_data: FeatureSet) -> None:
@@ -228,11 +228,11 @@ def test_a_snapshot_stays_what_it_is_while_the_fold_goes_on(small_data: FeatureS
     snapshot = fold.snapshot()
     for _ in range(3):
         fold.run_epoch()
-    assert (snapshot.fold, snapshot.epochs_run, snapshot.best_epoch) == (1, 2, then.best_epoch)
+    assert (snapshot.fold, snapshot.epochs_run, snapshot.kept_epoch) == (1, 2, then.kept_epoch)
     for name, value in then.model.state_dict().items():
         assert torch.equal(snapshot.weights[name], value)
-    for name, value in then.best_weights.items():
-        assert torch.equal(snapshot.best_weights[name], value)
+    for name, value in then.kept_weights.items():
+        assert torch.equal(snapshot.kept_weights[name], value)
     later.load_state_dict(snapshot.state)
     for _ in range(3):
         later.run_epoch()
@@ -321,7 +321,7 @@ def test_held_out_probabilities_are_those_of_the_best_weights(small_data: Featur
     fold = trainer(small_data, learning_rate=0.003)
     for _ in range(6):
         fold.run_epoch()
-    assert fold.best_epoch is not None
+    assert fold.kept_epoch is not None
     split = small_data.split(1)
     assert fold.n_val > 0 and fold.n_val != EVALUATION_BATCH
     before = {name: value.clone() for name, value in fold.model.state_dict().items()}
@@ -329,7 +329,7 @@ def test_held_out_probabilities_are_those_of_the_best_weights(small_data: Featur
     assert probabilities.shape == (len(split.validation), 4)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-5)
     right = probabilities.argmax(axis=1) == small_data.class_indices[split.validation]
-    assert right.mean() == fold.history[fold.best_epoch].val_accuracy
+    assert right.mean() == fold.history[fold.kept_epoch].val_accuracy
     for name, value in fold.model.state_dict().items():
         assert torch.equal(value, before[name])
 
@@ -397,8 +397,44 @@ def test_the_best_epoch_is_the_first_with_the_highest_accuracy(small_data: Featu
     best = []
     for _ in range(4):
         fold.run_epoch()
-        best.append(fold.best_epoch)
+        best.append(fold.kept_epoch)
     assert best == [0, 1, 1, 1]
+
+
+def test_with_an_inner_split_the_samples_that_are_held_out_decide_nothing(
+    small_data: FeatureSet,
+) -> None:
+    """With other labels for them, all that changes is what is measured on them."""
+    split = small_data.split(1, inner=True)
+    labels = torch.from_numpy(small_data.class_indices)
+    others = labels.clone()
+    held_out = torch.from_numpy(split.validation)
+    others[held_out] = (others[held_out] + 1) % 4
+    folds = [
+        FoldTrainer(
+            1,
+            torch.from_numpy(np.asarray(small_data.features)),
+            class_indices,
+            split,
+            small_data.num_classes,
+            settings(patience=2, learning_rate=0.005),
+        )
+        for class_indices in (labels, others)
+    ]
+    for fold in folds:
+        while not fold.done(epochs=12):
+            fold.run_epoch()
+    fold, other = folds
+    deciding = ("loss", "accuracy", "inner_loss", "inner_accuracy", "learning_rate")
+    for mine, theirs in zip(fold.history, other.history, strict=True):
+        assert all(getattr(mine, name) == getattr(theirs, name) for name in deciding), mine
+        assert mine.val_loss != theirs.val_loss
+    assert fold.kept_epoch == other.kept_epoch
+    best = max(fold.history, key=lambda metrics: metrics.inner_accuracy or 0.0)
+    assert fold.history[fold.kept_epoch or 0].inner_accuracy == best.inner_accuracy
+    for name, value in fold.kept_weights.items():
+        assert torch.equal(value, other.kept_weights[name]), name
+    assert fold.n_train + fold.n_val + len(split.inner) == len(small_data)
 
 
 def test_the_learning_rate_falls_to_a_fifth_after_six_epochs_without_progress(

@@ -59,7 +59,7 @@ def store(config: RunConfig, *results: FoldResult) -> None:
 
 def conclude(config: RunConfig, *results: FoldResult) -> Summary:
     """Leave what a run does at its end."""
-    summary = Summary("run", results, 0.7, {0: "dog", 1: "rain"}, 9.0, 2, {"torch": "2.9"})
+    summary = Summary("run", results, None, {0: "dog", 1: "rain"}, 9.0, 2, {"torch": "2.9"})
     labels = np.zeros(4, dtype=np.int64)
     write_results(
         config.outputs,

@@ -71,7 +71,7 @@ def train(job: Job) -> tuple[float, float, float]:
 
 def compared(name: str, exact: np.ndarray, rough: np.ndarray) -> str:
     """Means, and Student's paired t-test (Student 1908)."""
-    from scipy.stats import ttest_rel  # type: ignore[import-untyped]
+    from scipy.stats import ttest_rel
 
     difference = statistics.fmean(rough) - statistics.fmean(exact)
     test = ttest_rel(rough, exact)

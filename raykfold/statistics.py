@@ -1,0 +1,315 @@
+"""What can be said of accuracies over folds, and with how much doubt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+CONFIDENCE = 0.95  # of every interval
+
+_OUTLYING = 3.5  # Iglewicz and Hoaglin's advice for their modified z-score
+_FEWEST_FOR_OUTLIERS = 4
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean of at least one value."""
+    return math.fsum(values) / len(values)
+
+
+def population_std(values: Sequence[float]) -> float:
+    """Standard deviation with divisor n (ddof 0), as NumPy's `std` has by default."""
+    centre = mean(values)
+    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / len(values))
+
+
+def sample_std(values: Sequence[float]) -> float | None:
+    """Standard deviation with divisor n - 1 (ddof 1); None for a single value."""
+    if len(values) < 2:
+        return None
+    return population_std(values) * math.sqrt(len(values) / (len(values) - 1))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An accuracy over folds.
+
+    Attributes:
+        mean: over the folds, and over seeds where there are several.
+        std: with divisor n.
+        std_sample: with divisor n - 1; None of a single value.
+        std_error: of the mean, corrected, as `corrected_std_error` has it.
+        interval: 95 %, as `corrected_interval` has it. Both are approximate.
+    """
+
+    mean: float
+    std: float
+    std_sample: float | None
+    std_error: float | None
+    interval: tuple[float, float] | None
+
+    @classmethod
+    def of(cls, accuracies: Sequence[float], test_to_train: float) -> Estimate:
+        """Of accuracies from 0 to 1; `test_to_train` as in `corrected_std_error`."""
+        return cls(
+            mean=mean(accuracies),
+            std=population_std(accuracies),
+            std_sample=sample_std(accuracies),
+            std_error=corrected_std_error(accuracies, test_to_train),
+            interval=_within(0.0, 1.0, corrected_interval(accuracies, test_to_train)),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        values = asdict(self)
+        return values | {"interval": None if self.interval is None else list(self.interval)}
+
+
+def corrected_std_error(values: Sequence[float], test_to_train: float) -> float | None:
+    """Standard error of a mean over the folds of a cross-validation.
+
+    Training sets overlap, so results of folds are not independent, and the usual s / √J is too
+    small. With a sample variance s² of J results it is √((1/J + n₂/n₁) s²): the correction of
+    C. Nadeau and Y. Bengio, "Inference for the Generalization Error", Machine Learning 52 (2003),
+    section 4, which R. Bouckaert and E. Frank, "Evaluating the Replicability of Significance Tests
+    for Comparing Learning Algorithms", PAKDD 2004, carry over to repeated cross-validation, with J
+    the number of repeats times that of folds. An approximation: there is no unbiased estimate
+    (Y. Bengio and Y. Grandvalet, JMLR 5, 2004).
+
+    Args:
+        values: J results.
+        test_to_train: n₂/n₁, held-out samples to training samples of a fold.
+
+    Returns:
+        None where the values do not tell how they vary: of a single one, or if all are equal.
+    """
+    deviation = sample_std(values)
+    if not deviation:
+        return None
+    return deviation * math.sqrt(1 / len(values) + test_to_train)
+
+
+def corrected_interval(values: Sequence[float], test_to_train: float) -> tuple[float, float] | None:
+    """95 % confidence interval of the mean, by Student's t with J - 1 degrees of freedom.
+
+    Args and None as of `corrected_std_error`.
+    """
+    from scipy.stats import t
+
+    error = corrected_std_error(values, test_to_train)
+    if error is None:
+        return None
+    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
+    return mean(values) - half, mean(values) + half
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Whether the mean of paired differences is zero.
+
+    Attributes:
+        difference: the mean.
+        t: Student's t; None if the differences do not tell how they vary.
+        degrees: of freedom.
+        p: two-sided; None with `t`.
+        interval: 95 %, of the difference; None with `t`.
+    """
+
+    difference: float
+    t: float | None
+    degrees: int
+    p: float | None
+    interval: tuple[float, float] | None
+
+
+def corrected_t_test(differences: Sequence[float], test_to_train: float) -> PairedTest:
+    """Paired t-test over the folds of a cross-validation, with the corrected standard error.
+
+    Source and arguments as of `corrected_std_error`; by Bouckaert and Frank, over repeats too.
+    """
+    from scipy.stats import t
+
+    difference, degrees = mean(differences), len(differences) - 1
+    error = corrected_std_error(differences, test_to_train)
+    if error is None:
+        return PairedTest(difference, None, degrees, None, None)
+    statistic = difference / error
+    return PairedTest(
+        difference,
+        statistic,
+        degrees,
+        float(2 * t.sf(abs(statistic), degrees)),
+        corrected_interval(differences, test_to_train),
+    )
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Two classifiers on the same samples.
+
+    Attributes:
+        only_first: samples that only the first has right.
+        only_second: samples that only the second has right.
+        p: two-sided, that both are wrong equally often.
+    """
+
+    only_first: int
+    only_second: int
+    p: float
+
+
+def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> McNemar:
+    """The exact test on samples that one of two classifiers has right, and the other wrong.
+
+    Q. McNemar, "Note on the sampling error of the difference between correlated proportions or
+    percentages", Psychometrika 12 (1947); exact, by the binomial distribution.
+
+    Args:
+        first_right: (n,) bool, which samples the first has right.
+        second_right: (n,) bool, of the same samples.
+    """
+    from scipy.stats import binomtest
+
+    only_first = int((first_right & ~second_right).sum())
+    only_second = int((second_right & ~first_right).sum())
+    differ = only_first + only_second
+    p = float(binomtest(only_first, differ).pvalue) if differ else 1.0
+    return McNemar(only_first, only_second, p)
+
+
+def wilson_interval(right: int, total: int) -> tuple[float, float]:
+    """95 % interval of a share of independent samples.
+
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22
+    (1927). It takes samples for independent and the classifier for given: that folds have trained
+    on other data is not in it.
+    """
+    from scipy.stats import binomtest
+
+    interval = binomtest(right, total).proportion_ci(CONFIDENCE, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def outliers(accuracies: Sequence[float], samples: Sequence[int]) -> list[int]:
+    """Positions of the accuracies that stand apart from the others.
+
+    Those whose modified z-score, 0.6745 (x - median) / MAD, is above 3.5 (B. Iglewicz and
+    D. Hoaglin, "How to Detect and Handle Outliers", 1993), and that are further from the median
+    than two standard errors of a share of so many samples: luck alone can bring the rest.
+
+    Args:
+        accuracies: 0 to 1; of less than four, none stands apart.
+        samples: how many each accuracy is a share of.
+    """
+    values = np.asarray(accuracies)
+    if len(values) < _FEWEST_FOR_OUTLIERS:
+        return []
+    middle = float(np.median(values))
+    distances = np.abs(values - middle)
+    spread = float(np.median(distances))
+    luck = np.sqrt(middle * (1 - middle) / np.asarray(samples))
+    apart = (0.6745 * distances > _OUTLYING * spread) & (distances > 2 * luck)
+    return [int(position) for position in np.flatnonzero(apart)]
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """How a class fares over all held-out samples.
+
+    Attributes:
+        label: as in the data.
+        name: as in the data.
+        precision: share of right ones among the predictions of this class; None if there is none.
+        recall: share of right ones among the samples of this class; None if there is none.
+        f1: their harmonic mean, 0 if nothing is right; None without a sample.
+        support: samples.
+    """
+
+    label: int
+    name: str
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    support: int
+
+
+def class_metrics(
+    labels: np.ndarray, predictions: np.ndarray, names: Mapping[int, str]
+) -> tuple[ClassMetrics, ...]:
+    """Precision, recall and F1 of each class, by scikit-learn.
+
+    Args:
+        labels: (n,) true labels.
+        predictions: (n,) predicted labels.
+        names: label → name, in the order wanted.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    columns = precision_recall_fscore_support(
+        labels, predictions, labels=list(names), zero_division=np.nan
+    )
+    return tuple(
+        ClassMetrics(label, name, _known(p), _known(r), _known(f) if n else None, int(n))
+        for (label, name), p, r, f, n in zip(names.items(), *columns, strict=True)
+    )
+
+
+def macro_f1(classes: Sequence[ClassMetrics]) -> float | None:
+    """Mean F1 of the classes that have a sample; None if none has."""
+    known = [each.f1 for each in classes if each.f1 is not None]
+    return mean(known) if known else None
+
+
+def confusion(labels: np.ndarray, predictions: np.ndarray, order: Sequence[int]) -> np.ndarray:
+    """(classes, classes) int: true label of a row, predicted label of a column; scikit-learn's."""
+    from sklearn.metrics import confusion_matrix
+
+    counts: np.ndarray = confusion_matrix(labels, predictions, labels=list(order))
+    return counts
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Where the spread of repeated cross-validation comes from.
+
+    Attributes:
+        over_seeds: standard deviation of one fold's accuracy from seed to seed.
+        over_folds: of the folds' true accuracies, what seeds add taken off.
+        of_means: of the mean over folds, from seed to seed: what another seed would have reported.
+    """
+
+    over_seeds: float
+    over_folds: float
+    of_means: float
+
+
+def spread(accuracies: Sequence[Sequence[float | None]]) -> Spread:
+    """Variance components of folds and, within them, of seeds.
+
+    One-way random effects, by the analysis of variance: with w the mean of the folds' variances
+    over R seeds, and b the variance of the folds' means, seeds have the variance w, and folds
+    max(0, b - w / R) (S. Searle, G. Casella, C. McCulloch, "Variance Components", 1992, ch. 3).
+
+    Args:
+        accuracies: (seeds, folds), at least two of each.
+    """
+    seeds, values = len(accuracies), np.asarray(accuracies, dtype=np.float64)
+    within = float(values.var(axis=0, ddof=1).mean())
+    between = float(values.mean(axis=0).var(ddof=1))
+    return Spread(
+        over_seeds=math.sqrt(within),
+        over_folds=math.sqrt(max(0.0, between - within / seeds)),
+        of_means=float(values.mean(axis=1).std(ddof=1)),
+    )
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _within(
+    lowest: float, highest: float, interval: tuple[float, float] | None
+) -> tuple[float, float] | None:
+    return interval and (max(lowest, interval[0]), min(highest, interval[1]))
