@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -78,6 +78,13 @@ class Archive:
         if rows is not None:
             return {row["fold"]: FoldResult.from_json(row) for row in rows}
         return self._on_storage()
+
+    def repeats(self) -> Iterator[Archive]:
+        """Repeats of the run that have begun: each is a run of its own, within its storage."""
+        if int(self.record["config"].get("repeats", 1)) > 1:
+            records: list[Place] = sorted(self.run_dir.repeats.glob(f"*/{RUN_RECORD}"))
+            for record in records:
+                yield open_run(record.parent, self.known)
 
     def _on_storage(self) -> dict[int, FoldResult]:
         """A fold whose newest state stays unreadable is left out, and the others are not."""

@@ -8,9 +8,11 @@ It may run anywhere that sees the storage, and touches nothing. With ``--json`` 
 object, with ``--watch`` one a line; times are in seconds, epochs count from 0:
 
 run_name          text
+seed              number
 state             at work; silent (nothing was heard of the driver for long: it may be dead);
                   stopped; sending (all folds are over, and files still go up); over; unknown (by
                   an earlier version of raykfold, which said nothing of its driver)
+repeats           the same of each repeat with a further seed; the numbers above are for all
 folds             a list of: fold, status (waiting, running, stopped, complete, failed),
                   epochs_run, epochs (at most), val_accuracy (of the last epoch),
                   best_val_accuracy, best_epoch, epoch_seconds, error
@@ -78,6 +80,7 @@ class Look:
     """
 
     run_name: str
+    seed: int
     state: State
     folds: tuple[FoldRow, ...]
     complete: int
@@ -90,11 +93,14 @@ class Look:
     resume: str | None
     mean_accuracy: float | None
     std_accuracy: float | None
+    repeats: tuple[Look, ...] = ()
 
     @property
     def stays(self) -> tuple[Any, ...]:
         failure = self.last_failure and self.last_failure["text"]
-        return self.state, self.folds, failure, dict(self.uploads_pending), self.mean_accuracy
+        repeats = [(repeat.state, repeat.folds) for repeat in self.repeats]
+        pending = dict(self.uploads_pending)
+        return self.state, self.folds, failure, pending, self.mean_accuracy, repeats
 
     @property
     def is_last(self) -> bool:
@@ -126,7 +132,9 @@ class Watcher:
         """
         archive = open_run(self._run, self._known)
         beat = read_pulse(archive.run_dir)
-        return _look(archive, beat, self._age(beat))
+        age = self._age(beat)
+        repeats = [_look(each, read_pulse(each.run_dir), age) for each in archive.repeats()]
+        return _with(_look(archive, beat, age), repeats)
 
     def _age(self, beat: Beat | None) -> float:
         if beat is None:
@@ -154,6 +162,7 @@ def _look(archive: Archive, beat: Beat | None, age: float) -> Look:
     result = archive.summary or (beat.result if beat and state in ("sending", "over") else None)
     return Look(
         run_name=archive.run_name,
+        seed=int(archive.record["config"].get("seed", 0)),
         state=state,
         folds=rows,
         complete=sum(row.status == "complete" for row in rows),
@@ -166,6 +175,28 @@ def _look(archive: Archive, beat: Beat | None, age: float) -> Look:
         resume=beat.resume if beat and state in ("silent", "stopped") else None,
         mean_accuracy=result["mean_accuracy"] if result else None,
         std_accuracy=result["std_accuracy"] if result else None,
+    )
+
+
+def _with(look: Look, repeats: Sequence[Look]) -> Look:
+    """The run with its repeats, which one driver trains together."""
+    if not repeats:
+        return look
+    all_ = [look, *repeats]
+    paces = [each.seconds_an_epoch for each in all_ if each.seconds_an_epoch]
+    pace = 1 / sum(1 / each for each in paces) if paces else None
+    epochs_left = sum(each.epochs_left for each in all_)
+    alone = [each.seconds_left for each in all_ if each.seconds_left is not None]
+    failures = [each.last_failure for each in all_ if each.last_failure is not None]
+    pending = sum((Counter(each.uploads_pending) for each in all_), Counter[str]())
+    return dataclasses.replace(
+        look,
+        seconds_left=None if pace is None else max([pace * epochs_left, *alone]),
+        seconds_an_epoch=pace,
+        epochs_left=epochs_left,
+        last_failure=min(failures, key=lambda failure: failure["seconds_ago"], default=None),
+        uploads_pending=dict(pending),
+        repeats=tuple(repeats),
     )
 
 
@@ -276,6 +307,8 @@ def _of_driver(look: Look) -> str:
 
 
 def _foot(look: Look) -> Iterator[str]:
+    for repeat in look.repeats:
+        yield f"seed {repeat.seed}: {_counts(repeat.folds)}"
     if look.seconds_left is not None and look.seconds_an_epoch is not None and look.epochs_left:
         pace, left = look.seconds_an_epoch, look.epochs_left
         epochs = f"{pace:.1f} s an epoch, {left} epoch{'s' * (left != 1)} left"
@@ -284,9 +317,9 @@ def _foot(look: Look) -> Iterator[str]:
         yield f"starting: no epoch yet in this session, {look.epochs_left} left at most"
     elif look.state == "at work":
         yield "putting the folds together"
-    for row in look.folds:
-        if row.status == "failed":
-            yield f"fold {row.fold}: failed: {one_line(row.error)}"
+    yield from _failed(look.folds)
+    for repeat in look.repeats:
+        yield from _failed(repeat.folds, f"seed {repeat.seed}, ")
     if look.last_failure is not None and look.state != "over":
         ago = duration(look.last_failure["seconds_ago"])
         yield f"last failure, {ago} ago: {look.last_failure['text']}"
@@ -303,6 +336,12 @@ def _foot(look: Look) -> Iterator[str]:
         yield f"to go on: {look.resume}"
 
 
+def _failed(rows: Sequence[FoldRow], of: str = "") -> Iterator[str]:
+    for row in rows:
+        if row.status == "failed":
+            yield f"{of}fold {row.fold}: failed: {one_line(row.error)}"
+
+
 def _table(rows: Sequence[FoldRow], room: int | None) -> list[str]:
     """A line a fold; without room for all, of those that are at work or have failed."""
     shown = list(rows)
@@ -312,11 +351,13 @@ def _table(rows: Sequence[FoldRow], room: int | None) -> list[str]:
     cells = [_HEADER, *map(_cells, shown)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(_HEADER))]
     table = ["  ".join(map(str.rjust, row, widths)).rstrip() for row in cells]
-    hidden = Counter(row.status for row in rows if row not in shown)
-    if hidden:
-        kinds = ", ".join(f"{count} {status}" for status, count in hidden.items())
-        table.append(f"and {hidden.total()} more folds: {kinds}")
-    return table
+    hidden = [row for row in rows if row not in shown]
+    return [*table, f"and {len(hidden)} more folds: {_counts(hidden)}"] if hidden else table
+
+
+def _counts(rows: Sequence[FoldRow]) -> str:
+    counts = Counter(row.status for row in rows)
+    return ", ".join(f"{count} {status}" for status, count in counts.items())
 
 
 def _cells(row: FoldRow) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from outcomes import environment
 from s3_server import CREDENTIALS, S3Server
-from written import begin, complete, conclude, failed, history, running, store
+from written import begin, begin_as, complete, conclude, failed, history, running, store
 
 from raykfold.config import RunConfig
 from raykfold.files import write_json
@@ -218,6 +218,24 @@ def test_a_run_of_an_earlier_version_has_no_pulse(config: RunConfig, out: Path) 
     assert lines(found)[0] == "run: 1 of 2 folds complete, nothing is known of its driver"
     conclude(config, complete(1), complete(2), complete(3))
     assert lines(look(out))[0] == "run: 3 of 3 folds complete, over"
+
+
+def test_repeats_are_counted_with_the_run(tmp_path: Path) -> None:
+    config = begin(tmp_path, repeats=3)
+    store(config, complete(1), running(2, epochs=3))
+    first = config.repeat(1)
+    begin_as(first)
+    store(first, complete(1), running(2, epochs=1))
+    for each, pace in ((config, 3.0), (first, 6.0)):
+        at_work(each, epochs=1)
+        change(each, epoch_seconds=pace, failed={} if each is config else {3: "unplugged"})
+    found = look(tmp_path)
+    assert [(each.seed, each.complete) for each in found.repeats] == [(1, 1)]
+    assert (found.epochs_left, found.seconds_an_epoch) == (7 + 4, 2.0)
+    assert found.seconds_left == 4 * 6.0  # alone, the repeat would take longer than all together
+    text = lines(found)
+    assert "seed 1: 1 complete, 1 running, 1 failed" in text
+    assert "seed 1, fold 3: failed: unplugged" in text
 
 
 def test_folds_that_find_no_room_are_counted(tmp_path: Path) -> None:

@@ -38,9 +38,13 @@ def failed(fold: int, error: str) -> FoldResult:
 def begin(folder: Path, folds: Sequence[int] = (1, 2, 3), **changes: Any) -> RunConfig:
     """What lies there once a run of these folds has begun."""
     config = RunConfig(**{"run_name": "run", "model_dir": folder, "epochs": 5, **changes})
+    begin_as(config, folds)
+    return config
+
+
+def begin_as(config: RunConfig, folds: Sequence[int] = (1, 2, 3)) -> None:
     write_record(config, identity(config, "f00d", "cpu x1"), "20250101-000000", folds)
     Index(sessions=1).write(config.run_dir)
-    return config
 
 
 def store(config: RunConfig, *results: FoldResult) -> None:
