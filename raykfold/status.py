@@ -12,7 +12,8 @@ seed              number
 state             at work; silent (nothing was heard of the driver for long: it may be dead);
                   stopped; sending (all folds are over, and files still go up); over; unknown (by
                   an earlier version of raykfold, which said nothing of its driver)
-repeats           the same of each repeat with a further seed; the numbers above are for all
+repeats           the same of each repeat with a further seed; what is said of the time left, the
+                  last failure and uploads is of the run with all of them
 folds             a list of: fold, status (waiting, running, stopped, complete, failed),
                   epochs_run, epochs (at most), val_accuracy (of the last epoch),
                   best_val_accuracy, best_epoch, epoch_seconds, error
@@ -235,11 +236,7 @@ def _status(result: FoldResult, state: State, at_work: bool) -> Status:
     return "stopped" if result.history else "waiting"
 
 
-def _row(
-    result: FoldResult,
-    epochs: int,
-    status: Status,
-) -> FoldRow:
+def _row(result: FoldResult, epochs: int, status: Status) -> FoldRow:
     history = result.history
     return FoldRow(
         fold=result.fold,
