@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raykfold.artifacts import OutOfFold
-from raykfold.checkpoint import load_result
 from raykfold.errors import BadInput, StorageError, one_line
-from raykfold.files import Damaged
-from raykfold.paths import RUN_RECORD, ModelDir, RunDir, whole
-from raykfold.remote import Place, place, without_password
+from raykfold.files import Damaged, read_folder
+from raykfold.paths import HISTORY, RUN_RECORD, ModelDir, RunDir, whole
+from raykfold.remote import Place, RemotePath, place, reason, without_password
 from raykfold.results import FoldResult
 from raykfold.storage import read_index
 
+if TYPE_CHECKING:
+    from raykfold.artifacts import OutOfFold
+
+Known = dict[tuple[str, int, Place], FoldResult]  # start of the run, session, folder
+
 _OUTPUTS = ModelDir(Path())
+_READERS = 16
 _TRIES = 5  # what the index names can be replaced between two looks
 
 
@@ -33,11 +38,13 @@ class Archive:
         place: the run's outputs (`--model_dir`), or its folder on storage where that was named.
         record: content of ``run.json``.
         run_dir: what the run resumes from; it may be out of reach from here.
+        known: what this look and those before have read of folds.
     """
 
     place: Place
     record: Mapping[str, Any]
     run_dir: RunDir
+    known: Known = field(default_factory=dict)
 
     @property
     def run_name(self) -> str:
@@ -59,6 +66,8 @@ class Archive:
         content = self._content(_OUTPUTS.predictions.name)
         if content is None:
             return None
+        from raykfold.artifacts import OutOfFold  # imports torch: a second
+
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return OutOfFold(**arrays)
 
@@ -70,44 +79,110 @@ class Archive:
             return {row["fold"]: FoldResult.from_json(row) for row in rows}
         return self._on_storage()
 
+    def repeats(self) -> Iterator[Archive]:
+        """Repeats of the run that have begun: each is a run of its own, within its storage."""
+        if int(self.record["config"].get("repeats", 1)) > 1:
+            records: list[Place] = sorted(self.run_dir.repeats.glob(f"*/{RUN_RECORD}"))
+            for record in records:
+                yield open_run(record.parent, self.known)
+
     def _on_storage(self) -> dict[int, FoldResult]:
+        """A fold whose newest state stays unreadable is left out, and the others are not."""
+        found: dict[int, FoldResult] = {}
         for _ in range(_TRIES):
             index, _notes = read_index(self.run_dir)
-            try:
-                return {fold: load_result(folder) for fold, folder in sorted(index.folds.items())}
-            except (Damaged, FileNotFoundError):
-                continue
-        return {}
+            left = {f: self._here(folder) for f, folder in index.folds.items() if f not in found}
+            with ThreadPoolExecutor(_READERS) as readers:  # a store takes its time for each
+                results = readers.map(partial(self._result, index.sessions), left.values())
+                found |= {f: each for f, each in zip(left, results, strict=True) if each}
+            if len(found) == len(index.folds):
+                break
+        return dict(sorted(found.items()))
+
+    def _result(self, session: int, folder: Place) -> FoldResult | None:
+        """From an earlier look, where nobody writes that folder twice in a session."""
+        key = (str(self.record.get("created")), session, folder)
+        if key in self.known:
+            return self.known[key]
+        result = _read_result(folder)
+        if result is not None and folder.parent != self.run_dir.handed_over_folds:
+            self.known[key] = result
+        return result
+
+    def _here(self, folder: Place) -> Place:
+        """Where a folder that the index names is now: on a disk it names them from the root."""
+        before = Path(self.record["config"]["storage_path"]) / self.run_name
+        if isinstance(folder, Path) and folder.is_relative_to(before):
+            return self.run_dir.root / folder.relative_to(before)
+        return folder
 
     def _json(self, name: str) -> Any:
         content = self._content(name)
-        return None if content is None else json.loads(content)
+        try:
+            return None if content is None else json.loads(content)
+        except ValueError as error:
+            raise BadInput(f"{self.place / name}: is no JSON ({one_line(error)})") from None
 
     def _content(self, name: str) -> bytes | None:
         try:
             return (self.place / name).read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise BadInput(f"{self.place / name}: cannot be read ({error.strerror})") from None
 
 
-def open_run(named: str | Place) -> Archive:
+def _read_result(folder: Place) -> FoldResult | None:
+    """As `checkpoint.load_result`, which imports torch; None where no whole one can be read."""
+    try:
+        return FoldResult.from_json(json.loads(read_folder(folder, only=(HISTORY,))[HISTORY]))
+    except (Damaged, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def open_run(named: str | Place, known: Known | None = None) -> Archive:
     """The run whose `--model_dir`, or whose folder on storage, is `named`.
+
+    A store that does not answer is given up within seconds: somebody waits for the look.
+
+    Args:
+        named: a path, or a URI.
+        known: what an earlier look at the run has read, so that it is not read again; added to.
 
     Raises:
         BadInput: no run is there.
+        StorageError: the store of its checkpoints cannot be reached.
     """
+    shown = without_password(str(named))
     try:
-        folder = whole(place(named) if isinstance(named, str) else named)
+        folder = _impatient(whole(place(named) if isinstance(named, str) else named))
+    except ValueError as error:
+        raise BadInput(f"{shown}: {error}") from None
+    try:
         content = (folder / RUN_RECORD).read_bytes()
         record = json.loads(content)
         config = record["config"]
-        storage, name = place(config["storage_path"]), record["run_name"]
-    except FileNotFoundError:
-        raise BadInput(f"{named}: no run is there; want the --model_dir of one") from None
+        storage, name = _impatient(place(config["storage_path"])), str(record["run_name"])
+        int(config["epochs"]), str(config["model_dir"])
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadInput(f"{shown}: no run is there; want the --model_dir of one") from None
     except (OSError, StorageError, ValueError, KeyError, TypeError) as error:
-        shown = without_password(str(named))
-        raise BadInput(f"{shown}: its {RUN_RECORD} cannot be read ({one_line(error)})") from None
-    # The folder may have been moved, or be seen here under another path.
-    candidates = (folder, storage / name, folder / "ray" / name)
+        raise BadInput(f"{shown}: its {RUN_RECORD} cannot be read ({_why(error)})") from None
+    # The folder may have been moved, be a copy, or be seen here under another path.
+    inside = folder / "ray" / name
+    candidates = [folder, storage / name, inside]
+    if config["storage_path"] == f"{config['model_dir']}/ray":  # where a copy has a copy of it
+        candidates.insert(1, inside)
     there = next((each for each in candidates if RunDir(each).index.exists()), storage / name)
-    return Archive(place=folder, record=record, run_dir=RunDir(there))
+    known = {} if known is None else known
+    return Archive(place=folder, record=record, run_dir=RunDir(there), known=known)
+
+
+def _impatient(place: Place) -> Place:
+    return place.impatient() if isinstance(place, RemotePath) else place
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no {error}"
+    return reason(error) if isinstance(error, StorageError) else one_line(error)

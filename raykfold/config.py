@@ -230,6 +230,9 @@ class RunConfig:
     wandb_watch: bool = _option(False, _switch)
     """Log histograms of weights and gradients, after each epoch."""
 
+    tensorboard: bool = _option(False, _switch)
+    """Write TensorBoard's event files of each fold, below model_dir/tensorboard."""
+
     verbose: bool = _option(False, _switch)
     """Say what becomes of each share, let Ray and the workers print, show errors' tracebacks."""
 

@@ -148,6 +148,7 @@ class Dealer:
         self._waiting_since: float | None = None
         self._reminded = -math.inf
         self._said: set[str] = set()
+        self._at_work: dict[Ledger, list[tuple[int, ...]]] = {}  # as observers were told
 
     def work(self) -> None:
         """Return when every fold is over.
@@ -164,6 +165,7 @@ class Dealer:
                 while not self._ended.empty():
                     self._settle(*self._ended.get())
                 for ledger in self._ledgers:
+                    self._tell_of_workers(ledger)
                     ledger.observer.time_passed()
             self._let_shares_end(_END_SECONDS)
         except BaseException:
@@ -452,6 +454,7 @@ class Dealer:
             reason = f"its node {share.address or share.slot} is gone"
         which = share.ledger.named(sorted(share.active))
         self._observer.noticed(f"the worker of {which} ended: {reason}")
+        share.ledger.observer.worker_lost(tuple(sorted(share.active)), reason)
         stepped = share.stepping if died else {}
         for fold in sorted(share.active):
             death = None
@@ -465,6 +468,14 @@ class Dealer:
             self._vain, self._vain_reason = self._vain + 1, reason
             pause = 0.5 * 2 ** min(self._vain - 1, 10)
             self._deal_after = now + min(pause, _LONGEST_PAUSE_SECONDS)
+
+    def _tell_of_workers(self, ledger: Ledger) -> None:
+        theirs = [share for share in self._shares.values() if share.ledger is ledger]
+        started = [share for share in theirs if share.started and share.active]
+        at_work = sorted(tuple(sorted(share.active)) for share in started)
+        if at_work != self._at_work.get(ledger, []):
+            self._at_work[ledger] = at_work
+            ledger.observer.workers_changed(at_work)
 
     def _is_gone(self, node: str) -> bool:
         leaving = self._watch is not None and node in self._watch.leaving()

@@ -22,6 +22,7 @@ from raykfold.ledger import Ledger
 from raykfold.models import DEFAULT_MODEL, check_model
 from raykfold.observers import Audience, Observer
 from raykfold.outbox import Outbox
+from raykfold.pulse import Pulse
 from raykfold.remote import Place, RemotePath, fetched
 from raykfold.report import Reporter
 from raykfold.results import Summary
@@ -37,6 +38,7 @@ from raykfold.storage import (
     recorded,
     set_aside,
 )
+from raykfold.tensorboard import TensorBoard
 from raykfold.tracking import Tracker
 from raykfold.training import Precision
 
@@ -161,6 +163,10 @@ def _ledger(
     first_started = created(config)
     audience.add(Artifacts(config))
     audience.add(Reporter(config, data))
+    # Before those who send files, so that it is closed after them: it says what they wait for.
+    audience.add(Pulse(config.run_dir, run.command(), audience.pending))
+    if config.tensorboard:  # before the outbox: what an earlier session has left is gone then
+        audience.add(TensorBoard(config.outputs, config.to_json()))
     if isinstance(config.model_place, RemotePath):
         others = (run.hf_model_repo_id, run.wandb_project)
         keep = any(each is not None for each in others)

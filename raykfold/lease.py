@@ -13,7 +13,7 @@ import platform
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -87,7 +87,7 @@ class Lease:
         content = {
             "owner": f"pid {os.getpid()} on {platform.node()}",
             "pid": os.getpid(),
-            "machine": _machine(),
+            "machine": machine(),
             "token": self._token,
             "count": self._count,
         }
@@ -120,7 +120,7 @@ def leased(
 
 def _wait_for_a_dead_owner(path: RemotePath, say: Callable[[str], None], period: float) -> None:
     first = _read(path)
-    if not first or _is_dead(first):
+    if not first or is_dead(first):
         return
     say(
         f"{path.parent}: was last worked on by another process ({_owner(first)}); waiting "
@@ -149,10 +149,13 @@ def _owner(content: dict[str, Any]) -> str:
     return str(content.get("owner", "unknown"))
 
 
-def _is_dead(content: dict[str, Any]) -> bool:
-    """Only of a process of this machine, and this container of it, can that be known."""
+def is_dead(content: Mapping[str, Any]) -> bool:
+    """Whether the process of this ``pid`` and ``machine`` is known to have ended.
+
+    Only of a process of this machine, and this container of it, can that be known.
+    """
     pid = content.get("pid")
-    if content.get("machine") != _machine() or not isinstance(pid, int):
+    if content.get("machine") != machine() or not isinstance(pid, int):
         return False
     try:
         os.kill(pid, 0)
@@ -163,7 +166,7 @@ def _is_dead(content: dict[str, Any]) -> bool:
     return False
 
 
-def _machine() -> str:
+def machine() -> str:
     """Where a process id means the same process."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:

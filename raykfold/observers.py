@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -58,6 +59,12 @@ class Observer:
     def fold_finished(self, result: FoldResult) -> None:
         """A fold is complete, or has failed."""
 
+    def workers_changed(self, at_work: Sequence[Sequence[int]]) -> None:
+        """Which workers run now: the folds of each."""
+
+    def worker_lost(self, folds: Sequence[int], reason: str) -> None:
+        """A worker has ended before these folds were over; they wait again, or fail."""
+
     def noticed(self, text: str) -> None:
         """Something that the user should know, in one line."""
 
@@ -66,6 +73,14 @@ class Observer:
 
     def time_passed(self) -> None:
         """Several times a second: say what a thread of your own has found meanwhile."""
+
+    def pending(self) -> Mapping[str, int]:
+        """Where to → how many files have still to be sent there; nothing if you send none.
+
+        Asked every few seconds, from any thread, and until all observers are closed: count what
+        you know, and contact nobody.
+        """
+        return {}
 
     def close(self) -> None:
         """The session ends, whether or not the run is over."""
@@ -83,9 +98,11 @@ class Audience(Observer):
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = list(observers)
+        self._senders = list(observers)  # also while they are closed, which is when they wait
 
     def add(self, observer: Observer) -> None:
         self._observers.append(observer)
+        self._senders.append(observer)
 
     def run_started(self, start: RunStart) -> None:
         self._tell("run_started", start)
@@ -99,6 +116,12 @@ class Audience(Observer):
     def fold_finished(self, result: FoldResult) -> None:
         self._tell("fold_finished", result)
 
+    def workers_changed(self, at_work: Sequence[Sequence[int]]) -> None:
+        self._tell("workers_changed", at_work)
+
+    def worker_lost(self, folds: Sequence[int], reason: str) -> None:
+        self._tell("worker_lost", folds, reason)
+
     def noticed(self, text: str) -> None:
         self._tell("noticed", text)
 
@@ -107,6 +130,15 @@ class Audience(Observer):
 
     def time_passed(self) -> None:
         self._tell("time_passed")
+
+    def pending(self) -> Mapping[str, int]:
+        """What they have to send, summed; one that cannot say is left out."""
+        files: dict[str, int] = {}
+        for observer in list(self._senders):
+            with suppress(Exception):
+                for place, count in observer.pending().items():
+                    files[place] = files.get(place, 0) + count
+        return files
 
     def of_repeat(self, seed: int) -> Audience:
         """Those who are told of a repeat, by those who are told of the run."""

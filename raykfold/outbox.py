@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -83,6 +83,9 @@ class Outbox(Observer):
     def time_passed(self) -> None:
         while not self._notices.empty():
             self._say(self._notices.get())
+
+    def pending(self) -> Mapping[str, int]:
+        return {self._target.scheme: len(self._missing())}
 
     def close(self) -> None:
         """Wait, at the end of a run, until all is there; else end after the file under way.
@@ -158,6 +161,7 @@ class Outbox(Observer):
     def _send_all(self) -> None:
         if self._there is None:
             self._there = (self._target / self._outputs.checkpoints.name).files()
+            self._remove_former_events()
             if not self._outputs.summary.exists():
                 # It says that all is there, and the run goes on.
                 (self._target / self._outputs.summary.name).unlink(missing_ok=True)
@@ -174,6 +178,15 @@ class Outbox(Observer):
             self._notices.put(f"{self._target}: reached again")
             self._failing = False
 
+    def _remove_former_events(self) -> None:
+        """Of an earlier session: they have other names, and each epoch would be there twice."""
+        folder = self._outputs.tensorboard
+        if folder.exists():
+            here = {self._place_of(file) for file in self._outputs.all_event_files()}
+            for file in (self._target / folder.name).files():
+                if file not in here:
+                    file.unlink(missing_ok=True)
+
     def _missing(self) -> list[Path]:
         """What is not there yet, in the order in which it goes."""
         return [file for file in self._files() if not self._is_there(file)]
@@ -183,7 +196,8 @@ class Outbox(Observer):
         others = [outputs.histories, outputs.fold_results, outputs.predictions, outputs.card]
         others += [*outputs.all_plots(), outputs.report]
         last = [outputs.run_record, outputs.training_state]
-        files = [*outputs.all_epoch_weights(), *outputs.all_best_weights(), *others, *last]
+        events = outputs.all_event_files()
+        files = [*outputs.all_epoch_weights(), *outputs.all_best_weights(), *events, *others, *last]
         summary = [outputs.summary] if self._last else []
         return [file for file in (*files, *summary) if file.exists()]
 

@@ -138,6 +138,10 @@ class ModelDir:
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
 
+    def all_event_files(self) -> list[Path]:
+        """Those of TensorBoard that are there."""
+        return sorted(self.tensorboard.glob("*/events.*"))
+
     @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"

@@ -429,18 +429,20 @@ def _fold_name(fold: int) -> str:
     return f"fold_{fold}"
 
 
+def scalars(metrics: EpochMetrics) -> dict[str, float]:
+    """What is drawn of an epoch, by the names that W&B and TensorBoard show."""
+    return {
+        "train/loss": metrics.loss,
+        "train/accuracy": metrics.accuracy,
+        "val/loss": metrics.val_loss,
+        "val/accuracy": metrics.val_accuracy,
+        "lr": metrics.learning_rate,
+        "epoch_seconds": metrics.seconds,
+    }
+
+
 def _row(metrics: EpochMetrics) -> dict[str, Any]:
-    return _known(
-        {
-            "epoch": metrics.epoch,
-            "train/loss": metrics.loss,
-            "train/accuracy": metrics.accuracy,
-            "val/loss": metrics.val_loss,
-            "val/accuracy": metrics.val_accuracy,
-            "lr": metrics.learning_rate,
-            "epoch_seconds": metrics.seconds,
-        }
-    )
+    return _known({"epoch": metrics.epoch, **scalars(metrics)})
 
 
 def _drawn(histograms: Mapping[str, Histogram]) -> dict[str, Any]:

@@ -268,6 +268,24 @@ def test_files_of_others_stay_and_are_told_of(
     assert any("model_fold_7_best.safetensors" in line for line in notices)
 
 
+def test_what_is_pending_is_told_without_reading_files(
+    hub: HubServer, outputs: ModelDir, make: MakeUploader
+) -> None:
+    uploader = make(outputs)
+    uploader.finish()
+    waiting = uploader.pending()
+    uploader.start()
+    assert uploader.wait(30)
+    assert waiting == len(files(hub)) - len({".gitattributes", "README.md"})
+    assert uploader.pending() == 0
+    add_weights(outputs, range(7, 9))
+    assert uploader.pending() == 2
+    outputs.epoch_weights(1, 7).unlink()
+    assert uploader.pending() == 1
+    outputs.histories.write_bytes(b"others")
+    assert uploader.pending() == 2
+
+
 def test_a_card_that_the_hub_refuses_keeps_nothing_else_back(
     hub: HubServer, outputs: ModelDir, make: MakeUploader
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -229,6 +230,54 @@ def test_an_observer_that_fails_is_told_no_more_and_the_others_are() -> None:
     assert failing.heard == 1
     assert stream.getvalue().count("fold 1  epoch") == 2
     assert "Failing failed and is not told any more: service is down" in stream.getvalue()
+
+
+class Sending(Observer):
+    """Has files to send, also while it is closed."""
+
+    def __init__(self, place: str, count: int | Exception) -> None:
+        self.place = place
+        self.count = count
+        self.asks: object = None
+
+    def pending(self) -> dict[str, int]:
+        if isinstance(self.count, Exception):
+            raise self.count
+        return {self.place: self.count}
+
+    def close(self) -> None:
+        assert isinstance(self.asks, Audience)
+        assert self.asks.pending() == {"Hub": 3, "s3": 4}
+
+
+def test_what_is_pending_is_summed_also_while_observers_are_closed() -> None:
+    sending = [Sending("Hub", 1), Sending("Hub", 2), Sending("s3", 4)]
+    failing = Sending("Hub", OSError("gone"))
+    audience = Audience([Observer(), sending[0]])
+    for observer in (*sending[1:], failing):
+        audience.add(observer)
+    for observer in (*sending, failing):
+        observer.asks = audience
+    audience.close()
+    assert audience.pending() == {"Hub": 3, "s3": 4}
+
+
+def test_all_hear_of_workers() -> None:
+    class Hearing(Observer):
+        def __init__(self) -> None:
+            self.heard: list[object] = []
+
+        def workers_changed(self, at_work: Sequence[Sequence[int]]) -> None:
+            self.heard.append(at_work)
+
+        def worker_lost(self, folds: Sequence[int], reason: str) -> None:
+            self.heard.append((folds, reason))
+
+    both = [Hearing(), Hearing()]
+    audience = Audience(both)
+    audience.workers_changed([(1, 2)])
+    audience.worker_lost((1, 2), "killed")
+    assert both[0].heard == both[1].heard == [[(1, 2)], ((1, 2), "killed")]
 
 
 def test_an_observer_can_end_the_run() -> None:

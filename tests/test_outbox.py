@@ -166,3 +166,44 @@ def test_a_run_that_is_stopped_does_not_wait(
     outbox.close()
     assert time.monotonic() - began < 1
     assert len(said) == 1 and "not there yet" in said[0]
+
+
+def test_what_is_pending_is_what_has_still_to_go(
+    s3: S3Server, outputs: ModelDir, target: RemotePath
+) -> None:
+    train(outputs, 0)
+    outbox = Outbox(outputs, target, print, keep=True)
+    assert outbox.pending() == {"s3": 3}
+    outbox.run_started(START)
+    wait_for(target, "training_state.json", "epoch 0")
+    train(outputs, 1)
+    assert outbox.pending() == {"s3": 3}  # the best weights again, and the state
+    outbox.run_finished(SUMMARY)
+    outbox.close()
+    assert outbox.pending() == {"s3": 0}
+
+
+def test_event_files_of_an_earlier_session_go_when_new_ones_come(
+    outputs: ModelDir, target: RemotePath
+) -> None:
+    for session in ("1", "2"):
+        outputs.root.mkdir(exist_ok=True)
+        folder = outputs.tensorboard / "fold_1"
+        for former in folder.glob("*"):
+            former.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"events.out.tfevents.{session}.host").write_text(session)
+        outbox = Outbox(outputs, target, print, keep=session == "1")
+        outbox.run_started(START)
+        outbox.run_finished(SUMMARY)
+        outbox.close()
+        assert contents(target) == {
+            f"tensorboard/fold_1/events.out.tfevents.{session}.host": session
+        }
+
+    train(outputs, 0)  # elsewhere, and without new ones
+    outbox = Outbox(outputs, target, print)
+    outbox.run_started(START)
+    outbox.run_finished(SUMMARY)
+    outbox.close()
+    assert "tensorboard/fold_1/events.out.tfevents.2.host" in contents(target)

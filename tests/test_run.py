@@ -13,6 +13,7 @@ What a run leaves, with folds 1 to 5 and E epochs run by a fold:
       ray/<run_name>/
         folds/fold_<n>/{state.pt, model.safetensors, history.json, predictions.npz, manifest.json}
         index.json
+        pulse.json
         run.json
         shares/…                                    Ray Train's own, until the run is complete
         weights/fold_<n>/epoch_<0 … E-1>.safetensors
@@ -38,6 +39,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from conftest import CLASSES, small_arrays
+from event_files import scalars
 from hub_server import Fault, HubServer
 from outcomes import (
     FOLDS,
@@ -56,6 +58,7 @@ from safetensors import safe_open
 from wandb_files import newest
 
 from raykfold.run import main
+from raykfold.status import Watcher
 
 PICTURES = tuple(f"plots/{name}.png" for name in ("classes", "confusion", "curves", "folds"))
 EPOCH_LINE = re.compile(r"^fold (\d) {2}epoch (\d+)/6 ")
@@ -78,6 +81,7 @@ def test_it_leaves_the_files_of_the_contract(undisturbed: Undisturbed, outcome: 
         "training_state.json",
         "ray/sounds/.lock",
         "ray/sounds/index.json",
+        "ray/sounds/pulse.json",
         "ray/sounds/run.json",
     }
     for fold in FOLDS:
@@ -206,8 +210,11 @@ def test_five_workers_give_the_same_bits_as_two(
 def test_killed_workers_and_a_killed_driver_give_the_same_bits_on_one_worker(
     outcome: Outcome, data_dir: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL of the worker, then of the driver; then the newest checkpoint and index are cut."""
-    arguments = ("--local_cpus", "1", "--num_workers", "1")
+    """SIGKILL of the worker, then of the driver; then the newest checkpoint and index are cut.
+
+    Whoever asks from outside is told of each, and event files hold each epoch once.
+    """
+    arguments = ("--local_cpus", "1", "--num_workers", "1", "--tensorboard")
     process = start(data_dir, tmp_path, *arguments)
     try:
         read_until(process, r"epoch 1/6")
@@ -215,11 +222,21 @@ def test_killed_workers_and_a_killed_driver_give_the_same_bits_on_one_worker(
         lines = read_until(process, r"worker of folds .* ended")
         read_until(process, r"fold 1 +epoch 3/6")
         second = worker_pid(process.pid)
+        alive = Watcher(str(tmp_path)).look()
     finally:
         process.kill()
         process.wait()
+    dead = Watcher(str(tmp_path)).look()
     wait_until_gone(second)  # Ray's processes end themselves when the driver is gone
     assert "worker of folds 1, 2, 3, 4, 5 ended" in lines[-1]
+    assert (alive.state, dead.state) == ("at work", "stopped")
+    assert alive.driver is not None and alive.driver["pid"] == process.pid
+    assert {row.status for row in alive.folds} == {"running"}
+    assert alive.folds[0].epochs_run >= 3
+    for look in (alive, dead):
+        assert look.last_failure is not None
+        assert look.last_failure["text"].startswith("the worker of folds 1, 2, 3, 4, 5 ended: ")
+    assert dead.resume is not None and f"--model_dir {tmp_path}" in dead.resume
 
     storage = tmp_path / "ray" / "sounds"
     for folder in newest_states(storage, fold=1):
@@ -231,6 +248,10 @@ def test_killed_workers_and_a_killed_driver_give_the_same_bits_on_one_worker(
     assert "fold 1: passed over a damaged checkpoint" in done.stdout
     assert re.search(r"fold 1: resumes after epoch [1-9]", done.stdout)
     assert_same(outcome, Outcome.of(tmp_path))
+    assert Watcher(str(tmp_path)).look().state == "over"
+    for row, history in zip(outcome.folds, outcome.histories, strict=True):
+        drawn = scalars(tmp_path / "tensorboard" / f"fold_{row['fold']}")["val/accuracy"]
+        assert drawn == [(e, pytest.approx(x)) for e, x in enumerate(history["val_accuracy"])]
 
 
 def test_repeats_are_runs_with_the_next_seeds_whatever_strikes(

@@ -1,0 +1,36 @@
+"""TensorBoard's event files, read record by record: length, its checksum, content, its checksum."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
+
+
+def events(folder: Path) -> list[Any]:
+    """All that the one file in `folder` says, in its order."""
+    (file,) = folder.iterdir()
+    assert "tfevents" in file.name  # by which TensorBoard knows it
+    content, found = file.read_bytes(), []
+    while content:
+        (size,) = struct.unpack_from("<Q", content)
+        record = content[12 : 12 + size]
+        sums = struct.unpack_from("<I", content, 8) + struct.unpack_from("<I", content, 12 + size)
+        assert sums == (masked_crc32c(content[:8]), masked_crc32c(record))
+        found.append(Event.FromString(record))
+        content = content[16 + size :]
+    assert found[0].file_version == "brain.Event:2"
+    return found
+
+
+def scalars(folder: Path) -> dict[str, list[Any]]:
+    """Name → (step, value) of each, in the order of the file."""
+    found: dict[str, list[Any]] = {}
+    for event in events(folder):
+        for value in event.summary.value:
+            if value.HasField("simple_value"):
+                found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return found

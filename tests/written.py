@@ -1,0 +1,82 @@
+"""Runs as the package's own writers leave them, without Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raykfold.artifacts import Artifacts, OutOfFold, write_results
+from raykfold.config import RunConfig
+from raykfold.files import write_folder
+from raykfold.results import EpochMetrics, FoldResult, Summary
+from raykfold.storage import Index, identity, write_record
+
+
+def history(epochs: int) -> tuple[EpochMetrics, ...]:
+    """Better with each epoch: from 0.5 in the first, by 0.01."""
+    return tuple(
+        EpochMetrics(epoch, 1.0, 0.4, 0.9, 0.5 + epoch / 100, 0.001, 2.0) for epoch in range(epochs)
+    )
+
+
+def running(fold: int, epochs: int) -> FoldResult:
+    return FoldResult(fold, "running", 40, 10, history(epochs), best_epoch=epochs - 1)
+
+
+def complete(fold: int, epochs: int = 5) -> FoldResult:
+    return FoldResult(fold, "complete", 40, 10, history(epochs), best_epoch=epochs - 1)
+
+
+def failed(fold: int, error: str) -> FoldResult:
+    return FoldResult(fold, "failed", 40, 10, error=error)
+
+
+def begin(folder: Path, folds: Sequence[int] = (1, 2, 3), **changes: Any) -> RunConfig:
+    """What lies there once a run of these folds has begun."""
+    config = RunConfig(**{"run_name": "run", "model_dir": folder, "epochs": 5, **changes})
+    begin_as(config, folds)
+    return config
+
+
+def begin_as(config: RunConfig, folds: Sequence[int] = (1, 2, 3)) -> None:
+    write_record(config, identity(config, "f00d", "cpu x1"), "20250101-000000", folds)
+    Index(sessions=1).write(config.run_dir)
+
+
+def store(config: RunConfig, *results: FoldResult) -> None:
+    """Put the newest states of folds where workers do: what is over, and what goes on."""
+    index = Index(sessions=1)
+    for result in results:
+        folder = config.run_dir.finished(result.fold)
+        if result.status == "running":
+            name = f"checkpoint_{result.epochs_run}"
+            folder = config.run_dir.shares / "a" / name / f"fold_{result.fold}"
+        facts = {"fold": result.fold, "epochs_run": result.epochs_run, "stopped_early": False}
+        write_folder(folder, {"history.json": json.dumps(result.to_json()).encode()}, facts)
+        index.folds[result.fold] = folder
+    index.write(config.run_dir)
+
+
+def conclude(config: RunConfig, *results: FoldResult) -> Summary:
+    """Leave what a run does at its end."""
+    summary = Summary("run", results, None, {0: "dog", 1: "rain"}, 9.0, 2, {"torch": "2.9"})
+    labels = np.zeros(4, dtype=np.int64)
+    write_results(
+        config.outputs,
+        summary,
+        {},
+        OutOfFold(
+            index=np.arange(4),
+            fold=np.asarray([1, 1, 2, 2]),
+            label=labels,
+            prediction=labels,
+            probabilities=np.tile(np.asarray([1, 0], dtype=np.float32), (4, 1)),
+            classes=np.asarray([0, 1]),
+        ),
+    )
+    Artifacts(config).run_finished(summary)
+    return summary
