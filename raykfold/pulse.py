@@ -184,10 +184,11 @@ class Pulse(Observer):
 
     def run_finished(self, summary: Summary) -> None:
         self._phase, self._workers = "sending", ()
+        kept = summary.kept
         self._result = {
             "status": summary.status,
-            "mean_accuracy": summary.mean_accuracy,
-            "std_accuracy": summary.std_accuracy,
+            "mean_accuracy": kept.mean if kept else None,
+            "std_accuracy": kept.std if kept else None,
         }
         self._wake()
 

@@ -293,6 +293,11 @@ class Summary:
         return self._estimate([result.chosen_val_accuracy for result in self._all_folds()])
 
     @property
+    def kept(self) -> Estimate | None:
+        """Of the epochs whose weights are kept."""
+        return self.chosen if self.select == "inner" else self.best
+
+    @property
     def mean_accuracy(self) -> float | None:
         return self.best.mean if self.best else None
 

@@ -16,7 +16,8 @@ repeats           the same of each repeat with a further seed; what is said of t
                   last failure and uploads is of the run with all of them
 folds             a list of: fold, status (waiting, running, stopped, complete, failed),
                   epochs_run, epochs (at most), val_accuracy (of the last epoch),
-                  best_val_accuracy, best_epoch, epoch_seconds, error
+                  kept_epoch (whose weights are kept: the best, or the one that an inner
+                  validation split chose), kept_val_accuracy, epoch_seconds, error
 complete          folds that are
 driver            host, pid, seconds_ago (that it was heard of); or null
 seconds_left      at most, early stopping aside; null until an epoch of this session is committed
@@ -25,7 +26,7 @@ epochs_left       at most
 last_failure      text, seconds_ago; or null
 uploads_pending   where to → files
 resume            the command that goes on; null while a driver is at work, and at the end
-mean_accuracy     with std_accuracy: over the best epochs of all folds; null until all are complete
+mean_accuracy     with std_accuracy: over the kept epochs of all folds; null until all are complete
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ Status = Literal["waiting", "running", "stopped", "complete", "failed"]
 State = Literal["at work", "silent", "stopped", "sending", "over", "unknown"]
 
 _BEATS = 3  # that are missed before a driver counts as silent
-_HEADER = ("fold", "status", "epoch", "val acc", "best (epoch)", "s/epoch")
+_HEADER = ("fold", "status", "epoch", "val acc", "kept (epoch)", "s/epoch")
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class FoldRow:
     epochs_run: int
     epochs: int
     val_accuracy: float | None = None
-    best_val_accuracy: float | None = None
-    best_epoch: int | None = None
+    kept_val_accuracy: float | None = None
+    kept_epoch: int | None = None
     epoch_seconds: float | None = None
     error: str | None = None
 
@@ -244,8 +245,8 @@ def _row(result: FoldResult, epochs: int, status: Status) -> FoldRow:
         epochs_run=len(history),
         epochs=epochs,
         val_accuracy=result.last_val_accuracy,
-        best_val_accuracy=result.best_val_accuracy,
-        best_epoch=result.best_epoch,
+        kept_val_accuracy=result.kept_val_accuracy,
+        kept_epoch=result.kept_epoch,
         epoch_seconds=sum(each.seconds for each in history) / len(history) if history else None,
         error=result.error,
     )
@@ -326,7 +327,7 @@ def _foot(look: Look) -> Iterator[str]:
         yield f"uploads pending{then}: {', '.join(files)}"
     if look.mean_accuracy is not None and look.std_accuracy is not None:
         mean = f"{look.mean_accuracy:.4f} (+/- {look.std_accuracy:.4f})"
-        yield f"Average Best Validation Accuracy: {mean}"
+        yield f"mean accuracy of the epochs that were kept: {mean}"
     elif look.state in ("over", "sending"):
         yield "partial: no mean over all folds"
     if look.resume is not None:
@@ -358,15 +359,15 @@ def _counts(rows: Sequence[FoldRow]) -> str:
 
 
 def _cells(row: FoldRow) -> tuple[str, ...]:
-    best = ""
-    if row.best_val_accuracy is not None and row.best_epoch is not None:
-        best = f"{row.best_val_accuracy:.4f} ({row.best_epoch + 1})"
+    kept = ""
+    if row.kept_val_accuracy is not None and row.kept_epoch is not None:
+        kept = f"{row.kept_val_accuracy:.4f} ({row.kept_epoch + 1})"
     return (
         str(row.fold),
         row.status,
         f"{row.epochs_run}/{row.epochs}" if row.epochs_run else "",
         "" if row.val_accuracy is None else f"{row.val_accuracy:.4f}",
-        best,
+        kept,
         "" if row.epoch_seconds is None else f"{row.epoch_seconds:.1f}",
     )
 

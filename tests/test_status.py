@@ -83,7 +83,7 @@ def test_a_run_at_work(config: RunConfig, out: Path) -> None:
     ago = text[0].rpartition("heard of ")[2]
     assert text == [
         f"run: 1 of 3 folds complete, at work on {beat.host} (pid {beat.pid}), heard of {ago}",
-        "fold    status  epoch  val acc  best (epoch)  s/epoch",
+        "fold    status  epoch  val acc  kept (epoch)  s/epoch",
         "   1  complete    5/5   0.5400    0.5400 (5)      2.0",
         "   2   running    3/5   0.5200    0.5200 (3)      2.0",
         "   3   waiting",
@@ -188,7 +188,7 @@ def test_a_run_that_is_over(config: RunConfig, named: str) -> None:
     found = look(config.model_path if named == "outputs" else config.run_dir.root)  # type: ignore[arg-type]
     assert (found.state, found.mean_accuracy, found.resume) == ("over", 0.54, None)
     assert lines(found)[0] == "run: 3 of 3 folds complete, over"
-    assert lines(found)[-1] == "Average Best Validation Accuracy: 0.5400 (+/- 0.0000)"
+    assert lines(found)[-1] == "mean accuracy of the epochs that were kept: 0.5400 (+/- 0.0000)"
 
 
 def test_a_run_that_is_over_but_for_its_uploads(config: RunConfig, out: Path) -> None:
@@ -275,7 +275,7 @@ def test_json_has_the_keys_that_are_documented(
     assert found.keys() == set(re.findall(r"^([a-z_]+) {2,}", documented, re.M)) | {"std_accuracy"}
     for inner in (found["folds"][0], found["driver"], found["last_failure"]):
         assert all(key in documented for key in inner)
-    assert (found["state"], found["folds"][1]["best_epoch"]) == ("at work", 2)
+    assert (found["state"], found["folds"][1]["kept_epoch"]) == ("at work", 2)
 
 
 @pytest.mark.parametrize(
