@@ -14,7 +14,7 @@ from typing import Any
 from raykfold.command import exit_code, uncollected
 from raykfold.config import RunConfig, in_submitted_job, parse_config
 from raykfold.errors import RunStopped
-from raykfold.remote import leave
+from raykfold.remote import RemotePath, leave
 
 PARTIAL = 3
 
@@ -45,6 +45,8 @@ def _run(config: RunConfig) -> int:
     summary = cross_validate(config, observers=[console()])
     where = f" on node {platform.node()}" if in_submitted_job(os.environ) else ""
     print(f"{duration(summary.wall_seconds)}; outputs in {config.model_dir}{where}")
+    if isinstance(config.model_place, RemotePath) or config.outputs.report.exists():
+        print(f"page: {config.model_place / config.outputs.report.name}")
     return 0 if summary.status == "complete" else PARTIAL
 
 

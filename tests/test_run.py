@@ -117,6 +117,8 @@ def test_its_summary_is_what_its_files_say(undisturbed: Undisturbed, outcome: Ou
         row["epochs_run"] for row in outcome.folds
     ]
     text = undisturbed.done.stdout
+    assert text.splitlines()[-1] == f"page: {undisturbed.model_dir}/report.html"
+    assert (undisturbed.model_dir / "report.html").exists()
     assert f"Accuracy: {np.mean(best):.4f} (+/- {np.std(best):.4f})" in text
     assert summary["partial_mean_accuracy"] is None
 
