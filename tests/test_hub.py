@@ -706,7 +706,7 @@ def test_a_hub_that_is_not_there_does_not_hold_up_the_end(
     follower.close()
     assert time.monotonic() - began > 1.1
     assert count(said, OUTAGE) == 1 and count(said, OPEN) == 0
-    assert count(said, "waiting for 10 files") == 1
+    assert count(said, "waiting for 13 files") == 1
     last = said[-1]
     assert "not up yet: 13 files (fold_1/epoch_0.safetensors" in last
     assert f"python -m raykfold.hub upload --model_dir {config.model_path}" in last
