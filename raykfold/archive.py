@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -52,8 +53,15 @@ class Archive:
 
     @cached_property
     def summary(self) -> Mapping[str, Any] | None:
-        """Content of ``summary.json``; None while the run is not over."""
-        return self._json(_OUTPUTS.summary.name)
+        """Content of ``summary.json``; None while the run is not over.
+
+        Raises:
+            BadInput: it is there, and is no summary.
+        """
+        summary = self._json(_OUTPUTS.summary.name)
+        if summary is not None and not _is_summary(summary):
+            raise BadInput(f"{self.place / _OUTPUTS.summary.name}: is no summary of a run")
+        return summary
 
     @cached_property
     def state(self) -> Mapping[str, Any] | None:
@@ -62,14 +70,22 @@ class Archive:
 
     @cached_property
     def predictions(self) -> OutOfFold | None:
-        """The held-out predictions of the folds that are complete; None while the run goes on."""
+        """The held-out predictions of the folds that are complete; None while the run goes on.
+
+        Raises:
+            BadInput: their file is damaged.
+        """
         content = self._content(_OUTPUTS.predictions.name)
         if content is None:
             return None
         from raykfold.artifacts import OutOfFold  # imports torch: a second
 
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return OutOfFold(**arrays)
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                return OutOfFold(**arrays)
+        except (OSError, EOFError, ValueError, TypeError, KeyError, BadZipFile) as error:
+            file = self.place / _OUTPUTS.predictions.name
+            raise BadInput(f"{file}: cannot be read ({one_line(error)})") from None
 
     @cached_property
     def folds(self) -> dict[int, FoldResult]:
@@ -132,6 +148,17 @@ class Archive:
             raise BadInput(f"{self.place / name}: cannot be read ({error.strerror})") from None
 
 
+def _is_summary(content: Any) -> bool:
+    """Whether it has what every version has written."""
+    if not (isinstance(content, dict) and {"status", "mean_accuracy"} <= content.keys()):
+        return False
+    rows = content.get("folds")
+    known = {"fold", "status", "n_train", "n_val", "best_val_accuracy"}
+    return isinstance(rows, list) and all(
+        isinstance(row, dict) and known <= row.keys() for row in rows
+    )
+
+
 def _read_result(folder: Place) -> FoldResult | None:
     """As `checkpoint.load_result`, which imports torch; None where no whole one can be read."""
     try:
@@ -163,7 +190,7 @@ def open_run(named: str | Place, known: Known | None = None) -> Archive:
         record = json.loads(content)
         config = record["config"]
         storage, name = _impatient(place(config["storage_path"])), str(record["run_name"])
-        int(config["epochs"]), str(config["model_dir"])
+        int(config["epochs"]), str(config["model_dir"]), dict(record["identity"])["data"]
     except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f"{shown}: no run is there; want the --model_dir of one") from None
     except (OSError, StorageError, ValueError, KeyError, TypeError) as error:

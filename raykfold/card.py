@@ -9,10 +9,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from raykfold.models import DEFAULT_MODEL
+from raykfold.results import kept_epochs
 
 # Of the run's configuration, what decides results.
 _SETTINGS = (
     *("model", "epochs", "batch_size", "learning_rate", "early_stopping_patience", "seed"),
+    *("repeats", "select"),
 )
 
 # What each of the report's pictures shows, in the order of the card.
@@ -74,8 +76,9 @@ def _front_matter(
         )
 
     folds = [] if summary is None else summary["folds"]
+    seed = _of_seed(summary)
     results = [
-        result(f"Accuracy, fold {row['fold']}", accuracy)
+        result(f"Accuracy, fold {row['fold']}{seed}", accuracy)
         for row in folds
         for _, accuracy in [_kept(row)]
         if row["status"] == "complete" and accuracy is not None
@@ -116,7 +119,7 @@ def _opening(
         return f"{about}\n\n**In training**: {done} of {folds} folds are complete."
     estimate = _estimate(summary)
     if estimate is None:
-        failed = [str(row["fold"]) for row in summary["folds"] if row["status"] != "complete"]
+        failed = list(_failed(summary))
         return f"{about}\n\n**Partial**: no mean, because folds failed ({', '.join(failed)})."
     repeats = summary.get("repeats")
     over = f"{folds} folds" + (f" with {len(repeats['seeds'])} seeds" if repeats else "")
@@ -128,18 +131,28 @@ def _opening(
     )
 
 
+def _of_seed(summary: Mapping[str, Any] | None) -> str:
+    """Which seed it is that figures of one are of, where there are several."""
+    repeats = summary and summary.get("repeats")
+    return f", seed {repeats['seeds'][0]}" if repeats else ""
+
+
+def _failed(summary: Mapping[str, Any]) -> Iterator[str]:
+    repeats = summary.get("repeats") or {"seeds": [None], "folds": [summary["folds"]]}
+    for seed, rows in zip(repeats["seeds"], repeats["folds"], strict=True):
+        for row in rows:
+            if row["status"] != "complete":
+                yield f"{row['fold']}" if seed is None else f"{row['fold']} with seed {seed}"
+
+
 def _estimate(summary: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """Of the epochs whose weights were kept; None unless every fold is complete."""
     if summary is None or summary["mean_accuracy"] is None:
         return None
     # What earlier versions have written has no more than these.
     plain = {"mean": summary["mean_accuracy"], "std": summary["std_accuracy"], "interval": None}
-    estimate: Mapping[str, Any] = summary.get("estimates", {}).get(_selected(summary), plain)
+    estimate: Mapping[str, Any] = summary.get("estimates", {}).get(kept_epochs(summary), plain)
     return estimate
-
-
-def _selected(summary: Mapping[str, Any]) -> str:
-    return "chosen" if summary.get("select") == "inner" else "best"
 
 
 def _kept(row: Mapping[str, Any]) -> tuple[int | None, float | None]:
@@ -153,6 +166,9 @@ def _interval(ends: Sequence[float] | None) -> str:
 
 
 def _fold_table(state: Mapping[str, Any], summary: Mapping[str, Any] | None) -> Iterator[str]:
+    if seed := _of_seed(summary):
+        yield f"Each fold{seed}:"
+        yield ""
     yield "| fold | status | training | validation | epochs | epoch | accuracy | last |"
     yield "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     if summary is None:
@@ -192,7 +208,8 @@ def _reading(record: Mapping[str, Any], summary: Mapping[str, Any] | None) -> st
     last = f"{summary['last_mean_accuracy']:.4f} ± {summary['last_std_accuracy']:.4f}"
     text += f" The last epoch was chosen by nobody: {last}."
     if summary["oof_accuracy"] is not None:
-        text += f" Over all held-out samples, pooled: {summary['oof_accuracy']:.4f}"
+        which = f"{kept_epochs(summary)} epochs{_of_seed(summary)}"
+        text += f" All held-out samples pooled, {which}: {summary['oof_accuracy']:.4f}"
         interval = _interval(summary.get("oof_interval"))
         text += f" (95 % interval {interval})." if interval else "."
     return text
@@ -228,7 +245,8 @@ def _training(record: Mapping[str, Any]) -> Iterator[str]:
     yield "| setting | value |"
     yield "| --- | --- |"
     for name in _SETTINGS:
-        yield f"| {name} | {_plain(record['config'][name])} |"
+        if name in record["config"]:  # earlier versions did not have all of them
+            yield f"| {name} | {_plain(record['config'][name])} |"
     for name in ("device", "precision", "data"):
         if name in record["identity"]:
             shown = "fingerprint of the data" if name == "data" else name

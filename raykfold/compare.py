@@ -18,6 +18,7 @@ from raykfold.archive import Archive, open_run
 from raykfold.command import Parser, add_flag, exit_code
 from raykfold.errors import BadInput
 from raykfold.remote import without_password
+from raykfold.results import kept_epochs
 from raykfold.statistics import (
     McNemar,
     PairedTest,
@@ -28,6 +29,7 @@ from raykfold.statistics import (
 )
 
 _SIGNIFICANT = 0.05
+_ROUNDING = 1e-9  # of means
 _EPOCHS = {"best": "best epochs", "chosen": "chosen epochs", "last": "last epochs"}
 
 
@@ -41,7 +43,7 @@ class Comparison:
         seeds: of each; the first of one is paired with the first of the other, and so on.
         folds: labels.
         accuracies: (2, seeds, folds).
-        test: of the second's accuracies less the first's.
+        test: of the second's accuracies less the first's, each fold's the mean over the seeds.
         predictions: the two on all held-out samples, with the first seed; None where the kept
             weights are not those of the epochs that are compared.
         settings: what the runs were told differently: name → (of the first, of the second).
@@ -64,7 +66,7 @@ class Comparison:
         over = _counted(len(self.folds), "fold")
         if test.p is None:
             return self._without_spread(better, worse, over)
-        if not difference:
+        if difference < _ROUNDING:
             return f"On average the two are equally accurate over {over}."
         if test.p < _SIGNIFICANT:
             return (
@@ -89,9 +91,9 @@ class Comparison:
 
     def _without_spread(self, better: str, worse: str, over: str) -> str:
         difference = abs(self.test.difference)
-        if not difference and not self.test.degrees:
+        if difference < _ROUNDING and not self.test.degrees:
             return "The two are equally accurate on this fold; one fold shows no more."
-        if not difference:
+        if difference < _ROUNDING:
             return f"The two are equally accurate on each of {over}."
         if not self.test.degrees:
             return f"{better} is ahead of {worse} by {difference:.4f}; one fold does not show more."
@@ -135,11 +137,11 @@ def compare(
     folds = _same(runs, "folds", [[row["fold"] for row in each["folds"]] for each in summaries])
     seeds = [_seeds(*each) for each in zip(runs, summaries, strict=True)]
     _same(runs, "numbers of repeats", [len(each) for each in seeds])
-    kept = [_kept(summary) for summary in summaries]
+    kept = [kept_epochs(summary) for summary in summaries]
     if by is None:
         by = str(_same(runs, "choices of epochs (--select; see --by)", kept))
     accuracies = np.array([_accuracies(*each, by) for each in zip(runs, summaries, strict=True)])
-    differences = (accuracies[1] - accuracies[0]).ravel().tolist()
+    differences = (accuracies[1] - accuracies[0]).mean(axis=0).tolist()
     return Comparison(
         names=names or (str(first.place), str(second.place)),
         by=by,
@@ -177,17 +179,13 @@ def _same(runs: Sequence[Archive], what: str, values: Sequence[Any]) -> Any:
         first, second = (_listed(value) for value in values)
         raise BadInput(
             f"{runs[0].place} and {runs[1].place}: have different {what}, {first} and {second}; "
-            "only runs over the same folds of the same data can be compared"
+            "want two that are alike in that"
         )
     return values[0]
 
 
 def _listed(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _kept(summary: Mapping[str, Any]) -> str:
-    return "chosen" if summary.get("select") == "inner" else "best"
 
 
 def _seeds(run: Archive, summary: Mapping[str, Any]) -> tuple[int, ...]:
@@ -220,11 +218,9 @@ def _of_predictions(first: Archive, second: Archive) -> McNemar | None:
 
 
 def _settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What decides results, where the two differ in it."""
-    known = [{**run["identity"], "epochs": run["config"]["epochs"]} for run in (first, second)]
-    names = dict.fromkeys([*known[0], *known[1]])
-    pairs = {name: (known[0].get(name), known[1].get(name)) for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    """What decides results, where the two differ in it; as far as both say it."""
+    a, b = ({**run["identity"], "epochs": run["config"]["epochs"]} for run in (first, second))
+    return {name: (a[name], b[name]) for name in a if name in b and a[name] != b[name]}
 
 
 # ---- The command
@@ -266,7 +262,7 @@ def _main(options: argparse.Namespace) -> int:
 
 def _lines(found: Comparison) -> Iterator[str]:
     for letter, name, accuracies in zip("AB", found.names, found.accuracies, strict=True):
-        values = accuracies.ravel().tolist()
+        values = accuracies.mean(axis=0).tolist()
         yield f"{letter}: {name}  {mean(values):.4f} (+/- {population_std(values):.4f})"
     for name, (first, second) in found.settings.items():
         yield f"   {name}: {first} in A, {second} in B"

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -171,17 +171,21 @@ class FeatureSet:
             )
         return np.sort(np.concatenate(chosen))
 
-    def warnings(self, *, inner: bool = False, seed: int = 0) -> list[str]:
+    def warnings(
+        self, folds: Sequence[int] | None = None, *, inner: bool = False, seed: int = 0
+    ) -> list[str]:
         """One line for each fold whose training lacks a class, and one for classes without data.
 
-        Args and errors as of `split`.
+        Args:
+            folds: those that are held out; all by default.
+            inner, seed: as of `split`, and so are the errors.
         """
         present = set(self.labels.tolist())
         lines = []
         absent = [each for each in self.classes if each.label not in present]
         if absent:
             lines.append(f"no sample in any fold is of {_listed(absent)}")
-        for fold in self.fold_labels:
+        for fold in self.fold_labels if folds is None else folds:
             split = self.split(fold, inner=inner, seed=seed)
             trained = set(self.labels[split.train].tolist())
             lacking = [each for each in self.classes if each.label in present - trained]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -87,7 +88,7 @@ def cross_validate(
         data = data or _read_data(config, credentials.hf_token, audience, scratch)
         folds = _chosen_folds(config, data)
         leakage = find_leakage(data)
-        about_splits = data.warnings(inner=config.select == "inner", seed=config.seed)
+        about_splits = data.warnings(folds, inner=config.select == "inner", seed=config.seed)
         for line in (*data.notes, *about_splits, *leakage.warnings()):
             audience.noticed(line)
         check_model(config.model, data.n_mels, data.num_classes, data.time)
@@ -124,18 +125,20 @@ def _run(
     audience: Audience,
 ) -> Summary:
     if config.fresh:
-        for place in set_aside(config):
+        with _repeats_locked(config):
+            places = set_aside(config)
+        for place in places:
             audience.noticed(f"the earlier run was set aside in {place}")
-    check_identity(config, identity(config, data.fingerprint))
-    with ExitStack() as repeats:
+    repeats = [config.repeat(number) for number in range(1, config.repeats)]
+    for each in (config, *repeats):
+        check_identity(each, identity(each, data.fingerprint))
+    with ExitStack() as taken:
         ledgers = [_ledger(config, config, data, folds, credentials, audience)]
-        for number in range(1, config.repeats):
-            repeat = config.repeat(number)
+        for repeat in repeats:
             told = audience.of_repeat(repeat.seed)
-            check = repeats.enter_context(locked(repeat, told.noticed))
-            repeats.enter_context(closing(told))
+            check = taken.enter_context(locked(repeat, told.noticed))
+            taken.enter_context(closing(told))
             told.add(_LockWatch(check))
-            check_identity(repeat, identity(repeat, data.fingerprint))
             ledgers.append(_ledger(config, repeat, data, folds, credentials, told))
         if any(ledger.waiting for ledger in ledgers):
             _train(config, data, ledgers, audience)
@@ -145,6 +148,24 @@ def _run(
         run, *others = ledgers
         found = leakage.to_json()
         return run.conclude(found, [ledger.conclude(found) for ledger in others])
+
+
+@contextmanager
+def _repeats_locked(config: RunConfig) -> Iterator[None]:
+    """Nobody works on one of the repeats that are there: each can also be run by itself.
+
+    On a store a lock is an object that is set aside like others: who holds it is told soon.
+
+    Raises:
+        BadInput: somebody does.
+    """
+    folder = config.run_dir.repeats
+    with ExitStack() as taken:
+        if isinstance(folder, Path):
+            for place in folder.glob("*"):
+                repeat = dataclasses.replace(config, run_name=place.name, storage_path=folder)
+                taken.enter_context(locked(repeat))
+        yield
 
 
 def _ledger(

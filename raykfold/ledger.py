@@ -91,14 +91,13 @@ class Ledger:
 
     def named(self, folds: Sequence[int]) -> str:
         """``fold 3``, ``folds 1, 2``; of a repeat, ``folds 1, 2 of seed 4``."""
-        of_repeat = f" of {self._repeat}" if self._repeat else ""
-        return f"fold{'s' * (len(folds) != 1)} {', '.join(map(str, folds))}{of_repeat}"
+        return _named(folds) + (f" of {self._repeat}" if self._repeat else "")
 
     def _resume_lines(self, states: Mapping[int, FoldState]) -> Iterator[str]:
         complete = sorted(self._results)
         if complete:
             done = "" if self.waiting else "; nothing is left to train"
-            yield f"complete already, skipped: {self.named(complete)}{done}"
+            yield f"complete already, skipped: {_named(complete)}{done}"
         for fold in sorted(self.waiting & states.keys()):
             yield f"fold {fold}: resumes after epoch {states[fold].epochs_run}"
 
@@ -310,3 +309,7 @@ class Ledger:
     def _is_over(self, result: FoldResult) -> None:
         self._results[result.fold] = result
         self.observer.fold_finished(result)
+
+
+def _named(folds: Sequence[int]) -> str:
+    return f"fold{'s' * (len(folds) != 1)} {', '.join(map(str, folds))}"

@@ -354,9 +354,10 @@ class _Display:
 
 
 def _losses(metrics: EpochMetrics) -> str:
+    inner = "" if metrics.inner_accuracy is None else f"  inner_acc {metrics.inner_accuracy:.4f}"
     return (
         f"loss {metrics.loss:.4f}  acc {metrics.accuracy:.4f}  "
-        f"val_loss {metrics.val_loss:.4f}  val_acc {metrics.val_accuracy:.4f}"
+        f"val_loss {metrics.val_loss:.4f}  val_acc {metrics.val_accuracy:.4f}{inner}"
     )
 
 
@@ -389,7 +390,16 @@ def summary_lines(summary: Summary, *, sparks: bool = True) -> list[str]:
         sparks: draw each fold's validation accuracy, epoch by epoch, in characters of Unicode.
     """
     inner = summary.select == "inner"
-    header = ["fold", "status", "train", "val", "epochs", "best", "accuracy", "last"]
+    header = [
+        f"fold{_of_seed(summary)}",
+        "status",
+        "train",
+        "val",
+        "epochs",
+        "best",
+        "accuracy",
+        "last",
+    ]
     if inner:
         header[5:7] = ["chosen", "accuracy", "best", "of best"]
     rows = [header, *(_row(result, inner) for result in summary.folds)]
@@ -428,7 +438,8 @@ def _mean_lines(summary: Summary) -> list[str]:
     if partial is not None:
         folds = ", ".join(map(str, partial["folds"])) or "none"
         mean = "no mean" if partial["mean"] is None else f"mean {partial['mean']:.4f}"
-        return [f"Partial run: {mean} over the complete folds only (folds {folds})"]
+        seeds = " with every seed" if summary.repeats else ""
+        return [f"Partial run: {mean} over the complete folds only (folds {folds}{seeds})"]
     estimates = {
         "Average Best Validation Accuracy": summary.best,
         "Average Accuracy of the Chosen Epoch": summary.chosen,
@@ -436,9 +447,17 @@ def _mean_lines(summary: Summary) -> list[str]:
     }
     lines = [f"{name}: {e.mean:.4f} (+/- {e.std:.4f})" for name, e in estimates.items() if e]
     if summary.oof_accuracy is not None:
-        seed = f", seed {summary.repeats.seeds[0]}" if summary.repeats else ""
-        lines.append(f"Out-of-fold accuracy, all samples pooled{seed}: {summary.oof_accuracy:.4f}")
+        samples = sum(result.n_val for result in summary.folds)
+        lines.append(
+            f"Out-of-fold accuracy, {samples} samples pooled, {summary.kept_epochs} epochs"
+            f"{_of_seed(summary)}: {summary.oof_accuracy:.4f}"
+        )
     return lines
+
+
+def _of_seed(summary: Summary) -> str:
+    """Which seed it is that figures of one are of, where there are several."""
+    return f", seed {summary.repeats.seeds[0]}" if summary.repeats else ""
 
 
 def _doubts(summary: Summary) -> Iterator[str]:
@@ -473,7 +492,8 @@ def _spread(summary: Summary) -> Iterator[str]:
     if summary.spread is None or summary.repeats is None:
         return
     yield (
-        f"Means are over {len(summary.repeats.seeds)} seeds. Standard deviation from seed to seed: "
+        f"Each fold's accuracy is the mean over {len(summary.repeats.seeds)} seeds. Standard "
+        "deviation from seed to seed: "
         f"{summary.spread.over_seeds:.4f} of a fold, {summary.spread.of_means:.4f} of the mean; "
         f"from fold to fold: {summary.spread.over_folds:.4f}"
     )
@@ -481,7 +501,7 @@ def _spread(summary: Summary) -> Iterator[str]:
 
 def _apart(summary: Summary) -> Iterator[str]:
     ranked = summary.ranked
-    if len(ranked) < 2:
+    if not ranked or ranked[0][1] == ranked[-1][1]:
         return
     (worst, lowest), (best, highest) = ranked[0], ranked[-1]
     line = f"Worst: fold {worst} ({lowest:.4f}), best: fold {best} ({highest:.4f})"

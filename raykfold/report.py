@@ -563,7 +563,10 @@ def _fold_picture(run: _Run) -> dict[str, Any] | None:
     picture = run.fold_picture()
     if picture is None:
         return None
-    caption = "Where the best and the last epoch are far apart, the best one was luck in part."
+    caption = (
+        "The further apart best and last are, the more it matters that the held-out samples have "
+        "chosen the epoch."
+    )
     return _figure(picture, "Accuracy of each fold at its best and its last epoch", caption)
 
 

@@ -65,10 +65,14 @@ def best_of(history: Sequence[EpochMetrics]) -> EpochMetrics | None:
 
 
 def kept_of(history: Sequence[EpochMetrics]) -> EpochMetrics | None:
-    """The epoch whose weights are kept: that of the highest accuracy on the inner validation
-    samples where there are some, else `best_of`. None before the first.
+    """The epoch whose weights are kept; None before the first.
+
+    That of the highest accuracy on the inner validation samples where there are some, which can be
+    few: of equals, that of the lowest loss on them. Else `best_of`.
     """
-    return max(history, key=lambda each: (each.deciding_accuracy, -each.epoch), default=None)
+    if not history or history[-1].inner_loss is None:
+        return best_of(history)
+    return max(history, key=lambda e: (e.deciding_accuracy, -e.deciding_loss, -e.epoch))
 
 
 @dataclass(frozen=True)
@@ -245,11 +249,11 @@ class Summary:
 
     The means are over every fold of the run, and None unless all of them are complete: a mean
     over the folds that happened to succeed is another number, and stands in
-    `partial_mean_accuracy`. Where there are repeats, means are over all of their folds.
+    `partial_mean_accuracy`. Where there are repeats, a fold's accuracy is its mean over the seeds.
 
     Attributes:
         folds: one result a fold, in fold order.
-        out_of_fold: of all samples; None unless every fold is complete.
+        out_of_fold: of all samples, with the run's own seed; None unless every fold is complete.
         classes: label → name, in the order of the network's outputs.
         wall_seconds: time spent on the run, summed over the sessions it took.
         num_workers: most workers that were at work at once.
@@ -274,28 +278,34 @@ class Summary:
 
     @property
     def status(self) -> Literal["complete", "partial"]:
-        complete = all(result.status == "complete" for result in self._all_folds())
+        results = [result for folds in self._runs() for result in folds]
+        complete = all(result.status == "complete" for result in results)
         return "complete" if complete else "partial"
 
     @property
     def best(self) -> Estimate | None:
         """Of each fold's best epoch: the usual protocol, and an optimistic one."""
-        return self._estimate([result.best_val_accuracy for result in self._all_folds()])
+        return self._estimate("best_val_accuracy")
 
     @property
     def last(self) -> Estimate | None:
         """Of each fold's last epoch, which nobody chose."""
-        return self._estimate([result.last_val_accuracy for result in self._all_folds()])
+        return self._estimate("last_val_accuracy")
 
     @property
     def chosen(self) -> Estimate | None:
         """Of the epoch that each fold's inner validation split chose; None without one."""
-        return self._estimate([result.chosen_val_accuracy for result in self._all_folds()])
+        return self._estimate("chosen_val_accuracy")
 
     @property
     def kept(self) -> Estimate | None:
         """Of the epochs whose weights are kept."""
-        return self.chosen if self.select == "inner" else self.best
+        return self.chosen if self.kept_epochs == "chosen" else self.best
+
+    @property
+    def kept_epochs(self) -> Literal["best", "chosen"]:
+        """Which these are."""
+        return kept_epochs({"select": self.select})
 
     @property
     def mean_accuracy(self) -> float | None:
@@ -311,27 +321,19 @@ class Summary:
 
     @property
     def partial_mean_accuracy(self) -> dict[str, Any] | None:
-        """The mean over the folds that are complete, and which these are; None in a whole run."""
+        """The mean over the folds that are complete, with every seed, and which these are; None in
+        a whole run.
+        """
         if self.status == "complete":
             return None
-        done = [result for result in self.folds if result.status == "complete"]
-        best = [x for x in (result.best_val_accuracy for result in done) if x is not None]
-        return {
-            "folds": [result.fold for result in done],
-            "mean": mean(best) if best else None,
-        }
+        best = self._of_complete_folds("best_val_accuracy")
+        return {"folds": list(best), "mean": mean(list(best.values())) if best else None}
 
     @property
     def ranked(self) -> list[tuple[int, float]]:
-        """The complete folds, the worst first, each with the accuracy of the epoch that is kept;
-        with repeats, the mean over those that are complete.
-        """
-        accuracies: dict[int, list[float]] = {}
-        for result in self._all_folds():
-            if result.status == "complete" and result.kept_val_accuracy is not None:
-                accuracies.setdefault(result.fold, []).append(result.kept_val_accuracy)
-        means = ((fold, mean(values)) for fold, values in accuracies.items())
-        return sorted(means, key=lambda pair: (pair[1], pair[0]))
+        """The complete folds, the worst first, each with the accuracy of the epoch that is kept."""
+        accuracies = self._of_complete_folds("kept_val_accuracy")
+        return sorted(accuracies.items(), key=lambda pair: (pair[1], pair[0]))
 
     @property
     def outlier_folds(self) -> list[int]:
@@ -378,17 +380,26 @@ class Summary:
             "versions": dict(self.versions),
         }
 
-    def _all_folds(self) -> list[FoldResult]:
-        """Of all repeats, seed by seed."""
-        repeats = (self.folds,) if self.repeats is None else self.repeats.folds
-        return [result for folds in repeats for result in folds]
+    def _runs(self) -> tuple[tuple[FoldResult, ...], ...]:
+        """The folds of each seed."""
+        return (self.folds,) if self.repeats is None else self.repeats.folds
 
-    def _estimate(self, accuracies: Sequence[float | None]) -> Estimate | None:
-        known = [accuracy for accuracy in accuracies if accuracy is not None]
-        if self.status != "complete" or len(known) < len(accuracies):
+    def _of_complete_folds(self, which: str) -> dict[int, float]:
+        """Fold → its accuracy, the mean over the seeds; of folds that are complete with each."""
+        means = {}
+        for of_fold in zip(*self._runs(), strict=True):
+            accuracies = [getattr(result, which) for result in of_fold]
+            if all(result.status == "complete" for result in of_fold) and None not in accuracies:
+                means[of_fold[0].fold] = mean(accuracies)
+        return means
+
+    def _estimate(self, which: str) -> Estimate | None:
+        accuracies = self._of_complete_folds(which)
+        if len(accuracies) < len(self.folds):
             return None
         held_out = sum(result.n_val for result in self.folds)
-        return Estimate.of(known, held_out / sum(result.n_train for result in self.folds))
+        test_to_train = held_out / sum(result.n_train for result in self.folds)
+        return Estimate.of(list(accuracies.values()), test_to_train)
 
     def _repeats_json(self) -> dict[str, Any] | None:
         if self.repeats is None:
@@ -400,6 +411,11 @@ class Summary:
             "folds": rows,
             "spread": None if apart is None else asdict(apart),
         }
+
+
+def kept_epochs(summary: Mapping[str, Any]) -> Literal["best", "chosen"]:
+    """Which epochs' weights a run has kept, by its ``summary.json``, also of an earlier version."""
+    return "chosen" if summary.get("select") == "inner" else "best"
 
 
 def _fold_row(result: FoldResult) -> dict[str, Any]:

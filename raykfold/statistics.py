@@ -11,6 +11,9 @@ import numpy as np
 
 CONFIDENCE = 0.95  # of every interval
 
+# Accuracies of folds that are closer than that are equal but for rounding: a sample more or less is
+# further apart in any fold that fits a disk.
+_ROUNDING = 1e-9
 _OUTLYING = 3.5  # Iglewicz and Hoaglin's advice for their modified z-score
 _FEWEST_FOR_OUTLIERS = 4
 
@@ -38,7 +41,7 @@ class Estimate:
     """An accuracy over folds.
 
     Attributes:
-        mean: over the folds, and over seeds where there are several.
+        mean: over the folds.
         std: with divisor n.
         std_sample: with divisor n - 1; None of a single value.
         std_error: of the mean, corrected, as `corrected_std_error` has it.
@@ -73,20 +76,22 @@ def corrected_std_error(values: Sequence[float], test_to_train: float) -> float 
     Training sets overlap, so results of folds are not independent, and the usual s / √J is too
     small. With a sample variance s² of J results it is √((1/J + n₂/n₁) s²): the correction of
     C. Nadeau and Y. Bengio, "Inference for the Generalization Error", Machine Learning 52 (2003),
-    section 4, which R. Bouckaert and E. Frank, "Evaluating the Replicability of Significance Tests
-    for Comparing Learning Algorithms", PAKDD 2004, carry over to repeated cross-validation, with J
-    the number of repeats times that of folds. An approximation: there is no unbiased estimate
-    (Y. Bengio and Y. Grandvalet, JMLR 5, 2004).
+    section 4. An approximation: there is no unbiased estimate (Y. Bengio and Y. Grandvalet, JMLR 5,
+    2004).
+
+    R. Bouckaert and E. Frank (PAKDD 2004) count each of the repeats of a cross-validation among the
+    J; but theirs are dealt into new folds each time. Further seeds on the same folds are no further
+    results: take each fold's mean over the seeds.
 
     Args:
-        values: J results.
+        values: J results, one a fold.
         test_to_train: n₂/n₁, held-out samples to training samples of a fold.
 
     Returns:
         None where the values do not tell how they vary: of a single one, or if all are equal.
     """
     deviation = sample_std(values)
-    if not deviation:
+    if deviation is None or max(values) - min(values) < _ROUNDING:
         return None
     return deviation * math.sqrt(1 / len(values) + test_to_train)
 
@@ -127,7 +132,7 @@ class PairedTest:
 def corrected_t_test(differences: Sequence[float], test_to_train: float) -> PairedTest:
     """Paired t-test over the folds of a cross-validation, with the corrected standard error.
 
-    Source and arguments as of `corrected_std_error`; by Bouckaert and Frank, over repeats too.
+    Source and arguments as of `corrected_std_error`.
     """
     from scipy.stats import t
 
@@ -197,7 +202,9 @@ def outliers(accuracies: Sequence[float], samples: Sequence[int]) -> list[int]:
 
     Those whose modified z-score, 0.6745 (x - median) / MAD, is above 3.5 (B. Iglewicz and
     D. Hoaglin, "How to Detect and Handle Outliers", 1993), and that are further from the median
-    than two standard errors of a share of so many samples: luck alone can bring the rest.
+    than two standard errors of a share of so many samples: luck alone can bring the rest. For these
+    two right samples and two wrong ones are added (A. Agresti and B. Coull, The American
+    Statistician 52, 1998), without which a share of 1 would leave luck no room.
 
     Args:
         accuracies: 0 to 1; of less than four, none stands apart.
@@ -209,7 +216,9 @@ def outliers(accuracies: Sequence[float], samples: Sequence[int]) -> list[int]:
     middle = float(np.median(values))
     distances = np.abs(values - middle)
     spread = float(np.median(distances))
-    luck = np.sqrt(middle * (1 - middle) / np.asarray(samples))
+    counts = np.asarray(samples) + 4
+    share = (middle * np.asarray(samples) + 2) / counts
+    luck = np.sqrt(share * (1 - share) / counts)
     apart = (0.6745 * distances > _OUTLYING * spread) & (distances > 2 * luck)
     return [int(position) for position in np.flatnonzero(apart)]
 
@@ -276,7 +285,7 @@ class Spread:
 
     Attributes:
         over_seeds: standard deviation of one fold's accuracy from seed to seed.
-        over_folds: of the folds' true accuracies, what seeds add taken off.
+        over_folds: from fold to fold, what seeds add taken off.
         of_means: of the mean over folds, from seed to seed: what another seed would have reported.
     """
 

@@ -87,11 +87,13 @@ def check_identity(config: RunConfig, current: Mapping[str, Any]) -> None:
             before = record["identity"].get(name, _FORMERLY.get(name))
             if before is not None and before != value:
                 raise BadInput(_another_run(config, name, before, value))
-        if record["config"]["epochs"] > config.epochs:
-            raise BadInput(
-                f"--epochs {config.epochs}: the run {config.run_name!r} was started with "
-                f"{record['config']['epochs']}; epochs can be raised, not lowered (or --fresh)"
-            )
+        for name in ("epochs", "repeats"):
+            before, now = record["config"].get(name, 1), getattr(config, name)
+            if before > now:
+                raise BadInput(
+                    f"--{name} {now}: the run {config.run_name!r} was started with {before}; "
+                    f"{name} can be raised, not lowered (or --fresh)"
+                )
 
 
 def _records_of_outputs(config: RunConfig) -> list[Place]:

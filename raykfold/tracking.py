@@ -354,6 +354,8 @@ class _Runs:
         facts = {
             "best_val_accuracy": result.best_val_accuracy,
             "best_epoch": result.best_epoch,
+            "chosen_epoch": result.chosen_epoch,
+            "chosen_val_accuracy": result.chosen_val_accuracy,
             "stopped_early": result.stopped_early,
             "status": result.status,
             "error": result.error,
@@ -438,7 +440,14 @@ def scalars(metrics: EpochMetrics) -> dict[str, float]:
         "val/accuracy": metrics.val_accuracy,
         "lr": metrics.learning_rate,
         "epoch_seconds": metrics.seconds,
+        **_inner(metrics),
     }
+
+
+def _inner(metrics: EpochMetrics) -> dict[str, float]:
+    if metrics.inner_loss is None or metrics.inner_accuracy is None:
+        return {}
+    return {"inner/loss": metrics.inner_loss, "inner/accuracy": metrics.inner_accuracy}
 
 
 def _row(metrics: EpochMetrics) -> dict[str, Any]:

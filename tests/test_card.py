@@ -173,7 +173,7 @@ def test_a_complete_run_gives_its_mean() -> None:
     card, final = model_card(REPO, record(), state(), summary()), summary()
     assert f"Accuracy: {final['mean_accuracy']:.4f} ± {final['std_accuracy']:.4f}" in card
     assert f"{final['last_mean_accuracy']:.4f} ± {final['last_std_accuracy']:.4f}" in card
-    assert "pooled: 0.8050 (95 % interval 0.7000 to 0.9000)" in card
+    assert "pooled, best epochs: 0.8050 (95 % interval 0.7000 to 0.9000)" in card
     low, high = final["estimates"]["best"]["interval"]
     assert f"95 % interval of the mean, approximate: {low:.4f} to {high:.4f}" in card
     assert table(card, "fold")[1:] == [

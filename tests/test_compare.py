@@ -149,10 +149,10 @@ def test_repeats_are_paired_seed_by_seed(tmp_path: Path) -> None:
     a = leave(tmp_path / "a", FIRST, repeats={1: SIMILAR})
     b = leave(tmp_path / "b", WORSE, repeats={1: FIRST})
     found = compare(open_run(a), open_run(b))
-    differences = np.subtract((WORSE, FIRST), (FIRST, SIMILAR)).ravel().tolist()
+    differences = np.subtract((WORSE, FIRST), (FIRST, SIMILAR)).mean(axis=0).tolist()
     expected = corrected_t_test(differences, 1 / 4)
     assert found.test.t == pytest.approx(expected.t)
-    assert found.test.degrees == 9
+    assert found.test.degrees == 4
     assert found.seeds == ((0, 1), (0, 1))
 
 
@@ -160,7 +160,7 @@ def test_repeats_are_paired_seed_by_seed(tmp_path: Path) -> None:
     ("accuracies", "sentence"),
     [
         (FIRST, "The two are equally accurate on each of 5 folds."),
-        ([x + 0.125 for x in (0.5, 0.25, 0.75, 0.5, 0.5)], "by the same 0.1250 on each of 5 folds"),
+        ([x + 0.1 for x in (0.5, 0.25, 0.75, 0.5, 0.5)], "by the same 0.1000 on each of 5 folds"),
         ((0.25, 0.5, 0.75, 0.5, 0.5), "On average the two are equally accurate"),
     ],
 )
@@ -170,6 +170,41 @@ def test_a_difference_without_spread_is_not_judged(
     first = FIRST if accuracies is FIRST else (0.5, 0.25, 0.75, 0.5, 0.5)
     a, b = leave(tmp_path / "a", first), leave(tmp_path / "b", accuracies)
     assert sentence in compare(open_run(a), open_run(b)).verdict
+
+
+def test_seeds_that_add_nothing_make_nothing_more_certain(tmp_path: Path) -> None:
+    a = leave(tmp_path / "a", FIRST, repeats=dict.fromkeys(range(1, 20), FIRST))
+    b = leave(tmp_path / "b", SIMILAR, repeats=dict.fromkeys(range(1, 20), SIMILAR))
+    once = compare(open_run(leave(tmp_path / "c", FIRST)), open_run(leave(tmp_path / "d", SIMILAR)))
+    assert compare(open_run(a), open_run(b)).test.p == pytest.approx(once.test.p)
+
+
+def test_settings_that_an_earlier_version_did_not_know_are_no_difference(tmp_path: Path) -> None:
+    a, b = leave(tmp_path / "a", FIRST), leave(tmp_path / "b", SIMILAR)
+    record = json.loads((tmp_path / "a" / "run.json").read_text())
+    del record["identity"]["select"]
+    (tmp_path / "a" / "run.json").write_text(json.dumps(record))
+    assert compare(open_run(a), open_run(b)).settings == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("summary.json", b"[]"),
+        ("summary.json", b'{"status": "complete"}'),
+        ("summary.json", b""),
+        ("run.json", b'{"run_name": "run", "config": {}}'),
+        ("oof_predictions.npz", b"hello"),
+    ],
+)
+def test_a_damaged_file_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes
+) -> None:
+    a, b = leave(tmp_path / "a", FIRST), leave(tmp_path / "b", WORSE)
+    (tmp_path / "b" / name).write_bytes(content)
+    assert main([a, b]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert name in line
 
 
 def test_one_fold_shows_nothing_more_than_its_difference(tmp_path: Path) -> None:

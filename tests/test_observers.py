@@ -129,7 +129,7 @@ def summary(*folds: FoldResult) -> Summary:
 def test_the_summary_has_the_line_that_people_know() -> None:
     lines = summary_lines(summary(complete(1), complete(2)))
     assert "Average Best Validation Accuracy: 0.6000 (+/- 0.0000)" in lines
-    assert "Out-of-fold accuracy, all samples pooled: 0.5500" in lines
+    assert "Out-of-fold accuracy, 4 samples pooled, best epochs: 0.5500" in lines
     assert [line.split()[0] for line in lines[:3]] == ["fold", "1", "2"]
 
 
@@ -201,6 +201,9 @@ def test_repeats_are_in_the_table_of_seeds() -> None:
     assert "   4       -  0.6000  -" in lines
     assert "seed 4, fold 2: failed: None" in lines
     assert not any("Average" in line for line in lines)
+    partial = "Partial run: mean 0.6000 over the complete folds only (folds 1 with every seed)"
+    assert partial in lines
+    assert lines[0].split()[:3] == ["fold,", "seed", "3"]
 
 
 def test_the_summary_of_a_partial_run_has_no_mean_of_the_whole() -> None:

@@ -107,6 +107,14 @@ def test_each_mean_has_its_interval_and_says_which_it_is() -> None:
     assert [row["chosen_epoch"] for row in values["folds"]] == [2, 0]
 
 
+def test_of_equals_on_an_inner_split_the_lowest_loss_is_kept() -> None:
+    history = [
+        replace(epoch(n, 0.5), inner_loss=loss, inner_accuracy=0.75)
+        for n, loss in enumerate((0.9, 0.7, 0.8))
+    ]
+    assert FoldResult.of(1, "complete", 60, 20, history).kept_epoch == 1
+
+
 def test_a_partial_run_has_no_estimates() -> None:
     assert summary(fold(1, [0.8], 0), failed(2, [0.1])).to_json()["estimates"] == {}
 
@@ -119,7 +127,10 @@ def test_repeats_are_in_the_means_and_apart_in_the_spread() -> None:
     repeated = replace(summary(*first), repeats=Repeats((3, 4), (first, second)))
     values = repeated.to_json()
     assert values["mean_accuracy"] == pytest.approx(0.7)
-    assert values["std_accuracy"] == pytest.approx(np.std(rows))
+    folds = np.mean(rows, axis=0)
+    known = Estimate.of(folds.tolist(), 20 / 80)
+    assert values["estimates"]["best"]["std_error"] == pytest.approx(known.std_error)
+    assert values["std_accuracy"] == pytest.approx(np.std(folds))
     assert values["repeats"]["seeds"] == [3, 4]
     assert values["repeats"]["spread"] == asdict(spread(rows))
     assert values["repeats"]["folds"][0] == values["folds"]
@@ -133,6 +144,8 @@ def test_a_repeat_that_failed_leaves_no_mean_of_the_whole() -> None:
     assert repeated.status == "partial"
     values = repeated.to_json()
     assert values["mean_accuracy"] is values["repeats"]["spread"] is None
+    assert values["partial_mean_accuracy"] == {"folds": [1], "mean": pytest.approx(0.75)}
+    assert (values["worst_fold"], values["best_fold"]) == (1, 1)
 
 
 def test_the_outlier_is_named() -> None:

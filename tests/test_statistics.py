@@ -69,12 +69,16 @@ def test_the_interval_and_the_test_are_of_one_mind() -> None:
         assert corrected_t_test([x - end for x in FSDD], 1 / 5).p == pytest.approx(0.05)
 
 
-@pytest.mark.parametrize("values", [[0.5], [0.5, 0.5, 0.5]])
+@pytest.mark.parametrize(
+    "values", [[0.5], [0.1] * 3, [b - a for a, b in ((0.7, 0.8), (0.8, 0.9), (0.9, 1.0))]]
+)
 def test_values_that_do_not_tell_how_they_vary_have_no_interval(values: list[float]) -> None:
+    """Also where equal decimals differ in their last bits."""
     assert corrected_std_error(values, 0.25) is None
     assert corrected_interval(values, 0.25) is None
     test = corrected_t_test(values, 0.25)
-    assert (test.difference, test.t, test.p, test.interval) == (0.5, None, None, None)
+    assert test.difference == pytest.approx(values[0])
+    assert (test.t, test.p, test.interval) == (None, None, None)
 
 
 def test_an_accuracy_has_no_interval_beyond_0_and_1() -> None:
@@ -149,6 +153,11 @@ def test_what_luck_can_bring_is_no_outlier() -> None:
     accuracies = [0.948, 0.95, 0.953, 0.951, 0.9]
     assert outliers(accuracies, [20] * 5) == []
     assert outliers(accuracies, [2000] * 5) == [4]
+
+
+def test_one_wrong_sample_among_folds_without_any_is_luck() -> None:
+    assert outliers([1.0, 1.0, 1.0, 1.0, 0.98], [50] * 5) == []
+    assert outliers([1.0, 1.0, 1.0, 1.0, 0.5], [50] * 5) == [4]
 
 
 def test_three_folds_have_no_outlier() -> None:
