@@ -194,6 +194,14 @@ def test_a_failed_fold_keeps_its_history_and_its_best_epoch(
     assert (summary.folds[0].n_train, summary.folds[0].n_val) == (192, 48)
 
 
+def test_sessions_are_counted(tmp_path: Path, small_data: FeatureSet) -> None:
+    new_ledger(tmp_path, small_data)
+    ledger, _ = new_ledger(tmp_path, small_data)
+    for fold in (1, 2):
+        ledger.fail(fold, "no")
+    assert ledger.conclude().sessions == 2
+
+
 def test_a_summary_of_before_does_not_stand_for_a_run_that_goes_on(
     tmp_path: Path, small_data: FeatureSet
 ) -> None:

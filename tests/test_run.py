@@ -57,8 +57,10 @@ from processes import find_process, wait_until_gone, worker_pid
 from safetensors import safe_open
 from wandb_files import newest
 
+from raykfold.config import RunConfig
 from raykfold.run import main
 from raykfold.status import Watcher
+from raykfold.storage import locked
 
 PICTURES = tuple(f"plots/{name}.png" for name in ("classes", "confusion", "curves", "folds"))
 EPOCH_LINE = re.compile(r"^fold (\d) {2}epoch (\d+)/6 ")
@@ -263,7 +265,7 @@ def test_repeats_are_runs_with_the_next_seeds_whatever_strikes(
     arguments = ("--local_cpus", "2", "--repeats", "2", "--select", "inner", "--folds", "1,3")
     process = start(data_dir, tmp_path, *arguments)
     try:
-        read_until(process, r"^seed 1  fold \d  epoch 1/6")
+        read_until(process, r"^fold \d  epoch 1/6")  # what of seed 1 is left has still to be dealt
     finally:
         process.kill()
         process.wait()
@@ -278,15 +280,25 @@ def test_repeats_are_runs_with_the_next_seeds_whatever_strikes(
     repeat = json.loads((tmp_path / "seed_1/summary.json").read_text())
     assert summary["repeats"]["seeds"] == [0, 1]
     assert summary["repeats"]["folds"] == [summary["folds"], repeat["folds"]]
-    rows = [*summary["folds"], *repeat["folds"]]
     for name in ("chosen", "best", "last"):
-        values = [row[f"{name}_val_accuracy"] for row in rows]
+        of_seeds = [[row[f"{name}_val_accuracy"] for row in s["folds"]] for s in (summary, repeat)]
+        values = np.mean(of_seeds, axis=0)
         assert summary["estimates"][name]["mean"] == pytest.approx(np.mean(values))
         assert f" {np.mean(values):.4f} (+/- {np.std(values):.4f})" in done.stdout
-    assert summary["sessions"] == 2
     assert (summary["select"], repeat["select"]) == ("inner", "inner")
+    assert summary["sessions"] == 2
     assert re.search(r"^seed 1  fold \d: accuracy of the chosen epoch", done.stdout, re.MULTILINE)
     assert re.search(rf"^   1  {repeat['estimates']['chosen']['mean']:.4f}  ", done.stdout, re.M)
+
+    fewer = run(data_dir, tmp_path, *arguments, "--repeats", "1")
+    assert fewer.returncode == 2
+    assert "--repeats 1: the run 'sounds' was started with 2" in fewer.stderr
+    alone = RunConfig(model_dir=tmp_path, run_name="sounds").repeat(1)
+    with locked(alone):
+        busy = run(data_dir, tmp_path, *arguments, "--fresh")
+    assert busy.returncode == 2
+    assert "is being worked on by another process" in busy.stderr
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
 
 
 def newest_states(storage: Path, fold: int) -> list[Path]:

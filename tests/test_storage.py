@@ -127,7 +127,8 @@ def test_a_kill_between_the_two_renames_of_a_replacement_loses_nothing(run_dir: 
 
 
 def test_the_index_comes_back(run_dir: RunDir) -> None:
-    index = Index(wall_seconds=12.5, num_workers=3, folds={1: Path("/a"), 10: Path("/b")})
+    folds: dict[int, Place] = {1: Path("/a"), 10: Path("/b")}
+    index = Index(wall_seconds=12.5, num_workers=3, folds=folds, sessions=2)
     index.write(run_dir)
     assert read_index(run_dir) == (index, [])
 
