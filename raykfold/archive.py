@@ -75,6 +75,8 @@ class Archive:
         Raises:
             BadInput: their file is damaged.
         """
+        if self.summary is None:  # what is there is of an earlier session
+            return None
         content = self._content(_OUTPUTS.predictions.name)
         if content is None:
             return None

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from raykfold.models import DEFAULT_MODEL
-from raykfold.results import kept_epochs
+from raykfold.results import kept_epochs, kept_estimate
 
 # Of the run's configuration, what decides results.
 _SETTINGS = (
@@ -83,7 +83,7 @@ def _front_matter(
         for _, accuracy in [_kept(row)]
         if row["status"] == "complete" and accuracy is not None
     ]
-    estimate = _estimate(summary)
+    estimate = kept_estimate(summary)
     if estimate is not None:
         results[:0] = [
             result(f"Accuracy, mean over {len(folds)} folds", estimate["mean"]),
@@ -117,7 +117,7 @@ def _opening(
     if summary is None:
         done = sum(row["status"] == "complete" for row in state["folds"].values())
         return f"{about}\n\n**In training**: {done} of {folds} folds are complete."
-    estimate = _estimate(summary)
+    estimate = kept_estimate(summary)
     if estimate is None:
         failed = list(_failed(summary))
         return f"{about}\n\n**Partial**: no mean, because folds failed ({', '.join(failed)})."
@@ -143,16 +143,6 @@ def _failed(summary: Mapping[str, Any]) -> Iterator[str]:
         for row in rows:
             if row["status"] != "complete":
                 yield f"{row['fold']}" if seed is None else f"{row['fold']} with seed {seed}"
-
-
-def _estimate(summary: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Of the epochs whose weights were kept; None unless every fold is complete."""
-    if summary is None or summary["mean_accuracy"] is None:
-        return None
-    # What earlier versions have written has no more than these.
-    plain = {"mean": summary["mean_accuracy"], "std": summary["std_accuracy"], "interval": None}
-    estimate: Mapping[str, Any] = summary.get("estimates", {}).get(kept_epochs(summary), plain)
-    return estimate
 
 
 def _kept(row: Mapping[str, Any]) -> tuple[int | None, float | None]:
@@ -206,7 +196,7 @@ def _reading(record: Mapping[str, Any], summary: Mapping[str, Any] | None) -> st
     if summary is None or summary["last_mean_accuracy"] is None:
         return text
     last = f"{summary['last_mean_accuracy']:.4f} ± {summary['last_std_accuracy']:.4f}"
-    text += f" The last epoch was chosen by nobody: {last}."
+    text += f" At the last epoch, where training ended: {last}."
     if summary["oof_accuracy"] is not None:
         which = f"{kept_epochs(summary)} epochs{_of_seed(summary)}"
         text += f" All held-out samples pooled, {which}: {summary['oof_accuracy']:.4f}"

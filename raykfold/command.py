@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import gc
+import io
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -42,8 +44,17 @@ def exit_code(command: Callable[[], int], *, stopped: str, verbose: bool = False
         stopped: what to say when Ctrl-C ends it.
         verbose: show the traceback too.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a letter that it lacks is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output has seen enough
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # for the interpreter's last flush
+        return 1
     except KeyboardInterrupt:
         print(f"\n{stopped}", file=sys.stderr)
         return RunStopped.exit_code

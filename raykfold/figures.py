@@ -42,7 +42,7 @@ LIGHT: Theme = {
     "wrong": "#c2510a",
     "on": "#ffffff",
     "fold0": "#2f7fc9",
-    "fold1": "#e39400",
+    "fold1": "#bd7b00",
     "fold2": "#bd1f01",
     "fold3": "#7c8e8b",
     "fold4": "#832db6",
@@ -50,7 +50,7 @@ LIGHT: Theme = {
     "fold6": "#e76300",
     "fold7": "#9a8d48",
     "fold8": "#5f6470",
-    "fold9": "#35a7ac",
+    "fold9": "#21898e",
 }
 DARK: Theme = {
     "paper": "#12161b",
@@ -84,6 +84,7 @@ _DPI = 150
 _WIDTH = 350.0  # points: fits a phone at a size that can be read
 _WIDEST_WITHOUT_SCROLLING = 430.0
 _LONGEST_NAME = 22
+_MOST_COUNTED = 60  # classes; the counts of more would be too small, and take seconds to draw
 _CELLS = ((5, 46.0), (10, 30.0), (25, 20.0), (math.inf, 13.0))  # up to how many classes, points
 _SETTINGS: dict[str, Any] = {
     "axes.edgecolor": "none",
@@ -534,6 +535,8 @@ def _draw_cells(axes: Axes, theme: Theme, matrix: np.ndarray) -> None:
 
 
 def _write_counts(axes: Axes, theme: Theme, matrix: np.ndarray, cell: float) -> None:
+    if len(matrix) > _MOST_COUNTED:
+        return
     font = min(9.0, cell * 0.42)
     shares = _row_shares(matrix)
     for row, column in zip(*np.nonzero(matrix), strict=True):

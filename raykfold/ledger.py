@@ -109,8 +109,10 @@ class Ledger:
         """
         self._began, self._seconds_before = time.monotonic(), self._index.wall_seconds
         self._index.sessions += 1
-        # A summary stands for a run that is over, and this one has something left to do.
-        self.config.outputs.summary.unlink(missing_ok=True)
+        # These stand for a run that is over, and this one has something left to do.
+        for stale in (self.config.outputs.summary, self.config.outputs.report):
+            if stale.is_file():
+                stale.unlink()
         write_record(self.config, identity, self._created, self._folds)
         self._write_index()
         self.announce()

@@ -364,7 +364,7 @@ def _losses(metrics: EpochMetrics) -> str:
 def fold_line(result: FoldResult) -> str:
     """One line on a fold that is over."""
     if result.status == "failed" or result.kept_epoch is None:
-        return f"fold {result.fold}: failed: {result.error}"
+        return f"fold {result.fold}: failed: {one_line(result.error)}"
     ended = "stopped early" if result.stopped_early else "ran to the end"
     kept = "best accuracy" if result.chosen_epoch is None else "accuracy of the chosen epoch"
     return (
@@ -484,7 +484,7 @@ def _doubts(summary: Summary) -> Iterator[str]:
     elif summary.best is not None:
         yield (
             "The best epoch is chosen by the samples that it is measured on, and so optimistic; "
-            "the last by nobody; --select inner chooses on other samples"
+            "the last is where training ended; --select inner chooses on other samples"
         )
 
 

@@ -21,6 +21,7 @@ STATE = "state.pt"
 WEIGHTS = "model.safetensors"
 HISTORY = "history.json"
 PREDICTIONS = "predictions.npz"
+PLOTS = ("curves", "folds", "confusion", "classes")
 
 
 def whole(place: Place) -> Place:
@@ -131,8 +132,9 @@ class ModelDir:
         return self.root / "plots"
 
     def all_plots(self) -> list[Path]:
-        """Those that are there."""
-        return sorted(self.plots.glob("*.png"))
+        """Those that are there; a user's own may lie beside them."""
+        files = (self.plots / f"{name}.png" for name in PLOTS)
+        return [file for file in files if file.is_file()]
 
     @property
     def tensorboard(self) -> Path:

@@ -30,8 +30,10 @@ from raykfold.command import Parser, add_flag, exit_code
 from raykfold.config import RunConfig
 from raykfold.errors import BadInput, RaykfoldError, StorageError, one_line
 from raykfold.files import write_file
+from raykfold.lease import is_dead
 from raykfold.observers import Observer, duration
 from raykfold.paths import ModelDir, absolute
+from raykfold.pulse import read_pulse
 from raykfold.remote import Place, RemotePath
 from raykfold.results import FoldResult, Summary
 from raykfold.statistics import ClassMetrics
@@ -48,9 +50,7 @@ Row: TypeAlias = Mapping[str, Any]
 
 
 class Reporter(Observer):
-    """Leaves the page in `model_dir` when the run is over.
-
-    Raises `StorageError` when it cannot be written. No other fault of the page's ends a run.
+    """Leaves the page in `model_dir` when the run is over; one that cannot be made ends no run.
 
     Args:
         config: the run's.
@@ -67,8 +67,6 @@ class Reporter(Observer):
             record = json.loads(outputs.run_record.read_bytes())
             archive = Archive(outputs.root, record, self._config.run_dir)
             write_report(archive, outputs, self._data)
-        except StorageError:
-            raise
         except RaykfoldError as error:  # one of these would end the run
             raise RuntimeError(str(error)) from error
 
@@ -137,10 +135,18 @@ class _Run:
         if self.is_over:
             return [_with_seconds(row, results.get(row["fold"])) for row in self.summary["folds"]]
         states = (self.archive.state or {}).get("folds", {})
-        return [
+        rows = (
             _row_so_far(fold, results.get(fold), states.get(str(fold), {}))
             for fold in self.archive.record.get("folds") or map(int, states)
-        ]
+        )
+        now = {"running": "stopped"} if self.is_stopped else {}
+        return [{**row, "status": now.get(row["status"], row["status"])} for row in rows]
+
+    @cached_property
+    def is_stopped(self) -> bool:
+        """Whether it is known that no driver is at work on what is not over."""
+        beat = None if self.is_over else read_pulse(self.archive.run_dir)
+        return beat is not None and (beat.phase == "stopped" or is_dead(beat.to_json()))
 
     @cached_property
     def all_rows(self) -> list[tuple[str, Row]]:
@@ -161,6 +167,12 @@ class _Run:
     def select(self) -> str:
         """``best``; or ``inner``, where an inner validation split chose each fold's epoch."""
         return str(self.summary.get("select") or self.config.get("select") or "best")
+
+    @property
+    def of_seed(self) -> str:
+        """Which seed it is that figures of one are of, where there are several."""
+        repeats = self.summary.get("repeats")
+        return f", seed {repeats['seeds'][0]}" if repeats else ""
 
     @property
     def headline(self) -> str:
@@ -240,9 +252,8 @@ class _Run:
         accuracies = [_accuracies(row) for row in self.rows]
         if all(each.best is None for each in accuracies):
             return None
-        estimate = self.estimate(self.headline)
-        mean = None if estimate is None else estimate["mean"]
-        return figures.folds(accuracies, mean, f"{self.headline} epoch")
+        mean = _mean([getattr(each, self.headline) for each in accuracies])
+        return figures.folds(accuracies, mean, f"{self.headline} epoch{self.of_seed}")
 
     def class_picture(self) -> Picture | None:
         from raykfold import figures
@@ -348,7 +359,11 @@ def _state(run: _Run) -> Row:
     if not run.is_over:
         epochs, most = sum(row["epochs_run"] for row in run.rows), run.config["epochs"]
         so_far = f"{_counted(epochs, 'epoch')} behind them, of at most {most} a fold"
-        return {"title": "In training", "what": f"{done}; {so_far}. There is no mean yet."}
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        return {
+            "title": "Stopped" if run.is_stopped else "In training",
+            "what": f"As of {now}: {done}; {so_far}.{_repeats_so_far(run)} There is no mean yet.",
+        }
     partial = run.summary.get("partial_mean_accuracy") or {}
     alone = ""
     if partial.get("mean") is not None:
@@ -357,6 +372,16 @@ def _state(run: _Run) -> Row:
             f"would be {_four(partial['mean'])}, which is another number."
         )
     return {"title": "Partial", "what": f"{done}, so there is no mean.{alone}"}
+
+
+def _repeats_so_far(run: _Run) -> str:
+    told = []
+    for each in map(_Run, run.archive.repeats()):
+        complete = sum(row["status"] == "complete" for row in each.rows)
+        told.append(
+            f" With seed {each.config['seed']}, {complete} of {_counted(len(each.rows), 'fold')}."
+        )
+    return "".join(told)
 
 
 def _tiles(run: _Run) -> Iterator[tuple[str, str, str]]:
@@ -370,7 +395,7 @@ def _tiles(run: _Run) -> Iterator[tuple[str, str, str]]:
         )
     notes = {
         "best": "chosen by the held-out fold itself: optimistic",
-        "last": "chosen by nobody",
+        "last": "where training ended",
     }
     for which, note in notes.items():
         estimate = run.estimate(which)
@@ -385,10 +410,13 @@ def _tiles(run: _Run) -> Iterator[tuple[str, str, str]]:
     pooled = run.summary.get("oof_accuracy")
     if pooled is not None:
         interval = run.summary.get("oof_interval")
-        note = f"95 %, Wilson: {_interval(interval)}" if interval else ""
+        note = f"{run.headline} epochs{run.of_seed}"
+        if interval:
+            note += f"; 95 %, Wilson, as if samples were independent: {_interval(interval)}"
         yield "Out of fold, all samples pooled", _four(pooled), note
     if run.summary.get("macro_f1") is not None:
-        yield "Macro F1", _four(run.summary["macro_f1"]), "mean over classes, out of fold"
+        note = f"mean over classes, out of fold, {run.headline} epochs{run.of_seed}"
+        yield "Macro F1", _four(run.summary["macro_f1"]), note
     complete = len(run.folds_that_are("complete"))
     failed = len(run.folds_that_are("failed"))
     of = f"{complete} of {len(run.all_rows)}"
@@ -441,6 +469,8 @@ def _doubts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[bool, str]]:
 
 def _doubts_of_the_epoch(run: _Run) -> Iterator[tuple[bool, str]]:
     """Which epoch's accuracy is which, with those at the last epoch beside the best."""
+    if not run.is_over:
+        return
     last, best = run.estimate("last"), run.estimate("best")
     if run.headline == "chosen":
         text = (
@@ -459,7 +489,7 @@ def _doubts_of_the_epoch(run: _Run) -> Iterator[tuple[bool, str]]:
         )
     if last is not None:
         text += (
-            f" The last epoch, which nobody chose, gives {_four(last['mean'])} ± "
+            f" The last epoch, where training ended, gives {_four(last['mean'])} ± "
             f"{_four(last['std'])}."
         )
     yield False, text
@@ -482,17 +512,19 @@ def _table(run: _Run) -> dict[str, Any]:
             }
             for row in run.rows
         ],
-        "caption": _table_caption(inner),
+        "caption": _table_caption(run, inner),
     }
 
 
-def _table_caption(inner: bool) -> str:
+def _table_caption(run: _Run, inner: bool) -> str:
     text = (
-        "Accuracy is on the samples held out: at the epoch where it was highest, and at the last "
-        "one, where training ended"
+        f"Accuracy is on the samples held out{run.of_seed}: at the epoch where it was highest, and "
+        f"at the last one{', where training ended' if run.is_over else ' so far'}"
     )
     if inner:
         text += ". The chosen epoch, whose weights are kept, is the inner validation split's best"
+    if run.of_seed:
+        text += ". Best and worst are told by the means over the seeds"
     return f"{text}. Epochs count from 1."
 
 
@@ -603,12 +635,12 @@ def _reach(learnt: Sequence[Curve]) -> str:
 
 
 def _samples(run: _Run) -> str:
-    assert run.predictions is not None
-    over = f"over {len(run.predictions.label)} held-out samples"
-    complete = [str(row["fold"]) for row in run.rows if row["status"] == "complete"]
+    complete = [row for row in run.rows if row["status"] == "complete"]
+    over = f"over {sum(row['n_val'] for row in complete)} held-out samples"
     if len(complete) < len(run.rows):
-        over += f" of the complete folds alone ({', '.join(complete)})"
-    return over
+        names = ", ".join(str(row["fold"]) for row in complete)
+        over += f" of the complete folds alone ({names})"
+    return f"{over}, {run.headline} epochs{run.of_seed}"
 
 
 def _mistakes(run: _Run, data: FeatureSet | None) -> dict[str, Any] | None:
@@ -806,11 +838,12 @@ def _parser() -> Parser:
 
 
 def _make(options: argparse.Namespace) -> int:
-    archive = _with_outputs(open_run(options.run))
-    _check_readable(archive)
-    target = None if options.output is None else absolute(options.output)
+    archive = _opened(options.run)
+    target = None if options.output is None else _target(options.output)
     outputs = _model_dir(archive) if target is None else None
     data = _data(archive, options.processed_dir)
+    if archive.summary is None:  # it can have come to its end meanwhile, and made its own page
+        archive = _opened(options.run)
     try:
         if outputs is not None:
             print(write_report(archive, outputs, data))
@@ -822,6 +855,24 @@ def _make(options: argparse.Namespace) -> int:
         cause = one_line(error.__cause__ or error)
         raise BadInput(f"{wrong}: cannot be written ({cause}); want another --output") from None
     return 0
+
+
+def _target(named: str) -> Path:
+    """The file that is meant, where a link is named.
+
+    Raises:
+        BadInput: something is there that is no file.
+    """
+    target = absolute(named).resolve()
+    if target.exists() and not target.is_file():
+        raise BadInput(f"--output {named}: is no file")
+    return target
+
+
+def _opened(run: str) -> Archive:
+    archive = _with_outputs(open_run(run))
+    _check_readable(archive)
+    return archive
 
 
 def _with_outputs(archive: Archive) -> Archive:

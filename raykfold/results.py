@@ -418,6 +418,16 @@ def kept_epochs(summary: Mapping[str, Any]) -> Literal["best", "chosen"]:
     return "chosen" if summary.get("select") == "inner" else "best"
 
 
+def kept_estimate(summary: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Mean, std and interval of these epochs, by a ``summary.json``; None without a mean."""
+    if summary is None or summary["mean_accuracy"] is None:
+        return None
+    # What earlier versions have written has no more than these.
+    plain = {"mean": summary["mean_accuracy"], "std": summary["std_accuracy"], "interval": None}
+    estimate: Mapping[str, Any] = summary.get("estimates", {}).get(kept_epochs(summary), plain)
+    return estimate
+
+
 def _fold_row(result: FoldResult) -> dict[str, Any]:
     return {
         "fold": result.fold,

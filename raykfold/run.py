@@ -45,7 +45,7 @@ def _run(config: RunConfig) -> int:
     summary = cross_validate(config, observers=[console()])
     where = f" on node {platform.node()}" if in_submitted_job(os.environ) else ""
     print(f"{duration(summary.wall_seconds)}; outputs in {config.model_dir}{where}")
-    if isinstance(config.model_place, RemotePath) or config.outputs.report.exists():
+    if isinstance(config.model_place, RemotePath) or config.outputs.report.is_file():
         print(f"page: {config.model_place / config.outputs.report.name}")
     return 0 if summary.status == "complete" else PARTIAL
 

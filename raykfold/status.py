@@ -49,7 +49,7 @@ from raykfold.errors import RaykfoldError, one_line
 from raykfold.lease import is_dead
 from raykfold.observers import duration
 from raykfold.pulse import Beat, read_pulse
-from raykfold.results import FoldResult
+from raykfold.results import FoldResult, kept_estimate
 
 Status = Literal["waiting", "running", "stopped", "complete", "failed"]
 State = Literal["at work", "silent", "stopped", "sending", "over", "unknown"]
@@ -161,7 +161,9 @@ def _look(archive: Archive, beat: Beat | None, age: float) -> Look:
     driver = None
     if beat is not None:
         driver = {"host": beat.host, "pid": beat.pid, "seconds_ago": age}
-    result = archive.summary or (beat.result if beat and state in ("sending", "over") else None)
+    kept = kept_estimate(archive.summary)
+    if kept is None and beat is not None and beat.result and state in ("sending", "over"):
+        kept = {name: beat.result[f"{name}_accuracy"] for name in ("mean", "std")}
     return Look(
         run_name=archive.run_name,
         seed=int(archive.record["config"].get("seed", 0)),
@@ -175,8 +177,8 @@ def _look(archive: Archive, beat: Beat | None, age: float) -> Look:
         last_failure=_last_failure(beat),
         uploads_pending=dict(beat.pending) if beat else {},
         resume=beat.resume if beat and state in ("silent", "stopped") else None,
-        mean_accuracy=result["mean_accuracy"] if result else None,
-        std_accuracy=result["std_accuracy"] if result else None,
+        mean_accuracy=kept["mean"] if kept else None,
+        std_accuracy=kept["std"] if kept else None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -22,10 +23,10 @@ from raykfold.artifacts import Artifacts, OutOfFold, out_of_fold, write_results
 from raykfold.checkpoint import FinishedFold
 from raykfold.config import RunConfig
 from raykfold.data import FeatureSet, feature_set_from_arrays, write_feature_set
-from raykfold.errors import StorageError
 from raykfold.files import write_folder
 from raykfold.leakage import Leakage, Pair, Twins
 from raykfold.observers import Audience, Observer, RunStart
+from raykfold.pulse import Pulse
 from raykfold.report import Reporter, main, plots, report, write_report
 from raykfold.results import EpochMetrics, FoldResult, Repeats, Summary
 from raykfold.storage import Index, identity, write_record
@@ -216,11 +217,13 @@ def test_the_page_and_its_pictures_lie_with_the_outputs(
 ) -> None:
     archive = open_run(config.model_path)
     config.outputs.plots.mkdir()
-    (config.outputs.plots / "earlier.png").write_bytes(b"of an earlier version")
+    of_the_user = config.outputs.plots / "my own.png"
+    of_the_user.write_bytes(b"a picture")
     assert write_report(archive, config.outputs, data) == config.outputs.report
     assert config.outputs.report.read_text(encoding="utf-8") == report(archive, data)
     names = [file.name for file in config.outputs.all_plots()]
-    assert names == ["classes.png", "confusion.png", "curves.png", "folds.png"]
+    assert sorted(names) == ["classes.png", "confusion.png", "curves.png", "folds.png"]
+    assert of_the_user.exists()
     for file in config.outputs.all_plots():
         assert file.read_bytes().startswith(b"\x89PNG")
     assert {config.outputs.report, config.outputs.plots} <= set(config.outputs.outputs())
@@ -413,10 +416,30 @@ def test_a_page_that_cannot_be_made_fails_no_run(config: RunConfig, data: Featur
     assert not config.outputs.report.exists()
 
 
-def test_a_page_that_cannot_be_written_ends_the_run(config: RunConfig, data: FeatureSet) -> None:
+def test_a_page_that_cannot_be_written_fails_no_run(config: RunConfig, data: FeatureSet) -> None:
     config.outputs.report.mkdir()
-    with pytest.raises(StorageError, match=r"report\.html: cannot be written"):
-        Audience([Reporter(config, data)]).run_finished(summary_now(config))
+    notes = Notes()
+    Audience([notes, Reporter(config, data)]).run_finished(summary_now(config))
+    assert len(notes.lines) == 1 and "report.html: cannot be written" in notes.lines[0]
+
+
+def test_pictures_of_a_page_before_that_is_out_of_date_go(
+    config: RunConfig, data: FeatureSet
+) -> None:
+    write_report(open_run(config.model_path), config.outputs, data)
+    config.outputs.predictions.unlink()
+    write_report(open_run(config.model_path), config.outputs, data)
+    assert [file.name for file in config.outputs.all_plots()] == [
+        *("curves.png", "folds.png", "classes.png"),
+    ]
+
+
+def test_predictions_of_an_earlier_session_are_not_those_of_one_that_trains(
+    config: RunConfig,
+) -> None:
+    config.outputs.summary.unlink()
+    text = text_of(page_of(config))
+    assert "In training" in text and "Confusion" not in text
 
 
 def test_the_start_of_a_run_does_not_wait_for_what_draws() -> None:
@@ -432,6 +455,31 @@ def made(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
     code = main([str(argument) for argument in arguments])
     printed = capsys.readouterr()
     return code, printed.out.rstrip("\n"), printed.err.rstrip("\n")
+
+
+def test_a_link_is_followed_and_what_is_no_file_is_left_alone(
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, link = tmp_path / "real.html", tmp_path / "link.html"
+    real.touch()
+    link.symlink_to(real)
+    code, where, _ = made(capsys, config.model_dir, "--output", link)
+    assert (code, where) == (0, str(real)) and link.is_symlink()
+    assert "raykfold" in real.read_text(encoding="utf-8")
+    code, _, said = made(capsys, config.model_dir, "--output", os.devnull)
+    assert (code, said) == (2, f"raykfold: --output {os.devnull}: is no file")
+
+
+def test_a_run_whose_driver_has_gone_is_said_to_be_stopped(
+    tmp_path: Path, data: FeatureSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = finish(tmp_path / "out", data)
+    config.outputs.summary.unlink()
+    pulse = Pulse(config.run_dir, config.command(), dict)
+    pulse.run_started(RunStart("sounds", 6, (1, 2), {}))
+    pulse.close()
+    text = text_of(page_of(config))
+    assert "Stopped" in text and "In training" not in text
 
 
 def test_the_command_says_where_the_page_is(
