@@ -81,7 +81,7 @@ _FONT = "DejaVu Sans"  # comes with matplotlib: text is measured alike on every 
 _WIDE_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Hiragino Sans")
 _POINTS = 72.0  # to an inch
 _DPI = 150
-_WIDTH = 350.0  # points: fits a phone at a size that can be read
+_WIDTH = 300.0  # points: fits a phone at a size that can be read
 _WIDEST_WITHOUT_SCROLLING = 430.0
 _LONGEST_NAME = 22
 _MOST_COUNTED = 60  # classes; the counts of more would be too small, and take seconds to draw
@@ -91,10 +91,10 @@ _SETTINGS: dict[str, Any] = {
     "axes.facecolor": "none",
     "axes.axisbelow": True,
     "axes.linewidth": 0.8,
-    "font.size": 9.5,
-    "axes.titlesize": 10.5,
+    "font.size": 10.0,
+    "axes.titlesize": 11.0,
     "axes.titlelocation": "left",
-    "legend.fontsize": 9.0,
+    "legend.fontsize": 9.5,
     "legend.frameon": False,
     "lines.solid_capstyle": "round",
     "svg.fonttype": "none",
@@ -298,7 +298,7 @@ def _fold_style(theme: Theme, position: int, folds: int) -> dict[str, Any]:
 
 
 def _legend_rows(folds: int) -> int:
-    return -(-(folds + 1) // 6) if folds <= FOLD_COLOURS else 1
+    return -(-(folds + 1) // 4) if folds <= FOLD_COLOURS else 1
 
 
 def _legend(
@@ -348,7 +348,7 @@ def folds(accuracies: Sequence[FoldAccuracy], mean: float | None, mean_of: str) 
     width = min(max(_WIDTH, 60 + 14 * len(accuracies)), 800)
 
     def draw(figure: Figure, theme: Theme) -> None:
-        axes = _axes(figure, (40, 54), (width - 50, 180))
+        axes = _axes(figure, (40, 70), (width - 50, 180))
         places = np.arange(len(accuracies))
         if mean is not None:
             axes.axhline(mean, color=theme["ink"], linewidth=1.2, linestyle=(0, (2, 2)), alpha=0.8)
@@ -388,7 +388,7 @@ def folds(accuracies: Sequence[FoldAccuracy], mean: float | None, mean_of: str) 
         axes.legend(
             loc="upper left",
             bbox_to_anchor=(-0.02, -0.17),
-            ncols=4,
+            ncols=2,
             labelcolor=theme["ink"],
             columnspacing=0.9,
             handlelength=1.3,
@@ -396,7 +396,7 @@ def folds(accuracies: Sequence[FoldAccuracy], mean: float | None, mean_of: str) 
             borderpad=0.0,
         )
 
-    return Picture("folds", width, 258, draw)
+    return Picture("folds", width, 274, draw)
 
 
 # --- classes -------------------------------------------------------------------------------------

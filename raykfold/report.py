@@ -321,6 +321,7 @@ def _page(run: _Run, data: FeatureSet | None) -> dict[str, Any]:
         "repeats": _repeats(run),
         "fold_picture": _fold_picture(run),
         "pictures": list(_pictures(run)),
+        "classes": [_class_row(each) for each in run.scores],
         "mistakes": _mistakes(run, data),
         "command": _command(run),
         "facts": list(_facts(run, data)),
@@ -589,6 +590,11 @@ def _pictures(run: _Run) -> Iterator[dict[str, Any]]:
     if picture := run.class_picture():
         caption = f"Precision, recall and F1 of each class, {_samples(run)}; the best is on top."
         yield _figure(picture, "Precision, recall and F1 of each class", caption)
+
+
+def _class_row(each: ClassMetrics) -> Row:
+    cells = [_four(each.precision), _four(each.recall), _four(each.f1), str(each.support)]
+    return {"name": one_line(each.name), "cells": cells}
 
 
 def _fold_picture(run: _Run) -> dict[str, Any] | None:

@@ -229,6 +229,16 @@ def test_the_page_and_its_pictures_lie_with_the_outputs(
     assert {config.outputs.report, config.outputs.plots} <= set(config.outputs.outputs())
 
 
+def test_the_figures_of_each_class_are_there_to_read(config: RunConfig) -> None:
+    text = " ".join(text_of(page_of(config)).split())
+    for each in summary_of(config)["per_class"]:
+        figures = " ".join(
+            "-" if each[name] is None else f"{each[name]:.4f}"
+            for name in ("precision", "recall", "f1")
+        )
+        assert f"{figures} {each['support']}" in text
+
+
 def test_the_best_epoch_is_called_optimistic_and_the_last_stands_beside_it(
     config: RunConfig,
 ) -> None:
