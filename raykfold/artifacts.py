@@ -28,7 +28,7 @@ from raykfold.results import (
     best_of,
     kept_of,
 )
-from raykfold.statistics import class_metrics, wilson_interval
+from raykfold.statistics import class_metrics, confusion, wilson_interval
 
 
 class Artifacts(Observer):
@@ -149,6 +149,11 @@ class OutOfFold:
     probabilities: np.ndarray
     classes: np.ndarray
 
+    @property
+    def confusion(self) -> np.ndarray:
+        """(classes, classes) counts: true classes in rows, predicted ones in columns."""
+        return confusion(self.label, self.prediction, self.classes.tolist())
+
     def metrics(self, names: Mapping[int, str]) -> OutOfFoldMetrics:
         """What they say; `names` are the classes' by label, in the order of the columns."""
         right = int((self.label == self.prediction).sum())
@@ -156,6 +161,7 @@ class OutOfFold:
             accuracy=right / len(self.label),
             interval=wilson_interval(right, len(self.label)),
             classes=class_metrics(self.label, self.prediction, names),
+            confusion=tuple(map(tuple, self.confusion.tolist())),
         )
 
 

@@ -199,13 +199,7 @@ class _Run:
     @cached_property
     def matrix(self) -> np.ndarray | None:
         """(classes, classes) counts: true classes in rows, predicted ones in columns."""
-        if self.predictions is None:
-            return None
-        labels = self.predictions.classes
-        true = np.searchsorted(labels, self.predictions.label)
-        predicted = np.searchsorted(labels, self.predictions.prediction)
-        counts = np.bincount(true * len(labels) + predicted, minlength=len(labels) ** 2)
-        return np.asarray(counts.reshape(len(labels), len(labels)))
+        return None if self.predictions is None else self.predictions.confusion
 
     @cached_property
     def names(self) -> list[str]:

@@ -223,11 +223,13 @@ class OutOfFoldMetrics:
         accuracy: share of right predictions.
         interval: 95 %, as `statistics.wilson_interval` has it.
         classes: each class, in the order of the network's outputs.
+        confusion: samples by true class (row) and predicted class (column), in the same order.
     """
 
     accuracy: float
     interval: tuple[float, float]
     classes: tuple[ClassMetrics, ...]
+    confusion: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -371,6 +373,7 @@ class Summary:
             "oof_interval": list(pooled.interval) if pooled else None,
             "macro_f1": macro_f1(pooled.classes) if pooled else None,
             "per_class": [asdict(each) for each in pooled.classes] if pooled else None,
+            "confusion_matrix": [list(row) for row in pooled.confusion] if pooled else None,
             "repeats": self._repeats_json(),
             "leakage": self.leakage,
             "classes": {str(label): name for label, name in self.classes.items()},

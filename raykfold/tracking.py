@@ -216,7 +216,10 @@ class _Runs:
 
         values = summary.to_json()
         rows = [{name: _plain(value) for name, value in row.items()} for row in values["folds"]]
-        left_out = ("run_name", "folds", "classes", "versions", "per_class")
+        left_out = (
+            *("run_name", "folds", "classes", "versions"),
+            *("per_class", "confusion_matrix", "repeats", "leakage"),
+        )
         run = self._open["summary"]
         run.summary.update(_known({k: v for k, v in values.items() if k not in left_out}))
         self._show(

@@ -38,6 +38,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+import sklearn.metrics
 from conftest import CLASSES, small_arrays
 from event_files import scalars
 from hub_server import Fault, HubServer
@@ -118,6 +119,13 @@ def test_its_summary_is_what_its_files_say(undisturbed: Undisturbed, outcome: Ou
     assert [len(history["loss"]) for history in outcome.histories] == [
         row["epochs_run"] for row in outcome.folds
     ]
+    held = outcome.predictions
+    order = list(CLASSES)
+    confusion = sklearn.metrics.confusion_matrix(held["label"], held["prediction"], labels=order)
+    assert summary["confusion_matrix"] == confusion.tolist()
+    assert [row["recall"] for row in summary["per_class"]] == pytest.approx(
+        sklearn.metrics.recall_score(held["label"], held["prediction"], labels=order, average=None)
+    )
     text = undisturbed.done.stdout
     assert text.splitlines()[-1] == f"page: {undisturbed.model_dir}/report.html"
     assert (undisturbed.model_dir / "report.html").exists()

@@ -176,15 +176,18 @@ def test_the_summary_run_shows_the_pictures_that_are_there(
     make: Callable[..., Tracker], tmp_path: Path, said: list[str]
 ) -> None:
     outputs = ModelDir(tmp_path / "out")
-    pictures = {fold: curves([Curve(fold, [0.5, 0.7], [1.0, 0.5])]).png() for fold in (1, 2)}
-    for fold, content in pictures.items():
-        write_file(outputs.plots / f"of_fold_{fold}.png", content)
+    drawn = curves([Curve(1, [0.5, 0.7], [1.0, 0.5])]).png(), curves([Curve(2, [0.6], [1.0])]).png()
+    pictures = dict(zip(("curves", "folds"), drawn, strict=True))
+    for name, content in pictures.items():
+        write_file(outputs.plots / f"{name}.png", content)
+    write_file(outputs.plots / "my own.png", drawn[0])
     whole_run(make())
     logged = newest(outputs.root)["summary"]
-    for fold, content in pictures.items():
-        name = f"plots/of_fold_{fold}"
-        assert logged.rows[-1][f"{name}._type"] == "image-file"
-        assert (logged.folder / "files" / logged.rows[-1][f"{name}.path"]).read_bytes() == content
+    for name, content in pictures.items():
+        shown = f"plots/{name}"
+        assert logged.rows[-1][f"{shown}._type"] == "image-file"
+        assert (logged.folder / "files" / logged.rows[-1][f"{shown}.path"]).read_bytes() == content
+    assert not any("my own" in name for name in logged.rows[-1])
     assert said == []
 
 
