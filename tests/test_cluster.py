@@ -499,7 +499,10 @@ class Allocation:
 
     def left(self) -> list[Path]:
         """What a job that is over has left behind."""
-        places = [*self.home.iterdir(), *self.temporary.glob("raykfold-*")]  # torch leaves its own
+        own = {self.home / folder / "matplotlib" for folder in (".cache", ".config")}  # its fonts
+        files = [path for path in self.home.rglob("*") if path.is_file()]
+        places = [path for path in files if not own & {*path.parents}]
+        places += self.temporary.glob("raykfold-*")  # torch leaves its own
         return places + list(Path("/tmp").glob(f"rkf-{self.job}*"))
 
 

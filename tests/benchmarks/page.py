@@ -1,0 +1,58 @@
+"""What a run pays for its page and for the look for twins, against the run itself.
+
+    python tests/benchmarks/page.py MODEL_DIR [--repeats 3]
+
+Of a run that is over, and whose data is still where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from raykfold.archive import open_run
+from raykfold.data import read_feature_set
+from raykfold.leakage import find_leakage
+from raykfold.paths import ModelDir
+from raykfold.report import write_report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model_dir", type=Path)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    summary = open_run(options.model_dir).summary
+    assert summary is not None, "the run is not over"
+    run = float(summary["wall_seconds"])
+    processed_dir = Path(open_run(options.model_dir).record["config"]["processed_dir"])
+    data = read_feature_set(processed_dir)
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = ModelDir(Path(folder))
+        steps: dict[str, Callable[[], object]] = {
+            "reading and checking the data": lambda: read_feature_set(processed_dir),
+            "looking for twins": lambda: find_leakage(data),
+            "the page": lambda: write_report(open_run(options.model_dir), outputs, data),
+        }
+        print(f"the run: {run:.1f} s")
+        for name, step in steps.items():
+            first, *more = (seconds_of(step) for _ in range(1 + options.repeats))
+            again = statistics.median(more)
+            print(
+                f"{name}: {first:.2f} s the first time, {first / run:.1%} of the run; "
+                f"{again:.2f} s again"
+            )
+
+
+def seconds_of(step: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    step()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
