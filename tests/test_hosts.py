@@ -266,7 +266,7 @@ def test_a_node_that_is_drained_gives_its_folds_away_in_time(
         busy.power_off()
         lines.append(finish(job))
     output = "".join(lines)
-    assert "ended" not in output  # nobody died
+    assert " ended: " not in output  # nobody died
     assert len(committed(output)) == len(set(committed(output))) == 2 * EPOCHS, output
     assert_as_without_ray(tmp_path, data_dir, folds=(1, 2), epochs=EPOCHS, patience=EPOCHS)
 
