@@ -83,6 +83,24 @@ def test_a_terminal_shows_the_time_that_is_left() -> None:
     assert re.search(r"at most \d+ s to go", text)
 
 
+def test_a_terminal_shows_repeats_below_the_run_and_one_time_for_all() -> None:
+    def with_a_repeat(observer: Observer) -> None:
+        repeat = observer.of_repeat(4)
+        observer.run_started(RunStart("run", 5, (1,), {}))
+        repeat.run_started(RunStart("run-seed-4", 5, (1,), {}))
+        repeat.noticed("a slot is free")
+        repeat.epoch_committed(1, epoch(0))
+        repeat.close()  # the run's display goes on
+        observer.epoch_committed(1, epoch(1))
+        observer.close()
+
+    text = CONTROL.sub("", on_a_terminal(with_a_repeat)).replace("\r", "")
+    assert "seed 4  a slot is free" in text
+    shown = " ".join(text.split())  # lines are longer than the terminal is wide
+    last = shown[shown.rindex("fold 1 epoch 2/5") :]
+    assert re.search(r"seed 4 fold 1 epoch 1/5 .* at most \d+ s to go$", last)
+
+
 def on_a_terminal(tell_to: object) -> str:
     """What a pseudo-terminal receives while an observer on it is told something."""
     ours, theirs = pty.openpty()
