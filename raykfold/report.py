@@ -333,18 +333,18 @@ def _headline(run: _Run) -> Row | None:
     if estimate is None:
         return None
     where = {
-        "best": "each at its best epoch",
-        "chosen": "each at the epoch that its inner validation split chose",
+        "best": "at its best epoch",
+        "chosen": "at the epoch that its inner validation split chose",
     }[run.headline]
-    over = _counted(len(run.rows), "fold")
     repeats = run.summary.get("repeats")
-    if repeats:
-        over += f" with each of {_counted(len(repeats['seeds']), 'seed')}"
-    return {
-        "mean": _four(estimate["mean"]),
-        "std": _four(estimate["std"]),
-        "what": f"Accuracy on the folds held out: mean ± standard deviation over {over}, {where}.",
-    }
+    seeds = f" with each of {_counted(len(repeats['seeds']), 'seed')}" if repeats else ""
+    mean = _four(estimate["mean"])
+    if len(run.rows) == 1:
+        what = f"Accuracy on the one fold held out{seeds}, {where}: of other folds it says nothing."
+        return {"mean": mean, "std": None, "what": what}
+    over = f"{_counted(len(run.rows), 'fold')}{seeds}, each {where}"
+    what = f"Accuracy on the folds held out: mean ± standard deviation over {over}."
+    return {"mean": mean, "std": _four(estimate["std"]), "what": what}
 
 
 def _state(run: _Run) -> Row:
@@ -399,7 +399,7 @@ def _tiles(run: _Run) -> Iterator[tuple[str, str, str]]:
             more = f"; 95 %, approximate: {_interval(interval)}" if interval else ""
             yield (
                 f"At the {which} epoch",
-                f"{_four(estimate['mean'])} ± {_four(estimate['std'])}",
+                _mean_and_spread(run, estimate),
                 (f"{note}{more}"),
             )
     pooled = run.summary.get("oof_accuracy")
@@ -474,7 +474,7 @@ def _doubts_of_the_epoch(run: _Run) -> Iterator[tuple[bool, str]]:
         )
         if best is not None:
             text += (
-                f" The best-epoch figure, {_four(best['mean'])} ± {_four(best['std'])}, is "
+                f" The best-epoch figure, {_mean_and_spread(run, best)}, is "
                 "optimistic: the samples that chose it are those that it is measured on."
             )
     else:
@@ -483,10 +483,7 @@ def _doubts_of_the_epoch(run: _Run) -> Iterator[tuple[bool, str]]:
             "measured on also chose the best one."
         )
     if last is not None:
-        text += (
-            f" The last epoch, where training ended, gives {_four(last['mean'])} ± "
-            f"{_four(last['std'])}."
-        )
+        text += f" The last epoch, where training ended, gives {_mean_and_spread(run, last)}."
     yield False, text
 
 
@@ -524,6 +521,8 @@ def _table_caption(run: _Run, inner: bool) -> str:
 
 
 def _badges(run: _Run, fold: int) -> Iterator[dict[str, str]]:
+    if len(run.rows) == 1:
+        return
     if fold == run.summary.get("best_fold"):
         yield {"kind": "good", "text": "best"}
     if fold == run.summary.get("worst_fold"):
@@ -764,6 +763,12 @@ def _variables(theme: Mapping[str, str]) -> str:
 
 def _four(value: float | None) -> str:
     return _NOTHING if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
+def _mean_and_spread(run: _Run, estimate: Row) -> str:
+    """One fold has no spread."""
+    spread = "" if len(run.rows) == 1 else f" ± {_four(estimate['std'])}"
+    return f"{_four(estimate['mean'])}{spread}"
 
 
 def _interval(ends: Sequence[float]) -> str:

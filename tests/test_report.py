@@ -229,6 +229,15 @@ def test_the_page_and_its_pictures_lie_with_the_outputs(
     assert {config.outputs.report, config.outputs.plots} <= set(config.outputs.outputs())
 
 
+def test_one_fold_has_no_spread(config: RunConfig) -> None:
+    summary = summary_of(config)
+    one = [row for row in summary["folds"] if row["fold"] == 2]
+    config.outputs.summary.write_text(json.dumps({**summary, "folds": one}), encoding="utf-8")
+    page = page_of(config)
+    assert "on the one fold held out, at its best epoch" in text_of(page)
+    assert "±" not in page and 'class="badge' not in page
+
+
 def test_the_figures_of_each_class_are_there_to_read(config: RunConfig) -> None:
     text = " ".join(text_of(page_of(config)).split())
     for each in summary_of(config)["per_class"]:
