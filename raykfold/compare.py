@@ -17,9 +17,11 @@ import numpy as np
 from raykfold.archive import Archive, open_run
 from raykfold.command import Parser, add_flag, exit_code
 from raykfold.errors import BadInput
+from raykfold.observers import counted
 from raykfold.remote import without_password
 from raykfold.results import kept_epochs
 from raykfold.statistics import (
+    ROUNDING,
     McNemar,
     PairedTest,
     corrected_t_test,
@@ -29,7 +31,6 @@ from raykfold.statistics import (
 )
 
 _SIGNIFICANT = 0.05
-_ROUNDING = 1e-9  # of means
 _EPOCHS = {"best": "best epochs", "chosen": "chosen epochs", "last": "last epochs"}
 
 
@@ -63,10 +64,10 @@ class Comparison:
         """One sentence in plain words."""
         difference, test = abs(self.test.difference), self.test
         better, worse = self.names if test.difference < 0 else reversed(self.names)
-        over = _counted(len(self.folds), "fold")
+        over = counted(len(self.folds), "fold")
         if test.p is None:
             return self._without_spread(better, worse, over)
-        if difference < _ROUNDING:
+        if difference < ROUNDING:
             return f"On average the two are equally accurate over {over}."
         if test.p < _SIGNIFICANT:
             return (
@@ -91,9 +92,9 @@ class Comparison:
 
     def _without_spread(self, better: str, worse: str, over: str) -> str:
         difference = abs(self.test.difference)
-        if difference < _ROUNDING and not self.test.degrees:
+        if difference < ROUNDING and not self.test.degrees:
             return "The two are equally accurate on this fold; one fold shows no more."
-        if difference < _ROUNDING:
+        if difference < ROUNDING:
             return f"The two are equally accurate on each of {over}."
         if not self.test.degrees:
             return f"{better} is ahead of {worse} by {difference:.4f}; one fold does not show more."
@@ -307,10 +308,6 @@ def _tests(found: Comparison) -> Iterator[str]:
 
 def _p(value: float) -> str:
     return f"{value:.4f}" if value >= 0.0001 else f"{value:.1g}"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 if __name__ == "__main__":

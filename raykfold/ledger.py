@@ -13,7 +13,7 @@ from raykfold.config import RunConfig
 from raykfold.data import FeatureSet, Split
 from raykfold.deaths import Death, verdict
 from raykfold.files import remove_tree
-from raykfold.observers import Observer, RunStart
+from raykfold.observers import Observer, RunStart, named
 from raykfold.paths import fold_name
 from raykfold.remote import Place, same_store
 from raykfold.results import EpochMetrics, FoldResult, Repeats, Round, Summary
@@ -91,13 +91,13 @@ class Ledger:
 
     def named(self, folds: Sequence[int]) -> str:
         """``fold 3``, ``folds 1, 2``; of a repeat, ``folds 1, 2 of seed 4``."""
-        return _named(folds) + (f" of {self._repeat}" if self._repeat else "")
+        return named(folds) + (f" of {self._repeat}" if self._repeat else "")
 
     def _resume_lines(self, states: Mapping[int, FoldState]) -> Iterator[str]:
         complete = sorted(self._results)
         if complete:
             done = "" if self.waiting else "; nothing is left to train"
-            yield f"complete already, skipped: {_named(complete)}{done}"
+            yield f"complete already, skipped: {named(complete)}{done}"
         for fold in sorted(self.waiting & states.keys()):
             yield f"fold {fold}: resumes after epoch {states[fold].epochs_run}"
 
@@ -311,7 +311,3 @@ class Ledger:
     def _is_over(self, result: FoldResult) -> None:
         self._results[result.fold] = result
         self.observer.fold_finished(result)
-
-
-def _named(folds: Sequence[int]) -> str:
-    return f"fold{'s' * (len(folds) != 1)} {', '.join(map(str, folds))}"

@@ -373,6 +373,16 @@ def fold_line(result: FoldResult) -> str:
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 fold``, ``2 folds``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def named(folds: Sequence[int]) -> str:
+    """``fold 3``, ``folds 1, 2``."""
+    return f"fold{'s' * (len(folds) != 1)} {', '.join(map(str, folds))}"
+
+
 def duration(seconds: float) -> str:
     """3 s, 2 min 05 s, 1 h 02 min."""
     whole = round(seconds)

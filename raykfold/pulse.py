@@ -22,7 +22,7 @@ from typing import Any, Literal
 from raykfold.errors import StorageError, one_line
 from raykfold.files import write_json
 from raykfold.lease import machine
-from raykfold.observers import Observer, RunStart
+from raykfold.observers import Observer, RunStart, named
 from raykfold.paths import RunDir
 from raykfold.remote import Place, RemotePath
 from raykfold.results import EpochMetrics, FoldResult, Summary
@@ -178,8 +178,7 @@ class Pulse(Observer):
         self._wake()
 
     def worker_lost(self, folds: Sequence[int], reason: str) -> None:
-        which = f"fold{'s' * (len(folds) != 1)} {', '.join(map(str, folds))}"
-        self._failure = f"the worker of {which} ended: {one_line(reason)}", time.time()
+        self._failure = f"the worker of {named(folds)} ended: {one_line(reason)}", time.time()
         self._wake()
 
     def run_finished(self, summary: Summary) -> None:

@@ -31,11 +31,11 @@ from raykfold.config import RunConfig
 from raykfold.errors import BadInput, RaykfoldError, StorageError, one_line
 from raykfold.files import write_file
 from raykfold.lease import is_dead
-from raykfold.observers import Observer, duration
+from raykfold.observers import Observer, counted, duration, named
 from raykfold.paths import ModelDir, absolute
 from raykfold.pulse import read_pulse
 from raykfold.remote import Place, RemotePath
-from raykfold.results import FoldResult, Summary
+from raykfold.results import FoldResult, Summary, kept_epochs
 from raykfold.statistics import ClassMetrics
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class _Run:
     @property
     def headline(self) -> str:
         """Of which epochs the estimate is that comes first: ``best`` or ``chosen``."""
-        return "chosen" if self.select == "inner" else "best"
+        return kept_epochs({"select": self.select})
 
     def estimate(self, which: str) -> Row | None:
         """``mean``, ``std`` and ``interval`` (or None) over the folds; None if there is no mean.
@@ -286,9 +286,7 @@ def _row_so_far(fold: int, result: FoldResult | None, state: Row) -> Row:
 
 
 def _with_seconds(row: Row, result: FoldResult | None) -> Row:
-    if row.get("seconds") is not None or result is None:
-        return row
-    return {**row, "seconds": math.fsum(metrics.seconds for metrics in result.history)}
+    return {**row, "seconds": None if result is None else result.seconds}
 
 
 def _accuracies(row: Row) -> FoldAccuracy:
@@ -325,7 +323,7 @@ def _page(run: _Run, data: FeatureSet | None) -> dict[str, Any]:
 
 
 def _about(run: _Run) -> str:
-    return f"cross-validation of {one_line(run.config['model'])}, {_counted(len(run.rows), 'fold')}"
+    return f"cross-validation of {one_line(run.config['model'])}, {counted(len(run.rows), 'fold')}"
 
 
 def _headline(run: _Run) -> Row | None:
@@ -337,12 +335,12 @@ def _headline(run: _Run) -> Row | None:
         "chosen": "at the epoch that its inner validation split chose",
     }[run.headline]
     repeats = run.summary.get("repeats")
-    seeds = f" with each of {_counted(len(repeats['seeds']), 'seed')}" if repeats else ""
+    seeds = f" with each of {counted(len(repeats['seeds']), 'seed')}" if repeats else ""
     mean = _four(estimate["mean"])
     if len(run.rows) == 1:
         what = f"Accuracy on the one fold held out{seeds}, {where}: of other folds it says nothing."
         return {"mean": mean, "std": None, "what": what}
-    over = f"{_counted(len(run.rows), 'fold')}{seeds}, each {where}"
+    over = f"{counted(len(run.rows), 'fold')}{seeds}, each {where}"
     what = f"Accuracy on the folds held out: mean ± standard deviation over {over}."
     return {"mean": mean, "std": _four(estimate["std"]), "what": what}
 
@@ -350,10 +348,10 @@ def _headline(run: _Run) -> Row | None:
 def _state(run: _Run) -> Row:
     """What stands in place of a mean where there is none."""
     complete = len(run.folds_that_are("complete"))
-    done = f"{complete} of {_counted(len(run.all_rows), 'fold')} are complete"
+    done = f"{complete} of {counted(len(run.all_rows), 'fold')} are complete"
     if not run.is_over:
         epochs, most = sum(row["epochs_run"] for row in run.rows), run.config["epochs"]
-        so_far = f"{_counted(epochs, 'epoch')} behind them, of at most {most} a fold"
+        so_far = f"{counted(epochs, 'epoch')} behind them, of at most {most} a fold"
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         return {
             "title": "Stopped" if run.is_stopped else "In training",
@@ -374,7 +372,7 @@ def _repeats_so_far(run: _Run) -> str:
     for each in map(_Run, run.archive.repeats()):
         complete = sum(row["status"] == "complete" for row in each.rows)
         told.append(
-            f" With seed {each.config['seed']}, {complete} of {_counted(len(each.rows), 'fold')}."
+            f" With seed {each.config['seed']}, {complete} of {counted(len(each.rows), 'fold')}."
         )
     return "".join(told)
 
@@ -423,7 +421,7 @@ def _tiles(run: _Run) -> Iterator[tuple[str, str, str]]:
 def _sessions(run: _Run) -> str:
     resumes = run.summary.get("sessions", 1) - 1
     workers = run.summary["num_workers"]
-    worked = f"at most {_counted(workers, 'worker')} at once" if workers else ""
+    worked = f"at most {counted(workers, 'worker')} at once" if workers else ""
     resumed = f"resumed {'once' if resumes == 1 else f'{resumes} times'}" if resumes > 0 else ""
     return ", ".join(part for part in (worked, resumed) if part)
 
@@ -446,14 +444,16 @@ def _doubts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[bool, str]]:
         yield (
             True,
             (
-                f"{_named(outliers)} stand{'s' * (len(outliers) == 1)} apart from the others: look "
-                "at what is in there before you trust the mean."
+                f"{_capital(named(outliers))} stand{'s' * (len(outliers) == 1)} apart from the "
+                "others: look at what is in there before you trust the mean."
             ),
         )
     for line in (run.summary.get("leakage") or {}).get("warnings", []):
         yield True, f"Leakage: {one_line(line, longest=600)}."
     if data is not None:
-        yield from ((True, f"{_capital(line)}.") for line in data.warnings())
+        inner, seed = run.select == "inner", int(run.config["seed"])
+        lines = data.warnings([row["fold"] for row in run.rows], inner=inner, seed=seed)
+        yield from ((True, f"{_capital(line)}.") for line in lines)
     elif missing := [each.name for each in run.scores if not each.support]:
         yield True, f"No held-out sample is of {_listed(missing)}."
     if never := [each.name for each in run.scores if each.support and not each.recall]:
@@ -545,7 +545,7 @@ def _repeats(run: _Run) -> dict[str, Any] | None:
     repeats = run.summary.get("repeats")
     if not repeats:
         return None
-    first, count = repeats["seeds"][0], _counted(len(repeats["seeds"]), "seed")
+    first, count = repeats["seeds"][0], counted(len(repeats["seeds"]), "seed")
     what = (
         f"The cross-validation was run with {count}; the table above, what is pooled and the "
         f"pictures are of seed {first}."
@@ -652,7 +652,7 @@ def _mistakes(run: _Run, data: FeatureSet | None) -> dict[str, Any] | None:
     if not len(first):
         return {"what": "There is none: every held-out sample was recognised.", "samples": []}
     what = (
-        f"Of {_counted(len(wrong), 'held-out sample')} taken for something else, "
+        f"Of {counted(len(wrong), 'held-out sample')} taken for something else, "
         f"{'the one' if len(first) == 1 else f'the {len(first)}'} with the highest probability for "
         "it. Sometimes it is the label that is wrong. "
     )
@@ -712,7 +712,7 @@ def _facts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[str, str]]:
 def _twins(leakage: Row) -> str:
     names = {"identical": "identical", "constant": "constant", "near": "near-identical"}
     counts = [f"{leakage[kind]['samples']} {name}" for kind, name in names.items()]
-    return f"{', '.join(counts)}, of {_counted(leakage['samples'], 'sample')}"
+    return f"{', '.join(counts)}, of {counted(leakage['samples'], 'sample')}"
 
 
 def _source(run: _Run) -> str:
@@ -788,16 +788,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return math.fsum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
-
-
 def _times(count: int) -> str:
     return {0: "never", 1: "once"}.get(count, f"{count} times")
-
-
-def _named(folds: Sequence[int]) -> str:
-    return f"Fold{'s' * (len(folds) != 1)} {', '.join(map(str, folds))}"
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ CONFIDENCE = 0.95  # of every interval
 
 # Accuracies of folds that are closer than that are equal but for rounding: a sample more or less is
 # further apart in any fold that fits a disk.
-_ROUNDING = 1e-9
+ROUNDING = 1e-9
 _OUTLYING = 3.5  # Iglewicz and Hoaglin's advice for their modified z-score
 _FEWEST_FOR_OUTLIERS = 4
 
@@ -91,7 +91,7 @@ def corrected_std_error(values: Sequence[float], test_to_train: float) -> float 
         None where the values do not tell how they vary: of a single one, or if all are equal.
     """
     deviation = sample_std(values)
-    if deviation is None or max(values) - min(values) < _ROUNDING:
+    if deviation is None or max(values) - min(values) < ROUNDING:
         return None
     return deviation * math.sqrt(1 / len(values) + test_to_train)
 
