@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,7 @@ class FeatureSet:
         fingerprint: hex; equal for equal features, labels, folds and class labels, whatever files
             or shapes they came in.
         notes: lines to show the user.
+        left_out: folds without a part in it: their samples are neither trained on nor held out.
     """
 
     features: Array
@@ -94,6 +95,7 @@ class FeatureSet:
     feature_parameters: dict[str, Any]
     fingerprint: str
     notes: tuple[str, ...]
+    left_out: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -132,7 +134,35 @@ class FeatureSet:
     @property
     def fold_labels(self) -> tuple[int, ...]:
         """The folds' labels, ascending."""
-        return tuple(np.unique(self.folds).tolist())
+        return tuple(np.unique(self.folds[self._has_part]).tolist())
+
+    def without(self, fold: int) -> FeatureSet:
+        """The same as if no sample were in `fold`; the arrays stay as they are, and are shared.
+
+        Raises:
+            BadInput: no sample is in that fold.
+        """
+        self._in(fold)
+        name = f"{self.fingerprint} without fold {fold}"
+        fingerprint = hashlib.blake2b(name.encode(), digest_size=20).hexdigest()
+        return replace(self, left_out=(*self.left_out, fold), fingerprint=fingerprint, notes=())
+
+    @property
+    def _has_part(self) -> npt.NDArray[np.bool_]:
+        """(N,) whether a sample is in a fold that is not left out."""
+        return ~np.isin(self.folds, self.left_out)
+
+    def _in(self, fold: int) -> npt.NDArray[np.bool_]:
+        """(N,) whether a sample is in that fold.
+
+        Raises:
+            BadInput: none is.
+        """
+        held_out = (self.folds == fold) & self._has_part
+        if not held_out.any():
+            known = ", ".join(map(str, self.fold_labels))
+            raise BadInput(f"fold {fold}: not in the data, whose folds are {known}")
+        return held_out
 
     def split(self, fold: int, *, inner: bool = False, seed: int = 0) -> Split:
         """The split that holds `fold` out.
@@ -145,11 +175,8 @@ class FeatureSet:
         Raises:
             BadInput: no sample is in that fold; there are too few for an inner validation set.
         """
-        held_out = self.folds == fold
-        if not held_out.any():
-            known = ", ".join(map(str, self.fold_labels))
-            raise BadInput(f"fold {fold}: not in the data, whose folds are {known}")
-        train, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        held_out = self._in(fold)
+        train, validation = np.flatnonzero(self._has_part & ~held_out), np.flatnonzero(held_out)
         if not inner:
             return Split(fold, train, validation)
         chosen = self._inner(fold, train, seed)
@@ -180,7 +207,7 @@ class FeatureSet:
             folds: those that are held out; all by default.
             inner, seed: as of `split`, and so are the errors.
         """
-        present = set(self.labels.tolist())
+        present = set(self.labels[self._has_part].tolist())
         lines = []
         absent = [each for each in self.classes if each.label not in present]
         if absent:

@@ -938,6 +938,30 @@ def test_a_class_of_one_sample_stays_in_training() -> None:
     assert 1 in data.labels[split.train]
 
 
+def test_a_fold_that_is_left_out_has_no_part_in_any_split(small_data: FeatureSet) -> None:
+    rest = small_data.without(2)
+    assert rest.fold_labels == (1, 3, 4, 5)
+    assert rest.features is small_data.features
+    for fold in rest.fold_labels:
+        split = rest.split(fold, inner=True)
+        parts = np.concatenate([split.train, split.validation, split.inner])
+        assert sorted(parts.tolist()) == np.flatnonzero(small_data.folds != 2).tolist()
+        assert set(small_data.folds[split.validation].tolist()) == {fold}
+
+
+def test_a_fold_that_is_left_out_cannot_be_held_out(small_data: FeatureSet) -> None:
+    with pytest.raises(BadInput, match="fold 2: not in the data, whose folds are 1, 3, 4, 5$"):
+        small_data.without(2).split(2)
+    with pytest.raises(BadInput, match="fold 7: not in the data"):
+        small_data.without(7)
+
+
+def test_data_without_a_fold_has_a_fingerprint_of_its_own(small_data: FeatureSet) -> None:
+    prints = {each.fingerprint for each in (small_data, *map(small_data.without, (1, 2)))}
+    assert len(prints) == 3
+    assert small_data.without(1).fingerprint in prints
+
+
 def test_too_few_samples_for_an_inner_split_are_refused() -> None:
     data = data_with_folds([1, 1, 2, 2], [0, 1, 0, 1])
     with pytest.raises(BadInput, match="--select inner: fold 1 leaves no class with two samples"):
