@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,7 +37,7 @@ from raykfold.observers import Observer
 from raykfold.remote import Place
 from raykfold.shares import Load, WorkerSize, deal, hand_over
 from raykfold.trainer import ShareTrainer, cause, is_death, is_failure
-from raykfold.training import Precision, TrainingSettings
+from raykfold.training import TrainingSettings
 from raykfold.worker import ShareTask
 
 _log = logging.getLogger(__name__)
@@ -99,12 +99,9 @@ class Dealer:
 
     Args:
         config: the run's.
-        data: the run's; the features go into Ray's object store, once.
-        ledgers: of the run and its repeats; each knows its folds, and is told of every committed
-            round. Where slots are short, the first goes before the others.
+        data: of all ledgers; the features go into Ray's object store, once.
         observer: told of what the user should know.
         size: what a worker takes of a node.
-        precision: of training steps.
         marker: a file that workers must find; None where that need not be asked.
         own_instance: Ray was started by this process, and ends with it.
     """
@@ -113,20 +110,18 @@ class Dealer:
         self,
         config: RunConfig,
         data: FeatureSet,
-        ledgers: Sequence[Ledger],
         observer: Observer,
         *,
         size: WorkerSize,
-        precision: Precision,
         marker: Place | None,
         own_instance: bool,
     ) -> None:
         self._config = config
         self._data = data
-        self._ledgers = ledgers
+        self._ledgers: list[Ledger] = []
+        self._runs: dict[Ledger, Ledger] = {}  # what each is a part of
         self._observer = observer
-        self._size = size
-        self._precision = precision
+        self.size = size
         self._marker = marker
         self._own_instance = own_instance
         self._board = open_board()
@@ -150,15 +145,37 @@ class Dealer:
         self._said: set[str] = set()
         self._at_work: dict[Ledger, list[tuple[int, ...]]] = {}  # as observers were told
 
-    def work(self) -> None:
+    def add(self, ledger: Ledger, *, part_of: Ledger | None = None) -> None:
+        """Work on a ledger, which has begun, too; where slots are short, on those before it first.
+
+        Args:
+            ledger: knows its folds, and is told of every committed round.
+            part_of: the run that it is a repeat of.
+        """
+        self._ledgers.append(ledger)
+        self._runs[ledger] = part_of or ledger
+
+    def drop(self, ledger: Ledger) -> None:
+        """Give a ledger up; its workers end now, and what they have committed stays on storage."""
+        self._ledgers.remove(ledger)
+        ledger.waiting.clear()
+        for share in self._shares.values():
+            if share.ledger is ledger and share.active:
+                share.active.clear()
+                share.trainer.stop()
+
+    def work(self, tend: Callable[[], bool] = lambda: False) -> None:
         """Return when every fold is over.
+
+        Args:
+            tend: called several times a second, to add and drop ledgers; whether more may come.
 
         Raises:
             StorageError: results cannot be written.
             BadInput: no slot came within --wait_timeout.
         """
         try:
-            while self._waiting() or any(share.active for share in self._shares.values()):
+            while tend() or self._is_busy():
                 self._look_at_nodes()
                 self._deal()
                 self._take_in_all(_POLL_SECONDS)
@@ -176,10 +193,15 @@ class Dealer:
                 for share in self._shares.values():
                     share.trainer.give_slot_back()
             raise
-        finally:
-            for aid in (self._watch, self._request):
-                if aid is not None:
-                    aid.close()
+
+    def close(self) -> None:
+        """Ask the cluster for nothing more."""
+        for aid in (self._watch, self._request):
+            if aid is not None:
+                aid.close()
+
+    def _is_busy(self) -> bool:
+        return bool(self._waiting()) or any(share.active for share in self._shares.values())
 
     def _waiting(self) -> list[Ledger]:
         """Those with folds that wait."""
@@ -240,7 +262,7 @@ class Dealer:
         if room <= 0:
             return 0
         unplaced = sum(not share.started for share in self._shares.values())
-        free = free_slots(self._size, self._shunned)
+        free = free_slots(self.size, self._shunned)
         return max(0, min(room, free - unplaced))
 
     @property
@@ -261,6 +283,9 @@ class Dealer:
         Raises:
             BadInput: it does.
         """
+        if not self._is_busy():
+            self._waiting_since = None
+            return
         now = time.monotonic()
         self._waiting_since = self._waiting_since or now
         waited, what = now - self._waiting_since, self._what_is_missing()
@@ -283,7 +308,7 @@ class Dealer:
         if self._shares or not self._waiting():
             return None
         waiting = ", ".join(each.named(sorted(each.waiting)) for each in self._waiting())
-        return f"no free slot in Ray; {waiting} waiting ({inventory(self._size)})"
+        return f"no free slot in Ray; {waiting} waiting ({inventory(self.size)})"
 
     def _relieve(self, free: int) -> None:
         loads = {
@@ -310,7 +335,7 @@ class Dealer:
         ledger.waiting -= set(folds)
         trainer = ShareTrainer(
             self._task(ledger, name, folds),
-            self._size,
+            self.size,
             ledger.config.run_dir.shares,
             shunned=self._shunned,
             own_instance=self._own_instance,
@@ -335,7 +360,7 @@ class Dealer:
                 learning_rate=config.learning_rate,
                 patience=config.early_stopping_patience,
                 seed=config.seed,
-                precision=self._precision,
+                precision=ledger.precision,
             ),
             epochs=config.epochs,
             context=WeightsContext(
@@ -347,8 +372,8 @@ class Dealer:
             run_dir=config.run_dir,
             marker=self._marker,
             checkpoint_every=config.checkpoint_every,
-            threads=self._size.cpus,
-            use_gpu=bool(self._size.gpus),
+            threads=self.size.cpus,
+            use_gpu=bool(self.size.gpus),
             watch=config.wandb_watch and config.wandb_project is not None,
             together=self._together(ledger, folds),
             record=not ledger.has_died(folds),  # recordings take memory
@@ -361,7 +386,7 @@ class Dealer:
         """
         if ledger.has_died(folds):
             return 1
-        return self._config.folds_per_slot or (None if self._size.gpus else 1)
+        return self._config.folds_per_slot or (None if self.size.gpus else 1)
 
     def _fit(self, name: str, trainer: ShareTrainer) -> None:
         ended: Exception | None = None
@@ -394,10 +419,7 @@ class Dealer:
             case ShareStarted():
                 share.started, share.slot, share.address = True, event.node, event.address
                 self._waiting_since = None
-                at_work = [each for each in self._shares.values() if each.started and each.active]
-                of_run = [each for each in at_work if each.ledger is share.ledger]
-                share.ledger.workers(len(of_run))
-                self._ledgers[0].workers(len(at_work))
+                self._count_workers(share.ledger)
                 gpu = f", GPU {event.gpu}" if event.gpu else ""
                 where = f"{event.address}, pid {event.pid}{gpu}"
                 _log.info("share %s: worker up on %s", event.share, where)
@@ -419,6 +441,13 @@ class Dealer:
                 share.active -= {*round_.finished, *round_.failed, *round_.released}
                 seconds = [metrics.seconds for metrics in round_.epochs.values()]
                 share.epoch_seconds = max(seconds, default=share.epoch_seconds)
+
+    def _count_workers(self, ledger: Ledger) -> None:
+        """Of a ledger, and of the run that it is part of."""
+        at_work = [s.ledger for s in self._shares.values() if s.started and s.active]
+        run = self._runs[ledger]
+        ledger.workers(at_work.count(ledger))
+        run.workers(sum(self._runs[each] is run for each in at_work))
 
     def _shun(self, event: NodeIsBlind) -> None:
         known = event.node in self._blind

@@ -7,7 +7,9 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from raykfold.artifacts import Artifacts
 from raykfold.command import uncollected
@@ -42,6 +44,9 @@ from raykfold.storage import (
 from raykfold.tensorboard import TensorBoard
 from raykfold.tracking import Tracker
 from raykfold.training import Precision
+
+if TYPE_CHECKING:
+    from raykfold.dealer import Dealer
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +84,41 @@ def cross_validate(
         StorageError: the disk is full, or the store was away for long; or another process has
             taken the run over.
     """
+    with reading(config, data, observers) as given:
+        data = given.data
+        check_model(config.model, data.n_mels, data.num_classes, data.time)
+        with claimed(config, given.audience):
+            return _run(config, given)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a run has to start from.
+
+    Attributes:
+        data: the samples.
+        folds: those that are held out.
+        leakage: between them.
+        credentials: for services outside; they are in no process's environment.
+        audience: told of everything.
+    """
+
+    data: FeatureSet
+    folds: tuple[int, ...]
+    leakage: Leakage
+    credentials: Credentials
+    audience: Audience
+
+
+@contextmanager
+def reading(
+    config: RunConfig, data: FeatureSet | None, observers: Sequence[Observer]
+) -> Iterator[Given]:
+    """The data, checked, and what is to say of them said; nothing is written.
+
+    Raises:
+        BadInput: the data cannot be used.
+    """
     audience = Audience(observers)
     with (
         closing(audience),
@@ -91,19 +131,29 @@ def cross_validate(
         about_splits = data.warnings(folds, inner=config.select == "inner", seed=config.seed)
         for line in (*data.notes, *about_splits, *leakage.warnings()):
             audience.noticed(line)
-        check_model(config.model, data.n_mels, data.num_classes, data.time)
-        check_writable(config)
-        missing = _missing_folders(config)
-        # Observers are closed while the run is locked: a mirror may be at work until then.
-        with (
-            locked(config, audience.noticed) as check,
-            _undone_if_refused(config, missing),
-            closing(audience),
-        ):
-            audience.add(_LockWatch(check))
-            summary = _run(config, data, folds, leakage, credentials, audience)
-            check()
-            return summary
+        yield Given(data, folds, leakage, credentials, audience)
+
+
+@contextmanager
+def claimed(config: RunConfig, audience: Audience) -> Iterator[None]:
+    """Have the folder of a run for this process alone; the audience is closed at the end.
+
+    Raises:
+        BadInput: it cannot be written, or another process is at work there; or the body raised it,
+            and what was made to claim the folder is undone.
+        StorageError: another process has taken it over.
+    """
+    check_writable(config)
+    missing = _missing_folders(config)
+    # Observers are closed while the run is locked: a mirror may be at work until then.
+    with (
+        locked(config, audience.noticed) as check,
+        _undone_if_refused(config, missing),
+        closing(audience),
+    ):
+        audience.add(_LockWatch(check))
+        yield
+        check()
 
 
 class _LockWatch(Observer):
@@ -116,38 +166,42 @@ class _LockWatch(Observer):
         self._check()
 
 
-def _run(
-    config: RunConfig,
-    data: FeatureSet,
-    folds: tuple[int, ...],
-    leakage: Leakage,
-    credentials: Credentials,
-    audience: Audience,
-) -> Summary:
-    if config.fresh:
-        with _repeats_locked(config):
-            places = set_aside(config)
-        for place in places:
-            audience.noticed(f"the earlier run was set aside in {place}")
+def _run(config: RunConfig, given: Given) -> Summary:
+    set_earlier_aside(config, given.audience)
     repeats = [config.repeat(number) for number in range(1, config.repeats)]
     for each in (config, *repeats):
-        check_identity(each, identity(each, data.fingerprint))
+        check_identity(each, identity(each, given.data.fingerprint))
     with ExitStack() as taken:
-        ledgers = [_ledger(config, config, data, folds, credentials, audience)]
+        ledgers = [open_ledger(config, given, given.audience)]
         for repeat in repeats:
-            told = audience.of_repeat(repeat.seed)
-            check = taken.enter_context(locked(repeat, told.noticed))
-            taken.enter_context(closing(told))
-            told.add(_LockWatch(check))
-            ledgers.append(_ledger(config, repeat, data, folds, credentials, told))
+            told = given.audience.of_repeat(repeat.seed)
+            taken.enter_context(part(repeat, told))
+            ledgers.append(open_ledger(repeat, given, told, repeat_of=config))
         if any(ledger.waiting for ledger in ledgers):
-            _train(config, data, ledgers, audience)
+            _train(config, given.data, ledgers, given.audience)
         else:
             for ledger in ledgers:
                 ledger.announce_again()
         run, *others = ledgers
-        found = leakage.to_json()
+        found = given.leakage.to_json()
         return run.conclude(found, [ledger.conclude(found) for ledger in others])
+
+
+def set_earlier_aside(config: RunConfig, observer: Observer) -> None:
+    """With --fresh, move what lies there out of the way."""
+    if config.fresh:
+        with _repeats_locked(config):
+            places = set_aside(config)
+        for place in places:
+            observer.noticed(f"the earlier run was set aside in {place}")
+
+
+@contextmanager
+def part(config: RunConfig, audience: Audience) -> Iterator[None]:
+    """Have a run that is part of another, like a repeat, for this process alone."""
+    with locked(config, audience.noticed) as check, closing(audience):
+        audience.add(_LockWatch(check))
+        yield
 
 
 @contextmanager
@@ -168,19 +222,18 @@ def _repeats_locked(config: RunConfig) -> Iterator[None]:
         yield
 
 
-def _ledger(
-    run: RunConfig,
-    config: RunConfig,
-    data: FeatureSet,
-    folds: tuple[int, ...],
-    credentials: Credentials,
-    audience: Audience,
+def open_ledger(
+    config: RunConfig, given: Given, audience: Audience, *, repeat_of: RunConfig | None = None
 ) -> Ledger:
     """Of a run, or of one of its repeats, with what storage knows; its audience gets its observers.
 
     Args:
-        run: that which `config` is of, or is a repeat of.
+        config: the run's, or the repeat's.
+        given: what it starts from.
+        audience: its own.
+        repeat_of: the run that it is a repeat of.
     """
+    run, data = repeat_of or config, given.data
     first_started = created(config)
     audience.add(Artifacts(config))
     audience.add(Reporter(config, data))
@@ -192,10 +245,10 @@ def _ledger(
         others = (run.hf_model_repo_id, run.wandb_project)
         keep = any(each is not None for each in others)
         audience.add(Outbox(config.outputs, config.model_place, audience.noticed, keep=keep))
-    for service in _services(config, credentials, first_started, audience):
+    for service in _services(config, given.credentials, first_started, audience):
         audience.add(service)
-    repeat = "" if config is run else f"seed {config.seed}"
-    ledger = Ledger(config, data, folds, audience, first_started, repeat)
+    repeat = f"seed {config.seed}" if repeat_of else ""
+    ledger = Ledger(config, data, given.folds, audience, first_started, repeat)
     ledger.find_states()
     return ledger
 
@@ -275,6 +328,28 @@ def _train(
         BadInput: Ray has not what the flags ask for; the run is another one on this device.
         StorageError: results cannot be written.
     """
+    with dealing(config, data, observer) as dealer:
+        run = ledgers[0]
+        identities = [identity_there(ledger.config, data, dealer.size) for ledger in ledgers]
+        for ledger, current in zip(ledgers, identities, strict=True):
+            check_identity(ledger.config, current)
+        for ledger, current in zip(ledgers, identities, strict=True):
+            # The run's own summary speaks for its repeats, and is not true while one trains.
+            if ledger.waiting or ledger is run:
+                ledger.begin(current)
+            else:
+                ledger.announce_again()
+            dealer.add(ledger, part_of=run)
+        dealer.work()
+
+
+@contextmanager
+def dealing(config: RunConfig, data: FeatureSet, observer: Observer) -> Iterator[Dealer]:
+    """Connect to Ray; a dealer for it, which has no ledger yet.
+
+    Raises:
+        BadInput: Ray has not what the flags ask for.
+    """
     for name, value in _TRAIN_SETTINGS.items():
         os.environ.setdefault(name, value)
     with ray_session(
@@ -289,31 +364,23 @@ def _train(
         size = _worker_size(config, own_instance)
         if own_instance:
             _check_slots(config, size)
-        device = "gpu" if size.gpus else f"cpu x{size.cpus}"
-        precision = _precision(config, size)
-        identities = [
-            identity(ledger.config, data.fingerprint, device, precision) for ledger in ledgers
-        ]
-        for ledger, current in zip(ledgers, identities, strict=True):
-            check_identity(ledger.config, current)
-        with _seen_by_all_nodes(config, size, own_instance) as marker:
-            for ledger, current in zip(ledgers, identities, strict=True):
-                # The run's own summary speaks for its repeats, and is not true while one trains.
-                if ledger.waiting or ledger.config is config:
-                    ledger.begin(current)
-                else:
-                    ledger.announce_again()
-            dealer = Dealer(
-                config,
-                data,
-                ledgers,
-                observer,
-                size=size,
-                precision=precision,
-                marker=marker,
-                own_instance=own_instance,
-            )
-            dealer.work()
+        with (
+            _seen_by_all_nodes(config, size, own_instance) as marker,
+            closing(
+                Dealer(config, data, observer, size=size, marker=marker, own_instance=own_instance)
+            ) as dealer,
+        ):
+            yield dealer
+
+
+def identity_there(config: RunConfig, data: FeatureSet, size: WorkerSize) -> dict[str, Any]:
+    """A run's identity, with what only Ray's nodes could tell.
+
+    Args:
+        size: of its workers.
+    """
+    device = "gpu" if size.gpus else f"cpu x{size.cpus}"
+    return identity(config, data.fingerprint, device, _precision(config, size))
 
 
 def _import_dealer() -> None:

@@ -27,6 +27,7 @@ from raykfold.storage import (
     versions,
     write_record,
 )
+from raykfold.training import Precision
 
 
 class Ledger:
@@ -65,6 +66,7 @@ class Ledger:
         self._deaths: dict[int, list[Death]] = {fold: [] for fold in folds}
         self._index = Index()
         self._began: float | None = None
+        self.precision: Precision = "fp32"  # of training steps, once it has begun
         self._seconds_before = 0.0
 
     def find_states(self) -> None:
@@ -107,6 +109,7 @@ class Ledger:
         Raises:
             StorageError: it cannot be written.
         """
+        self.precision = "bf16" if identity.get("precision") == "bf16" else "fp32"
         self._began, self._seconds_before = time.monotonic(), self._index.wall_seconds
         self._index.sessions += 1
         # These stand for a run that is over, and this one has something left to do.
