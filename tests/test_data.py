@@ -950,7 +950,7 @@ def test_a_fold_that_is_left_out_has_no_part_in_any_split(small_data: FeatureSet
 
 
 def test_a_fold_that_is_left_out_cannot_be_held_out(small_data: FeatureSet) -> None:
-    with pytest.raises(BadInput, match="fold 2: not in the data, whose folds are 1, 3, 4, 5$"):
+    with pytest.raises(BadInput, match=r"fold 2: not in the data, whose folds are 1, 3, 4, 5$"):
         small_data.without(2).split(2)
     with pytest.raises(BadInput, match="fold 7: not in the data"):
         small_data.without(7)
