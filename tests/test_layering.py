@@ -47,6 +47,7 @@ ORDER = (
     "pulse",
     "outbox",
     "ledger",
+    "trials",
     "figures",
     "report",
     "repository",
