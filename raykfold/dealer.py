@@ -32,10 +32,10 @@ from raykfold.events import (
     open_board,
 )
 from raykfold.ledger import Ledger
-from raykfold.nodes import Watch, free_slots, inventory, is_up
+from raykfold.nodes import Watch, all_nodes, free_slots, inventory, is_up
 from raykfold.observers import Observer
 from raykfold.remote import Place
-from raykfold.shares import Load, WorkerSize, deal, hand_over
+from raykfold.shares import Load, WorkerSize, deal, hand_over, slots
 from raykfold.trainer import ShareTrainer, cause, is_death, is_failure
 from raykfold.training import TrainingSettings
 from raykfold.worker import ShareTask
@@ -119,6 +119,7 @@ class Dealer:
         self._config = config
         self._data = data
         self._ledgers: list[Ledger] = []
+        self._ranks: dict[Ledger, int] = {}
         self._runs: dict[Ledger, Ledger] = {}  # what each is a part of
         self._observer = observer
         self.size = size
@@ -145,24 +146,37 @@ class Dealer:
         self._said: set[str] = set()
         self._at_work: dict[Ledger, list[tuple[int, ...]]] = {}  # as observers were told
 
-    def add(self, ledger: Ledger, *, part_of: Ledger | None = None) -> None:
-        """Work on a ledger, which has begun, too; where slots are short, on those before it first.
+    def add(self, ledger: Ledger, *, part_of: Ledger | None = None, rank: int = 0) -> None:
+        """Work on a ledger, which has begun, too.
 
         Args:
             ledger: knows its folds, and is told of every committed round.
             part_of: the run that it is a repeat of.
+            rank: where slots are short, those of a lower one are first, then those added before.
         """
+        self._ranks[ledger] = rank
         self._ledgers.append(ledger)
+        self._ledgers.sort(key=self._ranks.__getitem__)
         self._runs[ledger] = part_of or ledger
 
     def drop(self, ledger: Ledger) -> None:
         """Give a ledger up; its workers end now, and what they have committed stays on storage."""
+        self._take_in_all(wait_seconds=0)
         self._ledgers.remove(ledger)
         ledger.waiting.clear()
         for share in self._shares.values():
             if share.ledger is ledger and share.active:
                 share.active.clear()
                 share.trainer.stop()
+
+    def slots(self) -> int:
+        """Workers for which Ray has room when nothing else is there, as far as it may be used."""
+        there = slots([node.resources for node in all_nodes() if node.alive], self.size)
+        return min(there, self._config.num_workers or there)
+
+    def has_shares(self, ledger: Ledger) -> bool:
+        """Whether a worker of it has still to end."""
+        return any(share.ledger is ledger for share in self._shares.values())
 
     def work(self, tend: Callable[[], bool] = lambda: False) -> None:
         """Return when every fold is over.
