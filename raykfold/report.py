@@ -15,9 +15,8 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 from zipfile import BadZipFile
@@ -32,6 +31,17 @@ from raykfold.errors import BadInput, RaykfoldError, StorageError, one_line
 from raykfold.files import write_file
 from raykfold.lease import is_dead
 from raykfold.observers import Observer, counted, duration, named
+from raykfold.page import (
+    NOTHING,
+    between,
+    capital,
+    figure,
+    four,
+    listed,
+    render,
+    times,
+    write_page,
+)
 from raykfold.paths import ModelDir, absolute
 from raykfold.pulse import read_pulse
 from raykfold.remote import Place, RemotePath
@@ -43,7 +53,6 @@ if TYPE_CHECKING:
     from raykfold.figures import Curve, FoldAccuracy, Picture
 
 MOST_MISTAKES = 12
-_NOTHING = "-"
 _TEMPLATE = "report.html.j2"
 
 Row: TypeAlias = Mapping[str, Any]
@@ -78,15 +87,7 @@ def report(archive: Archive, data: FeatureSet | None = None) -> str:
         archive: the run, finished or under way.
         data: the run's, for the spectrograms; None leaves them out, and the page says so.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    from raykfold.figures import DARK, LIGHT
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    template = (package_files("raykfold") / _TEMPLATE).read_text(encoding="utf-8")
-    return environment.from_string(template).render(
-        _page(_Run(archive), data), light=LIGHT, dark=DARK, variables=_variables
-    )
+    return render(_TEMPLATE, _page(_Run(archive), data))
 
 
 def plots(archive: Archive) -> dict[str, bytes]:
@@ -105,14 +106,7 @@ def write_report(archive: Archive, outputs: ModelDir, data: FeatureSet | None = 
     Raises:
         StorageError: it cannot be written.
     """
-    drawn = plots(archive)
-    for name, content in drawn.items():
-        write_file(outputs.plots / f"{name}.png", content)
-    for file in outputs.all_plots():
-        if file.stem not in drawn:
-            file.unlink(missing_ok=True)
-    write_file(outputs.report, report(archive, data).encode())
-    return outputs.report
+    return write_page(outputs, report(archive, data), plots(archive))
 
 
 # --- what is known of a run ----------------------------------------------------------------------
@@ -304,6 +298,7 @@ def _page(run: _Run, data: FeatureSet | None) -> dict[str, Any]:
     own, other = _settings(run)
     return {
         "run_name": one_line(run.archive.run_name),
+        "made_from": "the run's files",
         "about": _about(run),
         "headline": _headline(run),
         "state": _state(run),
@@ -336,13 +331,13 @@ def _headline(run: _Run) -> Row | None:
     }[run.headline]
     repeats = run.summary.get("repeats")
     seeds = f" with each of {counted(len(repeats['seeds']), 'seed')}" if repeats else ""
-    mean = _four(estimate["mean"])
+    mean = four(estimate["mean"])
     if len(run.rows) == 1:
         what = f"Accuracy on the one fold held out{seeds}, {where}: of other folds it says nothing."
         return {"mean": mean, "std": None, "what": what}
     over = f"{counted(len(run.rows), 'fold')}{seeds}, each {where}"
     what = f"Accuracy on the folds held out: mean ± standard deviation over {over}."
-    return {"mean": mean, "std": _four(estimate["std"]), "what": what}
+    return {"mean": mean, "std": four(estimate["std"]), "what": what}
 
 
 def _state(run: _Run) -> Row:
@@ -362,7 +357,7 @@ def _state(run: _Run) -> Row:
     if partial.get("mean") is not None:
         alone = (
             f" Over the complete ones alone (folds {', '.join(map(str, partial['folds']))}) it "
-            f"would be {_four(partial['mean'])}, which is another number."
+            f"would be {four(partial['mean'])}, which is another number."
         )
     return {"title": "Partial", "what": f"{done}, so there is no mean.{alone}"}
 
@@ -383,7 +378,7 @@ def _tiles(run: _Run) -> Iterator[tuple[str, str, str]]:
     if headline is not None and headline["interval"]:
         yield (
             "95 % interval, approximate",
-            _interval(headline["interval"]),
+            between(headline["interval"]),
             ("of the mean, corrected for folds that share training samples"),
         )
     notes = {
@@ -394,7 +389,7 @@ def _tiles(run: _Run) -> Iterator[tuple[str, str, str]]:
         estimate = run.estimate(which)
         if estimate is not None and which != run.headline:
             interval = estimate["interval"]
-            more = f"; 95 %, approximate: {_interval(interval)}" if interval else ""
+            more = f"; 95 %, approximate: {between(interval)}" if interval else ""
             yield (
                 f"At the {which} epoch",
                 _mean_and_spread(run, estimate),
@@ -405,11 +400,11 @@ def _tiles(run: _Run) -> Iterator[tuple[str, str, str]]:
         interval = run.summary.get("oof_interval")
         note = f"{run.headline} epochs{run.of_seed}"
         if interval:
-            note += f"; 95 %, Wilson, as if samples were independent: {_interval(interval)}"
-        yield "Out of fold, all samples pooled", _four(pooled), note
+            note += f"; 95 %, Wilson, as if samples were independent: {between(interval)}"
+        yield "Out of fold, all samples pooled", four(pooled), note
     if run.summary.get("macro_f1") is not None:
         note = f"mean over classes, out of fold, {run.headline} epochs{run.of_seed}"
-        yield "Macro F1", _four(run.summary["macro_f1"]), note
+        yield "Macro F1", four(run.summary["macro_f1"]), note
     complete = len(run.folds_that_are("complete"))
     failed = len(run.folds_that_are("failed"))
     of = f"{complete} of {len(run.all_rows)}"
@@ -429,7 +424,7 @@ def _sessions(run: _Run) -> str:
 def _doubts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[bool, str]]:
     """What a reader of the figures should know, and whether it may change what they are worth."""
     for name, row in run.folds_that_are("failed"):
-        yield True, f"{_capital(name)} failed: {one_line(row['error'] or 'unknown', longest=600)}"
+        yield True, f"{capital(name)} failed: {one_line(row['error'] or 'unknown', longest=600)}"
     yield from _doubts_of_the_epoch(run)
     if (run.estimate(run.headline) or {}).get("interval"):
         yield (
@@ -444,7 +439,7 @@ def _doubts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[bool, str]]:
         yield (
             True,
             (
-                f"{_capital(named(outliers))} stand{'s' * (len(outliers) == 1)} apart from the "
+                f"{capital(named(outliers))} stand{'s' * (len(outliers) == 1)} apart from the "
                 "others: look at what is in there before you trust the mean."
             ),
         )
@@ -453,11 +448,11 @@ def _doubts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[bool, str]]:
     if data is not None:
         inner, seed = run.select == "inner", int(run.config["seed"])
         lines = data.warnings([row["fold"] for row in run.rows], inner=inner, seed=seed)
-        yield from ((True, f"{_capital(line)}.") for line in lines)
+        yield from ((True, f"{capital(line)}.") for line in lines)
     elif missing := [each.name for each in run.scores if not each.support]:
-        yield True, f"No held-out sample is of {_listed(missing)}."
+        yield True, f"No held-out sample is of {listed(missing)}."
     if never := [each.name for each in run.scores if each.support and not each.recall]:
-        yield True, f"Never recognised: {_listed(never)}."
+        yield True, f"Never recognised: {listed(never)}."
     if run.config.get("folds"):
         yield False, "Not every fold of the data was held out: the run was told which (--folds)."
 
@@ -536,8 +531,8 @@ def _cells(row: Row, inner: bool) -> Iterator[str]:
         yield _shown(row.get(name))
     for which in ("chosen", "best") if inner else ("best",):
         yield _shown(_from_1(row.get(f"{which}_epoch")))
-        yield _four(row.get(f"{which}_val_accuracy"))
-    yield _four(row.get("last_val_accuracy"))
+        yield four(row.get(f"{which}_val_accuracy"))
+    yield four(row.get("last_val_accuracy"))
     yield _shown(None if row.get("seconds") is None else duration(row["seconds"]))
 
 
@@ -552,15 +547,15 @@ def _repeats(run: _Run) -> dict[str, Any] | None:
     )
     if spread := repeats.get("spread"):
         what += (
-            f" From seed to seed one fold's accuracy varies by {_four(spread['over_seeds'])} "
-            f"(standard deviation), and the mean over folds by {_four(spread['of_means'])}; from "
-            f"fold to fold the accuracy varies by {_four(spread['over_folds'])}, what seeds add "
+            f" From seed to seed one fold's accuracy varies by {four(spread['over_seeds'])} "
+            f"(standard deviation), and the mean over folds by {four(spread['of_means'])}; from "
+            f"fold to fold the accuracy varies by {four(spread['over_folds'])}, what seeds add "
             "taken off."
         )
     rows = []
     for seed, folds in zip(repeats["seeds"], repeats["folds"], strict=True):
         kept = [row.get(f"{run.headline}_val_accuracy") for row in folds]
-        rows.append({"seed": seed, "cells": map(_four, kept), "mean": _four(_mean(kept))})
+        rows.append({"seed": seed, "cells": map(four, kept), "mean": four(_mean(kept))})
     return {"what": what, "folds": [row["fold"] for row in run.rows], "rows": rows}
 
 
@@ -573,20 +568,20 @@ def _pictures(run: _Run) -> Iterator[dict[str, Any]]:
         dot = " The dot is the epoch whose weights are kept." if _few(learnt) else ""
         for what in ("accuracy", "loss"):
             label = f"Validation {what} after each epoch, of each fold and on average"
-            yield _figure(figures.curve(learnt, what), label, f"{caption}{dot}")
+            yield figure(figures.curve(learnt, what), label, f"{caption}{dot}")
     if picture := run.confusion():
         caption = (
             f"Which class was taken for which, {_samples(run)}: a row for each true class, a "
             "column for each prediction. A cell is the stronger, the larger its share of the row."
         )
-        yield _figure(picture, "Confusion matrix", caption)
+        yield figure(picture, "Confusion matrix", caption)
     if picture := run.class_picture():
         caption = f"Precision, recall and F1 of each class, {_samples(run)}; the best is on top."
-        yield _figure(picture, "Precision, recall and F1 of each class", caption)
+        yield figure(picture, "Precision, recall and F1 of each class", caption)
 
 
 def _class_row(each: ClassMetrics) -> Row:
-    cells = [_four(each.precision), _four(each.recall), _four(each.f1), str(each.support)]
+    cells = [four(each.precision), four(each.recall), four(each.f1), str(each.support)]
     return {"name": one_line(each.name), "cells": cells}
 
 
@@ -598,16 +593,7 @@ def _fold_picture(run: _Run) -> dict[str, Any] | None:
         "The further apart best and last are, the more it matters that the held-out samples have "
         "chosen the epoch."
     )
-    return _figure(picture, "Accuracy of each fold at its best and its last epoch", caption)
-
-
-def _figure(picture: Picture, label: str, caption: str) -> dict[str, Any]:
-    return {
-        "svg": picture.svg(label),
-        "label": label,
-        "caption": caption,
-        "wide": picture.needs_scrolling,
-    }
+    return figure(picture, "Accuracy of each fold at its best and its last epoch", caption)
 
 
 def _few(learnt: Sequence[Curve]) -> bool:
@@ -666,7 +652,7 @@ def _mistakes(run: _Run, data: FeatureSet | None) -> dict[str, Any] | None:
             "image": None if data is None else _spectrogram(data, predictions.index[each]),
             "true": run.name_of(predictions.label[each]),
             "predicted": run.name_of(predictions.prediction[each]),
-            "probability": _four(float(confidence[each])),
+            "probability": four(float(confidence[each])),
             "fold": int(predictions.fold[each]),
             "sample": int(predictions.index[each]),
         }
@@ -687,7 +673,7 @@ def _facts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[str, str]]:
     yield "status", str(run.summary.get("status") or "in training")
     if run.is_over:
         yield "wall time", duration(run.summary["wall_seconds"])
-        yield "resumed", _times(run.summary.get("sessions", 1) - 1)
+        yield "resumed", times(run.summary.get("sessions", 1) - 1)
         yield "workers at once, at most", str(run.summary["num_workers"])
     seconds = [row["seconds"] for row in run.rows if row.get("seconds") is not None]
     if seconds:
@@ -754,29 +740,17 @@ def _setting(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(map(one_line, value))
-    return _NOTHING if value in (None, "") else one_line(value, longest=None)
-
-
-def _variables(theme: Mapping[str, str]) -> str:
-    return " ".join(f"--{name}: {colour};" for name, colour in theme.items())
-
-
-def _four(value: float | None) -> str:
-    return _NOTHING if value is None or not math.isfinite(value) else f"{value:.4f}"
+    return NOTHING if value in (None, "") else one_line(value, longest=None)
 
 
 def _mean_and_spread(run: _Run, estimate: Row) -> str:
     """One fold has no spread."""
-    spread = "" if len(run.rows) == 1 else f" ± {_four(estimate['std'])}"
-    return f"{_four(estimate['mean'])}{spread}"
-
-
-def _interval(ends: Sequence[float]) -> str:
-    return f"{_four(ends[0])} to {_four(ends[1])}"
+    spread = "" if len(run.rows) == 1 else f" ± {four(estimate['std'])}"
+    return f"{four(estimate['mean'])}{spread}"
 
 
 def _shown(value: Any) -> str:
-    return _NOTHING if value is None else str(value)
+    return NOTHING if value is None else str(value)
 
 
 def _from_1(epoch: int | None) -> int | None:
@@ -786,18 +760,6 @@ def _from_1(epoch: int | None) -> int | None:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if known and len(known) == len(values) else None
-
-
-def _times(count: int) -> str:
-    return {0: "never", 1: "once"}.get(count, f"{count} times")
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(one_line(name) for name in names)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 # --- the command ---------------------------------------------------------------------------------
