@@ -21,7 +21,7 @@ STATE = "state.pt"
 WEIGHTS = "model.safetensors"
 HISTORY = "history.json"
 PREDICTIONS = "predictions.npz"
-PLOTS = ("curves", "folds", "confusion", "classes")
+PLOTS = ("curves", "folds", "confusion", "classes", "parallel", "history")
 
 
 def whole(place: Place) -> Place:

@@ -334,10 +334,10 @@ def _headline(run: _Run) -> Row | None:
     mean = four(estimate["mean"])
     if len(run.rows) == 1:
         what = f"Accuracy on the one fold held out{seeds}, {where}: of other folds it says nothing."
-        return {"mean": mean, "std": None, "what": what}
+        return {"mean": mean, "std": None, "badge": None, "what": what}
     over = f"{counted(len(run.rows), 'fold')}{seeds}, each {where}"
     what = f"Accuracy on the folds held out: mean ± standard deviation over {over}."
-    return {"mean": mean, "std": four(estimate["std"]), "what": what}
+    return {"mean": mean, "std": four(estimate["std"]), "badge": None, "what": what}
 
 
 def _state(run: _Run) -> Row:

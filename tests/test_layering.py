@@ -51,6 +51,7 @@ ORDER = (
     "figures",
     "page",
     "report",
+    "overview",
     "repository",
     "card",
     "hub",
