@@ -206,7 +206,7 @@ def _page(search: _Search) -> dict[str, Any]:
         "pictures": list(_pictures(search)),
         "table": _table(search) if search.trials else None,
         "errors": list(_errors(search)),
-        "space": [(_text(name), _domain(value)) for name, value in search.content["space"].items()],
+        "space": [(_name(n), _domain(d)) for n, d in search.content["space"].items()],
         "command": one_line(search.content["command"], longest=None),
         "facts": list(_facts(search)),
         "versions": [(one_line(name), one_line(value)) for name, value in _versions(search)],
@@ -400,7 +400,7 @@ def _best(search: _Search) -> Row | None:
     return {
         "caption": f"Configuration of trial {search.best['trial']}, the best{so_far}",
         "config": [
-            (_text(name), _text(value, digits=6, longest=200))
+            (_name(name), _text(value, digits=6, longest=200))
             for name, value in search.best["config"].items()
         ],
         "folds": folds if len(folds) <= MOST_FOLDS_SHOWN else [],
@@ -425,7 +425,7 @@ def _nested(search: _Search) -> Row | None:
             "this search saw of its choice, and is optimistic; outer is what the choice reached on "
             "the outer fold, which had no part in it."
         ),
-        "columns": ["inner", "outer", *map(_text, names)],
+        "columns": ["inner", "outer", *map(_name, names)],
         "rows": [
             {
                 "fold": each["fold"],
@@ -444,7 +444,7 @@ def _nested(search: _Search) -> Row | None:
 def _table(search: _Search) -> Row:
     folds = list(search.folds) if len(search.folds) <= MOST_FOLDS_SHOWN else []
     spread = "" if len(search.folds) == 1 else " ± std"
-    names = list(map(_text, search.names))
+    names = list(map(_name, search.names))
     return {
         "caption": (
             "Accuracy is the mean over the folds. Trials that are complete come first, the best on "
@@ -578,6 +578,10 @@ def _domain(domain: Any) -> str:
 
 def _values(config: Row, names: Sequence[str]) -> list[str]:
     return [_text(config[name]) if name in config else NOTHING for name in names]
+
+
+def _name(parameter: str) -> str:
+    return _text(parameter, longest=60)
 
 
 def _text(value: Any, digits: int = 3, longest: int = _LONGEST_VALUE) -> str:

@@ -264,6 +264,14 @@ def test_one_trial_has_not_been_chosen() -> None:
     assert result_of(page) == "0.7000 ± 0.0163"
 
 
+def test_a_trial_that_was_stopped_can_be_the_best_of_those_left() -> None:
+    content = search([trial(1, None, "failed", error="lost"), trial(2, 0.5, "stopped")], 2)
+    page = overview(content)
+    assert result_of(page) == "0.5000 ± 0.0163 optimistic"
+    assert rows_of(page)[0][:4] == ["1", "2 best", "stopped", "0.5000 ± 0.0163"]
+    assert search_plots(content).keys() == {"parallel", "history"}
+
+
 def test_one_fold_has_no_spread() -> None:
     trials = [
         trial(number, score, fold_scores={"1": score}, std_accuracy=0.0)
