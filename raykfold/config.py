@@ -7,6 +7,7 @@ variables and the keys of the TOML file follow from it.
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import difflib
 import inspect
@@ -14,12 +15,14 @@ import itertools
 import math
 import os
 import re
+import textwrap
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from raykfold.blueprint import Blueprint
 from raykfold.command import Parser, add_flag
 from raykfold.errors import BadInput
 from raykfold.paths import ModelDir, RunDir, absolute, seed_name, whole, working_copy
@@ -30,7 +33,7 @@ ENVIRONMENT_PREFIX = "RAYKFOLD_"
 _SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
-def _option(
+def option(
     default: Any,
     parse: Callable[[str], Any],
     check: Callable[[Any], str | None] | None = None,
@@ -49,28 +52,28 @@ def _place(value: str) -> Place:
     return place(_text(value))
 
 
-def _integer(value: str) -> int:
+def integer(value: str) -> int:
     try:
         return int(value)
     except ValueError:
         raise ValueError("want a whole number") from None
 
 
-def _number(value: str) -> float:
+def number(value: str) -> float:
     try:
         return float(value)
     except ValueError:
         raise ValueError("want a number") from None
 
 
-def _switch(value: str) -> bool:
+def switch(value: str) -> bool:
     known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if value.strip().lower() not in known:
         raise ValueError("want true or false")
     return known[value.strip().lower()]
 
 
-def _one_of(*choices: str) -> Callable[[Any], str | None]:
+def one_of(*choices: str) -> Callable[[Any], str | None]:
     def check(value: Any) -> str | None:
         return None if value in choices else f"want {' or '.join(choices)}"
 
@@ -84,7 +87,7 @@ def _repository(value: str) -> str | None:
     return "want a repository of the Hugging Face Hub, as in owner/name"
 
 
-def _or(word: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:
+def or_word(word: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:
     """Reads `word` as None, and everything else by `parse`."""
 
     def parse_or_word(value: str) -> Any:
@@ -107,7 +110,7 @@ def _fold_list(value: str) -> tuple[int, ...] | None:
         raise ValueError("want fold labels with commas between, as in 1,3, or all") from None
 
 
-def _positive(value: float) -> str | None:
+def positive(value: float) -> str | None:
     return None if value > 0 and math.isfinite(value) else "want more than 0"
 
 
@@ -125,115 +128,122 @@ def _plain_name(value: str) -> str | None:
 class RunConfig:
     """Everything that a cross-validation is told. `python -m raykfold.run --help` prints it."""
 
-    processed_dir: Place = _option(Path("data/processed"), _place)
+    _module: ClassVar[str] = "raykfold.run"
+    _about: ClassVar[str] = (
+        "Cross-validate: train every fold as a Ray Train worker, all folds at once."
+    )
+    _exit_codes: ClassVar[str] = "3 some folds failed"
+
+    processed_dir: Place = option(Path("data/processed"), _place)
     """Folder with features, labels and folds, as `raykfold.prepare` writes it; or a URI of one."""
 
-    hf_repo_id: str | None = _option(None, _text, _repository)
+    hf_repo_id: str | None = option(None, _text, _repository)
     """Dataset on the Hugging Face Hub that what is missing in processed_dir is fetched from."""
 
-    demo: bool = _option(False, _switch)
+    demo: bool = option(False, switch)
     """Train on built-in, synthesised sounds instead of `processed_dir`."""
 
-    epochs: int = _option(50, _integer, _positive)
+    epochs: int = option(50, integer, positive)
     """Most epochs of a fold."""
 
-    batch_size: int = _option(32, _integer, _positive)
+    batch_size: int = option(32, integer, positive)
     """Samples in a training batch."""
 
-    learning_rate: float = _option(0.001, _number, _positive)
+    learning_rate: float = option(0.001, number, positive)
     """Adam's learning rate at the start."""
 
-    early_stopping_patience: int = _option(10, _integer, _positive)
+    early_stopping_patience: int = option(10, integer, positive)
     """Epochs without a lower validation loss after which a fold stops."""
 
-    seed: int = _option(0, _integer, _not_negative)
+    seed: int = option(0, integer, _not_negative)
     """Seed of initial weights, order of samples and dropout."""
 
-    model: str = _option("raykfold.models:AudioCNN", _text)
-    """The network, `module:Class`, called with (n_mels, num_classes, target_len)."""
+    model: str = option("raykfold.models:AudioCNN", _text)
+    """The network, `module:Class`, called with (n_mels, num_classes, target_len) and what is in
+    parentheses behind it, as in raykfold.models:AudioCNN(dropout=0.3, width=16)."""
 
-    precision: str = _option("auto", _text, _one_of("auto", "fp32", "bf16"))
+    precision: str = option("auto", _text, one_of("auto", "fp32", "bf16"))
     """Of training steps: fp32 or bf16 (auto: bf16 for AudioCNN on GPUs that have it, else fp32)."""
 
-    repeats: int = _option(1, _integer, _positive)
+    repeats: int = option(1, integer, positive)
     """Seeds to train every fold with: seed, seed + 1, and so on."""
 
-    select: str = _option("best", _text, _one_of("best", "inner"))
+    select: str = option("best", _text, one_of("best", "inner"))
     """How the epoch that is kept is chosen: best on the held-out fold, or on an inner split."""
 
-    folds: tuple[int, ...] | None = _option(None, _fold_list)
+    folds: tuple[int, ...] | None = option(None, _fold_list)
     """Folds to hold out, as in 1,3 (all by default); training splits stay whole."""
 
-    model_dir: Place | None = _option(None, _place)
+    model_dir: Place | None = option(None, _place)
     """Folder of the outputs, or a URI, s3:// or gs:// (~/raykfold/<run_name> by default)."""
 
-    storage_path: Place | None = _option(None, _place)
+    storage_path: Place | None = option(None, _place)
     """Folder, or URI, of the checkpoints that a run resumes from (<model_dir>/ray by default)."""
 
-    run_name: str = _option("", _text, _plain_name)
+    run_name: str = option("", _text, _plain_name)
     """Name of the run (demo, or the last part of processed_dir, by default)."""
 
-    fresh: bool = _option(False, _switch)
+    fresh: bool = option(False, switch)
     """Set an earlier run of that name aside, and start anew."""
 
-    address: str | None = _option(None, _text)
+    address: str | None = option(None, _text)
     """Ray cluster to use (RAY_ADDRESS by default, else a local instance of its own)."""
 
-    local_cpus: int | None = _option(None, _or("auto", _integer), _positive)
+    local_cpus: int | None = option(None, or_word("auto", integer), positive)
     """CPUs that a local Ray instance offers (all by default)."""
 
-    num_workers: int | None = _option(None, _or("auto", _integer), _positive)
+    num_workers: int | None = option(None, or_word("auto", integer), positive)
     """Most workers at once (auto: one a fold, as far as there are slots)."""
 
-    cpus_per_worker: int = _option(1, _integer, _positive)
+    cpus_per_worker: int = option(1, integer, positive)
     """CPUs, and threads, of a worker."""
 
-    folds_per_slot: int | None = _option(None, _or("auto", _integer), _positive)
+    folds_per_slot: int | None = option(None, or_word("auto", integer), positive)
     """Folds that a worker steps together (auto: what is fastest on a GPU, one on a CPU)."""
 
-    use_gpu: bool | None = _option(None, _or("auto", _switch))
+    use_gpu: bool | None = option(None, or_word("auto", switch))
     """Whether each worker takes a GPU (auto: if Ray has any)."""
 
-    wait_timeout: float | None = _option(None, _or("never", _number), _positive)
+    wait_timeout: float | None = option(None, or_word("never", number), positive)
     """Seconds to wait for a free slot when no fold has one (never: as long as it takes)."""
 
-    max_failures: int = _option(3, _integer, _positive)
+    max_failures: int = option(3, integer, positive)
     """Deaths in a row of a fold's worker, no round completed between, that fail the fold."""
 
-    checkpoint_every: int = _option(1, _integer, _positive)
+    checkpoint_every: int = option(1, integer, positive)
     """Rounds from one checkpoint to the next."""
 
-    hf_model_repo_id: str | None = _option(None, _text, _repository)
+    hf_model_repo_id: str | None = option(None, _text, _repository)
     """Model repository on the Hugging Face Hub that weights and results go up to."""
 
-    hf_private: bool = _option(False, _switch)
+    hf_private: bool = option(False, switch)
     """Make that repository a private one, if it has still to be made."""
 
-    hub_upload: str = _option("all", _text, _one_of("all", "best"))
+    hub_upload: str = option("all", _text, one_of("all", "best"))
     """Weights that go up: of all epochs and the best of each fold, or only the best."""
 
-    hub_interval: float = _option(60.0, _number, _positive)
+    hub_interval: float = option(60.0, number, positive)
     """Seconds from one commit on the Hub to the next, at least."""
 
-    hub_timeout: float = _option(600.0, _number, _not_negative)
+    hub_timeout: float = option(600.0, number, _not_negative)
     """Seconds to wait, at the end, for what has still to go up."""
 
-    wandb_project: str | None = _option(None, _text, _plain_name)
+    wandb_project: str | None = option(None, _text, _plain_name)
     """Project on Weights & Biases that each fold is logged to, as a run."""
 
-    wandb_entity: str | None = _option(None, _text, _plain_name)
+    wandb_entity: str | None = option(None, _text, _plain_name)
     """User or team on Weights & Biases (your own default)."""
 
-    wandb_mode: str | None = _option(None, _text, _one_of("online", "offline", "disabled"))
+    wandb_mode: str | None = option(None, _text, one_of("online", "offline", "disabled"))
     """online, offline or disabled (WANDB_MODE by default, else online if there is a key)."""
 
-    wandb_watch: bool = _option(False, _switch)
+    wandb_watch: bool = option(False, switch)
     """Log histograms of weights and gradients, after each epoch."""
 
-    tensorboard: bool = _option(False, _switch)
+    tensorboard: bool = option(False, switch)
     """Write TensorBoard's event files of each fold, below model_dir/tensorboard."""
 
-    verbose: bool = _option(False, _switch)
+    verbose: bool = option(False, switch)
     """Say what becomes of each share, let Ray and the workers print, show errors' tracebacks."""
 
     def __post_init__(self) -> None:
@@ -242,16 +252,17 @@ class RunConfig:
         Raises:
             BadInput: a value is out of range; a relative output path in a submitted job.
         """
-        for field in dataclasses.fields(self):
-            check, value = field.metadata["check"], getattr(self, field.name)
+        for name, option in options(type(self)).items():
+            check, value = option.metadata["check"], getattr(self, name)
             wrong = check(value) if check and value not in (None, "") else None
             if wrong:
-                raise BadInput(f"--{field.name} {value}: {wrong}")
+                raise BadInput(f"--{name} {value}: {wrong}")
         for name in ("processed_dir", "model_dir", "storage_path"):  # text is fine from Python
             if getattr(self, name) is not None:
                 self._set(name, _read_place(name, getattr(self, name)))
         if self.folds is not None:
             self._set("folds", tuple(sorted(set(self.folds))))
+        self._set("model", _network(self.model))
         self._refuse_paths_that_vanish()
         self._set("processed_dir", whole(self.processed_dir))
         self._set("run_name", self.run_name or self._default_run_name())
@@ -304,16 +315,16 @@ class RunConfig:
     def to_json(self) -> dict[str, Any]:
         """Plain values, for the record of the run. There are no secrets among the fields."""
         return {
-            field.name: str(value) if isinstance(value, Place) else value
-            for field in dataclasses.fields(self)
-            for value in [getattr(self, field.name)]
+            name: str(value) if isinstance(value, Place) else value
+            for name in options(type(self))
+            for value in [getattr(self, name)]
         }
 
     def command(self) -> list[str]:
         """The command that starts or resumes this run, only with what is not the default."""
-        command = ["python", "-m", "raykfold.run"]
+        command = ["python", "-m", self._module]
         for name, value in self.changed().items():
-            if value is True and _fields()[name].metadata["parse"] is _switch:
+            if value is True and options(type(self))[name].metadata["parse"] is switch:
                 command.append(f"--{name}")
             else:
                 text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -322,11 +333,10 @@ class RunConfig:
 
     def changed(self) -> dict[str, Any]:
         """Fields that are not the default, but for `fresh`, which is of one start only."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
-            name: value
-            for name, value in values.items()
-            if name != "fresh" and value != self._default_of(_fields()[name])
+            name: getattr(self, name)
+            for name, option in options(type(self)).items()
+            if name != "fresh" and getattr(self, name) != self._default_of(option)
         }
 
     def _set(self, name: str, value: Any) -> None:
@@ -369,25 +379,60 @@ def parse_config(argv: Sequence[str], environ: Mapping[str, str]) -> RunConfig:
             where it stood.
         SystemExit: after --help or --version.
     """
-    flags = vars(_parser().parse_args(_unknown_refused(argv)))
-    config_file = flags.pop("config") or environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")
-    values = _from_toml(Path(config_file)) if config_file else {}
-    values |= _from_environment(environ)
-    values |= {
-        name: _read(name, text, f"--{name}") for name, text in flags.items() if text is not None
-    }
+    values, table = parse_values(RunConfig, argv, environ)
+    if table.rows is not None:
+        raise BadInput(
+            f"--config {table.file}: [search] is for python -m raykfold.search, which tries many "
+            "runs; want a file without it"
+        )
     return RunConfig(**values)
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SearchTable:
+    """The [search] table of a TOML file.
+
+    Attributes:
+        file: as it was named; None without one.
+        rows: its keys and values, as TOML has them; None if there is none.
+    """
+
+    file: str | None = None
+    rows: Mapping[str, Any] | None = None
+
+
+def parse_values(
+    cls: type[RunConfig], argv: Sequence[str], environ: Mapping[str, str]
+) -> tuple[dict[str, Any], SearchTable]:
+    """What the command line, the environment and the TOML file say, for a class of configurations.
+
+    Raises:
+        BadInput, SystemExit: as `parse_config`.
+    """
+    flags = vars(_parser(cls).parse_args(_unknown_refused(cls, argv)))
+    config_file = flags.pop("config") or environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")
+    content = _from_toml(Path(config_file)) if config_file else {}
+    table = SearchTable(config_file, content.pop("search", None))
+    values = _read_toml(cls, content, f"--config {config_file}")
+    values |= _from_environment(cls, environ)
+    values |= {
+        name: read_option(cls, name, text, f"--{name}")
+        for name, text in flags.items()
+        if text is not None
+    }
+    return values, table
+
+
+def _from_environment(cls: type[RunConfig], environ: Mapping[str, str]) -> dict[str, Any]:
     values = {}
     for variable, text in environ.items():
         if not variable.startswith(ENVIRONMENT_PREFIX) or variable == f"{ENVIRONMENT_PREFIX}CONFIG":
             continue
         name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
-        if name not in _fields():
-            raise BadInput(f"environment variable {variable}: unknown{_nearest(name, 'variable')}")
-        values[name] = _read(name, text, f"environment variable {variable}")
+        if name not in options(cls):
+            nearest = _nearest(cls, name, "variable")
+            raise BadInput(f"environment variable {variable}: unknown{nearest}")
+        values[name] = read_option(cls, name, text, f"environment variable {variable}")
     if "address" not in values and environ.get("RAY_ADDRESS"):
         values["address"] = environ["RAY_ADDRESS"]
     return values
@@ -395,28 +440,60 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 def _from_toml(path: Path) -> dict[str, Any]:
     try:
-        table = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
+        return tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"--config {path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"--config {path}: is no TOML ({error})") from None
+
+
+def _read_toml(cls: type[RunConfig], content: Mapping[str, Any], where: str) -> dict[str, Any]:
     values = {}
-    for key, value in table.items():
+    for key, value in _network_in_one(content, where).items():
         name = key.replace("-", "_")
-        if name not in _fields():
-            raise BadInput(f"--config {path}: unknown key {key!r}{_nearest(name, 'key')}")
-        values[name] = _read(name, _toml_text(value), f"--config {path}: {key}")
+        if name not in options(cls):
+            raise BadInput(f"{where}: unknown key {key!r}{_nearest(cls, name, 'key')}")
+        values[name] = read_option(cls, name, toml_text(value), f"{where}: {key}")
     return values
 
 
-def _toml_text(value: Any) -> str:
+def _network_in_one(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """With the arguments of the network, ``model.NAME``, in the text that stands for it."""
+    model = content.get("model", RunConfig.model)
+    arguments = {
+        key.removeprefix("model."): value
+        for key, value in content.items()
+        if key.startswith("model.")
+    }
+    if isinstance(model, Mapping):  # as TOML has it where the key is not quoted
+        arguments, model = {**model, **arguments}, RunConfig.model
+    if not arguments:
+        return dict(content)
+    try:
+        text = str(Blueprint.read(str(model)).having(arguments))
+    except ValueError as error:
+        raise BadInput(f"{where}: model: {error}") from None
+    others = {key: value for key, value in content.items() if not key.startswith("model.")}
+    return {**others, "model": text}
+
+
+def toml_text(value: Any) -> str:
+    """A value of a TOML file as it would stand on the command line."""
     if isinstance(value, list):
         return ",".join(map(str, value))
     return str(value)
 
 
-def _read(name: str, text: str, where: str) -> Any:
-    field = _fields()[name]
+def read_option(cls: type[RunConfig], name: str, text: str, where: str) -> Any:
+    """The value that a text stands for.
+
+    Args:
+        where: it stood, for messages.
+
+    Raises:
+        BadInput: for none that the option can have.
+    """
+    field = options(cls)[name]
     try:
         value = field.metadata["parse"](text)
     except ValueError as error:
@@ -436,63 +513,75 @@ def _read_place(name: str, value: str | Place) -> Place:
         raise BadInput(f"--{name} {without_password(str(value))}: {error}") from None
 
 
-def _fields() -> dict[str, dataclasses.Field[Any]]:
-    return {field.name: field for field in dataclasses.fields(RunConfig)}
+def _network(text: str) -> str:
+    try:
+        return str(Blueprint.read(text))
+    except ValueError as error:
+        raise BadInput(f"--model {text}: {error}") from None
 
 
-def _nearest(name: str, kind: str) -> str:
+def options(cls: type[RunConfig]) -> dict[str, dataclasses.Field[Any]]:
+    """What can be a flag, an environment variable and a key of the TOML file, by name."""
+    fields = dataclasses.fields(cls)
+    return {field.name: field for field in fields if "parse" in field.metadata}
+
+
+def _nearest(cls: type[RunConfig], name: str, kind: str) -> str:
     spelling = {
         "flag": lambda n: f"--{n}",
         "variable": lambda n: f"{ENVIRONMENT_PREFIX}{n.upper()}",
         "key": lambda n: n,
     }[kind]
-    near = difflib.get_close_matches(name, [*_fields(), "config", "version", "help"], n=1)
+    near = difflib.get_close_matches(name, [*options(cls), "config", "version", "help"], n=1)
     return f"; did you mean {spelling(near[0])}?" if near else ""
 
 
-def _unknown_refused(argv: Sequence[str]) -> Sequence[str]:
-    known = {*_fields(), "config", "version", "help"}
+def _unknown_refused(cls: type[RunConfig], argv: Sequence[str]) -> Sequence[str]:
+    known = {*options(cls), "config", "version", "help"}
     for argument in argv:
         name = argument.partition("=")[0].removeprefix("--").replace("-", "_")
         if argument.startswith("--") and name not in known:
-            raise BadInput(
-                f"{argument.partition('=')[0]}: unknown flag{_nearest(name, 'flag')}"
-                if _nearest(name, "flag")
-                else f"{argument.partition('=')[0]}: unknown flag; see --help"
-            )
+            nearest = _nearest(cls, name, "flag") or "; see --help"
+            raise BadInput(f"{argument.partition('=')[0]}: unknown flag{nearest}")
     return argv
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(cls: type[RunConfig]) -> argparse.ArgumentParser:
     parser = Parser(
-        prog="python -m raykfold.run",
-        description="Cross-validate: train every fold as a Ray Train worker, all folds at once.",
+        prog=f"python -m {cls._module}",
+        description=cls._about,
         epilog="Each flag is also an environment variable (RAYKFOLD_EPOCHS) and a key of the "
-        "--config file (epochs). Exit codes: 0 done, 2 bad input, 3 some folds failed, "
+        f"--config file (epochs). Exit codes: 0 done, 2 bad input, {cls._exit_codes}, "
         "130 interrupted, 1 anything else.",
     )
-    docs = _field_docs()
-    for name, field in _fields().items():
+    docs = _docs(cls)
+    # Those of a class derived from this one first: its command is about them.
+    for name, field in sorted(options(cls).items(), key=lambda each: each[0] in options(RunConfig)):
         shown = "" if field.default in (None, "", False) else f" [{field.default}]"
-        options: dict[str, Any] = {"default": None, "help": docs[name] + shown}
-        if field.metadata["parse"] is _switch:
-            options |= {"nargs": "?", "const": "true", "metavar": "true|false"}
+        more: dict[str, Any] = {"default": None, "help": docs[name] + shown}
+        if field.metadata["parse"] is switch:
+            more |= {"nargs": "?", "const": "true", "metavar": "true|false"}
         else:
-            options["metavar"] = name.rpartition("_")[2].upper()
-        add_flag(parser, name, **options)
+            more["metavar"] = name.rpartition("_")[2].upper()
+        add_flag(parser, name, **more)
     parser.add_argument("--config", metavar="FILE.toml", help="TOML file with any of these keys.")
     parser.add_argument("--version", action="version", version=f"raykfold {_version()}")
     return parser
 
 
-def _field_docs() -> dict[str, str]:
-    """The docstring under each field of `RunConfig`, which Python itself does not keep."""
-    lines = [line.strip() for line in inspect.getsource(RunConfig).splitlines()]
+def _docs(cls: type[RunConfig]) -> dict[str, str]:
+    """The docstring under each option, which Python itself does not keep."""
     docs: dict[str, str] = {}
-    for line, following in itertools.pairwise(lines):
-        name = line.partition(":")[0]
-        if name in _fields() and following.startswith('"""'):
-            docs[name] = following.strip('"').replace("%", "%%")
+    for part in reversed(cls.__mro__[:-1]):  # the last is object
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(part))).body
+        assert isinstance(body, ast.ClassDef)
+        for statement, following in itertools.pairwise(body.body):
+            match statement, following:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str() as text)),
+                ):
+                    docs[name] = " ".join(text.split()).replace("%", "%%")
     return docs
 
 

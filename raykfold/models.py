@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from raykfold.blueprint import Blueprint
 from raykfold.errors import BadInput
 from raykfold.fusion import encoded
 
@@ -53,38 +54,55 @@ class AudioCNN(nn.Module):
         n_mels: mel bands, at least 8 (pooling divides them by 8).
         num_classes: outputs.
         target_len: frames, at least 16 (pooling divides them by 16).
+        width: channels of the first block; the others have twice and four times as many.
+        dropout: probability with which the blocks drop an element.
+        head_dropout: that of the classifier.
 
     Raises:
-        ValueError: the input is smaller than pooling allows.
+        ValueError: the input is smaller than pooling allows; or another value makes no network.
     """
 
     recordable = True
 
-    def __init__(self, n_mels: int, num_classes: int, target_len: int) -> None:
+    def __init__(
+        self,
+        n_mels: int,
+        num_classes: int,
+        target_len: int,
+        *,
+        width: int = 32,
+        dropout: float = 0.2,
+        head_dropout: float = 0.5,
+    ) -> None:
         super().__init__()
+        if not isinstance(width, int) or width < 1:
+            raise ValueError(f"width {width!r}: want a whole number of channels, 1 or more")
+        for name, value in (("dropout", dropout), ("head_dropout", head_dropout)):
+            if isinstance(value, str) or not 0 <= value < 1:
+                raise ValueError(f"{name} {value!r}: want a probability below 1")
         if n_mels < 8 or target_len < 16:
             raise ValueError(
                 f"features of {n_mels} mel bands by {target_len} frames are too small: "
                 "AudioCNN pools them by 8 and 16, so it needs n_mels >= 8 and time >= 16"
             )
-        self.encoder1 = EncoderBlock(1, 32, pool=(2, 2))
-        self.encoder2 = EncoderBlock(32, 64, pool=(2, 2))
-        self.encoder3 = EncoderBlock(64, 128, pool=(2, 4))
-        self.conv1d = nn.Conv1d(128, 64, kernel_size=3, padding=1)
-        self.fc1 = nn.Linear(64 * (n_mels // 8), 128)
-        self.dropout = nn.Dropout(0.5)
+        self.encoder1 = EncoderBlock(1, width, (2, 2), dropout)
+        self.encoder2 = EncoderBlock(width, 2 * width, (2, 2), dropout)
+        self.encoder3 = EncoderBlock(2 * width, 4 * width, (2, 4), dropout)
+        self.conv1d = nn.Conv1d(4 * width, 2 * width, kernel_size=3, padding=1)
+        self.fc1 = nn.Linear(2 * width * (n_mels // 8), 128)
+        self.dropout = nn.Dropout(head_dropout)
         self.fc2 = nn.Linear(128, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.unsqueeze(3).permute(0, 3, 1, 2)  # one channel, last in memory
         x = self.encoder3(self.encoder2(self.encoder1(x)))
-        x = torch.relu(self.conv1d(x.mean(dim=3)))  # (B, 128, n_mels / 8) along frequency
+        x = torch.relu(self.conv1d(x.mean(dim=3)))  # (B, channels, n_mels / 8) along frequency
         x = torch.relu(self.fc1(x.flatten(1)))
         return cast(Tensor, self.fc2(self.dropout(x)))
 
 
 def model_class(spec: str) -> type[nn.Module]:
-    """The class that ``module:Class`` names.
+    """The class that a blueprint's name, ``module:Class``, stands for.
 
     Raises:
         BadInput: it cannot be imported, or is no `nn.Module` class.
@@ -108,14 +126,19 @@ def build_model(spec: str, n_mels: int, num_classes: int, target_len: int) -> nn
     """The network named by `spec`, with initial weights from torch's current random state.
 
     Args:
-        spec: ``module:Class``, called with ``(n_mels, num_classes, target_len)``.
+        spec: ``module:Class``, called with ``(n_mels, num_classes, target_len)`` and the keyword
+            arguments that it has in parentheses (`raykfold.blueprint`).
 
     Raises:
         BadInput: the class cannot be imported or constructed for this input.
     """
-    cls = model_class(spec)
     try:
-        return cls(n_mels, num_classes, target_len)
+        blueprint = Blueprint.read(spec)
+    except ValueError as error:
+        raise BadInput(f"--model {spec}: {error}") from None
+    cls = model_class(blueprint.name)
+    try:
+        return cls(n_mels, num_classes, target_len, **blueprint.arguments)
     except Exception as error:
         raise BadInput(
             f"--model {spec}: cannot be built for {n_mels} mel bands, {num_classes} classes, "

@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from raykfold.blueprint import Blueprint
 from raykfold.errors import BadData, BadInput, one_line
 from raykfold.features import FeatureParameters
 from raykfold.models import DEFAULT_MODEL, AudioCNN, build_model
@@ -276,21 +277,39 @@ class _About:
         )
 
 
+def _blueprint(file: Path, said: str, named: str | None) -> Blueprint:
+    """What to build: the class that was named, else the built-in one.
+
+    With the arguments that the file has for that class, unless others were named.
+    """
+    try:
+        of_file = Blueprint.read(said)
+    except ValueError as error:
+        raise BadData(f"{file}: not the weights of a fold (model: {error})") from None
+    if named is None and of_file.name != DEFAULT_MODEL:
+        raise BadInput(
+            f"{file}: weights of {one_line(said)}, which is not the built-in network; name its "
+            "class with --model, if you trust it"
+        )
+    try:
+        wanted = of_file if named is None else Blueprint.read(named)
+    except ValueError as error:
+        raise BadInput(f"--model {named}: {error}") from None
+    return of_file if wanted == Blueprint(of_file.name) else wanted
+
+
 def _network(
     file: Path, about: _About, tensors: Mapping[str, Tensor], named: str | None
 ) -> nn.Module:
-    if named is None and about.model != DEFAULT_MODEL:
-        raise BadInput(
-            f"{file}: weights of {one_line(about.model)}, which is not the built-in network; name "
-            "its class with --model, if you trust it"
-        )
+    blueprint = _blueprint(file, about.model, named)
+    arguments: Mapping[str, Any] = blueprint.arguments
     shape = (about.input_shape[0], len(about.classes), about.input_shape[1])
     try:
-        if named is not None and named != DEFAULT_MODEL:
-            network = build_model(named, *shape)
+        if blueprint.name != DEFAULT_MODEL:
+            network = build_model(str(blueprint), *shape)
         else:
             with torch.device("meta"):  # takes no memory: the file's tensors take their places
-                network = AudioCNN(*shape)
+                network = AudioCNN(*shape, **arguments)
         wanted = network.state_dict()
         fitting = {
             name: values.to(wanted[name].dtype) if name in wanted else values
