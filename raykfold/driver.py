@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raykfold.artifacts import Artifacts
+from raykfold.blueprint import Blueprint
 from raykfold.command import uncollected
 from raykfold.config import RunConfig
 from raykfold.credentials import Credentials, taken_out_of
@@ -88,7 +89,8 @@ def cross_validate(
         data = given.data
         check_model(config.model, data.n_mels, data.num_classes, data.time)
         with claimed(config, given.audience):
-            return _run(config, given)
+            set_earlier_aside(config, given.audience)
+            return train_given(config, given)
 
 
 @dataclass(frozen=True)
@@ -166,8 +168,12 @@ class _LockWatch(Observer):
         self._check()
 
 
-def _run(config: RunConfig, given: Given) -> Summary:
-    set_earlier_aside(config, given.audience)
+def train_given(config: RunConfig, given: Given) -> Summary:
+    """Train what is left of a run whose folder is claimed; or only put it together again.
+
+    Raises:
+        BadInput, StorageError: as `cross_validate`.
+    """
     repeats = [config.repeat(number) for number in range(1, config.repeats)]
     for each in (config, *repeats):
         check_identity(each, identity(each, given.data.fingerprint))
@@ -175,7 +181,7 @@ def _run(config: RunConfig, given: Given) -> Summary:
         ledgers = [open_ledger(config, given, given.audience)]
         for repeat in repeats:
             told = given.audience.of_repeat(repeat.seed)
-            taken.enter_context(part(repeat, told))
+            taken.enter_context(claimed_part(repeat, told))
             ledgers.append(open_ledger(repeat, given, told, repeat_of=config))
         if any(ledger.waiting for ledger in ledgers):
             _train(config, given.data, ledgers, given.audience)
@@ -197,7 +203,7 @@ def set_earlier_aside(config: RunConfig, observer: Observer) -> None:
 
 
 @contextmanager
-def part(config: RunConfig, audience: Audience) -> Iterator[None]:
+def claimed_part(config: RunConfig, audience: Audience) -> Iterator[None]:
     """Have a run that is part of another, like a repeat, for this process alone."""
     with locked(config, audience.noticed) as check, closing(audience):
         audience.add(_LockWatch(check))
@@ -445,7 +451,8 @@ def _precision(config: RunConfig, size: WorkerSize) -> Precision:
     chosen = config.precision
     if chosen == "auto":
         # An own network may have parts that bf16 is not made for.
-        fit = config.model == DEFAULT_MODEL and size.gpus and gpus_have_bf16()
+        own = Blueprint.read(config.model).name == DEFAULT_MODEL
+        fit = own and size.gpus and gpus_have_bf16()
         chosen = recorded(config, "precision") or ("bf16" if fit else "fp32")
     return "bf16" if chosen == "bf16" else "fp32"
 

@@ -66,6 +66,11 @@ def seed_name(seed: int) -> str:
     return f"seed_{seed}"
 
 
+def outer_name(fold: int) -> str:
+    """Folder of the search within an outer fold, within that of the whole search."""
+    return f"outer_{fold}"
+
+
 def epoch_weights_name(epoch: int) -> str:
     """Name of the weights after `epoch`, counted from 0."""
     return f"epoch_{epoch}.safetensors"
@@ -170,6 +175,21 @@ class ModelDir:
         folders = (folder for folder in self.root.glob("seed_*") if _is_repeat(folder.name))
         return {folder.name: ModelDir(folder) for folder in sorted(folders)}
 
+    @property
+    def search(self) -> Path:
+        """Of a search: what it has found."""
+        return self.root / "search.json"
+
+    @property
+    def best_config(self) -> Path:
+        """Of a search: the configuration of its best trial."""
+        return self.root / "best.toml"
+
+    @property
+    def trials(self) -> Path:
+        """Of a search: the outputs of each trial."""
+        return self.root / "trials"
+
     def outputs(self) -> list[Path]:
         """What a run has written here and `--fresh` sets aside."""
         return sorted(path for path in self.root.glob("*") if is_output(path.name))
@@ -190,8 +210,16 @@ def is_output(name: str) -> bool:
         outputs.plots,
         outputs.tensorboard,
         outputs.checkpoints,
+        outputs.search,
+        outputs.best_config,
+        outputs.trials,
     )
-    return Path(name) in named or fold_of_best_weights(name) is not None or _is_repeat(name)
+    of_fold = fold_of_best_weights(name) is not None or _is_outer(name)
+    return Path(name) in named or of_fold or _is_repeat(name)
+
+
+def _is_outer(name: str) -> bool:
+    return re.fullmatch(r"outer_-?\d+", name, re.ASCII) is not None
 
 
 def _is_repeat(name: str) -> bool:
@@ -211,6 +239,11 @@ class RunDir:
     @property
     def index(self) -> Place:
         return self.root / "index.json"
+
+    @property
+    def journal(self) -> Place:
+        """Of a search: its trials."""
+        return self.root / "trials.json"
 
     @property
     def pulse(self) -> Place:
@@ -240,6 +273,21 @@ class RunDir:
     def finished(self, fold: int) -> Place:
         """What a stopped fold leaves, out of reach of Ray's retention."""
         return self.finished_folds / fold_name(fold)
+
+    @property
+    def trials(self) -> Place:
+        """What the trials of a search resume from: each is a run of its own."""
+        return self.root / "trials"
+
+    @property
+    def outer(self) -> Place:
+        """What the searches within outer folds resume from."""
+        return self.root / "outer"
+
+    @property
+    def fits(self) -> Place:
+        """What is trained to measure, on an outer fold, the winners of the search within it."""
+        return self.root / "fits"
 
     @property
     def repeats(self) -> Place:

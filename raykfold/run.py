@@ -35,7 +35,7 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 def _run(config: RunConfig) -> int:
-    _take_signals()
+    take_signals()
     if config.verbose:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
     with uncollected():
@@ -50,7 +50,7 @@ def _run(config: RunConfig) -> int:
     return 0 if summary.status == "complete" else PARTIAL
 
 
-def _take_signals() -> None:
+def take_signals() -> None:
     """Let SIGINT and SIGTERM end the run in an orderly way; a second one, at once."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)

@@ -29,6 +29,7 @@ from raykfold.files import (
 from raykfold.lease import Held, leased
 from raykfold.paths import MANIFEST, RUN_RECORD, RunDir, fold_name, is_output
 from raykfold.remote import Place, RemotePath, reason
+from raykfold.space import SearchConfig
 
 _AnyPath = TypeVar("_AnyPath", Path, RemotePath)
 
@@ -37,6 +38,7 @@ _FORMERLY = {"select": "best"}
 _LOST_MACHINE_SECONDS = 120.0  # a lease of NFS is 90
 _IDENTITY_HINTS = {
     "data": "the features, labels or folds are others",
+    "space": "the [search] table is another",
     "device": "another kind of processor, or another number of threads, rounds differently",
 }
 
@@ -66,6 +68,32 @@ def identity(
     return known | {name: value for name, value in later.items() if value is not None}
 
 
+def search_identity(
+    config: SearchConfig,
+    fingerprint: str,
+    device: str | None = None,
+    precision: str | None = None,
+) -> dict[str, Any]:
+    """What two searches must have in common for one to be the continuation of the other.
+
+    The number of trials is no part of it.
+
+    Args:
+        fingerprint, device, precision: as of `identity`.
+    """
+    known = identity(config, fingerprint, device, precision)
+    searched = config.space.domains
+    return {name: value for name, value in known.items() if name not in searched} | {
+        "space": config.space.to_json(),
+        "epochs": config.epochs,
+        "folds": None if config.folds is None else list(config.folds),
+        "sampler": config.sampler,
+        "scheduler": config.scheduler,
+        "grace_period": config.grace_epochs,
+        "reduction_factor": config.reduction_factor,
+    }
+
+
 def check_identity(config: RunConfig, current: Mapping[str, Any]) -> None:
     """Refuse to go on with a run that was another one.
 
@@ -82,6 +110,12 @@ def check_identity(config: RunConfig, current: Mapping[str, Any]) -> None:
             raise BadInput(
                 f"--model_dir {config.model_dir}: belongs to the run {record['run_name']!r}, "
                 f"not to {config.run_name!r}; choose another, or that --run_name"
+            )
+        if ("space" in record["identity"]) != ("space" in current):
+            kind = "a search" if "space" in record["identity"] else "a run, and no search"
+            raise BadInput(
+                f"--run_name {config.run_name}: is taken by {kind}, in {path.parent}; choose "
+                "another --run_name and --model_dir, or set that aside with --fresh"
             )
         for name, value in current.items():
             before = record["identity"].get(name, _FORMERLY.get(name))
@@ -105,10 +139,11 @@ def _records_of_outputs(config: RunConfig) -> list[Place]:
 
 def _another_run(config: RunConfig, name: str, before: Any, value: Any) -> str:
     hint = f" ({_IDENTITY_HINTS[name]})" if name in _IDENTITY_HINTS else ""
+    kind = "search" if isinstance(config, SearchConfig) else "run"
     return (
-        f"--run_name {config.run_name}: is taken by a run with {name} {_short(before)}, "
+        f"--run_name {config.run_name}: is taken by a {kind} with {name} {_short(before)}, "
         f"and this one has {_short(value)}{hint}; choose another --run_name and --model_dir, "
-        "or set the earlier run aside with --fresh"
+        f"or set the earlier {kind} aside with --fresh"
     )
 
 

@@ -131,6 +131,7 @@ def assert_as_without_ray(
     patience: int,
     seed: int = 0,
     inner: bool = False,
+    learning_rate: float = 0.005,
 ) -> None:
     """These folds' histories, all weights and predictions are those of a plain loop, to the bit.
 
@@ -141,7 +142,10 @@ def assert_as_without_ray(
     assert [row["fold"] for row in outcome.folds] == list(folds)
     expected = 0
     for fold, history in zip(folds, outcome.histories, strict=True):
-        trainer, weights = _trained(data_dir, fold, epochs, patience, seed, inner)
+        settings = TrainingSettings(
+            "raykfold.models:AudioCNN", 32, learning_rate, patience=patience, seed=seed
+        )
+        trainer, weights = _trained(data_dir, fold, epochs, settings, inner)
         names = ("loss", "accuracy", "val_loss", "val_accuracy")
         assert history == {n: [getattr(m, n) for m in trainer.history] for n in names}, fold
         best = f"model_fold_{fold}_best.safetensors"
@@ -158,7 +162,7 @@ def assert_as_without_ray(
 
 
 def _trained(
-    data_dir: Path, fold: int, epochs: int, patience: int, seed: int, inner: bool
+    data_dir: Path, fold: int, epochs: int, settings: TrainingSettings, inner: bool
 ) -> tuple[FoldTrainer, list[dict[str, torch.Tensor]]]:
     """A fold in this process, with one thread as a worker has; its weights after each epoch."""
     data = read_feature_set(data_dir)
@@ -169,9 +173,9 @@ def _trained(
             fold,
             torch.from_numpy(np.array(data.features)),
             torch.from_numpy(data.class_indices),
-            data.split(fold, inner=inner, seed=seed),
+            data.split(fold, inner=inner, seed=settings.seed),
             data.num_classes,
-            TrainingSettings("raykfold.models:AudioCNN", 32, 0.005, patience=patience, seed=seed),
+            settings,
         )
         weights = []
         while not trainer.done(epochs):
