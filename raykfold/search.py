@@ -1,0 +1,100 @@
+"""``python -m raykfold.search``: tune hyper-parameters on the cross-validated score.
+
+    python -m raykfold.search --config search.toml --trials 30
+
+Each trial is a whole cross-validation, the same run as `raykfold.run` makes, and its score the mean
+over the folds at equal epochs; Ray Tune begins trials, and stops poor ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+from raykfold.command import exit_code, uncollected
+from raykfold.remote import RemotePath, leave
+from raykfold.run import PARTIAL, take_signals
+from raykfold.space import SearchConfig, parse_search
+from raykfold.trials import Score, SearchObserver, Trial, values_text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Search, print, and return the exit code: 0, 1, 2, 3 or 130 (see `raykfold.errors`)."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return exit_code(lambda: _main(arguments), stopped="stopped")
+
+
+def _main(arguments: Sequence[str]) -> int:
+    config = parse_search(arguments, os.environ)
+    return exit_code(
+        lambda: _search(config),
+        stopped=f"stopped; to go on: {shlex.join(config.command())}",
+        verbose=config.verbose,
+    )
+
+
+def _search(config: SearchConfig) -> int:
+    take_signals()
+    if config.verbose:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with uncollected():
+        from raykfold.campaign import search
+        from raykfold.findings import lines
+        from raykfold.observers import duration
+
+    findings = search(config, observer=Console(config))
+    print()
+    print("\n".join(lines(findings)))
+    print(f"{duration(findings.wall_seconds)}; outputs in {config.model_dir}")
+    if isinstance(config.model_place, RemotePath) or config.outputs.report.is_file():
+        print(f"page: {config.model_place / config.outputs.report.name}")
+    return PARTIAL if findings.status == "partial" else 0
+
+
+class Console(SearchObserver):
+    """Prints a line for each thing that happens.
+
+    Args:
+        config: the search's.
+        prefix: before each line.
+    """
+
+    def __init__(self, config: SearchConfig, prefix: str = "") -> None:
+        self._config = config
+        self._prefix = prefix
+
+    def trial_began(self, trial: Trial) -> None:
+        goes_on = f", after epoch {len(trial.history)}" if trial.history else ""
+        verb = "goes on" if trial.history else "begins"
+        self._say(f"trial {trial.number} {verb}{goes_on}: {values_text(trial.values)}")
+
+    def trial_scored(self, trial: Trial, score: Score) -> None:
+        epochs = self._config.epochs_of(trial.values)
+        self._say(
+            f"trial {trial.number}  epoch {score.epoch}/{epochs}  "
+            f"mean {score.mean:.4f} (+/- {score.std:.4f})"
+        )
+
+    def trial_ended(self, trial: Trial) -> None:
+        if trial.status == "failed":
+            self._say(f"trial {trial.number} failed: {trial.error}")
+        elif trial.mean is not None and trial.std is not None:
+            after = f"after epoch {len(trial.history)}"
+            how = "complete" if trial.status == "complete" else f"stopped {after}"
+            self._say(f"trial {trial.number} {how}: {trial.mean:.4f} (+/- {trial.std:.4f})")
+
+    def noticed(self, text: str) -> None:
+        self._say(text)
+
+    def of_outer(self, fold: int) -> Console:
+        return Console(self._config, f"without fold {fold}: ")
+
+    def _say(self, text: str) -> None:
+        print(self._prefix + text, flush=True)
+
+
+if __name__ == "__main__":
+    leave(main())
