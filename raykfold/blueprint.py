@@ -46,9 +46,9 @@ class Blueprint:
             return cls(f"{module}:{rest}" if rest else module)
         try:
             call = ast.parse(f"_{rest[len(name) :]}", mode="eval").body
-            if not isinstance(call, ast.Call) or call.args:
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or call.args:
                 raise ValueError(_WANT)
-            arguments = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords}
+            arguments = {each.arg or "**": ast.literal_eval(each.value) for each in call.keywords}
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             raise ValueError(_WANT) from None
         if len(arguments) < len(call.keywords):

@@ -552,6 +552,8 @@ def _facts(search: _Search) -> Iterator[tuple[str, str]]:
     epoch = {"best": "its best", "chosen": "the one that an inner validation split chose"}
     yield "epoch of a fold that counts", epoch.get(content["score"], one_line(content["score"]))
     for name, value in (content.get("identity") or {}).items():
+        if name in content:  # told already
+            continue
         yield (
             "fingerprint of the data" if name == "data" else _text(name),
             _text(value, longest=200),

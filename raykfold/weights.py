@@ -284,15 +284,17 @@ def _blueprint(file: Path, said: str, named: str | None) -> Blueprint:
     """
     try:
         of_file = Blueprint.read(said)
-    except ValueError as error:
-        raise BadData(f"{file}: not the weights of a fold (model: {error})") from None
-    if named is None and of_file.name != DEFAULT_MODEL:
-        raise BadInput(
-            f"{file}: weights of {one_line(said)}, which is not the built-in network; name its "
-            "class with --model, if you trust it"
-        )
+    except ValueError:
+        of_file = Blueprint(said)
+    if named is None:
+        if of_file.name != DEFAULT_MODEL:
+            raise BadInput(
+                f"{file}: weights of {one_line(said)}, which is not the built-in network; name its "
+                "class with --model, if you trust it"
+            )
+        return of_file
     try:
-        wanted = of_file if named is None else Blueprint.read(named)
+        wanted = Blueprint.read(named)
     except ValueError as error:
         raise BadInput(f"--model {named}: {error}") from None
     return of_file if wanted == Blueprint(of_file.name) else wanted

@@ -75,6 +75,34 @@ def test_checking_draws_no_random_number() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_width_and_dropout_can_be_others() -> None:
+    torch.manual_seed(0)
+    spec = f"{DEFAULT_MODEL}(width=8, dropout=0.1, head_dropout=0.0)"
+    assert check_model(spec, 16, 3, 20) < check_model(DEFAULT_MODEL, 16, 3, 20) / 4
+    model = build_model(spec, 16, 3, 20)
+    channels = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert channels == [8, 16, 32]
+    assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.1, 0.1, 0.1, 0.0]
+
+
+def test_without_arguments_it_is_the_same_network_to_the_bit() -> None:
+    weights = []
+    for spec in (DEFAULT_MODEL, f"{DEFAULT_MODEL}(width=32, dropout=0.2, head_dropout=0.5)"):
+        torch.manual_seed(0)
+        weights.append(build_model(spec, 16, 3, 20).state_dict())
+    assert all(torch.equal(values, weights[1][name]) for name, values in weights[0].items())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["width=0", "width=2.5", "width='8'", "dropout=1", "dropout=-0.1", "head_dropout='a'", "x=1"],
+)
+def test_arguments_that_make_no_network_are_refused(arguments: str) -> None:
+    with pytest.raises(BadInput, match=r"AudioCNN\(.*\): cannot be built") as error:
+        check_model(f"{DEFAULT_MODEL}({arguments})", 16, 3, 20)
+    assert arguments.partition("=")[0] in str(error.value)
+
+
 @pytest.fixture
 def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "own_models.py").write_text(

@@ -122,6 +122,48 @@ def test_a_class_that_is_named_wins_over_what_the_file_says(model_dir: Path) -> 
 
 
 @pytest.mark.parametrize(
+    "named",
+    [None, "raykfold.models:AudioCNN", "raykfold.models:AudioCNN(width=4)"],
+)
+def test_a_network_with_arguments_is_built_with_those_of_its_weights(
+    small_data: FeatureSet, tmp_path: Path, named: str | None
+) -> None:
+    model = "raykfold.models:AudioCNN(dropout=0.1, width=4)"
+    trainer = FoldTrainer(
+        3,
+        torch.from_numpy(np.asarray(small_data.features)),
+        torch.from_numpy(small_data.class_indices),
+        small_data.split(3),
+        small_data.num_classes,
+        TrainingSettings(model, 32, 0.003, 5, 0),
+    )
+    trainer.run_epoch()
+    context = WeightsContext(model, CLASSES, (16, 32), {})
+    (tmp_path / BEST).write_bytes(weights_bytes(trainer.snapshot(), context))
+    held_out = np.asarray(small_data.features)[small_data.split(3).validation]
+    np.testing.assert_allclose(
+        load_fold(tmp_path, 3, model=named).probabilities(held_out),
+        trainer.held_out_probabilities(),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "error"),
+    [
+        ("raykfold.models:AudioCNN(width=1000000000)", "do not fit"),
+        ("raykfold.models:AudioCNN(width=0)", "do not fit"),
+        ("raykfold.models:AudioCNN(depth=3)", "do not fit"),
+        ("raykfold.models:AudioCNN(", "is not the built-in network"),
+    ],
+)
+def test_arguments_that_fit_no_weights_are_refused(model_dir: Path, model: str, error: str) -> None:
+    with pytest.raises(BadInput, match=error):
+        load_fold(rewritten(model_dir, model=model), 3)
+
+
+@pytest.mark.parametrize(
     "metadata",
     [
         {"input_shape": "[16, 32, 1]"},
