@@ -368,6 +368,30 @@ def test_a_cluster_that_can_grow_is_asked_to(data_dir: Path, tmp_path: Path) -> 
     assert_as_without_ray(tmp_path / "out", data_dir, folds=FOLDS, epochs=30, patience=EPOCHS)
 
 
+@pytest.mark.slow
+def test_a_search_is_a_job_like_another(
+    shared_cluster: Hosts, data_dir: Path, tmp_path: Path
+) -> None:
+    """Its trials share the cluster's slots, and Ray Tune's actors stay where the driver is."""
+    config = tmp_path / "search.toml"
+    config.write_text(
+        f"processed_dir = '{data_dir}'\nmodel_dir = '{tmp_path / 'out'}'\nfolds = [1, 2, 3]\n"
+        "epochs = 3\nearly_stopping_patience = 1\nverbose = true\n"
+        "[search]\nlearning_rate = {grid = [0.005, 0.002]}\n"
+    )
+    what = (sys.executable, "-m", "raykfold.search", "--config", str(config))
+    hosts = shared_cluster
+    job = hosts.head.start(*job_command(hosts, "submit", "--", *what, "--scheduler", "none"))
+    output = finish(job)
+    assert len(set(re.findall(r": worker up on ([\d.]+),", output))) == 3
+    for row in json.loads((tmp_path / "out/search.json").read_text())["trials"]:
+        rate = row["config"]["learning_rate"]
+        where = Path(row["model_dir"])
+        assert_as_without_ray(
+            where, data_dir, folds=FOLDS, epochs=3, patience=1, learning_rate=rate
+        )
+
+
 def autoscaled(most_workers: int) -> dict[str, Any]:
     """A cluster for `ray start --autoscaling-config`, which fills in no default."""
     lists = (
