@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from raykfold.dealer import Dealer
 
 _WRITE_SECONDS = 5.0  # from one writing of search.json to the next, while trials go on
+_DRAW_SECONDS = 60.0  # from one page to the next, which takes a second of a core
 
 
 def search(
@@ -325,6 +326,7 @@ class _Recorder(SearchObserver):
     def __init__(self, part: _Part) -> None:
         self._part = part
         self._wrote = 0.0
+        self._drew = 0.0
         self._lock = threading.Lock()  # trials end in a thread of their own
 
     def trial_began(self, trial: Trial) -> None:
@@ -338,7 +340,9 @@ class _Recorder(SearchObserver):
 
     def trial_ended(self, trial: Trial) -> None:
         self._write()
-        if trial.status == "complete":  # which it is in a thread that nobody waits for
+        # In the thread in which complete trials end, and nobody waits for it.
+        if trial.status == "complete" and time.monotonic() - self._drew >= _DRAW_SECONDS:
+            self._drew = time.monotonic()
             _draw(self._part.findings(), self.noticed)
         self._part.observer.trial_ended(trial)
 

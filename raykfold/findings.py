@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from raykfold.config import RunConfig
@@ -175,7 +176,8 @@ class Findings:
 
     @property
     def _config_file(self) -> str:
-        return str(self.config.model_place / self.config.outputs.best_config.name)
+        """On this machine: `raykfold.run` reads no other."""
+        return str(self.config.outputs.best_config)
 
     @property
     def best_command(self) -> str:
@@ -188,10 +190,11 @@ class Findings:
         Raises:
             StorageError: they cannot be written.
         """
-        outputs, place, run = self.config.outputs, self.config.model_place, self.best_run
+        outputs, run = self.config.outputs, self.best_run
         if run is not None:
-            write_file(place / outputs.best_config.name, best_toml(run, self._note).encode())
-        write_json(place / outputs.search.name, self.to_json())
+            write_file(outputs.best_config, best_toml(run, self._note).encode())
+        write_json(outputs.search, self.to_json())
+        self._send(outputs.run_record, outputs.best_config, outputs.search)
 
     def write_page(self) -> None:
         """Write the page and its pictures.
@@ -199,11 +202,16 @@ class Findings:
         Raises:
             StorageError: they cannot be written.
         """
-        outputs, place = self.config.outputs, self.config.model_place
-        made = [write_overview(self.to_json(), outputs), *outputs.all_plots()]
+        outputs = self.config.outputs
+        page = write_overview(self.to_json(), outputs)
+        self._send(*outputs.all_plots(), page)
+
+    def _send(self, *files: Path) -> None:
+        """Where outputs belong on a store, what was made here is a copy."""
+        place = self.config.model_place
         if isinstance(place, RemotePath):
-            for file in made:
-                name = file.relative_to(outputs.root).as_posix()
+            for file in filter(Path.is_file, files):
+                name = file.relative_to(self.config.outputs.root).as_posix()
                 write_file(place / name, file.read_bytes())
 
 
@@ -216,9 +224,8 @@ def lines(findings: Findings) -> Iterator[str]:
     full = findings.epochs_of_all
     if full:
         yield (
-            f"Epochs trained, summed over folds: {findings.epochs_run} of the {full} that these "
-            f"{counted(len(findings.trials), 'trial')} to their end would take "
-            f"({findings.epochs_run / full:.0%})"
+            f"Epochs trained, summed over folds: {findings.epochs_run} of at most {full} for "
+            f"{counted(len(findings.trials), 'trial')} ({findings.epochs_run / full:.0%})"
         )
     if findings.best is not None:
         yield f"To run the best: {findings.best_command}"

@@ -315,7 +315,13 @@ def _optuna(config: SearchConfig, journal: Journal, unfinished: list[Trial]) -> 
     waiting = [dict(trial.values) for trial in unfinished]
     # Another seed for what comes after a kill: the same one would draw the first trials again.
     seed = (config.seed + len(journal)) % 2**32
-    sampler = OptunaSearch(space, points_to_evaluate=waiting, metric=METRIC, mode="max", seed=seed)
+    sampler = OptunaSearch(
+        OptunaSearch.convert_search_space(space),
+        points_to_evaluate=waiting,
+        metric=METRIC,
+        mode="max",
+        seed=seed,
+    )
     for trial in journal:
         if trial.mean is not None and trial.status != "running":
             sampler.add_evaluated_point(dict(trial.values), trial.mean)
