@@ -20,13 +20,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raykfold.config import RunConfig
-from raykfold.driver import Given, claimed_part, identity_there, open_ledger
+from raykfold.driver import Given, claimed_part, open_ledger, set_to_work
 from raykfold.errors import BadInput, one_line
 from raykfold.ledger import Ledger
 from raykfold.models import check_model
 from raykfold.observers import Audience, Observer
 from raykfold.space import SearchConfig
-from raykfold.storage import check_identity
 from raykfold.trials import Journal, Score, ScoreKeeper, SearchObserver, TrialStatus
 
 if TYPE_CHECKING:
@@ -120,7 +119,8 @@ class Bridge:
         try:
             with resources:
                 self._open[number] = self._opened(number, config, resources)
-                self._work_on(number, config)
+                ledger = self._open[number].ledger
+                set_to_work(ledger, self._given.data, self._dealer, rank=number)
                 self._open[number].resources = resources.pop_all()
         except BadInput as error:
             self._open.pop(number, None)
@@ -134,17 +134,6 @@ class Bridge:
         audience = Audience([voice, scores])
         resources.enter_context(claimed_part(config, audience))
         return _Open(open_ledger(config, self._given, audience), scores, resources)
-
-    def _work_on(self, number: int, config: RunConfig) -> None:
-        """Have the dealer train what is left; it may be nothing."""
-        ledger = self._open[number].ledger
-        current = identity_there(config, self._given.data, self._dealer.size)
-        check_identity(config, current)
-        if ledger.waiting:
-            ledger.begin(current)
-        else:
-            ledger.announce_again()
-        self._dealer.add(ledger, rank=number)
 
     def _score(self, number: int, score: Score) -> None:
         is_new = self._journal.score(number, score, self._open[number].scores.epochs_run)

@@ -27,6 +27,7 @@ from raykfold.driver import (
     open_ledger,
     reading,
     set_earlier_aside,
+    set_to_work,
     train_given,
 )
 from raykfold.errors import BadInput, one_line
@@ -278,13 +279,7 @@ class _Campaign:
         taken.enter_context(claimed_part(config, audience))
         given = replace(self._given, folds=(part.outer,), audience=audience)
         ledger = open_ledger(config, given, audience)
-        current = identity_there(config, given.data, dealer.size)
-        check_identity(config, current)
-        if ledger.waiting:
-            ledger.begin(current)
-        else:
-            ledger.announce_again()
-        dealer.add(ledger)
+        set_to_work(ledger, given.data, dealer)
         return ledger
 
     def _tend(self) -> bool:

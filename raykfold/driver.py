@@ -379,6 +379,28 @@ def dealing(config: RunConfig, data: FeatureSet, observer: Observer) -> Iterator
             yield dealer
 
 
+def set_to_work(ledger: Ledger, data: FeatureSet, dealer: Dealer, *, rank: int = 0) -> None:
+    """Have a dealer that is at work train what is left of one more run; it may be nothing.
+
+    Args:
+        ledger: of the run.
+        data: of the ledger.
+        dealer: has the slots.
+        rank: as of `Dealer.add`.
+
+    Raises:
+        BadInput: the run is another one on this device.
+        StorageError: its record cannot be written.
+    """
+    current = identity_there(ledger.config, data, dealer.size)
+    check_identity(ledger.config, current)
+    if ledger.waiting:
+        ledger.begin(current)
+    else:
+        ledger.announce_again()
+    dealer.add(ledger, rank=rank)
+
+
 def identity_there(config: RunConfig, data: FeatureSet, size: WorkerSize) -> dict[str, Any]:
     """A run's identity, with what only Ray's nodes could tell.
 
