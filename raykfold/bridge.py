@@ -115,8 +115,9 @@ class Bridge:
         if number in self._open or trial.status != "running":
             return
         self._observer.trial_began(trial)
-        config, resources = self._config.trial(number, trial.values), ExitStack()
+        resources = ExitStack()
         try:
+            config = self._config.trial(number, trial.values)
             with resources:
                 self._open[number] = self._opened(number, config, resources)
                 ledger = self._open[number].ledger

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -73,6 +73,8 @@ def search(
     _check_sampler(config)
     with reading(config, data, [_Voice(observer.noticed)]) as given:
         _check_space(config, given.data)
+        for line in _doubts(config):
+            observer.noticed(line)
         outer = _outer(config, given)
         with claimed(config, given.audience):
             set_earlier_aside(config, given.audience)
@@ -96,12 +98,24 @@ def _check_sampler(config: SearchConfig) -> None:
 
 def _check_space(config: SearchConfig, data: FeatureSet) -> None:
     """Build the network at the ends of what is searched: what is wrong there is known now."""
-    seen = set()
+    seen: set[str] = set()
     for values in config.space.probes():
         network = config.trial(1, values).model
         if network not in seen:
             seen.add(network)
             check_model(network, data.n_mels, data.num_classes, data.time)
+
+
+def _doubts(config: SearchConfig) -> Iterator[str]:
+    """What a user may not have meant."""
+    grid, combinations = config.space.grid_size(), config.space.combinations()
+    if config.num_trials < grid:
+        yield f"--trials {config.num_trials}: the grid has {grid} combinations; some are left out"
+    elif combinations is not None and config.num_trials > combinations:
+        yield (
+            f"--trials {config.num_trials}: there are {combinations} configurations; some are "
+            "tried again, which gives the same"
+        )
 
 
 def _outer(config: SearchConfig, given: Given) -> dict[int, Given]:
@@ -294,8 +308,11 @@ class _Campaign:
         if run is None or run.hf_model_repo_id is None or not findings.is_over:
             return
         audience = Audience([_Voice(self._observer.noticed)])
-        with claimed_part(run, audience):
-            train_given(run, replace(self._given, audience=audience))
+        try:
+            with claimed_part(run, audience):
+                train_given(run, replace(self._given, audience=audience))
+        except BadInput as error:  # somebody is at work on it, or has trained it further
+            self._observer.noticed(f"the best trial was not sent to the Hub: {error}")
 
 
 def _tune(part: _Part, dealer: Dealer) -> None:

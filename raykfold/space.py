@@ -117,6 +117,12 @@ class SearchSpace:
         grids = (each for each in self.domains.values() if each.kind == "grid")
         return math.prod(len(each.arguments) for each in grids)
 
+    def combinations(self) -> int | None:
+        """Configurations that there are; None where a range is not of a few values."""
+        if any(each.kind not in _LISTS for each in self.domains.values()):
+            return None
+        return math.prod(len(each.arguments) for each in self.domains.values())
+
     def probes(self) -> Iterator[dict[str, Any]]:
         """Values that reach each end of each range once, with the others at their first."""
         first = {name: domain.ends[0] for name, domain in self.domains.items()}

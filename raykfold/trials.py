@@ -197,7 +197,8 @@ class Journal:
         self._judged: list[tuple[int, int]] = []
         self._seconds_before = 0.0
         self._began = time.monotonic()
-        self.sessions = 1
+        self._sessions_before = 0
+        self._is_changed = False  # in this session
         self._measured: tuple[int, float | None] = (0, None)
         try:
             self._take_up(json.loads(place.read_bytes()))
@@ -214,7 +215,7 @@ class Journal:
         self._trials = [Trial.from_json(row) for row in content["trials"]]
         self._judged = [(int(number), int(epoch)) for number, epoch in content["judged"]]
         self._seconds_before = float(content["wall_seconds"])
-        self.sessions = int(content["sessions"]) + 1
+        self._sessions_before = int(content["sessions"])
         self._measured = (int(content["measured"][0]), content["measured"][1])
         for trial in self._trials:
             if trial.status == "failed":  # what was wrong may have been put right
@@ -230,9 +231,15 @@ class Journal:
         return self._trials[number - 1]
 
     @property
+    def sessions(self) -> int:
+        """How many have done something."""
+        return self._sessions_before + self._is_changed
+
+    @property
     def wall_seconds(self) -> float:
-        """Summed over the sessions."""
-        return self._seconds_before + time.monotonic() - self._began
+        """Summed over these sessions."""
+        now = time.monotonic() - self._began if self._is_changed else 0.0
+        return self._seconds_before + now
 
     @property
     def judged(self) -> Sequence[tuple[int, int]]:
@@ -306,15 +313,17 @@ class Journal:
             self._write()
 
     def close(self) -> None:
-        """Put down the time that the session has taken.
+        """Put down the time that the session has taken, if it has done anything.
 
         Raises:
             StorageError: it cannot be written.
         """
         with self._lock:
-            self._write()
+            if self._is_changed:
+                self._write()
 
     def _write(self) -> None:
+        self._is_changed = True
         write_json(
             self._place,
             {

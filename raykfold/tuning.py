@@ -31,6 +31,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
+from raykfold.errors import RaykfoldError
 from raykfold.scoreboard import follow
 from raykfold.space import SearchConfig, SearchSpace
 from raykfold.trials import Journal, Trial
@@ -126,7 +127,7 @@ class Tuning:
         if self._thread.is_alive():
             return True
         if self._error is not None:
-            raise self._error
+            raise _own(self._error)
         return not self._news.empty()
 
     def stop(self) -> None:
@@ -138,6 +139,14 @@ class Tuning:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(_STOP_SECONDS)
+
+
+def _own(error: BaseException) -> BaseException:
+    """What ended Ray Tune, if it was an error of ours: Ray Tune wraps it in its own."""
+    inner: BaseException | None = error
+    while inner is not None and not isinstance(inner, RaykfoldError):
+        inner = inner.__cause__ or inner.__context__
+    return inner or error
 
 
 def sampled(space: SearchSpace, seed: int, number: int) -> dict[str, Any]:

@@ -146,7 +146,9 @@ def test_a_journal_goes_on_where_it_was_left(tmp_path: Path) -> None:
     assert [trial.status for trial in again] == ["complete", "running"]
     assert again[1].epochs_run == 5
     assert again.judged == ((1, 1),)
-    assert (journal.sessions, again.sessions) == (1, 2)
+    assert (journal.sessions, again.sessions) == (1, 1)  # it has done nothing yet
+    again.begin({})
+    assert again.sessions == Journal(place).sessions == 2
 
 
 def test_what_the_scheduler_stops_is_stopped_whenever_a_kill_comes(tmp_path: Path) -> None:
@@ -171,12 +173,14 @@ def test_a_trial_that_failed_is_tried_again(tmp_path: Path) -> None:
 
 def test_time_is_summed_over_sessions(tmp_path: Path) -> None:
     place = tmp_path / "trials.json"
-    Journal(place).close()
+    Journal(place).begin({})
     content = json.loads(place.read_text())
     place.write_text(json.dumps({**content, "wall_seconds": 100.0}))
     journal = Journal(place)
+    assert journal.wall_seconds == 100.0  # a look takes none
+    journal.begin({})
     journal.close()
-    assert 100 <= json.loads(place.read_text())["wall_seconds"] <= journal.wall_seconds + 0.001
+    assert 100 < json.loads(place.read_text())["wall_seconds"] <= journal.wall_seconds + 0.001
 
 
 def test_what_the_winner_does_on_the_outer_fold_is_of_that_trial(tmp_path: Path) -> None:
