@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from raykfold.driver import Given, claimed_part, open_ledger, set_to_work
 from raykfold.errors import BadInput, one_line
 from raykfold.ledger import Ledger
 from raykfold.models import check_model
-from raykfold.observers import Audience, Observer
+from raykfold.observers import Audience, Voice
 from raykfold.space import SearchConfig
 from raykfold.trials import Journal, Score, ScoreKeeper, SearchObserver, TrialStatus
 
@@ -74,6 +73,7 @@ class Bridge:
         self._tuning = tuning
         self._observer = observer
         self._open: dict[int, _Open] = {}
+        self._error: Exception | None = None
         self._closer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raykfold-close")
         self._closing: deque[Future[None]] = deque()
 
@@ -83,6 +83,8 @@ class Bridge:
         Raises:
             StorageError: results cannot be written.
         """
+        if self._error is not None:
+            raise self._error
         self._given.audience.time_passed()
         for number, trial in list(self._open.items()):
             failure = trial.scores.failure
@@ -95,6 +97,8 @@ class Bridge:
                 self._begin(news.trial)
             elif news.trial in self._open:
                 self._give_up(news.trial, news.error)
+            elif news.error is not None and self._journal[news.trial].status == "running":
+                self._end(news.trial, "failed", 0, news.error)
         while self._closing and self._closing[0].done():
             self._closing.popleft().result()
         return self._tuning.is_at_work() or bool(self._open) or bool(self._closing)
@@ -131,16 +135,20 @@ class Bridge:
         data = self._given.data
         check_model(config.model, data.n_mels, data.num_classes, data.time)
         scores = ScoreKeeper(partial(self._score, number))
-        voice = _Voice(f"trial {number}: ", self._observer.noticed)
+        voice = Voice(self._observer.noticed, f"trial {number}: ")
         audience = Audience([voice, scores])
         resources.enter_context(claimed_part(config, audience))
-        return _Open(open_ledger(config, self._given, audience), scores, resources)
+        ledger = open_ledger(config, self._given, audience, name=f"trial {number}")
+        return _Open(ledger, scores, resources)
 
     def _score(self, number: int, score: Score) -> None:
-        is_new = self._journal.score(number, score, self._open[number].scores.epochs_run)
-        self._board.post.remote(number, {"epoch": score.epoch, "mean_accuracy": score.mean})
-        if is_new:
-            self._observer.trial_scored(self._journal[number], score)
+        try:
+            is_new = self._journal.score(number, score, self._open[number].scores.epochs_run)
+            self._board.post.remote(number, {"epoch": score.epoch, "mean_accuracy": score.mean})
+            if is_new:
+                self._observer.trial_scored(self._journal[number], score)
+        except Exception as error:  # raised here, the trial would go on without being scored
+            self._error = self._error or error
 
     def _conclude(self, number: int, trial: _Open) -> None:
         """Once its workers have ended; Ray Tune need not wait for that."""
@@ -152,7 +160,9 @@ class Bridge:
 
     def _give_up(self, number: int, error: str | None) -> None:
         if self._open[number].ledger.unfinished() == 0:
-            return  # it was faster
+            if self._journal[number].status == "stopped":
+                self._journal.go_on(number)
+            return
         if error is not None:
             self._close(number, "failed", error)
         elif self._journal[number].status == "stopped":
@@ -160,33 +170,25 @@ class Bridge:
 
     def _close(self, number: int, status: TrialStatus, error: str | None = None) -> None:
         """At once what frees slots; a page, and services that are slow, in a thread."""
-        trial = self._open.pop(number)
-        self._dealer.drop(trial.ledger)
+        trial = self._open[number]
+        self._dealer.drop(trial.ledger)  # which takes in what it has committed until now
+        del self._open[number]
         if status != "complete":
             self._end(number, status, trial.scores.epochs_run, error)
         self._closing.append(self._closer.submit(self._leave, number, trial, status))
 
     def _leave(self, number: int, trial: _Open, status: TrialStatus) -> None:
+        """A trial is complete once its outputs are where they belong: it is not opened again."""
         with trial.resources:
             if status == "complete":
                 trial.ledger.conclude(self._given.leakage.to_json())
-                self._end(number, status, trial.scores.epochs_run, None)
+        if status == "complete":
+            self._end(number, status, trial.scores.epochs_run, None)
 
     def _end(self, number: int, status: TrialStatus, epochs_run: int, error: str | None) -> None:
         self._journal.end(number, status, epochs_run, error)
         self._board.end.remote(number)
         self._observer.trial_ended(self._journal[number])
-
-
-class _Voice(Observer):
-    """Says of which trial it is what the user should know."""
-
-    def __init__(self, prefix: str, say: Callable[[str], None]) -> None:
-        self._prefix = prefix
-        self._say = say
-
-    def noticed(self, text: str) -> None:
-        self._say(self._prefix + text)
 
 
 def concurrent_trials(slots: int, folds: int) -> int:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raykfold.bridge import Bridge, concurrent_trials
 from raykfold.data import FeatureSet
@@ -30,11 +30,11 @@ from raykfold.driver import (
     set_to_work,
     train_given,
 )
-from raykfold.errors import BadInput, one_line
+from raykfold.errors import BadInput, RaykfoldError, one_line
 from raykfold.findings import Findings, OuterFold
 from raykfold.ledger import Ledger
 from raykfold.models import check_model
-from raykfold.observers import Audience, Observer
+from raykfold.observers import Audience, Voice
 from raykfold.scratch import scratch_dir
 from raykfold.space import SearchConfig
 from raykfold.storage import check_identity, created, search_identity, write_record
@@ -71,7 +71,7 @@ def search(
     """
     observer = observer or SearchObserver()
     _check_sampler(config)
-    with reading(config, data, [_Voice(observer.noticed)]) as given:
+    with reading(config, data, [Voice(observer.noticed)]) as given:
         _check_space(config, given.data)
         for line in _doubts(config):
             observer.noticed(line)
@@ -91,9 +91,14 @@ def _check_sampler(config: SearchConfig) -> None:
         raise BadInput(
             "--sampler optuna: is not installed; want pip install 'raykfold[optuna]', or random"
         )
-    grids = [name for name, domain in config.space.domains.items() if domain.kind == "grid"]
-    if grids:
-        raise BadInput(f"--sampler optuna: {grids[0]} is a grid; want choice there, or random")
+    for name, domain in config.space.domains.items():
+        if domain.kind == "grid":
+            raise BadInput(f"--sampler optuna: {name} is a grid; want choice there, or random")
+        if domain.kind.startswith("qlog"):
+            raise BadInput(
+                f"--sampler optuna: {name} is a {domain.kind}, whose steps it does not have; want "
+                f"{domain.kind.removeprefix('q')} there, or random"
+            )
 
 
 def _check_space(config: SearchConfig, data: FeatureSet) -> None:
@@ -222,15 +227,15 @@ class _Campaign:
         parts = [self._whole, *self._outer.values()]
         measured = all(part.measured is not None for part in self._outer.values())
         if not (measured and all(part.is_over for part in parts)):
+            self._whole.journal.start()
             with dealing(self._config, self._given.data, self._given.audience) as dealer:
                 for part in parts:
                     self._record(part, dealer)
                 for part in parts:
                     if not part.is_over:
-                        _tune(part, dealer)
+                        self._tune(part, dealer)
                 self._measure(dealer)
-        for part in parts:
-            part.journal.close()
+            self._whole.journal.stop()
         for part in self._outer.values():
             part.findings().write()
             _draw(part.findings(), part.observer.noticed)
@@ -254,13 +259,24 @@ class _Campaign:
                 fold,
                 winner=best_of_trials(list(part.journal)),
                 epochs_run=sum(trial.epochs_run for trial in part.journal),
+                failed=sum(trial.status == "failed" for trial in part.journal),
                 accuracy=part.measured,
                 error=self._errors.get(fold),
             )
             for fold, part in self._outer.items()
         ]
-        samples, folds = len(self._given.data), len(self._given.data.fold_labels)
-        return self._whole.findings(outer, test_to_train=samples / (samples * (folds - 1)))
+        config, data = self._config, self._given.data
+        splits = [data.split(fold, inner=True, seed=config.seed) for fold in self._outer]
+        trained = sum(len(split.train) for split in splits)
+        held_out = sum(len(split.validation) for split in splits)
+        return self._whole.findings(outer, test_to_train=held_out / trained if trained else 0.0)
+
+    def _tune(self, part: _Part, dealer: Dealer) -> None:
+        if part is self._whole:
+            _tune(part, dealer, self._findings)
+        else:
+            _tune(part, dealer, part.findings)
+            part.journal.stop()
 
     # --- outer folds -------------------------------------------------------------------------
 
@@ -284,12 +300,14 @@ class _Campaign:
                 result = ledger.conclude(self._given.leakage.to_json()).folds[0]
                 if result.status == "failed":
                     self._errors[result.fold] = str(result.error)
-                part.journal.measure(best.number, result.chosen_val_accuracy)
+                is_whole = result.status == "complete"
+                accuracy = result.chosen_val_accuracy if is_whole else None
+                part.journal.measure(best.number, accuracy)
 
     def _fit(self, part: _Part, best: Trial, dealer: Dealer, taken: ExitStack) -> Ledger:
         assert part.outer is not None
         config = part.config.fit(best.number, best.values, part.outer)
-        audience = Audience([_Voice(part.observer.noticed)])
+        audience = Audience([Voice(part.observer.noticed)])
         taken.enter_context(claimed_part(config, audience))
         given = replace(self._given, folds=(part.outer,), audience=audience)
         ledger = open_ledger(config, given, audience)
@@ -307,7 +325,7 @@ class _Campaign:
         run = findings.best_run
         if run is None or run.hf_model_repo_id is None or not findings.is_over:
             return
-        audience = Audience([_Voice(self._observer.noticed)])
+        audience = Audience([Voice(self._observer.noticed)])
         try:
             with claimed_part(run, audience):
                 train_given(run, replace(self._given, audience=audience))
@@ -315,8 +333,12 @@ class _Campaign:
             self._observer.noticed(f"the best trial was not sent to the Hub: {error}")
 
 
-def _tune(part: _Part, dealer: Dealer) -> None:
-    """Have Ray Tune try what is left to be tried."""
+def _tune(part: _Part, dealer: Dealer, findings: Callable[[], Findings]) -> None:
+    """Have Ray Tune try what is left to be tried.
+
+    Args:
+        findings: what to write into ``search.json`` as it goes on.
+    """
     from raykfold.scoreboard import open_score_board
     from raykfold.tuning import Tuning
 
@@ -325,9 +347,10 @@ def _tune(part: _Part, dealer: Dealer) -> None:
     board = open_score_board()
     with scratch_dir() as folder:
         tuning = Tuning(config, part.journal, board, concurrent=concurrent, folder=folder)
-        recorder = _Recorder(part)
+        recorder = _Recorder(part.observer, findings)
         bridge = Bridge(config, part.given, part.journal, dealer, board, tuning, recorder)
         with closing(bridge):
+            part.journal.start()
             tuning.start()
             dealer.work(bridge.tend)
 
@@ -335,36 +358,47 @@ def _tune(part: _Part, dealer: Dealer) -> None:
 class _Recorder(SearchObserver):
     """Keeps ``search.json`` up to date, and passes everything on."""
 
-    def __init__(self, part: _Part) -> None:
-        self._part = part
+    def __init__(self, observer: SearchObserver, findings: Callable[[], Findings]) -> None:
+        self._observer: SearchObserver | None = observer
+        self._findings = findings
         self._wrote = 0.0
         self._drew = 0.0
         self._lock = threading.Lock()  # trials end in a thread of their own
 
     def trial_began(self, trial: Trial) -> None:
         self._write()
-        self._part.observer.trial_began(trial)
+        self._tell("trial_began", trial)
 
     def trial_scored(self, trial: Trial, score: Score) -> None:
         if time.monotonic() - self._wrote >= _WRITE_SECONDS:
             self._write()
-        self._part.observer.trial_scored(trial, score)
+        self._tell("trial_scored", trial, score)
 
     def trial_ended(self, trial: Trial) -> None:
         self._write()
         # In the thread in which complete trials end, and nobody waits for it.
         if trial.status == "complete" and time.monotonic() - self._drew >= _DRAW_SECONDS:
             self._drew = time.monotonic()
-            _draw(self._part.findings(), self.noticed)
-        self._part.observer.trial_ended(trial)
+            _draw(self._findings(), self.noticed)
+        self._tell("trial_ended", trial)
 
     def noticed(self, text: str) -> None:
-        self._part.observer.noticed(text)
+        self._tell("noticed", text)
+
+    def _tell(self, what: str, *args: Any) -> None:
+        """An observer that raises is not told any more, as of a run, and the search goes on."""
+        try:
+            if self._observer is not None:
+                getattr(self._observer, what)(*args)
+        except RaykfoldError:
+            raise
+        except Exception:
+            self._observer = None
 
     def _write(self) -> None:
         with self._lock:
             self._wrote = time.monotonic()
-            self._part.findings().write()
+            self._findings().write()
 
 
 def _draw(findings: Findings, say: Callable[[str], None]) -> None:
@@ -373,13 +407,3 @@ def _draw(findings: Findings, say: Callable[[str], None]) -> None:
         findings.write_page()
     except Exception as error:
         say(f"{findings.config.outputs.report}: could not be made ({one_line(error)})")
-
-
-class _Voice(Observer):
-    """Passes on what the user should know."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
-
-    def noticed(self, text: str) -> None:
-        self._say(text)

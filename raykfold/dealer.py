@@ -170,9 +170,9 @@ class Dealer:
                 share.trainer.stop()
 
     def slots(self) -> int:
-        """Workers for which Ray has room when nothing else is there, as far as it may be used."""
+        """Workers that there can be: as many as were asked for, else what Ray's nodes now hold."""
         there = slots([node.resources for node in all_nodes() if node.alive], self.size)
-        return min(there, self._config.num_workers or there)
+        return self._config.num_workers or there
 
     def has_shares(self, ledger: Ledger) -> bool:
         """Whether a worker of it has still to end."""

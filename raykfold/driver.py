@@ -196,7 +196,7 @@ def train_given(config: RunConfig, given: Given) -> Summary:
 def set_earlier_aside(config: RunConfig, observer: Observer) -> None:
     """With --fresh, move what lies there out of the way."""
     if config.fresh:
-        with _repeats_locked(config):
+        with _parts_locked(config):
             places = set_aside(config)
         for place in places:
             observer.noticed(f"the earlier run was set aside in {place}")
@@ -211,25 +211,30 @@ def claimed_part(config: RunConfig, audience: Audience) -> Iterator[None]:
 
 
 @contextmanager
-def _repeats_locked(config: RunConfig) -> Iterator[None]:
-    """Nobody works on one of the repeats that are there: each can also be run by itself.
+def _parts_locked(config: RunConfig) -> Iterator[None]:
+    """Nobody works on a repeat, or a trial, that is there: each can also be run by itself.
 
     On a store a lock is an object that is set aside like others: who holds it is told soon.
 
     Raises:
         BadInput: somebody does.
     """
-    folder = config.run_dir.repeats
+    run_dir = config.run_dir
     with ExitStack() as taken:
-        if isinstance(folder, Path):
-            for place in folder.glob("*"):
-                repeat = dataclasses.replace(config, run_name=place.name, storage_path=folder)
-                taken.enter_context(locked(repeat))
+        for folder in (run_dir.repeats, run_dir.trials, run_dir.fits):
+            for place in folder.glob("*") if isinstance(folder, Path) else ():
+                part = dataclasses.replace(config, run_name=place.name, storage_path=folder)
+                taken.enter_context(locked(part))
         yield
 
 
 def open_ledger(
-    config: RunConfig, given: Given, audience: Audience, *, repeat_of: RunConfig | None = None
+    config: RunConfig,
+    given: Given,
+    audience: Audience,
+    *,
+    repeat_of: RunConfig | None = None,
+    name: str = "",
 ) -> Ledger:
     """Of a run, or of one of its repeats, with what storage knows; its audience gets its observers.
 
@@ -238,6 +243,7 @@ def open_ledger(
         given: what it starts from.
         audience: its own.
         repeat_of: the run that it is a repeat of.
+        name: what to call it among several.
     """
     run, data = repeat_of or config, given.data
     first_started = created(config)
@@ -253,8 +259,8 @@ def open_ledger(
         audience.add(Outbox(config.outputs, config.model_place, audience.noticed, keep=keep))
     for service in _services(config, given.credentials, first_started, audience):
         audience.add(service)
-    repeat = f"seed {config.seed}" if repeat_of else ""
-    ledger = Ledger(config, data, given.folds, audience, first_started, repeat)
+    name = f"seed {config.seed}" if repeat_of else name
+    ledger = Ledger(config, data, given.folds, audience, first_started, name)
     ledger.find_states()
     return ledger
 

@@ -31,6 +31,7 @@ class OuterFold:
         winner: the best trial on the other folds; None before there is one.
         epochs_run: of that search, summed over trials and folds.
         accuracy: on this fold, of the epoch that an inner validation split chose; None before.
+        failed: trials of that search that have failed.
         error: why there is none.
     """
 
@@ -38,10 +39,11 @@ class OuterFold:
     winner: Trial | None
     epochs_run: int
     accuracy: float | None
+    failed: int = 0
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        over = "complete" if self.accuracy is not None else "failed" if self.error else "running"
+        over = "failed" if self.error else "running" if self.accuracy is None else "complete"
         return {
             "fold": self.fold,
             "status": over,
@@ -84,12 +86,13 @@ class Findings:
 
     @property
     def status(self) -> Literal["running", "complete", "partial"]:
-        """`partial`: a trial, or an outer fold, has failed."""
-        if not self.is_over:
+        """`partial`: a trial, also of a search within an outer fold, or an outer fold failed."""
+        pending = [each for each in self.outer if each.accuracy is None and each.error is None]
+        if not self.is_over or pending:
             return "running"
         failed = [each for each in self.trials if each.status == "failed"]
-        unmeasured = [each for each in self.outer if each.accuracy is None]
-        return "partial" if failed or unmeasured or not self.trials else "complete"
+        without = [each for each in self.outer if each.error is not None or each.failed]
+        return "partial" if failed or without else "complete"
 
     @property
     def best(self) -> Trial | None:
@@ -114,7 +117,7 @@ class Findings:
 
     @property
     def epochs_run(self) -> int:
-        """Of all trials, summed over their folds."""
+        """Of all trials, summed over their folds; not those under way when a trial is stopped."""
         return sum(trial.epochs_run for trial in self.trials)
 
     @property

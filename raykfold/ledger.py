@@ -41,7 +41,7 @@ class Ledger:
         folds: the folds that are held out, in order.
         observer: told of what becomes of them.
         created: when the run was first started, as `storage.created` says.
-        repeat: what to call it among several; empty for the run itself.
+        name: what to call it among several; empty for a run by itself.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Ledger:
         folds: tuple[int, ...],
         observer: Observer,
         created: str,
-        repeat: str = "",
+        name: str = "",
     ) -> None:
         self.waiting: set[int] = set()
         self.config = config
@@ -59,7 +59,7 @@ class Ledger:
         self._folds = folds
         self.observer = observer
         self._created = created
-        self._repeat = repeat
+        self._name = name
         self._histories: dict[int, list[EpochMetrics]] = {fold: [] for fold in folds}
         self._results: dict[int, FoldResult] = {}
         self._origins: dict[int, Place] = {}
@@ -92,8 +92,8 @@ class Ledger:
             self._origins[fold] = state.folder
 
     def named(self, folds: Sequence[int]) -> str:
-        """``fold 3``, ``folds 1, 2``; of a repeat, ``folds 1, 2 of seed 4``."""
-        return named(folds) + (f" of {self._repeat}" if self._repeat else "")
+        """``fold 3``, ``folds 1, 2``; among several, ``folds 1, 2 of seed 4``."""
+        return named(folds) + (f" of {self._name}" if self._name else "")
 
     def _resume_lines(self, states: Mapping[int, FoldState]) -> Iterator[str]:
         complete = sorted(self._results)

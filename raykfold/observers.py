@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
@@ -91,6 +91,22 @@ class Observer:
         Folds of repeats have the same labels: one observer of all could not tell them apart.
         """
         return Observer()
+
+
+class Voice(Observer):
+    """Says what the user should know, and nothing else.
+
+    Args:
+        say: takes a line.
+        prefix: before each.
+    """
+
+    def __init__(self, say: Callable[[str], None], prefix: str = "") -> None:
+        self._say = say
+        self._prefix = prefix
+
+    def noticed(self, text: str) -> None:
+        self._say(self._prefix + text)
 
 
 class Audience(Observer):

@@ -310,8 +310,8 @@ def _tiles(search: _Search) -> Iterator[tuple[str, str, str]]:
     run, most = search.content["epochs_run"], search.content["epochs_of_all"]
     fewer = ""
     if most and run < most and not search.is_running:
-        fewer = f"{1 - run / most:.0%} fewer than with every trial trained to its end"
-    yield "Epochs trained, of all folds", f"{run} of {most}", fewer.replace("%", " %")
+        fewer = f"{1 - run / most:.0%} left out, by stopped trials and folds that stopped early"
+    yield "Epochs trained, of all folds", f"{run} of at most {most}", fewer.replace("%", " %")
     seconds = search.content.get("wall_seconds")
     if seconds is not None:
         resumes = (search.content.get("sessions") or 1) - 1

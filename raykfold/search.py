@@ -51,7 +51,7 @@ def _search(config: SearchConfig) -> int:
     print(f"{duration(findings.wall_seconds)}; outputs in {config.model_dir}")
     if isinstance(config.model_place, RemotePath) or config.outputs.report.is_file():
         print(f"page: {config.model_place / config.outputs.report.name}")
-    return PARTIAL if findings.status == "partial" else 0
+    return 0 if findings.status == "complete" else PARTIAL
 
 
 class Console(SearchObserver):

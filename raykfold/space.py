@@ -57,6 +57,7 @@ _WHY_NOT = {
 _OF_MODEL = "model."
 _LISTS = ("choice", "grid")
 _FEWEST_TRIALS = 20  # where no grid says how many
+_LARGEST_GRID = 100_000
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,11 @@ class SearchConfig(RunConfig):
         super().__post_init__()
         if not self.space.domains:
             raise BadInput("[search]: nothing is searched; want a range in it at least")
+        if self.space.grid_size() > _LARGEST_GRID:
+            raise BadInput(
+                f"[search]: the grid has {self.space.grid_size()} combinations; want at most "
+                f"{_LARGEST_GRID}, or choice"
+            )
         if self.repeats != 1:
             raise BadInput(
                 f"--repeats {self.repeats}: want 1 for a search; repeat the best one, with "
@@ -194,8 +200,8 @@ class SearchConfig(RunConfig):
 
     @property
     def num_trials(self) -> int:
-        grid = self.space.grid_size()
-        return self.trials or (grid if grid > 1 else _FEWEST_TRIALS)
+        has_grid = any(each.kind == "grid" for each in self.space.domains.values())
+        return self.trials or (self.space.grid_size() if has_grid else _FEWEST_TRIALS)
 
     @property
     def most_epochs(self) -> int:
@@ -405,6 +411,8 @@ def _range(where: str, name: str, kind: str, arguments: Sequence[Any]) -> tuple[
         if not (whole or (isinstance(value, float) and math.isfinite(value) and not about.whole)):
             noun = "whole numbers" if about.whole else "numbers"
             raise BadInput(f"{where} {value!r}: want {noun}: {what}")
+        if abs(value) >= 2**63:  # NumPy draws no larger ones
+            raise BadInput(f"{where} {value!r}: want less than 2**63")
     lower, upper = arguments[:2]
     if lower >= upper:
         raise BadInput(f"{where} {lower!r}: want a lower end below the upper one, {upper!r}")

@@ -86,7 +86,7 @@ def search_identity(
     return {name: value for name, value in known.items() if name not in searched} | {
         "space": config.space.to_json(),
         "epochs": config.epochs,
-        "folds": None if config.folds is None else list(config.folds),
+        "folds": "all" if config.folds is None else list(config.folds),
         "sampler": config.sampler,
         "scheduler": config.scheduler,
         "grace_period": config.grace_epochs,

@@ -130,6 +130,8 @@ class ShareTrainer(DataParallelTrainer):
             num_cpus=0, scheduling_strategy=here, runtime_env=settings
         )
         self._controller = controller.remote(**parts)
+        if self._stopped:  # meanwhile
+            ray.kill(self._controller)
         ray.get(self._controller.run.remote())
         return ray.get(self._controller.get_result.remote())
 

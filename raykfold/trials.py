@@ -144,14 +144,18 @@ class Trial:
             "error": self.error,
         }
 
+    def to_journal(self) -> dict[str, Any]:
+        """With what it had reached also where that is no result."""
+        return {**self.to_json(), "folds": {str(fold): score for fold, score in self.folds.items()}}
+
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Trial:
+    def from_journal(cls, row: Mapping[str, Any]) -> Trial:
         return cls(
             number=int(row["trial"]),
             values=dict(row["config"]),
             status=row["status"],
             history=[float(each) for each in row["history"]],
-            folds={int(fold): float(score) for fold, score in row["fold_scores"].items()},
+            folds={int(fold): float(score) for fold, score in row["folds"].items()},
             epochs_run=int(row["epochs_run"]),
             error=row["error"],
         )
@@ -180,8 +184,8 @@ class SearchObserver:
 class Journal:
     """The trials of a search, kept on storage as they begin, are scored and end.
 
-    A search goes on from it: so what it says was written before anybody acted on it. It can be
-    used by several threads.
+    A search goes on from it. What a kill finds unwritten is found again: scores in the runs of the
+    trials, a decision of the scheduler by asking it again. It can be used by several threads.
 
     Args:
         place: its file.
@@ -194,11 +198,11 @@ class Journal:
         self._place = place
         self._lock = threading.Lock()
         self._trials: list[Trial] = []
-        self._judged: list[tuple[int, int]] = []
+        self._judged: list[tuple[int, int, bool]] = []
         self._seconds_before = 0.0
-        self._began = time.monotonic()
         self._sessions_before = 0
-        self._is_changed = False  # in this session
+        self._began: float | None = None
+        self._ended: float | None = None
         self._measured: tuple[int, float | None] = (0, None)
         try:
             self._take_up(json.loads(place.read_bytes()))
@@ -212,14 +216,17 @@ class Journal:
 
     def _take_up(self, content: Mapping[str, Any]) -> None:
         """What an earlier session has put down."""
-        self._trials = [Trial.from_json(row) for row in content["trials"]]
-        self._judged = [(int(number), int(epoch)) for number, epoch in content["judged"]]
+        self._trials = [Trial.from_journal(row) for row in content["trials"]]
+        self._judged = [(int(n), int(epoch), bool(stops)) for n, epoch, stops in content["judged"]]
         self._seconds_before = float(content["wall_seconds"])
         self._sessions_before = int(content["sessions"])
         self._measured = (int(content["measured"][0]), content["measured"][1])
         for trial in self._trials:
             if trial.status == "failed":  # what was wrong may have been put right
                 trial.status, trial.error = "running", None
+        for number, _, stops in self._judged:
+            if stops and self[number].status == "running":
+                self[number].status = "stopped"
 
     def __iter__(self) -> Iterator[Trial]:
         return iter(list(self._trials))
@@ -232,19 +239,26 @@ class Journal:
 
     @property
     def sessions(self) -> int:
-        """How many have done something."""
-        return self._sessions_before + self._is_changed
+        """How many have had something to do."""
+        return self._sessions_before + (self._began is not None)
 
     @property
     def wall_seconds(self) -> float:
         """Summed over these sessions."""
-        now = time.monotonic() - self._began if self._is_changed else 0.0
-        return self._seconds_before + now
+        if self._began is None:
+            return self._seconds_before
+        return self._seconds_before + (self._ended or time.monotonic()) - self._began
 
     @property
-    def judged(self) -> Sequence[tuple[int, int]]:
-        """Trial and epoch of each score that the scheduler was told, in that order."""
+    def judged(self) -> Sequence[tuple[int, int, bool]]:
+        """Trial and epoch of each score that the scheduler was told, in that order; whether it
+        stopped the trial.
+        """
         return tuple(self._judged)
+
+    def start(self) -> None:
+        """From here on time counts, up to `stop`."""
+        self._began = self._began or time.monotonic()
 
     def begin(self, values: Mapping[str, Any]) -> Trial:
         """Put down a further trial.
@@ -269,8 +283,8 @@ class Journal:
             is_new = score.epoch > len(trial.history)
             trial.epochs_run = max(trial.epochs_run, epochs_run)
             if is_new:
+                trial.folds = dict(score.folds)  # first: others read without the lock
                 trial.history.append(score.mean)
-                trial.folds = dict(score.folds)
                 self._write()
         return is_new
 
@@ -280,9 +294,16 @@ class Journal:
         Written with what comes next: if a kill is faster, the scheduler is asked again.
         """
         with self._lock:
-            self._judged.append((number, epoch))
-            if stops:
+            self._judged.append((number, epoch, stops))
+            if stops and self[number].status == "running":
                 self[number].status = "stopped"
+
+    def go_on(self, number: int) -> None:
+        """A trial that the scheduler has stopped was faster: it has come to its end."""
+        with self._lock:
+            last = max(i for i, (trial, _, _) in enumerate(self._judged) if trial == number)
+            self._judged[last] = (*self._judged[last][:2], False)
+            self[number].status = "running"
 
     def end(
         self, number: int, status: TrialStatus, epochs_run: int, error: str | None = None
@@ -312,18 +333,17 @@ class Journal:
             self._measured = (number, accuracy)
             self._write()
 
-    def close(self) -> None:
-        """Put down the time that the session has taken, if it has done anything.
+    def stop(self) -> None:
+        """Put down the time that the session has taken.
 
         Raises:
             StorageError: it cannot be written.
         """
         with self._lock:
-            if self._is_changed:
-                self._write()
+            self._ended = time.monotonic()
+            self._write()
 
     def _write(self) -> None:
-        self._is_changed = True
         write_json(
             self._place,
             {
@@ -331,7 +351,7 @@ class Journal:
                 "sessions": self.sessions,
                 "measured": self._measured,
                 "judged": self._judged,
-                "trials": [trial.to_json() for trial in self._trials],
+                "trials": [trial.to_journal() for trial in self._trials],
             },
         )
 

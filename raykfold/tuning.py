@@ -160,7 +160,7 @@ def sampled(space: SearchSpace, seed: int, number: int) -> dict[str, Any]:
         seed: of the search.
         number: of the trial, from 1.
     """
-    words = [seed % 2**32, seed >> 32]
+    words = [seed % 2**32, (seed >> 32) % 2**32]
     order = np.random.RandomState(words).permutation(space.grid_size())
     position = int(order[(number - 1) % len(order)])
     random = np.random.RandomState([*words, number])
@@ -229,20 +229,28 @@ class _Judge(_Unkept, FIFOScheduler):
         self._journal = journal
         self._entries: dict[int, Any] = {}
         self._judged: set[tuple[int, int]] = set()
-        for number, epoch in journal.judged:
+        self._stopped: set[int] = set()
+        for number, epoch, stops in journal.judged:
             self._ask(None, number, epoch, journal[number].history[epoch - 1])
+            if stops:
+                self._stopped.add(number)
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return True
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         number, epoch = trial.config["trial"], result[_EPOCH]
+        if number in self._stopped:  # no rule is asked of a trial that it has stopped
+            return str(TrialScheduler.STOP)
         if (number, epoch) in self._judged:
             return str(TrialScheduler.CONTINUE)
         decision = self._ask(tune_controller, number, epoch, result[METRIC])
         if epoch >= self._config.epochs_of(self._journal[number].values):
             decision = str(TrialScheduler.CONTINUE)  # it ends by itself
-        self._journal.judge(number, epoch, stops=decision == TrialScheduler.STOP)
+        stops = decision == TrialScheduler.STOP
+        if stops:
+            self._stopped.add(number)
+        self._journal.judge(number, epoch, stops=stops)
         return decision
 
     def _ask(self, controller: Any, number: int, epoch: int, mean: float) -> str:

@@ -322,7 +322,7 @@ def test_what_was_run_is_told() -> None:
     assert "best.toml in this folder holds it in full" in text
     assert "wall time 5 min 05 s resumed 2 times sampler optuna scheduler asha seed 7" in text
     assert "fingerprint of the data b6d0d59b device cpu x1" in text and "torch 2.13.0" in text
-    assert "Epochs trained, of all folds 72 of 108 33 % fewer than with every trial" in text
+    assert "Epochs trained, of all folds 72 of at most 108 33 % left out, by stopped trials" in text
 
 
 def test_the_page_and_its_pictures_lie_with_the_outputs(tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ def test_its_figures_are_those_of_the_search(tab: Tab) -> None:
     own = f"{best['mean_accuracy']:.4f} ± {best['std_accuracy']:.4f}"
     assert tiles[f"Trial {best['trial']}, the best, by itself"].startswith(own)
     assert tiles["Trials complete"].split("\n") == ["3 of 6", "1 stopped, 2 failed"]
-    epochs = f"{content['epochs_run']} of {content['epochs_of_all']}"
+    epochs = f"{content['epochs_run']} of at most {content['epochs_of_all']}"
     assert tiles["Epochs trained, of all folds"].startswith(epochs)
     found = tab.evaluate(
         "[...document.querySelectorAll('section[aria-labelledby=trials] tbody tr')]"

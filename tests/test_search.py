@@ -245,6 +245,11 @@ def test_other_commands_know_a_search_from_a_run(searched: Searched, module: str
         ("model.dropout = {uniform = [0.5, 1.5]}", (), "dropout"),
         ("model.depth = {choice = [1, 2]}", (), "unexpected keyword argument 'depth'"),
         ("learning_rate = {grid = [0.1, 0.2]}", ("--sampler", "optuna"), "learning_rate is a grid"),
+        (
+            "batch_size = {qlograndint = [8, 64, 8]}",
+            ("--sampler", "optuna"),
+            "want lograndint there",
+        ),
     ],
 )
 def test_a_space_that_cannot_be_searched_is_refused(

@@ -137,6 +137,7 @@ def test_epochs_can_be_searched(tmp_path: Path) -> None:
         ("batch_size = {uniform = [1, 2]}", "uniform: is not of whole numbers; want randint, log"),
         ("batch_size = {randint = [1.5, 2]}", "randint 1.5: want whole numbers"),
         ("batch_size = {randint = [0, 4]}", "batch_size: randint '0': want more than 0"),
+        ("batch_size = {randint = [1, 10000000000000000000]}", "want less than 2**63"),
         ("model = {uniform = [0, 4]}", "search.model: uniform: is of numbers; want choice or grid"),
         ("precision = {choice = ['fp8']}", "precision: choice: 'fp8': want auto or fp32 or bf16"),
         ("model.n_mels = {choice = [1]}", "search.model.n_mels: n_mels follows from the data"),

@@ -145,10 +145,7 @@ def test_a_journal_goes_on_where_it_was_left(tmp_path: Path) -> None:
     assert again[1].mean == pytest.approx(0.6) and again[1].std == pytest.approx(0.1)
     assert [trial.status for trial in again] == ["complete", "running"]
     assert again[1].epochs_run == 5
-    assert again.judged == ((1, 1),)
-    assert (journal.sessions, again.sessions) == (1, 1)  # it has done nothing yet
-    again.begin({})
-    assert again.sessions == Journal(place).sessions == 2
+    assert again.judged == ((1, 1, False),)
 
 
 def test_what_the_scheduler_stops_is_stopped_whenever_a_kill_comes(tmp_path: Path) -> None:
@@ -162,25 +159,60 @@ def test_what_the_scheduler_stops_is_stopped_whenever_a_kill_comes(tmp_path: Pat
     assert [trial.status for trial in again] == ["stopped", "running"]
 
 
-def test_a_trial_that_failed_is_tried_again(tmp_path: Path) -> None:
+def test_a_trial_that_failed_is_tried_again_from_where_it_was(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "trials.json")
     journal.begin({})
+    journal.score(1, Score(1, {1: 0.5, 2: 0.7}), epochs_run=3)
     journal.end(1, "failed", 3, "out of memory")
     assert (journal[1].status, journal[1].error) == ("failed", "out of memory")
     again = Journal(tmp_path / "trials.json")
     assert (again[1].status, again[1].error) == ("running", None)
+    assert again[1].mean == pytest.approx(0.6) and again[1].std == pytest.approx(0.1)
+    assert again[1].to_json()["fold_scores"] == {"1": 0.5, "2": 0.7}
+
+
+def test_a_trial_that_the_scheduler_has_stopped_is_not_tried_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "trials.json")
+    journal.begin({})
+    journal.score(1, Score(1, {1: 0.5}), epochs_run=1)
+    journal.judge(1, 1, stops=True)
+    journal.end(1, "failed", 1, "out of memory")
+    assert Journal(tmp_path / "trials.json")[1].status == "stopped"
+
+
+@pytest.mark.parametrize("status", ["complete", "failed"])
+def test_what_is_over_is_stopped_by_no_late_word(tmp_path: Path, status: TrialStatus) -> None:
+    journal = Journal(tmp_path / "trials.json")
+    journal.begin({})
+    journal.end(1, status, 1)
+    journal.judge(1, 1, stops=True)
+    assert journal[1].status == status
+
+
+def test_a_trial_that_comes_to_its_end_before_it_is_stopped_goes_on(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "trials.json")
+    journal.begin({})
+    journal.score(1, Score(1, {1: 0.5}), epochs_run=1)
+    journal.judge(1, 1, stops=True)
+    journal.go_on(1)
+    journal.score(1, Score(2, {1: 0.6}), epochs_run=2)
+    assert journal[1].status == Journal(tmp_path / "trials.json")[1].status == "running"
 
 
 def test_time_is_summed_over_sessions(tmp_path: Path) -> None:
     place = tmp_path / "trials.json"
-    Journal(place).begin({})
+    first = Journal(place)
+    first.start()
+    first.stop()
     content = json.loads(place.read_text())
     place.write_text(json.dumps({**content, "wall_seconds": 100.0}))
     journal = Journal(place)
-    assert journal.wall_seconds == 100.0  # a look takes none
-    journal.begin({})
-    journal.close()
-    assert 100 < json.loads(place.read_text())["wall_seconds"] <= journal.wall_seconds + 0.001
+    assert (journal.wall_seconds, journal.sessions) == (100.0, 1)  # a look takes none
+    journal.start()
+    journal.stop()
+    assert journal.wall_seconds > 100.0
+    assert json.loads(place.read_text())["wall_seconds"] == round(journal.wall_seconds, 3)
+    assert Journal(place).sessions == 2
 
 
 def test_what_the_winner_does_on_the_outer_fold_is_of_that_trial(tmp_path: Path) -> None:
