@@ -73,8 +73,6 @@ def search(
     _check_sampler(config)
     with reading(config, data, [Voice(observer.noticed)]) as given:
         _check_space(config, given.data)
-        for line in _doubts(config):
-            observer.noticed(line)
         outer = _outer(config, given)
         with claimed(config, given.audience):
             set_earlier_aside(config, given.audience)
@@ -227,6 +225,8 @@ class _Campaign:
         parts = [self._whole, *self._outer.values()]
         measured = all(part.measured is not None for part in self._outer.values())
         if not (measured and all(part.is_over for part in parts)):
+            for line in _doubts(self._config):
+                self._observer.noticed(line)
             self._whole.journal.start()
             with dealing(self._config, self._given.data, self._given.audience) as dealer:
                 for part in parts:
