@@ -147,6 +147,7 @@ def test_a_run_in_a_bucket_is_killed_and_resumed_with_the_same_bits(
     assert other.returncode == 2 and "seed" in other.stderr
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_for_ten_seconds_is_not_felt(
     outcome: Outcome, s3: S3Server, tmp_path: Path
 ) -> None:
