@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -439,9 +440,20 @@ def _read(where: str, name: str, value: Any) -> Any:
     if not name.startswith(_OF_MODEL):
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise BadInput(f"{where} {value!r}: want a number or a text")
-        return read_option(RunConfig, name, toml_text(value), where)
-    try:
-        argument = name.removeprefix(_OF_MODEL)
+        read = read_option(RunConfig, name, toml_text(value), where)
+        if name != "model":
+            return read
+        with _named(where, value):
+            return str(Blueprint.read(read))
+    argument = name.removeprefix(_OF_MODEL)
+    with _named(where, value):
         return Blueprint("").having({argument: value}).arguments[argument]
+
+
+@contextmanager
+def _named(where: str, value: Any) -> Iterator[None]:
+    """What a blueprint refuses is bad input that stands there."""
+    try:
+        yield
     except ValueError as error:
         raise BadInput(f"{where} {value!r}: {error}") from None

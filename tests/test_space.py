@@ -141,6 +141,8 @@ def test_epochs_can_be_searched(tmp_path: Path) -> None:
         ("model = {uniform = [0, 4]}", "search.model: uniform: is of numbers; want choice or grid"),
         ("precision = {choice = ['fp8']}", "precision: choice: 'fp8': want auto or fp32 or bf16"),
         ("model.n_mels = {choice = [1]}", "search.model.n_mels: n_mels follows from the data"),
+        ("model = {choice = ['a:B(']}", "search.model: choice: 'a:B(': want module:Class"),
+        ("model = {choice = ['a:B( )', 'a:B']}", "search.model: choice: has 'a:B' twice"),
         ("model.x = {choice = [[1]]}", "search.model.x: choice: [1]: want "),
         ("", "has no [search] table with ranges"),
     ],
