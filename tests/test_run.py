@@ -210,6 +210,7 @@ def test_its_name_is_taken_for_another_configuration(
 # --- the same results however it went -----------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_five_workers_give_the_same_bits_as_two(
     outcome: Outcome, data_dir: Path, tmp_path: Path
 ) -> None:
@@ -543,6 +544,7 @@ def test_a_run_is_mirrored_and_tracked_and_tells_nobody_the_token(
     assert len(list(told.iterdir())) == 3  # of the driver and two workers
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses_is_sent_later(
     outcome: Outcome, hub: HubServer, data_dir: Path, tmp_path: Path
 ) -> None:
