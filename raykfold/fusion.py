@@ -79,7 +79,7 @@ def _is_known(
         and pool.dilation == 1
         and not pool.ceil_mode
         and not pool.return_indices
-        and dropout.p < 1
+        and round(dropout.p * 2**_BITS) < 2**_BITS  # what `_kept` can compare with
     )
 
 

@@ -79,7 +79,7 @@ class AudioCNN(nn.Module):
             raise ValueError(f"width {width!r}: want a whole number of channels, 1 or more")
         for name, value in (("dropout", dropout), ("head_dropout", head_dropout)):
             if isinstance(value, str) or not 0 <= value < 1:
-                raise ValueError(f"{name} {value!r}: want a probability below 1")
+                raise ValueError(f"{name} {value!r}: want a number from 0 to below 1")
         if n_mels < 8 or target_len < 16:
             raise ValueError(
                 f"features of {n_mels} mel bands by {target_len} frames are too small: "

@@ -131,6 +131,7 @@ def test_its_output_may_be_changed_in_place() -> None:
         {"pool": {"stride": (1, 1)}},
         {"pool": {"ceil_mode": True}},
         {"dropout": {"p": 1.0}},
+        {"dropout": {"p": 1 - 2**-20}},
     ],
     ids=str,
 )
