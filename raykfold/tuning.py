@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import ray
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
@@ -96,7 +97,7 @@ class Tuning:
             run_config=tune.RunConfig(
                 name="search",
                 storage_path=str(folder),
-                callbacks=[_Reporter(self._news)],
+                callbacks=[_Reporter(self._news), _Silent()],
                 failure_config=tune.FailureConfig(max_failures=_DEATHS),
                 stop=_Stop(self._stopping),
                 verbose=0,
@@ -373,3 +374,18 @@ class _Reporter(_Unkept, tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         error = f"Ray Tune's actor for it ended {_DEATHS + 1} times"
         self._news.put(News(trial.config["trial"], begins=False, error=error))
+
+
+class _Silent(_Unkept, TrialProgressCallback):
+    """Stands where Ray Tune's own would, which prints of trials that end early whatever `verbose`
+    says.
+    """
+
+    def on_trial_result(self, *args: Any, **info: Any) -> None:
+        pass
+
+    def on_trial_error(self, *args: Any, **info: Any) -> None:
+        pass
+
+    def on_trial_complete(self, *args: Any, **info: Any) -> None:
+        pass
