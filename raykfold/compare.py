@@ -17,7 +17,7 @@ import numpy as np
 from raykfold.archive import Archive, open_run
 from raykfold.command import Parser, add_flag, exit_code
 from raykfold.errors import BadInput
-from raykfold.observers import counted
+from raykfold.observers import counted, mean_text
 from raykfold.remote import without_password
 from raykfold.results import kept_epochs
 from raykfold.statistics import (
@@ -264,7 +264,8 @@ def _main(options: argparse.Namespace) -> int:
 def _lines(found: Comparison) -> Iterator[str]:
     for letter, name, accuracies in zip("AB", found.names, found.accuracies, strict=True):
         values = accuracies.mean(axis=0).tolist()
-        yield f"{letter}: {name}  {mean(values):.4f} (+/- {population_std(values):.4f})"
+        both = mean_text(mean(values), population_std(values), len(values))
+        yield f"{letter}: {name}  {both}"
     for name, (first, second) in found.settings.items():
         yield f"   {name}: {first} in A, {second} in B"
     yield ""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from raykfold.config import RunConfig
 from raykfold.files import write_file, write_json
-from raykfold.observers import counted
+from raykfold.observers import counted, mean_text
 from raykfold.overview import write_overview
 from raykfold.remote import RemotePath
 from raykfold.results import kept_epochs
@@ -267,7 +267,7 @@ def _best_lines(findings: Findings) -> Iterator[str]:
         return
     epochs = kept_epochs({"select": findings.config.select})
     yield (
-        f"Best: trial {best.number}, {_four(best.mean)} (+/- {_four(best.std)}) over "
+        f"Best: trial {best.number}, {_reached(best)} over "
         f"{counted(len(best.folds), 'fold')}, {epochs} epochs: {values_text(best.values)}"
     )
     complete = sum(trial.status == "complete" for trial in findings.trials)
@@ -277,6 +277,12 @@ def _best_lines(findings: Findings) -> Iterator[str]:
             "the folds that chose it, and so optimistic"
             + ("" if findings.outer else "; --nested measures the search on folds it has not seen")
         )
+
+
+def _reached(trial: Trial) -> str:
+    if trial.mean is None or trial.std is None:
+        return "-"
+    return mean_text(trial.mean, trial.std, len(trial.folds))
 
 
 def _nested_lines(findings: Findings) -> Iterator[str]:
@@ -294,13 +300,14 @@ def _nested_lines(findings: Findings) -> Iterator[str]:
     if estimate is None:
         yield "Nested: no mean, because not every outer fold has an accuracy"
         return
-    interval = ""
+    outer, interval = len(findings.outer), ""
     if estimate.interval:
         low, high = estimate.interval
         interval = f", 95 % interval {low:.4f} to {high:.4f} (approximate)"
     yield (
-        f"Nested: {estimate.mean:.4f} (+/- {estimate.std:.4f}) over the outer folds{interval}: of "
-        "search and training together, on folds that chose neither configuration nor epoch"
+        f"Nested: {mean_text(estimate.mean, estimate.std, outer)} over "
+        f"{counted(outer, 'outer fold')}{interval}: of search and training together, on folds that "
+        "chose neither configuration nor epoch"
     )
 
 

@@ -389,6 +389,11 @@ def fold_line(result: FoldResult) -> str:
     )
 
 
+def mean_text(mean: float, std: float, folds: int) -> str:
+    """``0.7163 (+/- 0.1464)``; of one fold there is no spread."""
+    return f"{mean:.4f} (+/- {std:.4f})" if folds > 1 else f"{mean:.4f}"
+
+
 def counted(number: int, noun: str) -> str:
     """``1 fold``, ``2 folds``."""
     return f"{number} {noun}{'s' * (number != 1)}"
@@ -471,7 +476,11 @@ def _mean_lines(summary: Summary) -> list[str]:
         "Average Accuracy of the Chosen Epoch": summary.chosen,
         "Average Last Validation Accuracy": summary.last,
     }
-    lines = [f"{name}: {e.mean:.4f} (+/- {e.std:.4f})" for name, e in estimates.items() if e]
+    lines = [
+        f"{name}: {mean_text(each.mean, each.std, len(summary.folds))}"
+        for name, each in estimates.items()
+        if each
+    ]
     if summary.oof_accuracy is not None:
         samples = sum(result.n_val for result in summary.folds)
         lines.append(

@@ -240,10 +240,11 @@ def _nested_headline(search: _Search, nested: Row) -> Row | None:
         return None
     within = f", 95 % interval {between(nested['interval'])}" if nested["interval"] else ""
     over = counted(len(nested["folds"]), "outer fold")
+    spread = "" if len(nested["folds"]) == 1 else ": mean ± standard deviation"
     what = (
-        f"Accuracy of the whole procedure: mean ± standard deviation over {over}{within}. The "
-        "search was done anew inside each outer fold, each epoch chosen on an inner split; the "
-        "outer fold itself had no part in any choice."
+        f"Accuracy of the whole procedure over {over}{spread}{within}. The search was done anew "
+        "inside each outer fold, each epoch chosen on an inner split; the outer fold itself had no "
+        "part in any choice."
     )
     std = None if len(nested["folds"]) == 1 else four(nested["std_accuracy"])
     return {"mean": four(nested["mean_accuracy"]), "std": std, "badge": None, "what": what}
@@ -312,6 +313,9 @@ def _tiles(search: _Search) -> Iterator[tuple[str, str, str]]:
     if most and run < most and not search.is_running:
         fewer = f"{1 - run / most:.0%} left out, by stopped trials and folds that stopped early"
     yield "Epochs trained, of all folds", f"{run} of at most {most}", fewer.replace("%", " %")
+    if search.nested is not None:
+        within = sum(each["epochs_run"] for each in search.nested["folds"])
+        yield "Epochs of the searches within outer folds", str(within), "trained besides"
     seconds = search.content.get("wall_seconds")
     if seconds is not None:
         resumes = (search.content.get("sessions") or 1) - 1

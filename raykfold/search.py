@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from raykfold.command import exit_code, uncollected
+from raykfold.observers import duration, mean_text
 from raykfold.remote import RemotePath, leave
 from raykfold.run import PARTIAL, take_signals
 from raykfold.space import SearchConfig, parse_search
@@ -43,7 +44,6 @@ def _search(config: SearchConfig) -> int:
     with uncollected():
         from raykfold.campaign import search
         from raykfold.findings import lines
-        from raykfold.observers import duration
 
     findings = search(config, observer=Console(config))
     print()
@@ -75,7 +75,7 @@ class Console(SearchObserver):
         epochs = self._config.epochs_of(trial.values)
         self._say(
             f"trial {trial.number}  epoch {score.epoch}/{epochs}  "
-            f"mean {score.mean:.4f} (+/- {score.std:.4f})"
+            f"mean {mean_text(score.mean, score.std, len(score.folds))}"
         )
 
     def trial_ended(self, trial: Trial) -> None:
@@ -84,7 +84,8 @@ class Console(SearchObserver):
         elif trial.mean is not None and trial.std is not None:
             after = f"after epoch {len(trial.history)}"
             how = "complete" if trial.status == "complete" else f"stopped {after}"
-            self._say(f"trial {trial.number} {how}: {trial.mean:.4f} (+/- {trial.std:.4f})")
+            reached = mean_text(trial.mean, trial.std, len(trial.folds))
+            self._say(f"trial {trial.number} {how}: {reached}")
 
     def noticed(self, text: str) -> None:
         self._say(text)

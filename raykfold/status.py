@@ -47,7 +47,7 @@ from raykfold.archive import Archive, Known, open_run
 from raykfold.command import Parser, add_flag, exit_code
 from raykfold.errors import RaykfoldError, one_line
 from raykfold.lease import is_dead
-from raykfold.observers import duration
+from raykfold.observers import duration, mean_text
 from raykfold.pulse import Beat, read_pulse
 from raykfold.results import FoldResult, kept_estimate
 
@@ -328,7 +328,7 @@ def _foot(look: Look) -> Iterator[str]:
         then = "" if look.state in ("at work", "sending") else " when last heard of"
         yield f"uploads pending{then}: {', '.join(files)}"
     if look.mean_accuracy is not None and look.std_accuracy is not None:
-        mean = f"{look.mean_accuracy:.4f} (+/- {look.std_accuracy:.4f})"
+        mean = mean_text(look.mean_accuracy, look.std_accuracy, len(look.folds))
         yield f"mean accuracy of the epochs that were kept: {mean}"
     elif look.state in ("over", "sending"):
         yield "partial: no mean over all folds"

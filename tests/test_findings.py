@@ -92,9 +92,11 @@ def test_the_mean_over_outer_folds_wants_all_of_them(tmp_path: Path) -> None:
     whole = findings(tmp_path, trial(1), outer=(outer(1, 0.4), outer(2, 0.6)), test_to_train=0.5)
     assert whole.nested == Estimate.of([0.4, 0.6], 0.5)
     assert whole.to_json()["nested"]["mean_accuracy"] == 0.5
-    assert "Nested: 0.5000 (+/- 0.1000) over the outer folds, 95 % interval" in "\n".join(
+    assert "Nested: 0.5000 (+/- 0.1000) over 2 outer folds, 95 % interval" in "\n".join(
         lines(whole)
     )
+    one = "\n".join(lines(findings(tmp_path, trial(1), outer=(outer(1, 0.4),))))
+    assert "Nested: 0.4000 over 1 outer fold: of search" in one  # whose spread nobody knows
     part = findings(tmp_path, trial(1), outer=(outer(1, 0.4), outer(2, None, error="no memory")))
     assert part.nested is None
     assert part.to_json()["nested"]["mean_accuracy"] is None

@@ -105,6 +105,7 @@ def nested(**changes: Any) -> dict[str, Any]:
             "inner_mean_accuracy": 0.8,
             "outer_accuracy": 0.7 + fold / 100,
             "status": "complete",
+            "epochs_run": 40 + fold,
             "error": None,
         }
         for fold in (1, 2, 3)
@@ -155,10 +156,11 @@ def test_what_the_whole_procedure_gives_comes_first_if_it_was_measured() -> None
     page = overview(search(nested=nested()))
     assert result_of(page) == "0.7200 ± 0.0082"
     text = text_of(page)
-    assert "over 3 outer folds, 95 % interval 0.7000 to 0.7400" in text
+    assert "over 3 outer folds: mean ± standard deviation, 95 % interval 0.7000 to" in text
     assert "the outer fold itself had no part in any choice" in text
     assert "Trial 3, the best, by itself 0.8200 ± 0.0163 optimistic:" in text
     assert "have chosen it among 4" in text and "--nested measures" not in text
+    assert "Epochs of the searches within outer folds 126 trained besides" in text
     assert "2 complete 0.8000 0.7200 2e-4 16 plain 0.25" in text
 
 
