@@ -34,11 +34,18 @@ from raykfold.errors import BadInput, RaykfoldError, one_line
 from raykfold.findings import Findings, OuterFold
 from raykfold.ledger import Ledger
 from raykfold.models import check_model
-from raykfold.observers import Audience, Voice
+from raykfold.observers import Audience, Voice, counted
 from raykfold.scratch import scratch_dir
 from raykfold.space import SearchConfig
 from raykfold.storage import check_identity, created, search_identity, write_record
-from raykfold.trials import Journal, Score, SearchObserver, Trial, best_of_trials
+from raykfold.trials import (
+    Journal,
+    Score,
+    SearchObserver,
+    Trial,
+    best_of_trials,
+    values_text,
+)
 
 if TYPE_CHECKING:
     from raykfold.dealer import Dealer
@@ -104,9 +111,18 @@ def _check_space(config: SearchConfig, data: FeatureSet) -> None:
     seen: set[str] = set()
     for values in config.space.probes():
         network = config.trial(1, values).model
-        if network not in seen:
-            seen.add(network)
+        if network in seen:
+            continue
+        seen.add(network)
+        try:
             check_model(network, data.n_mels, data.num_classes, data.time)
+        except BadInput as error:
+            of_network = {n: value for n, value in values.items() if n.split(".")[0] == "model"}
+            if not of_network:
+                raise
+            raise BadInput(
+                f"--config {config.config_file}: [search]: with {values_text(of_network)}: {error}"
+            ) from error
 
 
 def _doubts(config: SearchConfig) -> Iterator[str]:
@@ -116,8 +132,8 @@ def _doubts(config: SearchConfig) -> Iterator[str]:
         yield f"--trials {config.num_trials}: the grid has {grid} combinations; some are left out"
     elif combinations is not None and config.num_trials > combinations:
         yield (
-            f"--trials {config.num_trials}: there are {combinations} configurations; some are "
-            "tried again, which gives the same"
+            f"--trials {config.num_trials}: there are no more than "
+            f"{counted(combinations, 'configuration')}; some are tried again, which gives the same"
         )
 
 
@@ -303,6 +319,8 @@ class _Campaign:
                 is_whole = result.status == "complete"
                 accuracy = result.chosen_val_accuracy if is_whole else None
                 part.journal.measure(best.number, accuracy)
+                if is_whole:
+                    ledger.remove_rounds()
 
     def _fit(self, part: _Part, best: Trial, dealer: Dealer, taken: ExitStack) -> Ledger:
         assert part.outer is not None

@@ -288,12 +288,16 @@ class Ledger:
         )
         write_results(self.config.outputs, summary, finished, predictions)
         if summary.status == "complete" and self._folds == self._data.fold_labels:
-            # Every fold's last state is among those of finished folds: what rounds have left is
-            # of no more use.
-            for left in (self.config.run_dir.shares, self.config.run_dir.handed_over_folds):
-                remove_tree(left)
+            self.remove_rounds()
         self.observer.run_finished(summary)
         return summary
+
+    def remove_rounds(self) -> None:
+        """Remove the checkpoints of rounds: of no more use where no fold has anything to go on with,
+        because the last state of each is among those of finished folds.
+        """
+        for left in (self.config.run_dir.shares, self.config.run_dir.handed_over_folds):
+            remove_tree(left)
 
     def _with(self, folds: tuple[FoldResult, ...], repeats: Sequence[Summary]) -> Repeats | None:
         if not repeats:
