@@ -199,7 +199,7 @@ def open_run(named: str | Place, known: Known | None = None) -> Archive:
         raise BadInput(f"{shown}: its {RUN_RECORD} cannot be read ({_why(error)})") from None
     if "space" in record["identity"]:
         raise BadInput(
-            f"{shown}: is a search, whose page and {_OUTPUTS.search.name} lie there; want the "
+            f"{shown}: is a search, and {_OUTPUTS.search.name} there says how it is; want the "
             "folder of one of its trials, as in trials/1"
         )
     # The folder may have been moved, be a copy, or be seen here under another path.

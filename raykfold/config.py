@@ -54,9 +54,12 @@ def _place(value: str) -> Place:
 
 def integer(value: str) -> int:
     try:
-        return int(value)
+        read = int(value)
     except ValueError:
         raise ValueError("want a whole number") from None
+    if abs(read) >= 2**63:  # what is behind it, PyTorch and files, has 64 bits
+        raise ValueError("want a whole number below 2**63")
+    return read
 
 
 def number(value: str) -> float:
@@ -87,31 +90,33 @@ def _repository(value: str) -> str | None:
     return "want a repository of the Hugging Face Hub, as in owner/name"
 
 
-def or_word(word: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:
+@dataclass(frozen=True)
+class OrWord:
     """Reads `word` as None, and everything else by `parse`."""
 
-    def parse_or_word(value: str) -> Any:
-        if value.strip().lower() == word:
+    word: str
+    parse: Callable[[str], Any]
+
+    def __call__(self, value: str) -> Any:
+        if value.strip().lower() == self.word:
             return None
         try:
-            return parse(value)
+            return self.parse(value)
         except ValueError as error:
-            raise ValueError(f"{error}, or {word}") from None
-
-    return parse_or_word
+            raise ValueError(f"{error}, or {self.word}") from None
 
 
-def _fold_list(value: str) -> tuple[int, ...] | None:
-    if value.strip().lower() == "all":
-        return None
+def _fold_list(value: str) -> tuple[int, ...]:
     try:
         return tuple(sorted({int(part) for part in value.split(",")}))
     except ValueError:
-        raise ValueError("want fold labels with commas between, as in 1,3, or all") from None
+        raise ValueError("want fold labels with commas between, as in 1,3") from None
 
 
 def positive(value: float) -> str | None:
-    return None if value > 0 and math.isfinite(value) else "want more than 0"
+    if not value > 0:
+        return "want more than 0"
+    return None if math.isfinite(value) else "want a finite number"
 
 
 def _not_negative(value: float) -> str | None:
@@ -171,7 +176,7 @@ class RunConfig:
     select: str = option("best", _text, one_of("best", "inner"))
     """How the epoch that is kept is chosen: best on the held-out fold, or on an inner split."""
 
-    folds: tuple[int, ...] | None = option(None, _fold_list)
+    folds: tuple[int, ...] | None = option(None, OrWord("all", _fold_list))
     """Folds to hold out, as in 1,3 (all by default); training splits stay whole."""
 
     model_dir: Place | None = option(None, _place)
@@ -189,22 +194,22 @@ class RunConfig:
     address: str | None = option(None, _text)
     """Ray cluster to use (RAY_ADDRESS by default, else a local instance of its own)."""
 
-    local_cpus: int | None = option(None, or_word("auto", integer), positive)
+    local_cpus: int | None = option(None, OrWord("auto", integer), positive)
     """CPUs that a local Ray instance offers (all by default)."""
 
-    num_workers: int | None = option(None, or_word("auto", integer), positive)
+    num_workers: int | None = option(None, OrWord("auto", integer), positive)
     """Most workers at once (auto: one a fold, as far as there are slots)."""
 
     cpus_per_worker: int = option(1, integer, positive)
     """CPUs, and threads, of a worker."""
 
-    folds_per_slot: int | None = option(None, or_word("auto", integer), positive)
+    folds_per_slot: int | None = option(None, OrWord("auto", integer), positive)
     """Folds that a worker steps together (auto: what is fastest on a GPU, one on a CPU)."""
 
-    use_gpu: bool | None = option(None, or_word("auto", switch))
+    use_gpu: bool | None = option(None, OrWord("auto", switch))
     """Whether each worker takes a GPU (auto: if Ray has any)."""
 
-    wait_timeout: float | None = option(None, or_word("never", number), positive)
+    wait_timeout: float | None = option(None, OrWord("never", number), positive)
     """Seconds to wait for a free slot when no fold has one (never: as long as it takes)."""
 
     max_failures: int = option(3, integer, positive)
@@ -245,6 +250,9 @@ class RunConfig:
 
     verbose: bool = option(False, switch)
     """Say what becomes of each share, let Ray and the workers print, show errors' tracebacks."""
+
+    named: frozenset[str] = dataclasses.field(default=frozenset(), repr=False, compare=False)
+    """What the environment or a file has set, and would set again: `command` leaves none out."""
 
     def __post_init__(self) -> None:
         """Fill what follows from other fields, make paths absolute, refuse impossible values.
@@ -321,14 +329,22 @@ class RunConfig:
         }
 
     def command(self) -> list[str]:
-        """The command that starts or resumes this run, only with what is not the default."""
+        """The command that starts or resumes this run, also where what is `named` still stands."""
         command = ["python", "-m", self._module]
-        for name, value in self.changed().items():
-            if value is True and options(type(self))[name].metadata["parse"] is switch:
-                command.append(f"--{name}")
-            else:
+        changed = self.changed()
+        for name, option in options(type(self)).items():
+            value, parse = getattr(self, name), option.metadata["parse"]
+            if name == "fresh":  # is of one start only
+                command += ["--fresh", "false"] if name in self.named else []
+            elif name not in changed and name not in self.named:
+                continue
+            elif parse is switch:
+                command += [f"--{name}"] if value else [f"--{name}", "false"]
+            elif value is not None:
                 text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
                 command += [f"--{name}", text]
+            elif isinstance(parse, OrWord):
+                command += [f"--{name}", parse.word]
         return command
 
     def changed(self) -> dict[str, Any]:
@@ -404,7 +420,8 @@ class SearchTable:
 def parse_values(
     cls: type[RunConfig], argv: Sequence[str], environ: Mapping[str, str]
 ) -> tuple[dict[str, Any], SearchTable]:
-    """What the command line, the environment and the TOML file say, for a class of configurations.
+    """What the command line, the environment and the TOML file say, for a class of configurations;
+    and, as `named`, which of it the last two do.
 
     Raises:
         BadInput, SystemExit: as `parse_config`.
@@ -415,12 +432,13 @@ def parse_values(
     table = SearchTable(config_file, content.pop("search", None))
     values = _read_toml(cls, content, f"--config {config_file}")
     values |= _from_environment(cls, environ)
+    named = frozenset(values)
     values |= {
         name: read_option(cls, name, text, f"--{name}")
         for name, text in flags.items()
         if text is not None
     }
-    return values, table
+    return {**values, "named": named}, table
 
 
 def _from_environment(cls: type[RunConfig], environ: Mapping[str, str]) -> dict[str, Any]:
@@ -440,7 +458,7 @@ def _from_environment(cls: type[RunConfig], environ: Mapping[str, str]) -> dict[
 
 def _from_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
+        return tomllib.loads(path.expanduser().read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise BadInput(f"--config {path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -453,6 +471,8 @@ def _read_toml(cls: type[RunConfig], content: Mapping[str, Any], where: str) -> 
         name = key.replace("-", "_")
         if name not in options(cls):
             raise BadInput(f"{where}: unknown key {key!r}{_nearest(cls, name, 'key')}")
+        if name in values:
+            raise BadInput(f"{where}: {key}: stands there twice, as {name}, too")
         values[name] = read_option(cls, name, toml_text(value), f"{where}: {key}")
     return values
 
@@ -461,12 +481,13 @@ def _network_in_one(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     """With the arguments of the network, ``model.NAME``, in the text that stands for it."""
     model = content.get("model", RunConfig.model)
     arguments = {
-        key.removeprefix("model."): value
+        key.removeprefix("model.").replace("-", "_"): value
         for key, value in content.items()
         if key.startswith("model.")
     }
     if isinstance(model, Mapping):  # as TOML has it where the key is not quoted
-        arguments, model = {**model, **arguments}, RunConfig.model
+        written = {key.replace("-", "_"): value for key, value in model.items()}
+        arguments, model = {**written, **arguments}, RunConfig.model
     if not arguments:
         return dict(content)
     try:
@@ -508,7 +529,11 @@ def read_option(cls: type[RunConfig], name: str, text: str, where: str) -> Any:
 
 def _read_place(name: str, value: str | Place) -> Place:
     try:
+        if not str(value).isascii():
+            str(value).encode()  # as files, the Hub and W&B have it
         return place(value)
+    except UnicodeEncodeError:
+        raise BadInput(f"--{name} {value}: want a path in UTF-8") from None
     except ValueError as error:
         raise BadInput(f"--{name} {without_password(str(value))}: {error}") from None
 
@@ -557,7 +582,8 @@ def _parser(cls: type[RunConfig]) -> argparse.ArgumentParser:
     docs = _docs(cls)
     # Those of a class derived from this one first: its command is about them.
     for name, field in sorted(options(cls).items(), key=lambda each: each[0] in options(RunConfig)):
-        shown = "" if field.default in (None, "", False) else f" [{field.default}]"
+        silent = field.default is None or field.default is False or field.default == ""
+        shown = "" if silent else f" [{field.default}]"
         more: dict[str, Any] = {"default": None, "help": docs[name] + shown}
         if field.metadata["parse"] is switch:
             more |= {"nargs": "?", "const": "true", "metavar": "true|false"}

@@ -23,13 +23,13 @@ from typing import Any, ClassVar
 
 from raykfold.blueprint import Blueprint
 from raykfold.config import (
+    OrWord,
     RunConfig,
     integer,
     number,
     one_of,
     option,
     options,
-    or_word,
     parse_values,
     positive,
     read_option,
@@ -63,7 +63,9 @@ _LARGEST_GRID = 100_000
 
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of range. Of whole numbers the upper end is no part, unless there is a step."""
+    """A kind of range. The upper end is no part of it, unless there is a step (of whole numbers,
+    one above 1): so Ray Tune has it.
+    """
 
     whole: bool = False
     log: bool = False
@@ -80,6 +82,9 @@ _KINDS = {
     "lograndint": _Kind(whole=True, log=True),
     "qlograndint": _Kind(whole=True, log=True, step=True),
 }
+
+
+_NAMES = (*_KINDS, *_LISTS, "grid_search")
 
 
 @dataclass(frozen=True)
@@ -101,8 +106,10 @@ class Domain:
         if self.kind in _LISTS:
             return self.arguments
         lower, upper = self.arguments[:2]
-        kind = _KINDS[self.kind]
-        return lower, upper - 1 if kind.whole and not kind.step else upper
+        kind, steps = _KINDS[self.kind], self.arguments[2:]
+        if not kind.whole:
+            return float(lower), float(upper) if steps else math.nextafter(upper, lower)
+        return lower, upper if steps and steps != (1,) else upper - 1
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,10 @@ class SearchSpace:
         return {name: {each.kind: list(each.arguments)} for name, each in self.domains.items()}
 
 
+def _above_one(value: float) -> str | None:
+    return None if 1 < value < math.inf else "want more than 1"
+
+
 @dataclass(frozen=True)
 class SearchConfig(RunConfig):
     """Everything that a search is told: what its trials have in common, and what it tries."""
@@ -149,7 +160,7 @@ class SearchConfig(RunConfig):
     )
     _exit_codes: ClassVar[str] = "3 some trials failed"
 
-    trials: int | None = option(None, or_word("auto", integer), positive)
+    trials: int | None = option(None, OrWord("auto", integer), positive)
     """Configurations to try (auto: every combination of a grid, else 20)."""
 
     sampler: str = option("random", str, one_of("random", "optuna"))
@@ -158,13 +169,13 @@ class SearchConfig(RunConfig):
     scheduler: str = option("asha", str, one_of("asha", "median", "none"))
     """Ray Tune's rule that stops poor trials: asha (successive halving), median or none."""
 
-    grace_period: int | None = option(None, or_word("auto", integer), positive)
+    grace_period: int | None = option(None, OrWord("auto", integer), positive)
     """Epochs of all folds before which no trial is stopped (auto: a ninth of the epochs)."""
 
-    reduction_factor: float = option(2.0, number, positive)
+    reduction_factor: float = option(2.0, number, _above_one)
     """Of asha: one in so many goes on from each rung, and rungs are so many times as far apart."""
 
-    concurrent_trials: int | None = option(None, or_word("auto", integer), positive)
+    concurrent_trials: int | None = option(None, OrWord("auto", integer), positive)
     """Most trials at a time (auto: as many as the slots hold, and one more)."""
 
     nested: bool = option(False, switch)
@@ -192,8 +203,6 @@ class SearchConfig(RunConfig):
                 f"--repeats {self.repeats}: want 1 for a search; repeat the best one, with "
                 "raykfold.run --config best.toml --repeats"
             )
-        if self.reduction_factor <= 1:
-            raise BadInput(f"--reduction_factor {self.reduction_factor:g}: want more than 1")
         if self.grace_epochs > self.most_epochs:
             raise BadInput(
                 f"--grace_period {self.grace_period}: want at most the {self.most_epochs} --epochs"
@@ -300,12 +309,18 @@ def parse_search(argv: Sequence[str], environ: Mapping[str, str]) -> SearchConfi
             f"{where}: has no [search] table with ranges, as in "
             "learning_rate = {loguniform = [1e-4, 1e-2]}"
         )
-    rows = dict(_flat(table.rows))
-    for name in rows:
-        if name in values:
-            raise BadInput(f"{where}: search.{name}: is also given a value; want one of the two")
+    rows: dict[str, Any] = {}
+    for name, row in _flat(table.rows):
+        if name in rows:
+            raise BadInput(f"{where}: search.{name}: stands there twice")
+        rows[name] = row
     domains = {name: _domain(f"{where}: search.{name}", name, row) for name, row in rows.items()}
-    return SearchConfig(**values, space=SearchSpace(domains), config_file=absolute(table.file))
+    config = SearchConfig(**values, space=SearchSpace(domains), config_file=absolute(table.file))
+    arguments = {f"{_OF_MODEL}{each}" for each in Blueprint.read(config.model).arguments}
+    for name in domains:
+        if name in values or name in arguments:
+            raise BadInput(f"{where}: search.{name}: is also given a value; want one of the two")
+    return config
 
 
 def best_toml(config: RunConfig, note: str = "") -> str:
@@ -317,7 +332,10 @@ def best_toml(config: RunConfig, note: str = "") -> str:
         note: a line to begin with, as a comment.
     """
     lines = [f"# {note}"] if note else []
-    for name, value in config.changed().items():
+    values = config.changed()
+    if not config.demo:  # whose default depends on where a command is typed
+        values = {"processed_dir": config.processed_dir, **values}
+    for name, value in values.items():
         if name != "address":
             lines.append(f"{name} = {_in_toml(value)}")
     return "\n".join(lines) + "\n"
@@ -338,17 +356,17 @@ def _in_toml(value: Any) -> str:
 def _flat(rows: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Names and ranges; ``model.dropout`` is a table within one in TOML, unless it is quoted."""
     for key, value in rows.items():
-        name = key.replace("-", "_") if not key.startswith(_OF_MODEL) else key
+        name = key.replace("-", "_")
         if name == "model" and isinstance(value, Mapping) and not _is_range(value):
             for argument, row in value.items():
-                yield f"{_OF_MODEL}{argument}", row
+                yield f"{_OF_MODEL}{argument.replace('-', '_')}", row
         else:
             yield name, value
 
 
 def _is_range(value: Mapping[str, Any]) -> bool:
     """Whether it is one for the network itself, and not of its arguments."""
-    return len(value) == 1 and not isinstance(next(iter(value.values())), Mapping)
+    return any(kind in _NAMES and not isinstance(row, Mapping) for kind, row in value.items())
 
 
 def _domain(where: str, name: str, row: Any) -> Domain:
@@ -359,10 +377,11 @@ def _domain(where: str, name: str, row: Any) -> Domain:
             "stands above [search]"
         )
     ((kind, arguments),) = row.items()
-    if kind not in (*_KINDS, *_LISTS):
-        near = difflib.get_close_matches(kind, [*_KINDS, *_LISTS], n=1)
-        hint = f"did you mean {near[0]}?" if near else f"want {', '.join((*_KINDS, *_LISTS))}"
+    if kind not in _NAMES:
+        near = difflib.get_close_matches(kind, _NAMES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"want {', '.join(_NAMES)}"
         raise BadInput(f"{where}: unknown range {kind!r}; {hint}")
+    kind = kind.removesuffix("_search")
     if not isinstance(arguments, list):
         raise BadInput(f"{where}: {kind} {arguments!r}: want a list, as in {kind} = [1, 2]")
     if kind in _LISTS:
@@ -380,7 +399,7 @@ def _check_name(where: str, name: str) -> None:
             raise BadInput(f"{where}: {error}") from None
         return
     if name in options(SearchConfig):
-        why = _WHY_NOT.get(name, "it is not of training")
+        why = _WHY_NOT.get(name, "it is not of training; want it above [search]")
         raise BadInput(f"{where}: cannot be searched: {why}")
     near = difflib.get_close_matches(name, _SEARCHED, n=1)
     hint = f"did you mean {near[0]}?" if near else f"want {', '.join(_SEARCHED)} or model.NAME"
@@ -392,7 +411,8 @@ def _values(where: str, name: str, values: Sequence[Any]) -> tuple[Any, ...]:
         raise BadInput(f"{where}: is empty; want a value at least")
     read = tuple(_read(f"{where}:", name, value) for value in values)
     for one, other in itertools.combinations(read, 2):
-        if one == other:
+        # A number is the same written as 1 or 1.0; True is none.
+        if one == other and isinstance(one, bool) == isinstance(other, bool):
             raise BadInput(f"{where}: has {one!r} twice")
     return read
 

@@ -140,10 +140,11 @@ def _records_of_outputs(config: RunConfig) -> list[Place]:
 def _another_run(config: RunConfig, name: str, before: Any, value: Any) -> str:
     hint = f" ({_IDENTITY_HINTS[name]})" if name in _IDENTITY_HINTS else ""
     kind = "search" if isinstance(config, SearchConfig) else "run"
+    earlier, this = _short(before), _short(value)
+    both = f"{name} {earlier}, and this one has {this}" if earlier != this else f"another {name}"
     return (
-        f"--run_name {config.run_name}: is taken by a {kind} with {name} {_short(before)}, "
-        f"and this one has {_short(value)}{hint}; choose another --run_name and --model_dir, "
-        f"or set the earlier {kind} aside with --fresh"
+        f"--run_name {config.run_name}: is taken by a {kind} with {both}{hint}; choose another "
+        f"--run_name and --model_dir, or set the earlier {kind} aside with --fresh"
     )
 
 

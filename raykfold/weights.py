@@ -146,6 +146,10 @@ def load_folds(source: str | Place, *, model: str | None = None) -> list[FoldMod
 
 def _load_folds(source: str | Path, model: str | None) -> list[FoldModel]:
     where, files = _weights_in(source)
+    if not files and (Path(where) / _SEARCH).is_file():
+        raise BadInput(
+            f"{where}: is a search; want the folder of one of its trials, as in trials/1"
+        )
     if not files:
         raise BadInput(f"{where}: no weights; want {_ANY_FOLD} files, as a run leaves them")
     named = _folds_of_summary(next(iter(files.values())).parent)
@@ -193,6 +197,7 @@ def _folds_of_summary(folder: Path) -> set[int] | None:
 
 
 _SUMMARY = ModelDir(Path()).summary.name
+_SEARCH = ModelDir(Path()).search.name
 _ANY_FOLD = "model_fold_*_best.safetensors"
 
 

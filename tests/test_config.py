@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raykfold.config import RunConfig, parse_config
+from raykfold.config import RunConfig, options, parse_config
 from raykfold.errors import BadInput
 
 
@@ -50,7 +50,7 @@ def test_every_flag_has_two_spellings(spelling: str, equals: bool) -> None:
     assert parse_config(argv, {}).batch_size == 16
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(RunConfig)])
+@pytest.mark.parametrize("field", options(RunConfig))
 def test_every_field_is_a_flag_with_a_line_of_help(
     field: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,11 +94,12 @@ def test_a_cluster_named_by_ray_is_used_unless_another_is_named() -> None:
         (["--epochs", "0"], {}, ["--epochs '0'", "more than 0"]),
         (["--epochs", "-3"], {}, ["--epochs '-3'", "more than 0"]),
         (["--batch_size", "0"], {}, ["--batch_size '0'", "more than 0"]),
+        (["--batch_size", str(2**63)], {}, [f"--batch_size '{2**63}'", "below 2**63"]),
         (["--early_stopping_patience", "0"], {}, ["--early_stopping_patience '0'"]),
         (["--learning_rate", "0"], {}, ["--learning_rate '0'", "more than 0"]),
         (["--learning_rate", "-0.1"], {}, ["--learning_rate '-0.1'", "more than 0"]),
         (["--learning_rate", "nan"], {}, ["--learning_rate 'nan'", "more than 0"]),
-        (["--learning_rate", "inf"], {}, ["--learning_rate 'inf'", "more than 0"]),
+        (["--learning_rate", "inf"], {}, ["--learning_rate 'inf'", "want a finite number"]),
         (["--learning_rate", "fast"], {}, ["--learning_rate 'fast'", "number"]),
         (["--seed", "-1"], {}, ["--seed '-1'", "0 or more"]),
         (["--folds", "1,x"], {}, ["--folds '1,x'", "1,3"]),
@@ -110,6 +111,7 @@ def test_a_cluster_named_by_ray_is_used_unless_another_is_named() -> None:
         (["--run_name", ""], {}, ["--run_name ''", "not empty"]),
         (["--model_dir", "~nobody-has-this-name/x"], {}, ["~nobody-has-this-name"]),
         (["--storage_path", "ftp://host/x"], {}, ["--storage_path 'ftp://host/x'", "want a path"]),
+        (["--model_dir", "a\udcff"], {}, ["--model_dir", "UTF-8"]),
         (["--model_dir", "hf://owner/name"], {}, ["--model_dir 'hf://owner/name'", "s3://"]),
         (["--processed_dir", "s3:///x"], {}, ["--processed_dir 's3:///x'", "s3://bucket/path"]),
         (["--model_dir", "s3://b/x?ports=1"], {}, ["--model_dir", "'ports'", "endpoint_override"]),
@@ -139,6 +141,7 @@ def test_bad_input_names_where_it_stood_and_what_would_be_right(
     [
         ("epoch = 3", ["'epoch'", "did you mean epochs?"]),
         ("epochs = 'many'", ["epochs 'many'", "whole number"]),
+        ("batch-size = 8\nbatch_size = 9", ["batch_size: stands there twice"]),
         ("epochs = ", ["TOML"]),
         ("[training]\nepochs = 3", ["'training'"]),
     ],
@@ -207,4 +210,20 @@ def test_the_command_that_resumes_reads_back_as_the_same_configuration(tmp_path:
     argv = ["--demo", "--folds", "1,3", "--learning_rate", "1e-05", "--use_gpu", "false"]
     config = parse_config([*argv, "--model_dir", str(tmp_path / "a b"), "--fresh"], {})
     again = parse_config(config.command()[3:], {})
+    assert again == dataclasses.replace(config, fresh=False)
+
+
+def test_the_command_that_resumes_says_what_the_environment_would_not() -> None:
+    environ = {
+        "RAYKFOLD_EPOCHS": "15",
+        "RAYKFOLD_NUM_WORKERS": "2",
+        "RAYKFOLD_FOLDS": "1",
+        "RAYKFOLD_WAIT_TIMEOUT": "9",
+        "RAYKFOLD_TENSORBOARD": "true",
+        "RAYKFOLD_FRESH": "true",
+    }
+    flags = "--epochs 50 --num_workers auto --folds all --wait_timeout never --tensorboard false"
+    config = parse_config(["--demo", *flags.split()], environ)
+    assert config.fresh and config.epochs == 50
+    again = parse_config(config.command()[3:], environ)
     assert again == dataclasses.replace(config, fresh=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -82,15 +84,19 @@ def test_probes_reach_both_ends_of_each_range_and_every_choice() -> None:
             "batch_size": Domain("randint", (16, 33)),
             "epochs": Domain("qrandint", (2, 8, 2)),
             "model.kind": Domain("choice", ("a", "b", "c")),
+            "early_stopping_patience": Domain("qrandint", (2, 8, 1)),
+            "model.width": Domain("uniform", (8, 9)),
         }
     )
     probes = list(space.probes())
     reached = {name: {probe[name] for probe in probes} for name in space.domains}
     assert reached == {
-        "learning_rate": {0.1, 0.2},
+        "learning_rate": {0.1, math.nextafter(0.2, 0.1)},
         "batch_size": {16, 32},
         "epochs": {2, 8},
         "model.kind": {"a", "b", "c"},
+        "early_stopping_patience": {2, 7},
+        "model.width": {8.0, math.nextafter(9, 8)},
     }
 
 
@@ -109,7 +115,11 @@ def test_epochs_can_be_searched(tmp_path: Path) -> None:
         ("seed = {choice = [1, 2]}", "search.seed: cannot be searched: the best of several seeds"),
         ("folds = {choice = [1, 2]}", "search.folds: cannot be searched: it decides what is meas"),
         ("model_dir = {choice = ['a']}", "search.model_dir: cannot be searched: it is not of tra"),
-        ("trials = {choice = [1]}", "search.trials: cannot be searched: it is not of training"),
+        ("trials = {choice = [1]}", "cannot be searched: it is not of training; want it above"),
+        ("batch-size = {choice = [1]}\nbatch_size = {choice = [2]}", "batch_size: stands there tw"),
+        ("batch_size = {choice = [10000000000000000000]}", "want a whole number below 2**63"),
+        ("model.dropout = 0.3", "search.model.dropout: want one range, as in {choice = [1, 2]}"),
+        ("model.x = {choice = [1, 1.0]}", "search.model.x: choice: has 1 twice"),
         ("learning_rat = {choice = [1]}", "search.learning_rat: unknown; did you mean learning_"),
         ("zzz = {choice = [1]}", "search.zzz: unknown; want epochs, batch_size"),
         ("learning_rate = 0.1", "search.learning_rate: want one range, as in {choice = [1, 2]}"),
@@ -123,7 +133,7 @@ def test_epochs_can_be_searched(tmp_path: Path) -> None:
         ("learning_rate = {grid = [0.1, 0]}", "learning_rate: grid: '0': want more than 0"),
         ("learning_rate = {choice = [true]}", "choice: True: want a number or a text"),
         ("learning_rate = {choice = ['x']}", "choice: 'x': want a number"),
-        ("learning_rate = {uniform = [-1, 1]}", "learning_rate: uniform '-1': want more than 0"),
+        ("learning_rate = {uniform = [-1, 1]}", "learning_rate: uniform '-1.0': want more than 0"),
         ("learning_rate = {uniform = [1]}", "uniform: has 1 values; want lower end, upper end"),
         ("learning_rate = {quniform = [1, 2]}", "has 2 values; want lower end, upper end and step"),
         ("learning_rate = {uniform = [0.2, 0.1]}", "uniform 0.2: want a lower end below the upper"),
@@ -157,6 +167,11 @@ def test_a_value_is_given_above_or_searched_and_not_both(tmp_path: Path) -> None
     assert refused(tmp_path, RATE, above="learning_rate = 0.1") == line
     assert refused(tmp_path, RATE, "--learning_rate", "0.1") == line
     assert refused(tmp_path, RATE, RAYKFOLD_LEARNING_RATE="0.1") == line
+    dropout = "model.dropout = {uniform = [0.1, 0.5]}"
+    line = "--config FILE: search.model.dropout: is also given a value; want one of the two"
+    assert refused(tmp_path, dropout, above="model.dropout = 0.2") == line
+    assert refused(tmp_path, dropout, "--model", "a:B(dropout=0.2)") == line
+    assert parsed(tmp_path, dropout, above="model.head-dropout = 0.2")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +179,7 @@ def test_a_value_is_given_above_or_searched_and_not_both(tmp_path: Path) -> None
     [
         (("--repeats", "2"), "--repeats 2: want 1 for a search"),
         (("--epochs", "5", "--grace_period", "6"), "--grace_period 6: want at most the 5 --epochs"),
-        (("--reduction_factor", "1"), "--reduction_factor 1: want more than 1"),
+        (("--reduction_factor", "1"), "--reduction_factor '1': want more than 1"),
         (("--trials", "0"), "--trials '0': want more than 0"),
         (("--sampler", "grid"), "--sampler 'grid': want random or optuna"),
         (("--trial", "3"), "--trial: unknown flag; did you mean --trials?"),
@@ -223,6 +238,15 @@ def test_the_command_that_resumes_reads_back_as_the_same_search(tmp_path: Path) 
     assert parse_search(command[3:], {}) == config
 
 
+def test_the_command_that_resumes_says_what_the_file_would_not(tmp_path: Path) -> None:
+    above = "demo = true\nepochs = 15\nnum_workers = 2\nnested = true\nfresh = true\ntrials = 9"
+    flags = "--epochs 50 --num_workers auto --nested false --trials auto"
+    config = parsed(tmp_path, RATE, *flags.split(), above=above)
+    again = parse_search(config.command()[3:], {})
+    assert (config.epochs, config.nested, config.trials) == (50, False, None)
+    assert again == dataclasses.replace(config, fresh=False)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -243,6 +267,16 @@ def test_the_best_is_a_file_that_reads_back_as_the_same_run(
     file = tmp_path / "best.toml"
     file.write_text(best_toml(config, "the best"), encoding="utf-8")
     assert file.read_text(encoding="utf-8").startswith("# the best\n")
+    assert parse_config(["--config", str(file)], {}) == config
+
+
+def test_the_best_names_its_data_wherever_it_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config, file = RunConfig(), tmp_path / "best.toml"
+    file.write_text(best_toml(config))
+    monkeypatch.chdir(tmp_path.parent)
     assert parse_config(["--config", str(file)], {}) == config
 
 
