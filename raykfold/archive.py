@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ Known = dict[tuple[str, int, Place], FoldResult]  # start of the run, session, f
 
 _OUTPUTS = ModelDir(Path())
 _READERS = 16
+# What NumPy and Python say of an archive with bytes of another kind in it.
+_UNREADABLE = (OSError, EOFError, ValueError, NotImplementedError, BadZipFile, zlib.error)
 _TRIES = 5  # what the index names can be replaced between two looks
 
 
@@ -84,8 +87,11 @@ class Archive:
 
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                return OutOfFold(**arrays)
-        except (OSError, EOFError, ValueError, TypeError, KeyError, BadZipFile) as error:
+                found = OutOfFold(**arrays)
+            if len({len(value) for name, value in vars(found).items() if name != "classes"}) > 1:
+                raise ValueError("its arrays are of several lengths")
+            return found
+        except (*_UNREADABLE, TypeError, KeyError) as error:
             file = self.place / _OUTPUTS.predictions.name
             raise BadInput(f"{file}: cannot be read ({one_line(error)})") from None
 
@@ -138,7 +144,7 @@ class Archive:
         content = self._content(name)
         try:
             return None if content is None else json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadInput(f"{self.place / name}: is no JSON ({one_line(error)})") from None
 
     def _content(self, name: str) -> bytes | None:
@@ -154,10 +160,25 @@ def _is_summary(content: Any) -> bool:
     """Whether it has what every version has written."""
     if not (isinstance(content, dict) and {"status", "mean_accuracy"} <= content.keys()):
         return False
-    rows = content.get("folds")
+    repeats = content.get("repeats") or {"seeds": [], "folds": []}
+    if not (isinstance(repeats, dict) and {"seeds", "folds"} <= repeats.keys()):
+        return False
+    runs = repeats["folds"]
+    if not (isinstance(runs, list) and len(runs) == len(repeats["seeds"])):
+        return False
+    return all(
+        isinstance(rows, list) and rows and all(map(_is_row, rows))
+        for rows in (content.get("folds"), *runs)
+    )
+
+
+def _is_row(row: Any) -> bool:
     known = {"fold", "status", "n_train", "n_val", "best_val_accuracy"}
-    return isinstance(rows, list) and all(
-        isinstance(row, dict) and known <= row.keys() for row in rows
+    if not (isinstance(row, dict) and known <= row.keys()):
+        return False
+    accuracies = [value for name, value in row.items() if name.endswith("_val_accuracy")]
+    return all(isinstance(row[name], int) and row[name] > 0 for name in ("n_train", "n_val")) and (
+        all(value is None or isinstance(value, int | float) for value in accuracies)
     )
 
 
@@ -195,7 +216,7 @@ def open_run(named: str | Place, known: Known | None = None) -> Archive:
         int(config["epochs"]), str(config["model_dir"]), dict(record["identity"])["data"]
     except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f"{shown}: no run is there; want the --model_dir of one") from None
-    except (OSError, StorageError, ValueError, KeyError, TypeError) as error:
+    except (OSError, StorageError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(f"{shown}: its {RUN_RECORD} cannot be read ({_why(error)})") from None
     if "space" in record["identity"]:
         raise BadInput(

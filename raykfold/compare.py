@@ -157,19 +157,27 @@ def compare(
 
 def _complete_summary(run: Archive) -> Mapping[str, Any]:
     if run.summary is None:
-        raise BadInput(f"{run.place}: the run is not over; want one that is complete")
+        outputs = str(run.record["config"]["model_dir"])
+        where = f", or its outputs are elsewhere ({outputs})" if outputs != str(run.place) else ""
+        raise BadInput(f"{run.place}: the run is not over{where}; want one that is complete")
     if run.summary["status"] != "complete":
-        failed = [row["fold"] for row in run.summary["folds"] if row["status"] != "complete"]
-        of_folds = f" ({', '.join(map(str, failed))})" if failed else ""
-        raise BadInput(f"{run.place}: folds of the run failed{of_folds}; want one that is complete")
+        failed = ", ".join(_failed(run.summary)) or "folds"
+        raise BadInput(f"{run.place}: {failed} failed; want a run that is complete")
     return run.summary
+
+
+def _failed(summary: Mapping[str, Any]) -> Iterator[str]:
+    repeats = summary.get("repeats") or {"seeds": [None], "folds": [summary["folds"]]}
+    for seed, rows in zip(repeats["seeds"], repeats["folds"], strict=True):
+        of_seed = "" if seed is None else f" with seed {seed}"
+        yield from (f"fold {row['fold']}{of_seed}" for row in rows if row["status"] != "complete")
 
 
 def _refuse_other_data(runs: Sequence[Archive]) -> None:
     prints = [str(run.record["identity"]["data"]) for run in runs]
     if prints[0] != prints[1]:
         raise BadInput(
-            f"{runs[0].place} and {runs[1].place}: are of different data (fingerprints "
+            f"{runs[0].place} and {runs[1].place}: are of different data or folds (fingerprints "
             f"{prints[0][:12]}… and {prints[1][:12]}…); only runs over the same folds of the same "
             "data can be compared"
         )
@@ -300,14 +308,22 @@ def _tests(found: Comparison) -> Iterator[str]:
         of_seed = " with the first seed" if len(found.seeds[0]) > 1 else ""
         yield (
             f"McNemar, on all held-out samples{of_seed}: only A is right on {pairs.only_first}, "
-            f"only B on {pairs.only_second}, p = {_p(pairs.p)}; of these networks as they are, "
-            "whatever others the same settings would give"
+            f"only B on {pairs.only_second}, p = {_p(pairs.p)}; of these trained networks, not of "
+            "others that the same settings would give"
         )
     if found.by == "best":
-        yield "Best epochs are chosen by the samples they are measured on: both are optimistic"
+        line = "Best epochs are chosen by the samples they are measured on: both are optimistic"
+        if "epochs" in found.settings:
+            line += (
+                ", the one with more epochs to choose from the more so, which the test does not "
+                "allow for; --by last is free of that"
+            )
+        yield line
 
 
 def _p(value: float) -> str:
+    if value == 0:  # less than a float can be
+        return "0.0000"
     return f"{value:.4f}" if value >= 0.0001 else f"{value:.1g}"
 
 

@@ -201,7 +201,8 @@ class FeatureSet:
     def warnings(
         self, folds: Sequence[int] | None = None, *, inner: bool = False, seed: int = 0
     ) -> list[str]:
-        """One line for each fold whose training lacks a class, and one for classes without data.
+        """One line for each fold whose training, or inner validation, lacks a class, and one for
+        classes without data.
 
         Args:
             folds: those that are held out; all by default.
@@ -218,6 +219,15 @@ class FeatureSet:
             lacking = [each for each in self.classes if each.label in present - trained]
             if lacking:
                 lines.append(f"fold {fold}: its training split has no sample of {_listed(lacking)}")
+            if not inner:
+                continue
+            chosen = set(self.labels[split.inner].tolist())
+            unheard = [each for each in self.classes if each.label in trained - chosen]
+            if unheard:
+                lines.append(
+                    f"fold {fold}: its inner validation split of {len(split.inner)} has no sample "
+                    f"of {_listed(unheard)}"
+                )
         return lines
 
 

@@ -91,7 +91,7 @@ class Leakage:
     def warnings(self) -> list[str]:
         """One line for each kind of twins that there is."""
         of_all = f"of {self.samples} samples"
-        of_some = f"of the {self.looked_at} samples that were looked at"
+        of_some = f"of the {self.looked_at} samples that were compared"
         lines = [
             _warning(self.identical, of_all, "identical to a sample of another fold"),
             _warning(

@@ -293,8 +293,8 @@ class Ledger:
         return summary
 
     def remove_rounds(self) -> None:
-        """Remove the checkpoints of rounds: of no more use where no fold has anything to go on with,
-        because the last state of each is among those of finished folds.
+        """Remove the checkpoints of rounds: of no more use once every fold's last state is among
+        those of finished folds.
         """
         for left in (self.config.run_dir.shares, self.config.run_dir.handed_over_folds):
             remove_tree(left)

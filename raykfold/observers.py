@@ -427,12 +427,10 @@ def summary_lines(summary: Summary, *, sparks: bool = True) -> list[str]:
         "train",
         "val",
         "epochs",
-        "best",
-        "accuracy",
-        "last",
+        *(("chosen epoch", "accuracy", "best epoch", "of best") if inner else ()),
+        *(("best epoch", "accuracy") if not inner else ()),
+        "of last",
     ]
-    if inner:
-        header[5:7] = ["chosen", "accuracy", "best", "of best"]
     rows = [header, *(_row(result, inner) for result in summary.folds)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = [
@@ -451,7 +449,7 @@ def _repeat_lines(summary: Summary) -> Iterator[str]:
     if summary.repeats is None:
         return
     yield ""
-    yield "seed    mean  folds"
+    yield f"seed    mean  folds, {summary.kept_epochs} epochs"
     for seed, folds in zip(summary.repeats.seeds, summary.repeats.folds, strict=True):
         accuracies = [result.kept_val_accuracy for result in folds]
         known = [x for x in accuracies if x is not None]
@@ -468,9 +466,11 @@ def _mean_lines(summary: Summary) -> list[str]:
     partial = summary.partial_mean_accuracy
     if partial is not None:
         folds = ", ".join(map(str, partial["folds"])) or "none"
-        mean = "no mean" if partial["mean"] is None else f"mean {partial['mean']:.4f}"
         seeds = " with every seed" if summary.repeats else ""
-        return [f"Partial run: {mean} over the complete folds only (folds {folds}{seeds})"]
+        of_those = f"over the complete folds only (folds {folds}{seeds})"
+        if partial["mean"] is None:
+            return [f"Partial run: no mean {of_those}"]
+        return [f"Partial run: mean {partial['mean']:.4f} {of_those}, {partial['epochs']} epochs"]
     estimates = {
         "Average Best Validation Accuracy": summary.best,
         "Average Accuracy of the Chosen Epoch": summary.chosen,
@@ -508,15 +508,20 @@ def _doubts(summary: Summary) -> Iterator[str]:
             f"95 % intervals of the mean, approximate (Nadeau and Bengio): {', '.join(intervals)}"
         )
     if summary.out_of_fold is not None:
-        yield f"95 % interval of the pooled accuracy: {_interval(summary.out_of_fold.interval)}"
+        yield (
+            "95 % interval of the pooled accuracy, as if samples were independent (Wilson): "
+            f"{_interval(summary.out_of_fold.interval)}"
+        )
     yield from _apart(summary)
     yield from _spread(summary)
-    if summary.chosen is not None:
+    if not summary.ranked:
+        return
+    if summary.kept_epochs == "chosen":
         yield (
             "Chosen: on an inner validation split. Best: by the samples that are held out, and "
             "so optimistic"
         )
-    elif summary.best is not None:
+    else:
         yield (
             "The best epoch is chosen by the samples that it is measured on, and so optimistic; "
             "the last is where training ended; --select inner chooses on other samples"
@@ -526,20 +531,21 @@ def _doubts(summary: Summary) -> Iterator[str]:
 def _spread(summary: Summary) -> Iterator[str]:
     if summary.spread is None or summary.repeats is None:
         return
-    yield (
-        f"Each fold's accuracy is the mean over {len(summary.repeats.seeds)} seeds. Standard "
-        "deviation from seed to seed: "
-        f"{summary.spread.over_seeds:.4f} of a fold, {summary.spread.of_means:.4f} of the mean; "
-        f"from fold to fold: {summary.spread.over_folds:.4f}"
-    )
+    apart = summary.spread
+    line = f"Standard deviation from seed to seed: {apart.over_seeds:.4f} of a fold"
+    if apart.over_folds is not None:
+        line += f", {apart.of_means:.4f} of the mean; from fold to fold: {apart.over_folds:.4f}"
+    yield f"Each fold's accuracy is the mean over {len(summary.repeats.seeds)} seeds. {line}"
 
 
 def _apart(summary: Summary) -> Iterator[str]:
     ranked = summary.ranked
-    if not ranked or ranked[0][1] == ranked[-1][1]:
+    if not summary.folds_differ:
         return
     (worst, lowest), (best, highest) = ranked[0], ranked[-1]
     line = f"Worst: fold {worst} ({lowest:.4f}), best: fold {best} ({highest:.4f})"
+    if summary.repeats is not None:
+        line += ", means over the seeds"
     outlying = summary.outlier_folds
     if outlying:
         line += f"; apart from the others: fold {', '.join(map(str, outlying))}"

@@ -357,7 +357,8 @@ def _state(run: _Run) -> Row:
     if partial.get("mean") is not None:
         alone = (
             f" Over the complete ones alone (folds {', '.join(map(str, partial['folds']))}) it "
-            f"would be {four(partial['mean'])}, which is another number."
+            f"would be {four(partial['mean'])} at their {partial.get('epochs', 'best')} epochs, "
+            "which is another number."
         )
     return {"title": "Partial", "what": f"{done}, so there is no mean.{alone}"}
 
@@ -548,10 +549,15 @@ def _repeats(run: _Run) -> dict[str, Any] | None:
     if spread := repeats.get("spread"):
         what += (
             f" From seed to seed one fold's accuracy varies by {four(spread['over_seeds'])} "
-            f"(standard deviation), and the mean over folds by {four(spread['of_means'])}; from "
-            f"fold to fold the accuracy varies by {four(spread['over_folds'])}, what seeds add "
-            "taken off."
+            "(standard deviation)"
         )
+        if spread["over_folds"] is not None:
+            what += (
+                f", and the mean over folds by {four(spread['of_means'])}; from fold to fold the "
+                f"accuracy varies by {four(spread['over_folds'])}, what seeds add taken off"
+            )
+        what += "."
+    what += f" Below, the accuracies at the {run.headline} epochs."
     rows = []
     for seed, folds in zip(repeats["seeds"], repeats["folds"], strict=True):
         kept = [row.get(f"{run.headline}_val_accuracy") for row in folds]
@@ -696,9 +702,13 @@ def _facts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[str, str]]:
 
 
 def _twins(leakage: Row) -> str:
-    names = {"identical": "identical", "constant": "constant", "near": "near-identical"}
-    counts = [f"{leakage[kind]['samples']} {name}" for kind, name in names.items()]
-    return f"{', '.join(counts)}, of {counted(leakage['samples'], 'sample')}"
+    identical, constant, near = (
+        leakage[kind]["samples"] for kind in ("identical", "constant", "near")
+    )
+    return (
+        f"{identical} identical, {constant} constant, of {counted(leakage['samples'], 'sample')}; "
+        f"{near} near-identical, of {leakage['looked_at']} compared"
+    )
 
 
 def _source(run: _Run) -> str:

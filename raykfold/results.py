@@ -323,19 +323,25 @@ class Summary:
 
     @property
     def partial_mean_accuracy(self) -> dict[str, Any] | None:
-        """The mean over the folds that are complete, with every seed, and which these are; None in
-        a whole run.
+        """The mean over the folds that are complete, with every seed, of the epochs that are kept;
+        and which these are. None in a whole run.
         """
         if self.status == "complete":
             return None
-        best = self._of_complete_folds("best_val_accuracy")
-        return {"folds": list(best), "mean": mean(list(best.values())) if best else None}
+        kept = self._of_complete_folds("kept_val_accuracy")
+        average = mean(list(kept.values())) if kept else None
+        return {"folds": list(kept), "epochs": self.kept_epochs, "mean": average}
 
     @property
     def ranked(self) -> list[tuple[int, float]]:
         """The complete folds, the worst first, each with the accuracy of the epoch that is kept."""
         accuracies = self._of_complete_folds("kept_val_accuracy")
         return sorted(accuracies.items(), key=lambda pair: (pair[1], pair[0]))
+
+    @property
+    def folds_differ(self) -> bool:
+        """Whether one is the worst and one the best."""
+        return bool(self.ranked) and self.ranked[0][1] < self.ranked[-1][1]
 
     @property
     def outlier_folds(self) -> list[int]:
@@ -347,7 +353,7 @@ class Summary:
     @property
     def spread(self) -> Spread | None:
         """Of the kept epochs' accuracies over seeds and over folds; None without repeats."""
-        if self.repeats is None or self.status != "complete" or len(self.folds) < 2:
+        if self.repeats is None or self.status != "complete":
             return None
         return spread([[r.kept_val_accuracy for r in folds] for folds in self.repeats.folds])
 
@@ -366,8 +372,8 @@ class Summary:
             "last_std_accuracy": last.std if last else None,
             "estimates": {name: each.to_json() for name, each in estimates.items() if each},
             "partial_mean_accuracy": self.partial_mean_accuracy,
-            "worst_fold": ranked[0][0] if ranked else None,
-            "best_fold": ranked[-1][0] if ranked else None,
+            "worst_fold": ranked[0][0] if self.folds_differ else None,
+            "best_fold": ranked[-1][0] if self.folds_differ else None,
             "outlier_folds": self.outlier_folds,
             "oof_accuracy": pooled.accuracy if pooled else None,
             "oof_interval": list(pooled.interval) if pooled else None,

@@ -14,18 +14,19 @@ CONFIDENCE = 0.95  # of every interval
 # Accuracies of folds that are closer than that are equal but for rounding: a sample more or less is
 # further apart in any fold that fits a disk.
 ROUNDING = 1e-9
-_OUTLYING = 3.5  # Iglewicz and Hoaglin's advice for their modified z-score
 _FEWEST_FOR_OUTLIERS = 4
 
 
 def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean of at least one value."""
-    return math.fsum(values) / len(values)
+    """Arithmetic mean of at least one value, to twelve decimals: what is equal but for rounding, as
+    the mean over folds of one size is to the pooled accuracy, is to be printed as the same.
+    """
+    return round(math.fsum(values) / len(values), 12)
 
 
 def population_std(values: Sequence[float]) -> float:
     """Standard deviation with divisor n (ddof 0), as NumPy's `std` has by default."""
-    centre = mean(values)
+    centre = math.fsum(values) / len(values)
     return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / len(values))
 
 
@@ -132,7 +133,7 @@ class PairedTest:
 def corrected_t_test(differences: Sequence[float], test_to_train: float) -> PairedTest:
     """Paired t-test over the folds of a cross-validation, with the corrected standard error.
 
-    Source and arguments as of `corrected_std_error`.
+    Source and arguments as of `corrected_std_error`; differences of accuracies, from -1 to 1.
     """
     from scipy.stats import t
 
@@ -146,7 +147,7 @@ def corrected_t_test(differences: Sequence[float], test_to_train: float) -> Pair
         statistic,
         degrees,
         float(2 * t.sf(abs(statistic), degrees)),
-        corrected_interval(differences, test_to_train),
+        _within(-1.0, 1.0, corrected_interval(differences, test_to_train)),
     )
 
 
@@ -200,27 +201,32 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
 def outliers(accuracies: Sequence[float], samples: Sequence[int]) -> list[int]:
     """Positions of the accuracies that stand apart from the others.
 
-    Those whose modified z-score, 0.6745 (x - median) / MAD, is above 3.5 (B. Iglewicz and
-    D. Hoaglin, "How to Detect and Handle Outliers", 1993), and that are further from the median
-    than two standard errors of a share of so many samples: luck alone can bring the rest. For these
-    two right samples and two wrong ones are added (A. Agresti and B. Coull, The American
-    Statistician 52, 1998), without which a share of 1 would leave luck no room.
+    Those that the others' mean and deviation do not let expect, by F. Grubbs' test ("Procedures for
+    Detecting Outlying Observations in Samples", Technometrics 11, 1969): of runs whose folds are
+    alike, one in twenty has such a fold. And that are further from the others' mean than two
+    standard errors of a share of so many samples: luck alone can bring the rest. For these two
+    right samples and two wrong ones are added (A. Agresti and B. Coull, The American Statistician
+    52, 1998), without which a share of 1 would leave luck no room.
 
     Args:
         accuracies: 0 to 1; of less than four, none stands apart.
         samples: how many each accuracy is a share of.
     """
-    values = np.asarray(accuracies)
-    if len(values) < _FEWEST_FOR_OUTLIERS:
+    from scipy.stats import t
+
+    n = len(accuracies)
+    if n < _FEWEST_FOR_OUTLIERS:
         return []
-    middle = float(np.median(values))
-    distances = np.abs(values - middle)
-    spread = float(np.median(distances))
-    counts = np.asarray(samples) + 4
-    share = (middle * np.asarray(samples) + 2) / counts
-    luck = np.sqrt(share * (1 - share) / counts)
-    apart = (0.6745 * distances > _OUTLYING * spread) & (distances > 2 * luck)
-    return [int(position) for position in np.flatnonzero(apart)]
+    most = float(t.isf((1 - CONFIDENCE) / (2 * n), n - 2))  # Student's t of one, were it like them
+    apart = []
+    for position, (accuracy, count) in enumerate(zip(accuracies, samples, strict=True)):
+        others = [*accuracies[:position], *accuracies[position + 1 :]]
+        distance, deviation = abs(accuracy - mean(others)), sample_std(others) or 0.0
+        share = (mean(others) * count + 2) / (count + 4)
+        luck = math.sqrt(share * (1 - share) / (count + 4))
+        if distance > max(most * deviation * math.sqrt(n / (n - 1)), 2 * luck):
+            apart.append(position)
+    return apart
 
 
 @dataclass(frozen=True)
@@ -285,12 +291,12 @@ class Spread:
 
     Attributes:
         over_seeds: standard deviation of one fold's accuracy from seed to seed.
-        over_folds: from fold to fold, what seeds add taken off.
+        over_folds: from fold to fold, what seeds add taken off; None of one fold.
         of_means: of the mean over folds, from seed to seed: what another seed would have reported.
     """
 
     over_seeds: float
-    over_folds: float
+    over_folds: float | None
     of_means: float
 
 
@@ -302,14 +308,17 @@ def spread(accuracies: Sequence[Sequence[float | None]]) -> Spread:
     max(0, b - w / R) (S. Searle, G. Casella, C. McCulloch, "Variance Components", 1992, ch. 3).
 
     Args:
-        accuracies: (seeds, folds), at least two of each.
+        accuracies: (seeds, folds), of two seeds at least.
     """
     seeds, values = len(accuracies), np.asarray(accuracies, dtype=np.float64)
     within = float(values.var(axis=0, ddof=1).mean())
-    between = float(values.mean(axis=0).var(ddof=1))
+    over_folds = None
+    if values.shape[1] > 1:
+        between = float(values.mean(axis=0).var(ddof=1))
+        over_folds = math.sqrt(max(0.0, between - within / seeds))
     return Spread(
         over_seeds=math.sqrt(within),
-        over_folds=math.sqrt(max(0.0, between - within / seeds)),
+        over_folds=over_folds,
         of_means=float(values.mean(axis=1).std(ddof=1)),
     )
 

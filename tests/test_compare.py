@@ -194,6 +194,7 @@ def test_settings_that_an_earlier_version_did_not_know_are_no_difference(tmp_pat
         ("summary.json", b'{"status": "complete"}'),
         ("summary.json", b""),
         ("run.json", b'{"run_name": "run", "config": {}}'),
+        ("run.json", b"[" * 100_000),
         ("oof_predictions.npz", b"hello"),
     ],
 )
@@ -205,6 +206,56 @@ def test_a_damaged_file_is_named(
     assert main([a, b]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert name in line
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"folds": []},
+        {"repeats": {"seeds": [1]}},
+        {"repeats": {"seeds": [1], "folds": [[], []]}},
+        {"n_train": None},
+        {"n_train": 0},
+        {"best_val_accuracy": "high"},
+    ],
+)
+def test_a_summary_that_somebody_has_changed_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any]
+) -> None:
+    a, b = leave(tmp_path / "a", FIRST), leave(tmp_path / "b", WORSE)
+    file = tmp_path / "b" / "summary.json"
+    content = json.loads(file.read_bytes())
+    of_fold = {name: value for name, value in changes.items() if name in content["folds"][0]}
+    content["folds"][0] |= of_fold
+    file.write_text(json.dumps(content | {n: v for n, v in changes.items() if n not in of_fold}))
+    assert main([a, b]) == 2
+    assert "summary.json: is no summary of a run" in capsys.readouterr().err
+
+
+def test_predictions_of_several_lengths_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = leave(tmp_path / "a", FIRST), leave(tmp_path / "b", WORSE)
+    file = tmp_path / "b" / "oof_predictions.npz"
+    with np.load(file) as arrays:
+        content = dict(arrays)
+    np.savez(file, **{**content, "prediction": content["prediction"][:3]})
+    assert main([a, b]) == 2
+    assert "oof_predictions.npz: cannot be read" in capsys.readouterr().err
+
+
+def test_best_epochs_of_a_longer_training_are_the_more_optimistic(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = leave(tmp_path / "a", FIRST), leave(tmp_path / "b", WORSE)
+    assert main([a, b]) == 0
+    assert "more epochs to choose from" not in capsys.readouterr().out
+    file = tmp_path / "b" / "run.json"
+    record = json.loads(file.read_bytes())
+    record["config"]["epochs"] += 10
+    file.write_text(json.dumps(record))
+    assert main([a, b]) == 0
+    assert "the one with more epochs to choose from the more so" in capsys.readouterr().out
 
 
 def test_one_fold_shows_nothing_more_than_its_difference(tmp_path: Path) -> None:
@@ -222,7 +273,7 @@ def test_one_fold_shows_nothing_more_than_its_difference(tmp_path: Path) -> None
         ({"folds": (1, 2, 3, 4, 6)}, ["different folds, 1,2,3,4,5 and 1,2,3,4,6"]),
         ({"repeats": {1: FIRST}}, ["different numbers of repeats, 1 and 2"]),
         ({"inner": True}, ["different choices of epochs", "best and chosen", "--by"]),
-        ({"failed": (2,)}, ["folds of the run failed (2)"]),
+        ({"failed": (2,)}, ["fold 2 failed; want a run that is complete"]),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused(

@@ -127,7 +127,7 @@ def test_altered_copies_are_near_identical(
     assert leakage.near == Twins(samples=4, groups=2, disagreeing=0, example=pair)
     assert leakage.identical == NONE
     assert leakage.warnings() == [
-        "4 of the 240 samples that were looked at are near-identical to a sample of another fold, "
+        "4 of the 240 samples that were compared are near-identical to a sample of another fold, "
         "such as sample 5 in fold 1 and sample 11 in fold 2: a model is tested on what it was "
         "trained on"
     ]
@@ -144,7 +144,7 @@ def test_a_near_copy_of_identical_samples_is_counted_alone() -> None:
     assert leakage.identical.samples == 2
     assert leakage.near.samples == leakage.near.groups == 1
     assert leakage.warnings()[1].startswith(
-        "1 of the 238 samples that were looked at is near-identical to a sample of another fold, "
+        "1 of the 238 samples that were compared is near-identical to a sample of another fold, "
         "namely sample 17 in fold 3 and sample "
     )
 

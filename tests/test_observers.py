@@ -176,7 +176,9 @@ def test_a_stream_that_cannot_show_blocks_gets_none() -> None:
 def test_what_was_chosen_by_held_out_samples_is_called_optimistic() -> None:
     lines = summary_lines(summary(complete(1), complete(2)))
     assert any("The best epoch is chosen by the samples that it is measured on" in x for x in lines)
-    assert any("95 % interval of the pooled accuracy: 0.4000 to 0.7000" in line for line in lines)
+    assert any(
+        "pooled accuracy, as if samples were independent (Wilson): 0.4000" in x for x in lines
+    )
 
 
 def test_with_an_inner_split_the_table_says_which_accuracy_is_which() -> None:
@@ -184,13 +186,34 @@ def test_with_an_inner_split_the_table_says_which_accuracy_is_which() -> None:
     fold = FoldResult.of(1, "complete", 8, 2, history)
     lines = summary_lines(replace(summary(fold, replace(fold, fold=2)), select="inner"))
     assert lines[0].split() == [
-        *("fold", "status", "train", "val", "epochs", "chosen", "accuracy"),
-        *("best", "of", "best", "last"),
+        *("fold", "status", "train", "val", "epochs", "chosen", "epoch"),
+        *("accuracy", "best", "epoch", "of", "best", "of", "last"),
     ]
     assert lines[1].split()[:9] == [
         *("1", "complete", "8", "2", "2", "1", "0.5000", "2", "0.6000"),
     ]
     assert "Average Accuracy of the Chosen Epoch: 0.5000 (+/- 0.0000)" in lines
+
+
+def test_a_partial_run_with_an_inner_split_has_the_mean_of_the_epochs_that_are_kept() -> None:
+    history = [replace(epoch(n), inner_loss=1.0, inner_accuracy=0.5 - n / 10) for n in range(2)]
+    fold = FoldResult.of(1, "complete", 8, 2, history)
+    lines = summary_lines(replace(summary(fold, FoldResult(2, "failed", 8, 2)), select="inner"))
+    assert "Partial run: mean 0.5000 over the complete folds only (folds 1), chosen epochs" in lines
+    assert any("Best: by the samples that are held out, and so optimistic" in x for x in lines)
+
+
+def test_one_fold_has_no_spread_but_that_of_its_seeds() -> None:
+    lines = summary_lines(summary(complete(1)))
+    assert "Average Best Validation Accuracy: 0.6000" in lines
+    better = replace(complete(1), history=(replace(epoch(0), val_accuracy=0.8),), best_epoch=0)
+    seeds = Repeats((3, 4), ((complete(1),), (better,)))
+    lines = summary_lines(replace(summary(complete(1)), repeats=seeds))
+    assert "Average Best Validation Accuracy: 0.7000" in lines
+    assert (
+        "Each fold's accuracy is the mean over 2 seeds. Standard deviation from seed to seed: "
+        "0.1414 of a fold" in lines
+    )
 
 
 def test_repeats_have_lines_of_their_own() -> None:
@@ -219,8 +242,8 @@ def test_repeats_are_in_the_table_of_seeds() -> None:
     assert "   4       -  0.6000  -" in lines
     assert "seed 4, fold 2: failed: None" in lines
     assert not any("Average" in line for line in lines)
-    partial = "Partial run: mean 0.6000 over the complete folds only (folds 1 with every seed)"
-    assert partial in lines
+    partial = "Partial run: mean 0.6000 over the complete folds only (folds 1 with every seed), "
+    assert f"{partial}best epochs" in lines
     assert lines[0].split()[:3] == ["fold,", "seed", "3"]
 
 
@@ -228,7 +251,7 @@ def test_the_summary_of_a_partial_run_has_no_mean_of_the_whole() -> None:
     lines = summary_lines(summary(complete(1), FoldResult(2, "failed", 8, 2, error="died")))
     assert not any("Average" in line for line in lines)
     assert "fold 2: failed: died" in lines
-    assert "Partial run: mean 0.6000 over the complete folds only (folds 1)" in lines
+    assert "Partial run: mean 0.6000 over the complete folds only (folds 1), best epochs" in lines
 
 
 class Failing(Observer):

@@ -282,7 +282,7 @@ def test_doubts_are_said(tmp_path: Path, data: FeatureSet) -> None:
     text = text_of(page_of(finish(tmp_path / "out", data, alter=doubt)))
     assert "Fold 4 stands apart from the others" in text
     assert "Leakage: 7 samples are in &lt;two&gt; folds" in text
-    twins = "7 identical, 0 constant, 2 near-identical, of 240 samples"
+    twins = "7 identical, 0 constant, of 240 samples; 2 near-identical, of 233 compared"
     assert f"twins in other folds {twins}" in text
 
 

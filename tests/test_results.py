@@ -57,11 +57,19 @@ def test_a_partial_run_reports_no_mean_but_says_over_which_folds_one_would_be() 
     for name in ("mean", "std", "last_mean", "last_std"):
         assert values[f"{name}_accuracy"] is None
     assert values["std_accuracy_sample"] is None
-    assert values["partial_mean_accuracy"] == {"folds": [1, 3], "mean": pytest.approx(0.7)}
+    assert values["partial_mean_accuracy"] == {
+        "folds": [1, 3],
+        "epochs": "best",
+        "mean": pytest.approx(0.7),
+    }
 
 
 def test_a_run_without_a_complete_fold_has_not_even_a_partial_mean() -> None:
-    assert summary(failed(1, [])).partial_mean_accuracy == {"folds": [], "mean": None}
+    assert summary(failed(1, [])).partial_mean_accuracy == {
+        "folds": [],
+        "epochs": "best",
+        "mean": None,
+    }
 
 
 def test_a_single_fold_has_no_sample_deviation() -> None:
@@ -137,6 +145,17 @@ def test_repeats_are_in_the_means_and_apart_in_the_spread() -> None:
     assert (values["worst_fold"], values["best_fold"]) == (2, 1)
 
 
+def test_the_mean_over_folds_of_one_size_is_the_pooled_accuracy_to_the_digit() -> None:
+    right = [48, 46, 52, 55, 52]  # of 160 each; summed and divided they miss it by one bit
+    values = summary(*(fold(label, [n / 160], 0) for label, n in enumerate(right))).to_json()
+    assert values["mean_accuracy"] == sum(right) / 800
+
+
+def test_folds_that_are_equally_good_have_no_best_and_no_worst() -> None:
+    values = summary(fold(1, [0.8], 0), fold(2, [0.8], 0)).to_json()
+    assert values["worst_fold"] is values["best_fold"] is None
+
+
 def test_a_repeat_that_failed_leaves_no_mean_of_the_whole() -> None:
     whole = (fold(1, [0.8], 0), fold(2, [0.6], 0))
     broken = (fold(1, [0.7], 0), failed(2, [0.1]))
@@ -144,8 +163,12 @@ def test_a_repeat_that_failed_leaves_no_mean_of_the_whole() -> None:
     assert repeated.status == "partial"
     values = repeated.to_json()
     assert values["mean_accuracy"] is values["repeats"]["spread"] is None
-    assert values["partial_mean_accuracy"] == {"folds": [1], "mean": pytest.approx(0.75)}
-    assert (values["worst_fold"], values["best_fold"]) == (1, 1)
+    assert values["partial_mean_accuracy"] == {
+        "folds": [1],
+        "epochs": "best",
+        "mean": pytest.approx(0.75),
+    }
+    assert values["worst_fold"] is values["best_fold"] is None
 
 
 def test_the_outlier_is_named() -> None:

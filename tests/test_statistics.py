@@ -160,6 +160,14 @@ def test_one_wrong_sample_among_folds_without_any_is_luck() -> None:
     assert outliers([1.0, 1.0, 1.0, 1.0, 0.5], [50] * 5) == [4]
 
 
+def test_one_run_in_twenty_of_folds_that_are_alike_has_an_outlier() -> None:
+    rng = np.random.default_rng(0)
+    for folds in (4, 5, 10):
+        runs = (0.7 + 0.1 * rng.standard_normal(folds) for _ in range(1000))
+        found = sum(bool(outliers(run.tolist(), [10**6] * folds)) for run in runs)
+        assert 30 < found < 70
+
+
 def test_three_folds_have_no_outlier() -> None:
     assert outliers([0.9, 0.9, 0.1], [500] * 3) == []
 
@@ -172,6 +180,16 @@ def test_the_spread_of_seeds_and_of_folds_is_told_apart() -> None:
     assert found.over_folds == pytest.approx(0.1, rel=0.03)
     assert found.over_seeds == pytest.approx(0.02, rel=0.03)
     assert found.of_means == pytest.approx(0.02 / math.sqrt(4000), rel=0.6)
+
+
+def test_one_fold_has_a_spread_of_seeds_alone() -> None:
+    found = spread([[0.4], [0.2]])
+    assert found.over_folds is None
+    assert found.over_seeds == found.of_means == pytest.approx(np.std([0.4, 0.2], ddof=1))
+
+
+def test_a_difference_of_accuracies_has_no_interval_beyond_1() -> None:
+    assert corrected_t_test([0.1, 0.6], 1.0).interval == (-1.0, 1.0)
 
 
 def test_folds_that_differ_by_no_more_than_seeds_do_have_no_spread_of_their_own() -> None:
