@@ -97,11 +97,21 @@ class Archive:
 
     @cached_property
     def folds(self) -> dict[int, FoldResult]:
-        """What is known of each fold that has an epoch behind it, in fold order."""
-        rows = self._json(_OUTPUTS.fold_results.name) if self.summary is not None else None
-        if rows is not None:
+        """What is known of each fold that has an epoch behind it, in fold order.
+
+        Raises:
+            BadInput: the file of a finished run is damaged.
+        """
+        name = _OUTPUTS.fold_results.name
+        rows = self._json(name) if self.summary is not None else None
+        if rows is None:
+            return self._on_storage()
+        try:
+            if not isinstance(rows, list):
+                raise TypeError("no list of folds")
             return {row["fold"]: FoldResult.from_json(row) for row in rows}
-        return self._on_storage()
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInput(f"{self.place / name}: cannot be read ({_why(error)})") from None
 
     def repeats(self) -> Iterator[Archive]:
         """Repeats of the run that have begun: each is a run of its own, within its storage."""
@@ -214,6 +224,7 @@ def open_run(named: str | Place, known: Known | None = None) -> Archive:
         config = record["config"]
         storage, name = _impatient(place(config["storage_path"])), str(record["run_name"])
         int(config["epochs"]), str(config["model_dir"]), dict(record["identity"])["data"]
+        int(config.get("seed", 0)), int(config.get("repeats", 1))
     except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f"{shown}: no run is there; want the --model_dir of one") from None
     except (OSError, StorageError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -231,6 +242,20 @@ def open_run(named: str | Place, known: Known | None = None) -> Archive:
     there = next((each for each in candidates if RunDir(each).index.exists()), storage / name)
     known = {} if known is None else known
     return Archive(place=folder, record=record, run_dir=RunDir(there), known=known)
+
+
+def open_outputs(named: str | Place) -> Archive:
+    """As `open_run`; where the run's folder on storage is named, and its outputs are here, as those
+    have it.
+    """
+    archive = open_run(named)
+    if archive.place != archive.run_dir.root:
+        return archive
+    try:
+        there = open_run(archive.record["config"]["model_dir"])
+    except BadInput:
+        return archive
+    return there if there.record["created"] == archive.record["created"] else archive
 
 
 def _impatient(place: Place) -> Place:

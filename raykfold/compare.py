@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from raykfold.archive import Archive, open_run
+from raykfold.archive import Archive, open_outputs
 from raykfold.command import Parser, add_flag, exit_code
 from raykfold.errors import BadInput
 from raykfold.observers import counted, mean_text
@@ -261,7 +261,7 @@ def _parser() -> Parser:
 
 def _main(options: argparse.Namespace) -> int:
     names = without_password(options.run_a), without_password(options.run_b)
-    found = compare(open_run(options.run_a), open_run(options.run_b), options.by, names)
+    found = compare(open_outputs(options.run_a), open_outputs(options.run_b), options.by, names)
     if options.json:
         print(json.dumps(found.to_json()))
     else:

@@ -611,7 +611,10 @@ def _classes(
             f"{name}: label {unnamed[0]}, found in {names['labels']}, is missing "
             f"({len(unnamed)} of {len(present)} labels are); every label should have a name"
         )
-    return tuple(SoundClass(label, class_names[label]) for label in sorted(class_names))
+    return tuple(
+        SoundClass(label, name if name.strip() else str(label))
+        for label, name in sorted(class_names.items())
+    )
 
 
 def _label_of(name: str, key: Any) -> int:

@@ -340,7 +340,8 @@ def _draw_curves(axes: Axes, theme: Theme, folds: Sequence[Curve], what: str) ->
         epochs, mean, spread = np.arange(1, len(count) + 1)[shared], mean[shared], spread[shared]
         low, high = mean - spread, mean + spread
         axes.fill_between(epochs, low, high, color=theme["ink"], alpha=0.13, linewidth=0)
-        axes.plot(epochs, mean, color=theme["ink"], linewidth=2.2)
+        dot = "o" if len(epochs) == 1 else None
+        axes.plot(epochs, mean, color=theme["ink"], linewidth=2.2, marker=dot, markersize=4)
     title = {"accuracy": "Validation accuracy", "loss": "Validation loss"}[what]
     axes.set_title(title, color=theme["ink"])
     axes.set_xlabel("epoch", color=theme["muted"])
@@ -378,7 +379,8 @@ def _legend(
     ]
     if len(folds) > FOLD_COLOURS:
         entries = [("a fold", entries[0][1])]
-    entries.append(("mean", Line2D([], [], color=theme["ink"], linewidth=2.2)))
+    if len(folds) > 1:
+        entries.append(("mean", Line2D([], [], color=theme["ink"], linewidth=2.2)))
     labels, handles = zip(*entries, strict=True)
     if below:
         places: dict[str, Any] = {
@@ -466,7 +468,7 @@ def folds(accuracies: Sequence[FoldAccuracy], mean: float | None, mean_of: str) 
 def classes(scores: Sequence[ClassMetrics]) -> Picture:
     """F1 of each class as a bar, precision and recall as marks on it; the best class on top."""
     ranked = sorted(scores, key=lambda each: -(each.f1 or 0.0))
-    names = [_short(each.name) for each in ranked]
+    names = [cut(each.name, _LONGEST_NAME) for each in ranked]
     margin = 12 + max(map(_ems, names), default=0) * 9 * 0.95
     row = 20.0 if len(ranked) <= 20 else 14.0
     height = row * len(ranked)
@@ -534,7 +536,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> Picture:
     """
     size = len(names)
     cell = next(points for most, points in _CELLS if size <= most)
-    shown = [_short(name) for name in names]
+    shown = [cut(name, _LONGEST_NAME) for name in names]
     font = 9.0 if size <= 25 else 7.0
     margin = 22 + max(map(_ems, shown), default=0) * font * 0.95
     # Names below stand on end, unless they are short.
@@ -1209,11 +1211,6 @@ def _whole_numbers(axes: Axes) -> None:
 
 def _or_nan(value: float | None) -> float:
     return float("nan") if value is None else value
-
-
-def _short(name: str) -> str:
-    text = one_line(name)
-    return text if len(text) <= _LONGEST_NAME else f"{text[: _LONGEST_NAME - 1]}…"
 
 
 def _ems(text: str) -> float:

@@ -366,7 +366,7 @@ class _Display:
             return "starting"
         left = sum(run.epochs_left() for run in self._runs)
         seconds = (time.monotonic() - self._began) / self.epochs_seen * left
-        return f"at most {duration(seconds)} to go" if left else "putting the folds together"
+        return f"about {duration(seconds)} to go" if left else "putting the folds together"
 
 
 def _losses(metrics: EpochMetrics) -> str:
@@ -472,8 +472,8 @@ def _mean_lines(summary: Summary) -> list[str]:
             return [f"Partial run: no mean {of_those}"]
         return [f"Partial run: mean {partial['mean']:.4f} {of_those}, {partial['epochs']} epochs"]
     estimates = {
-        "Average Best Validation Accuracy": summary.best,
         "Average Accuracy of the Chosen Epoch": summary.chosen,
+        "Average Best Validation Accuracy": summary.best,
         "Average Last Validation Accuracy": summary.last,
     }
     lines = [
@@ -497,7 +497,7 @@ def _of_seed(summary: Summary) -> str:
 
 def _doubts(summary: Summary) -> Iterator[str]:
     """How far to trust the numbers above."""
-    estimates = {"best": summary.best, "chosen": summary.chosen, "last": summary.last}
+    estimates = {"chosen": summary.chosen, "best": summary.best, "last": summary.last}
     intervals = [
         f"{name} {_interval(each.interval)}"
         for name, each in estimates.items()

@@ -23,7 +23,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from raykfold.archive import Archive, open_run
+from raykfold.archive import Archive, open_outputs
 from raykfold.artifacts import OutOfFold
 from raykfold.command import Parser, add_flag, exit_code
 from raykfold.config import RunConfig
@@ -44,9 +44,10 @@ from raykfold.page import (
 )
 from raykfold.paths import ModelDir, absolute
 from raykfold.pulse import read_pulse
-from raykfold.remote import Place, RemotePath
+from raykfold.remote import Place, RemotePath, without_password
 from raykfold.results import FoldResult, Summary, kept_epochs
 from raykfold.statistics import ClassMetrics
+from raykfold.storage import read_index
 
 if TYPE_CHECKING:
     from raykfold.data import FeatureSet
@@ -145,14 +146,14 @@ class _Run:
     @cached_property
     def all_rows(self) -> list[tuple[str, Row]]:
         """Name and row of each fold, with those of the run's repeats."""
-        repeats = self.summary.get("repeats")
-        if not repeats:
+        if repeats := self.summary.get("repeats"):
+            of_seeds = list(zip(repeats["seeds"], repeats["folds"], strict=True))
+        else:
+            begun = [] if self.is_over else map(_Run, self.archive.repeats())
+            of_seeds = [(each.config.get("seed", 0), each.rows) for each in (self, *begun)]
+        if len(of_seeds) == 1:
             return [(f"fold {row['fold']}", row) for row in self.rows]
-        return [
-            (f"fold {row['fold']} with seed {seed}", row)
-            for seed, rows in zip(repeats["seeds"], repeats["folds"], strict=True)
-            for row in rows
-        ]
+        return [(f"fold {row['fold']} with seed {s}", row) for s, rows in of_seeds for row in rows]
 
     def folds_that_are(self, status: str) -> list[tuple[str, Row]]:
         return [(name, row) for name, row in self.all_rows if row["status"] == status]
@@ -203,7 +204,7 @@ class _Run:
         return [self.name_of(label) for label in self.predictions.classes]
 
     def name_of(self, label: int) -> str:
-        return one_line(self.summary.get("classes", {}).get(str(label), label))
+        return one_line(self.summary.get("classes", {}).get(str(label)) or label)
 
     @cached_property
     def scores(self) -> Sequence[ClassMetrics]:
@@ -240,7 +241,8 @@ class _Run:
         accuracies = [_accuracies(row) for row in self.rows]
         if all(each.best is None for each in accuracies):
             return None
-        mean = _mean([getattr(each, self.headline) for each in accuracies])
+        known = [getattr(each, self.headline) for each in accuracies]
+        mean = _mean(known) if len(known) > 1 else None
         return figures.folds(accuracies, mean, f"{self.headline} epoch{self.of_seed}")
 
     def class_picture(self) -> Picture | None:
@@ -345,12 +347,14 @@ def _state(run: _Run) -> Row:
     complete = len(run.folds_that_are("complete"))
     done = f"{complete} of {counted(len(run.all_rows), 'fold')} are complete"
     if not run.is_over:
-        epochs, most = sum(row["epochs_run"] for row in run.rows), run.config["epochs"]
+        epochs = sum(row["epochs_run"] for _, row in run.all_rows)
+        most = run.config["epochs"]
         so_far = f"{counted(epochs, 'epoch')} behind them, of at most {most} a fold"
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         return {
             "title": "Stopped" if run.is_stopped else "In training",
-            "what": f"As of {now}: {done}; {so_far}.{_repeats_so_far(run)} There is no mean yet.",
+            "what": f"As of {now}: {done}; {so_far}. There is no mean yet."
+            + (" The command below goes on with it." if run.is_stopped else ""),
         }
     partial = run.summary.get("partial_mean_accuracy") or {}
     alone = ""
@@ -358,19 +362,10 @@ def _state(run: _Run) -> Row:
         alone = (
             f" Over the complete ones alone (folds {', '.join(map(str, partial['folds']))}) it "
             f"would be {four(partial['mean'])} at their {partial.get('epochs', 'best')} epochs, "
-            "which is another number."
+            "which is not the mean of the whole cross-validation."
         )
-    return {"title": "Partial", "what": f"{done}, so there is no mean.{alone}"}
-
-
-def _repeats_so_far(run: _Run) -> str:
-    told = []
-    for each in map(_Run, run.archive.repeats()):
-        complete = sum(row["status"] == "complete" for row in each.rows)
-        told.append(
-            f" With seed {each.config['seed']}, {complete} of {counted(len(each.rows), 'fold')}."
-        )
-    return "".join(told)
+    again = " The command below tries the others again."
+    return {"title": "Partial", "what": f"{done}, so there is no mean.{alone}{again}"}
 
 
 def _tiles(run: _Run) -> Iterator[tuple[str, str, str]]:
@@ -424,6 +419,9 @@ def _sessions(run: _Run) -> str:
 
 def _doubts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[bool, str]]:
     """What a reader of the figures should know, and whether it may change what they are worth."""
+    beat = None if run.is_over else read_pulse(run.archive.run_dir)
+    if beat is not None and beat.last_failure is not None:
+        yield True, f"Last failure: {one_line(beat.last_failure, longest=600)}"
     for name, row in run.folds_that_are("failed"):
         yield True, f"{capital(name)} failed: {one_line(row['error'] or 'unknown', longest=600)}"
     yield from _doubts_of_the_epoch(run)
@@ -484,19 +482,18 @@ def _doubts_of_the_epoch(run: _Run) -> Iterator[tuple[bool, str]]:
 
 
 def _table(run: _Run) -> dict[str, Any]:
-    columns = ["fold", "status", "training", "held out", "epochs"]
     inner = any(row.get("chosen_epoch") is not None for row in run.rows)
-    if inner:
-        columns += ["chosen epoch", "accuracy"]
-    columns += ["best epoch", "accuracy", "last epoch's", "time"]
+    chosen = ("chosen", "best") if inner else ("best",)
+    # What is looked for stands where a phone shows it.
+    columns = ["fold", *chosen, "last", *(f"{each} epoch" for each in chosen), "epochs", "status"]
+    columns += ["training", "held out", "time"]
     return {
         "columns": columns,
         "rows": [
             {
                 "fold": row["fold"],
                 "badges": list(_badges(run, row["fold"])),
-                "status": row["status"] + (", stopped early" if row.get("stopped_early") else ""),
-                "cells": list(_cells(row, inner)),
+                "cells": list(_cells(row, chosen)),
             }
             for row in run.rows
         ],
@@ -506,11 +503,14 @@ def _table(run: _Run) -> dict[str, Any]:
 
 def _table_caption(run: _Run, inner: bool) -> str:
     text = (
-        f"Accuracy is on the samples held out{run.of_seed}: at the epoch where it was highest, and "
-        f"at the last one{', where training ended' if run.is_over else ' so far'}"
+        f"Accuracy on the samples held out{run.of_seed}: at the best epoch, where it was highest, "
+        f"and at the last one{', where training ended' if run.is_over else ' so far'}"
     )
     if inner:
-        text += ". The chosen epoch, whose weights are kept, is the inner validation split's best"
+        text += (
+            ". The chosen epoch, whose weights are kept, is the best one on the inner validation "
+            "split, whose samples are not among those of training"
+        )
     if run.of_seed:
         text += ". Best and worst are told by the means over the seeds"
     return f"{text}. Epochs count from 1."
@@ -527,13 +527,15 @@ def _badges(run: _Run, fold: int) -> Iterator[dict[str, str]]:
         yield {"kind": "bad", "text": "outlier"}
 
 
-def _cells(row: Row, inner: bool) -> Iterator[str]:
-    for name in ("n_train", "n_val", "epochs_run"):
-        yield _shown(row.get(name))
-    for which in ("chosen", "best") if inner else ("best",):
-        yield _shown(_from_1(row.get(f"{which}_epoch")))
+def _cells(row: Row, chosen: Sequence[str]) -> Iterator[str]:
+    for which in (*chosen, "last"):
         yield four(row.get(f"{which}_val_accuracy"))
-    yield four(row.get("last_val_accuracy"))
+    for which in chosen:
+        yield _shown(_from_1(row.get(f"{which}_epoch")))
+    yield _shown(row.get("epochs_run"))
+    yield row["status"] + (", stopped early" if row.get("stopped_early") else "")
+    for name in ("n_train", "n_val"):
+        yield _shown(row.get(name))
     yield _shown(None if row.get("seconds") is None else duration(row["seconds"]))
 
 
@@ -570,7 +572,7 @@ def _pictures(run: _Run) -> Iterator[dict[str, Any]]:
 
     learnt = run.learnt()
     if learnt:
-        caption = f"A line a fold; the mean is bold, with one standard deviation. {_reach(learnt)}"
+        caption = f"A line a fold. {_reach(run, learnt)}"
         dot = " The dot is the epoch whose weights are kept." if _few(learnt) else ""
         for what in ("accuracy", "loss"):
             label = f"Validation {what} after each epoch, of each fold and on average"
@@ -578,7 +580,8 @@ def _pictures(run: _Run) -> Iterator[dict[str, Any]]:
     if picture := run.confusion():
         caption = (
             f"Which class was taken for which, {_samples(run)}: a row for each true class, a "
-            "column for each prediction. A cell is the stronger, the larger its share of the row."
+            "column for each prediction. Blue is right, orange is not, and the stronger, the "
+            "larger a cell's share of its row."
         )
         yield figure(picture, "Confusion matrix", caption)
     if picture := run.class_picture():
@@ -608,20 +611,22 @@ def _few(learnt: Sequence[Curve]) -> bool:
     return len(learnt) <= FOLD_COLOURS
 
 
-def _reach(learnt: Sequence[Curve]) -> str:
+def _reach(run: _Run, learnt: Sequence[Curve]) -> str:
     """Over how many folds the mean is, where they do not all train for as long."""
     lengths = [len(each.accuracy) for each in learnt]
     if len(learnt) < 2:
         return "With one fold there is no mean."
+    mean = "The mean, bold and with one standard deviation, is over"
     if min(lengths) == max(lengths):
-        return f"The mean is over {len(learnt)} folds throughout."
+        return f"{mean} {len(learnt)} folds throughout."
     still = sum(length > min(lengths) for length in lengths)
     longest = sum(length == max(lengths) for length in lengths)
     count = f"{still}" if still == longest else f"{still} to {longest}"
-    tail = " (drawn where there are two)" if longest < 2 else ""
+    why = "as folds end" if run.is_over else "as others have not got that far"
+    tail = " (a mean of one is not drawn)" if longest < 2 else ""
     return (
-        f"The mean is over {len(learnt)} folds up to epoch {min(lengths)} and over {count} after "
-        f"that, as folds end{tail}."
+        f"{mean} {len(learnt)} folds up to epoch {min(lengths)} and over {count} after that, "
+        f"{why}{tail}."
     )
 
 
@@ -643,15 +648,17 @@ def _mistakes(run: _Run, data: FeatureSet | None) -> dict[str, Any] | None:
     first = wrong[np.argsort(-confidence[wrong], kind="stable")][:MOST_MISTAKES]
     if not len(first):
         return {"what": "There is none: every held-out sample was recognised.", "samples": []}
+    which = "It is" if len(wrong) == 1 else f"These are the {len(first)}"
     what = (
-        f"Of {counted(len(wrong), 'held-out sample')} taken for something else, "
-        f"{'the one' if len(first) == 1 else f'the {len(first)}'} with the highest probability for "
-        "it. Sometimes it is the label that is wrong. "
+        f"{counted(len(wrong), 'held-out sample')} {'was' if len(wrong) == 1 else 'were'} taken "
+        f"for something else. {which} that the networks were surest of. Sometimes it is the label "
+        "that is wrong. "
     )
     what += (
         "Spectrograms have low frequencies at the bottom, and each is scaled by itself."
         if data is not None
-        else "Spectrograms are left out: the data was not at hand."
+        else "Spectrograms are left out: the data was not at hand (--processed_dir of "
+        "raykfold.report says where it is)."
     )
     samples = [
         {
@@ -676,12 +683,16 @@ def _spectrogram(data: FeatureSet, index: int) -> str:
 def _facts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[str, str]]:
     record = run.archive.record
     yield "started", _started(record.get("created"))
-    yield "status", str(run.summary.get("status") or "in training")
+    now = "stopped" if run.is_stopped else "in training"
+    yield "status", str(run.summary.get("status") or now)
+    if not run.is_over:
+        yield "resumed", times(max(read_index(run.archive.run_dir)[0].sessions - 1, 0))
     if run.is_over:
         yield "wall time", duration(run.summary["wall_seconds"])
         yield "resumed", times(run.summary.get("sessions", 1) - 1)
         yield "workers at once, at most", str(run.summary["num_workers"])
-    seconds = [row["seconds"] for row in run.rows if row.get("seconds") is not None]
+    complete = [row for row in run.rows if row["status"] == "complete"]
+    seconds = [row["seconds"] for row in complete if row.get("seconds") is not None]
     if seconds:
         shortest, longest = duration(min(seconds)), duration(max(seconds))
         yield "time per fold", shortest if shortest == longest else f"{shortest} to {longest}"
@@ -839,20 +850,9 @@ def _target(named: str) -> Path:
 
 
 def _opened(run: str) -> Archive:
-    archive = _with_outputs(open_run(run))
+    archive = open_outputs(run)
     _check_readable(archive)
     return archive
-
-
-def _with_outputs(archive: Archive) -> Archive:
-    """The run as its outputs have it, where its folder on storage was named and they are here."""
-    if archive.place != archive.run_dir.root:
-        return archive
-    try:
-        there = open_run(archive.record["config"]["model_dir"])
-    except BadInput:
-        return archive
-    return there if there.record["created"] == archive.record["created"] else archive
 
 
 def _check_readable(archive: Archive) -> None:
@@ -888,10 +888,12 @@ def _data(archive: Archive, named: str | None) -> FeatureSet | None:
     """
     try:
         data = _read(archive, named)
-    except RaykfoldError as error:
+    except RaykfoldError:
         if named is not None:
             raise
-        print(f"without spectrograms: {one_line(error)}", file=sys.stderr)
+        folder = without_password(archive.record["config"]["processed_dir"])
+        hint = "--processed_dir DIR says where the data is"
+        print(f"without spectrograms: {folder} cannot be read here; {hint}", file=sys.stderr)
         return None
     if data.fingerprint == archive.record["identity"]["data"]:
         return data

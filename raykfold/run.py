@@ -47,7 +47,10 @@ def _run(config: RunConfig) -> int:
     print(f"{duration(summary.wall_seconds)}; outputs in {config.model_dir}{where}")
     if isinstance(config.model_place, RemotePath) or config.outputs.report.is_file():
         print(f"page: {config.model_place / config.outputs.report.name}")
-    return 0 if summary.status == "complete" else PARTIAL
+    if summary.status == "complete":
+        return 0
+    print(f"to try what failed again: {shlex.join(config.command())}")
+    return PARTIAL
 
 
 def take_signals() -> None:

@@ -14,19 +14,21 @@ state             at work; silent (nothing was heard of the driver for long: it 
                   an earlier version of raykfold, which said nothing of its driver)
 repeats           the same of each repeat with a further seed; what is said of the time left, the
                   last failure and uploads is of the run with all of them
-folds             a list of: fold, status (waiting, running, stopped, complete, failed),
-                  epochs_run, epochs (at most), val_accuracy (of the last epoch),
+folds             of the first seed, a list of: fold, status (waiting, running, stopped, complete,
+                  failed), epochs_run, epochs (at most), val_accuracy (of the last epoch),
                   kept_epoch (whose weights are kept: the best, or the one that an inner
                   validation split chose), kept_val_accuracy, epoch_seconds, error
-complete          folds that are
+complete          folds that are, of all seeds
+total             folds that there are, of all seeds
 driver            host, pid, seconds_ago (that it was heard of); or null
 seconds_left      at most, early stopping aside; null until an epoch of this session is committed
 seconds_an_epoch  from one to the next, over all folds; or null
 epochs_left       at most
 last_failure      text, seconds_ago; or null
 uploads_pending   where to → files
-resume            the command that goes on; null while a driver is at work, and at the end
+resume            the command that goes on, or tries failed folds again; else null
 mean_accuracy     with std_accuracy: over the kept epochs of all folds; null until all are complete
+kept_epochs       which these are: best, or chosen by an inner validation split
 """
 
 from __future__ import annotations
@@ -49,13 +51,13 @@ from raykfold.errors import RaykfoldError, one_line
 from raykfold.lease import is_dead
 from raykfold.observers import duration, mean_text
 from raykfold.pulse import Beat, read_pulse
-from raykfold.results import FoldResult, kept_estimate
+from raykfold.results import FoldResult, kept_epochs, kept_estimate
 
 Status = Literal["waiting", "running", "stopped", "complete", "failed"]
 State = Literal["at work", "silent", "stopped", "sending", "over", "unknown"]
 
 _BEATS = 3  # that are missed before a driver counts as silent
-_HEADER = ("fold", "status", "epoch", "val acc", "kept (epoch)", "s/epoch")
+_HEADER = ("status", "epoch", "val acc", "kept (epoch)", "s/epoch")
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,9 @@ class Look:
 
     Attributes:
         stays: equal in two looks between which nothing has happened but time.
+        folds: of the run's own seed.
+        complete, total: folds, of all seeds.
+        kept_epochs: which ones `mean_accuracy` is of, ``best`` or ``chosen``.
     """
 
     run_name: str
@@ -86,6 +91,7 @@ class Look:
     state: State
     folds: tuple[FoldRow, ...]
     complete: int
+    total: int
     driver: Mapping[str, Any] | None
     seconds_left: float | None
     seconds_an_epoch: float | None
@@ -95,6 +101,7 @@ class Look:
     resume: str | None
     mean_accuracy: float | None
     std_accuracy: float | None
+    kept_epochs: str
     repeats: tuple[Look, ...] = ()
 
     @property
@@ -136,7 +143,8 @@ class Watcher:
         beat = read_pulse(archive.run_dir)
         age = self._age(beat)
         repeats = [_look(each, read_pulse(each.run_dir), age) for each in archive.repeats()]
-        return _with(_look(archive, beat, age), repeats)
+        look = _with(_look(archive, beat, age), repeats)
+        return look if _can_go_on(look) else dataclasses.replace(look, resume=None)
 
     def _age(self, beat: Beat | None) -> float:
         if beat is None:
@@ -170,16 +178,24 @@ def _look(archive: Archive, beat: Beat | None, age: float) -> Look:
         state=state,
         folds=rows,
         complete=sum(row.status == "complete" for row in rows),
+        total=len(rows) * int(archive.record["config"].get("repeats", 1)),
         driver=driver,
         seconds_left=None if pace is None else _seconds_left(rows, lefts, pace),
         seconds_an_epoch=pace,
         epochs_left=sum(lefts.values()),
         last_failure=_last_failure(beat),
         uploads_pending=dict(beat.pending) if beat else {},
-        resume=beat.resume if beat and state in ("silent", "stopped") else None,
+        resume=beat.resume if beat else None,
         mean_accuracy=kept["mean"] if kept else None,
         std_accuracy=kept["std"] if kept else None,
+        kept_epochs=kept_epochs(archive.summary or archive.record["config"]),
     )
+
+
+def _can_go_on(look: Look) -> bool:
+    """Whether the command that started the run has something to do now."""
+    failed = any(row.status == "failed" for each in (look, *look.repeats) for row in each.folds)
+    return look.state in ("silent", "stopped") or (look.state == "over" and failed)
 
 
 def _with(look: Look, repeats: Sequence[Look]) -> Look:
@@ -195,6 +211,7 @@ def _with(look: Look, repeats: Sequence[Look]) -> Look:
     pending = sum((Counter(each.uploads_pending) for each in all_), Counter[str]())
     return dataclasses.replace(
         look,
+        complete=sum(each.complete for each in all_),
         seconds_left=None if pace is None else max([pace * epochs_left, *alone]),
         seconds_an_epoch=pace,
         epochs_left=epochs_left,
@@ -282,12 +299,13 @@ def lines(look: Look, room: int | None = None) -> list[str]:
         room: most lines; folds with nothing to tell are counted where they find none.
     """
     head, foot = [_headline(look)], list(_foot(look))
-    table = _table(look.folds, None if room is None else max(0, room - len(head) - len(foot)))
+    left = None if room is None else max(0, room - len(head) - len(foot))
+    table = _table(look.folds, left, f"fold, seed {look.seed}" if look.repeats else "fold")
     return [*head, *table, *foot]
 
 
 def _headline(look: Look) -> str:
-    folds = f"{look.complete} of {len(look.folds)} folds complete"
+    folds = f"{look.complete} of {look.total} folds complete"
     return f"{look.run_name}: {folds}, {_of_driver(look)}"
 
 
@@ -308,11 +326,11 @@ def _of_driver(look: Look) -> str:
 
 def _foot(look: Look) -> Iterator[str]:
     for repeat in look.repeats:
-        yield f"seed {repeat.seed}: {_counts(repeat.folds)}"
+        yield f"seed {repeat.seed}: {_counts(repeat.folds)}{_epochs(repeat.folds)}"
     if look.seconds_left is not None and look.seconds_an_epoch is not None and look.epochs_left:
         pace, left = look.seconds_an_epoch, look.epochs_left
-        epochs = f"{pace:.1f} s an epoch, {left} epoch{'s' * (left != 1)} left"
-        yield f"at most {duration(look.seconds_left)} to go ({epochs})"
+        epochs = f"{pace:.1f} s an epoch, {left} epoch{'s' * (left != 1)} left at most"
+        yield f"about {duration(look.seconds_left)} to go ({epochs})"
     elif look.state == "at work" and look.epochs_left:
         yield f"starting: no epoch yet in this session, {look.epochs_left} left at most"
     elif look.state == "at work":
@@ -329,11 +347,13 @@ def _foot(look: Look) -> Iterator[str]:
         yield f"uploads pending{then}: {', '.join(files)}"
     if look.mean_accuracy is not None and look.std_accuracy is not None:
         mean = mean_text(look.mean_accuracy, look.std_accuracy, len(look.folds))
-        yield f"mean accuracy of the epochs that were kept: {mean}"
+        seeds = f", over {len(look.repeats) + 1} seeds" if look.repeats else ""
+        yield f"mean accuracy of the {look.kept_epochs} epochs{seeds}: {mean}"
     elif look.state in ("over", "sending"):
         yield "partial: no mean over all folds"
     if look.resume is not None:
-        yield f"to go on: {look.resume}"
+        verb = "try what failed again" if look.state == "over" else "go on"
+        yield f"to {verb}: {look.resume}"
 
 
 def _failed(rows: Sequence[FoldRow], of: str = "") -> Iterator[str]:
@@ -342,17 +362,28 @@ def _failed(rows: Sequence[FoldRow], of: str = "") -> Iterator[str]:
             yield f"{of}fold {row.fold}: failed: {one_line(row.error)}"
 
 
-def _table(rows: Sequence[FoldRow], room: int | None) -> list[str]:
-    """A line a fold; without room for all, of those that are at work or have failed."""
+def _table(rows: Sequence[FoldRow], room: int | None, fold: str) -> list[str]:
+    """A line a fold; without room for all, of those that are at work or have failed.
+
+    Args:
+        fold: what stands above their labels.
+    """
     shown = list(rows)
     if room is not None and len(rows) + 1 > room:
         shown = [row for row in rows if row.status in ("running", "failed", "stopped")]
         shown = shown[: max(0, room - 2)]
-    cells = [_HEADER, *map(_cells, shown)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(_HEADER))]
+    cells = [(fold, *_HEADER), *map(_cells, shown)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     table = ["  ".join(map(str.rjust, row, widths)).rstrip() for row in cells]
     hidden = [row for row in rows if row not in shown]
     return [*table, f"and {len(hidden)} more folds: {_counts(hidden)}"] if hidden else table
+
+
+def _epochs(rows: Sequence[FoldRow]) -> str:
+    """Of folds that are not over."""
+    rest = [row for row in rows if not _is_over(row)]
+    done, most = sum(row.epochs_run for row in rest), sum(row.epochs for row in rest)
+    return f"; {done} of at most {most} epochs of these" if rest else ""
 
 
 def _counts(rows: Sequence[FoldRow]) -> str:

@@ -65,8 +65,13 @@ class TensorBoard(Observer):
         self._end(result.fold)
 
     def run_finished(self, summary: Summary) -> None:
-        means = {"mean_accuracy": summary.mean_accuracy, "std_accuracy": summary.std_accuracy}
-        known = {name: value for name, value in means.items() if value is not None}
+        estimates = {"chosen": summary.chosen, "best": summary.best, "last": summary.last}
+        known = {
+            f"{which}/{name}_accuracy": value
+            for which, each in estimates.items()
+            if each is not None
+            for name, value in (("mean", each.mean), ("std", each.std))
+        }
         if known:
             file = self._new_file(_SUMMARY)
             file.write_event(_event(time.time(), 0, summary=_summary(known)))

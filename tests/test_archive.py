@@ -129,6 +129,12 @@ def test_where_no_run_is_that_is_said(
         ("{}", "it has no 'config'"),
         ('{"run_name": "run", "config": {"storage_path": "/s"}}', "it has no 'epochs'"),
         ('{"run_name": "run", "config": {"storage_path": "x://s", "epochs": 1}}', "want a path"),
+        ("[" * 100_000, "recursion"),
+        (
+            '{"run_name": "run", "config": {"storage_path": "/s", "epochs": 1, "model_dir": "/m", '
+            '"seed": null}, "identity": {"data": "f"}}',
+            "cannot be read",
+        ),
     ],
 )
 def test_a_damaged_record_is_named(tmp_path: Path, content: str, part: str) -> None:
@@ -150,3 +156,7 @@ def test_a_damaged_output_is_named(tmp_path: Path) -> None:
     archive = open_run(tmp_path)
     with pytest.raises(BadInput, match=r"fold_results\.json: is no JSON"):
         _ = archive.folds
+    for content in ("{}", '{"a": 1}', "[{}]", "[1]"):
+        (tmp_path / "fold_results.json").write_text(content)
+        with pytest.raises(BadInput, match=r"fold_results\.json: cannot be read"):
+            _ = open_run(tmp_path).folds

@@ -208,6 +208,12 @@ def test_a_damaged_file_is_named(
     assert name in line
 
 
+def test_a_run_can_be_named_by_its_storage(tmp_path: Path) -> None:
+    a, b = leave(tmp_path / "a", FIRST), leave(tmp_path / "b", WORSE)
+    storage = open_run(a).run_dir.root
+    assert main([str(storage), b]) == 0
+
+
 @pytest.mark.parametrize(
     "changes",
     [

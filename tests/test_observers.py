@@ -80,7 +80,7 @@ def test_a_terminal_shows_the_time_that_is_left() -> None:
     text = CONTROL.sub("", on_a_terminal(halfway))
     assert re.search(r"fold 1 +epoch 1/5 +loss 1\.5000", text)
     assert re.search(r"fold 2 +waiting", text)
-    assert re.search(r"at most \d+ s to go", text)
+    assert re.search(r"about \d+ s to go", text)
 
 
 def test_a_terminal_shows_repeats_below_the_run_and_one_time_for_all() -> None:
@@ -98,7 +98,7 @@ def test_a_terminal_shows_repeats_below_the_run_and_one_time_for_all() -> None:
     assert "seed 4  a slot is free" in text
     shown = " ".join(text.split())  # lines are longer than the terminal is wide
     last = shown[shown.rindex("fold 1 epoch 2/5") :]
-    assert re.search(r"seed 4 fold 1 epoch 1/5 .* at most \d+ s to go$", last)
+    assert re.search(r"seed 4 fold 1 epoch 1/5 .* about \d+ s to go$", last)
 
 
 def on_a_terminal(tell_to: object) -> str:

@@ -87,7 +87,7 @@ def test_a_run_at_work(config: RunConfig, out: Path) -> None:
         "   1  complete    5/5   0.5400    0.5400 (5)      2.0",
         "   2   running    3/5   0.5200    0.5200 (3)      2.0",
         "   3   waiting",
-        "at most 10 s to go (1.5 s an epoch, 7 epochs left)",
+        "about 10 s to go (1.5 s an epoch, 7 epochs left at most)",
         "uploads pending: Hub 3 files, s3 1 file",
     ]
 
@@ -188,7 +188,7 @@ def test_a_run_that_is_over(config: RunConfig, named: str) -> None:
     found = look(config.model_path if named == "outputs" else config.run_dir.root)  # type: ignore[arg-type]
     assert (found.state, found.mean_accuracy, found.resume) == ("over", 0.54, None)
     assert lines(found)[0] == "run: 3 of 3 folds complete, over"
-    assert lines(found)[-1] == "mean accuracy of the epochs that were kept: 0.5400 (+/- 0.0000)"
+    assert lines(found)[-1] == "mean accuracy of the best epochs: 0.5400 (+/- 0.0000)"
 
 
 def test_a_run_that_is_over_but_for_its_uploads(config: RunConfig, out: Path) -> None:
@@ -231,10 +231,11 @@ def test_repeats_are_counted_with_the_run(tmp_path: Path) -> None:
         change(each, epoch_seconds=pace, failed={} if each is config else {3: "unplugged"})
     found = look(tmp_path)
     assert [(each.seed, each.complete) for each in found.repeats] == [(1, 1)]
+    assert (found.complete, found.total) == (2, 9)
     assert (found.epochs_left, found.seconds_an_epoch) == (7 + 4, 2.0)
     assert found.seconds_left == 4 * 6.0  # alone, the repeat would take longer than all together
     text = lines(found)
-    assert "seed 1: 1 complete, 1 running, 1 failed" in text
+    assert "seed 1: 1 complete, 1 running, 1 failed; 1 of at most 5 epochs of these" in text
     assert "seed 1, fold 3: failed: unplugged" in text
 
 

@@ -123,7 +123,9 @@ def test_the_mean_is_there_once_a_run_is_complete(config: RunConfig, folder: Pat
         board.close()
         assert (folder / "summary").exists() == (results[1].status == "complete")
     found = scalars(folder / "summary")
-    assert found["mean_accuracy"] == [(0, pytest.approx(0.54))]
+    assert found["best/mean_accuracy"] == [(0, pytest.approx(0.54))]
+    assert {"best/std_accuracy", "last/mean_accuracy", "last/std_accuracy"} <= found.keys()
+    assert "chosen/mean_accuracy" not in found  # there is no inner split
 
 
 class Notes(Observer):
