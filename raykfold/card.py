@@ -110,7 +110,9 @@ def _opening(
     record: Mapping[str, Any], state: Mapping[str, Any], summary: Mapping[str, Any] | None
 ) -> str:
     folds = len(state["folds"])
-    about = f"{folds} folds of a cross-validation of `{record['config']['model']}`"
+    about = (
+        f"{folds} fold{'s' * (folds != 1)} of a cross-validation of `{record['config']['model']}`"
+    )
     dataset = record["config"].get("hf_repo_id")
     if dataset:
         about += f" on [{dataset}](https://huggingface.co/datasets/{dataset})"
@@ -125,11 +127,17 @@ def _opening(
     repeats = summary.get("repeats")
     over = f"{folds} folds" + (f" with {len(repeats['seeds'])} seeds" if repeats else "")
     interval = _interval(estimate["interval"])
-    return (
-        f"{about}\n\n**Accuracy: {estimate['mean']:.4f} ± {estimate['std']:.4f}** "
-        f"(mean ± standard deviation over {over}"
-        + (f"; 95 % interval of the mean, approximate: {interval})" if interval else ")")
+    accuracy = f"{about}\n\n**Accuracy: {_spread(estimate['mean'], estimate['std'], folds)}**"
+    if folds == 1:
+        return f"{accuracy} (on the one fold held out)"
+    return f"{accuracy} (mean ± standard deviation over {over}" + (
+        f"; 95 % interval of the mean, approximate: {interval})" if interval else ")"
     )
+
+
+def _spread(mean: float, std: float, folds: int) -> str:
+    """One fold has no spread."""
+    return f"{mean:.4f} ± {std:.4f}" if folds > 1 else f"{mean:.4f}"
 
 
 def _of_seed(summary: Mapping[str, Any] | None) -> str:
@@ -196,7 +204,8 @@ def _reading(record: Mapping[str, Any], summary: Mapping[str, Any] | None) -> st
     text = f"Accuracy is that of {chosen if inner else best}."
     if summary is None or summary["last_mean_accuracy"] is None:
         return text
-    last = f"{summary['last_mean_accuracy']:.4f} ± {summary['last_std_accuracy']:.4f}"
+    mean, std = summary["last_mean_accuracy"], summary["last_std_accuracy"]
+    last = _spread(mean, std, len(summary["folds"]))
     text += f" At the last epoch, where training ended: {last}."
     if summary["oof_accuracy"] is not None:
         which = f"{kept_epochs(summary)} epochs{_of_seed(summary)}"

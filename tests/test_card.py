@@ -184,6 +184,13 @@ def test_a_complete_run_gives_its_mean() -> None:
     assert table(card, "output")[1:] == [["0", "0", "dog"], ["1", "3", "rain"]]
 
 
+def test_one_fold_has_no_spread() -> None:
+    final = Summary("run", (result(1),), None, CLASSES, 9.0, 2, {}).to_json()
+    card = model_card(REPO, record(), {**state(), "folds": {"1": state()["folds"]["1"]}}, final)
+    assert "1 fold of a cross-validation" in card
+    assert "**Accuracy: 0.8123** (on the one fold held out)" in card and "±" not in card
+
+
 def test_what_an_inner_split_chose_is_what_the_card_reports() -> None:
     history = [
         EpochMetrics(n, 1.0, 0.5, 0.9, accuracy, 0.001, 2.0, 1.0, inner)
