@@ -468,8 +468,9 @@ def folds(accuracies: Sequence[FoldAccuracy], mean: float | None, mean_of: str) 
 def classes(scores: Sequence[ClassMetrics]) -> Picture:
     """F1 of each class as a bar, precision and recall as marks on it; the best class on top."""
     ranked = sorted(scores, key=lambda each: -(each.f1 or 0.0))
-    names = [cut(each.name, _LONGEST_NAME) for each in ranked]
-    margin = 12 + max(map(_ems, names), default=0) * 9 * 0.95
+    names = [_fitting(each.name) for each in ranked]
+    # Room between a name and a mark at 0; a wide letter takes more than is counted for it.
+    margin = 22 + max(map(_ems, names), default=0) * 9
     row = 20.0 if len(ranked) <= 20 else 14.0
     height = row * len(ranked)
 
@@ -506,7 +507,7 @@ def classes(scores: Sequence[ClassMetrics]) -> Picture:
         axes.set_xlim(0, 1)
         axes.set_title("Classes", color=theme["ink"], x=0.0)
         _grid(axes, theme, "x")
-        axes.tick_params(axis="y", labelcolor=theme["ink"])
+        axes.tick_params(axis="y", labelcolor=theme["ink"], pad=8)
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(
             handles[::-1],
@@ -514,7 +515,7 @@ def classes(scores: Sequence[ClassMetrics]) -> Picture:
             loc="lower left",
             ncols=3,
             labelcolor=theme["ink"],
-            bbox_to_anchor=((margin - 4) / _WIDTH, 2 / (height + 68)),
+            bbox_to_anchor=(min(margin - 4, _WIDTH - 200) / _WIDTH, 2 / (height + 68)),
             borderpad=0.0,
             columnspacing=1.2,
             handlelength=1.3,
@@ -536,7 +537,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> Picture:
     """
     size = len(names)
     cell = next(points for most, points in _CELLS if size <= most)
-    shown = [cut(name, _LONGEST_NAME) for name in names]
+    shown = [_fitting(name) for name in names]
     font = 9.0 if size <= 25 else 7.0
     margin = 22 + max(map(_ems, shown), default=0) * font * 0.95
     # Names below stand on end, unless they are short.
@@ -1211,6 +1212,14 @@ def _whole_numbers(axes: Axes) -> None:
 
 def _or_nan(value: float | None) -> float:
     return float("nan") if value is None else value
+
+
+def _fitting(name: str) -> str:
+    """The name of a class, as much of it as there is room for beside an axis."""
+    most = _LONGEST_NAME
+    while _ems(cut(name, most)) > _ems("n" * _LONGEST_NAME):
+        most -= 1
+    return cut(name, most)
 
 
 def _ems(text: str) -> float:
