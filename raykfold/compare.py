@@ -26,7 +26,7 @@ from raykfold.statistics import (
     PairedTest,
     corrected_t_test,
     mcnemar,
-    mean,
+    mean_accuracy,
     population_std,
 )
 
@@ -272,7 +272,7 @@ def _main(options: argparse.Namespace) -> int:
 def _lines(found: Comparison) -> Iterator[str]:
     for letter, name, accuracies in zip("AB", found.names, found.accuracies, strict=True):
         values = accuracies.mean(axis=0).tolist()
-        both = mean_text(mean(values), population_std(values), len(values))
+        both = mean_text(mean_accuracy(values), population_std(values), len(values))
         yield f"{letter}: {name}  {both}"
     for name, (first, second) in found.settings.items():
         yield f"   {name}: {first} in A, {second} in B"

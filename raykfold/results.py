@@ -6,7 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from raykfold.statistics import ClassMetrics, Estimate, Spread, macro_f1, mean, outliers, spread
+from raykfold.statistics import (
+    ClassMetrics,
+    Estimate,
+    Spread,
+    macro_f1,
+    mean,
+    mean_accuracy,
+    outliers,
+    spread,
+)
 
 FoldStatus = Literal["running", "complete", "failed"]
 
@@ -329,7 +338,7 @@ class Summary:
         if self.status == "complete":
             return None
         kept = self._of_complete_folds("kept_val_accuracy")
-        average = mean(list(kept.values())) if kept else None
+        average = mean_accuracy(list(kept.values())) if kept else None
         return {"folds": list(kept), "epochs": self.kept_epochs, "mean": average}
 
     @property

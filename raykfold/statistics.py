@@ -18,15 +18,20 @@ _FEWEST_FOR_OUTLIERS = 4
 
 
 def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean of at least one value, to twelve decimals: what is equal but for rounding, as
-    the mean over folds of one size is to the pooled accuracy, is to be printed as the same.
+    """Arithmetic mean of at least one value."""
+    return math.fsum(values) / len(values)
+
+
+def mean_accuracy(accuracies: Sequence[float]) -> float:
+    """Their mean to twelve decimals. What is equal but for rounding, as the mean over folds of one
+    size is to the pooled accuracy, is then printed as the same.
     """
-    return round(math.fsum(values) / len(values), 12)
+    return round(mean(accuracies), 12)
 
 
 def population_std(values: Sequence[float]) -> float:
     """Standard deviation with divisor n (ddof 0), as NumPy's `std` has by default."""
-    centre = math.fsum(values) / len(values)
+    centre = mean(values)
     return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / len(values))
 
 
@@ -59,7 +64,7 @@ class Estimate:
     def of(cls, accuracies: Sequence[float], test_to_train: float) -> Estimate:
         """Of accuracies from 0 to 1; `test_to_train` as in `corrected_std_error`."""
         return cls(
-            mean=mean(accuracies),
+            mean=mean_accuracy(accuracies),
             std=population_std(accuracies),
             std_sample=sample_std(accuracies),
             std_error=corrected_std_error(accuracies, test_to_train),

@@ -14,7 +14,7 @@ from raykfold.files import write_json
 from raykfold.observers import Observer, RunStart
 from raykfold.remote import Place
 from raykfold.results import EpochMetrics, FoldResult, kept_of
-from raykfold.statistics import mean, population_std
+from raykfold.statistics import mean_accuracy, population_std
 
 TrialStatus = Literal["running", "complete", "stopped", "failed"]
 
@@ -33,7 +33,7 @@ class Score:
 
     @property
     def mean(self) -> float:
-        return mean(list(self.folds.values()))
+        return mean_accuracy(list(self.folds.values()))
 
     @property
     def std(self) -> float:
