@@ -152,7 +152,14 @@ def test_its_filesystem_is_as_patient_after_a_pickle(s3: S3Server, faulty: Remot
     assert s3.disturbed >= 4
 
 
-@pytest.mark.parametrize("kind", ["internal", "slow_down", "reset", "lost_reply"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "lost_reply",
+        "slow_down",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("internal", "reset")),
+    ],
+)
 def test_an_outage_is_bridged(s3: S3Server, faulty: RemotePath, kind: str) -> None:
     s3.fault(kind, for_seconds=3.0)
     began = time.monotonic()

@@ -281,7 +281,7 @@ def test_a_killed_search_goes_on_with_what_its_trials_have(
     model_dir = tmp_path / "out"
     model, rates = "networks:Unhurried", [0.002, 0.005]
     space = f"model = {{choice = ['{model}']}}\nlearning_rate = {{grid = {rates}}}"
-    text = BASE.replace("epochs = 6", "epochs = 3")
+    text = BASE.replace("epochs = 6", "epochs = 2")
     config = write_config(tmp_path, text, space, data_dir=data_dir, model_dir=model_dir)
     arguments = ("--scheduler", "none", "--concurrent_trials", "1")
     killed = start(config, "--trials", "1", *arguments)
@@ -303,7 +303,7 @@ def test_a_killed_search_goes_on_with_what_its_trials_have(
         rate = row["config"]["learning_rate"]
         where = Path(row["model_dir"])
         assert_as_without_ray(
-            where, data_dir, folds=[1, 3, 4], epochs=3, patience=1, learning_rate=rate
+            where, data_dir, folds=[1, 3, 4], epochs=2, patience=1, learning_rate=rate
         )
     (repository,) = hub.repositories
     winner = Path(found["best"]["model_dir"])
