@@ -301,7 +301,7 @@ def _tests(found: Comparison) -> Iterator[str]:
     )
     if test.t is not None and test.p is not None:
         yield (
-            f"Paired t-test, corrected for training sets that overlap (Nadeau and Bengio), approximate: "
+            "Paired t-test, corrected for training sets that overlap (Nadeau and Bengio), approximate: "
             f"t = {test.t:.2f}, {test.degrees} degrees of freedom, p = {_p(test.p)}"
         )
     if pairs is not None:
