@@ -301,8 +301,8 @@ def _tests(found: Comparison) -> Iterator[str]:
     )
     if test.t is not None and test.p is not None:
         yield (
-            "Paired t-test, corrected for training sets that overlap (Nadeau and Bengio), approximate: "
-            f"t = {test.t:.2f}, {test.degrees} degrees of freedom, p = {_p(test.p)}"
+            "Paired t-test, corrected for training sets that overlap (Nadeau and Bengio), "
+            f"approximate: t = {test.t:.2f}, {test.degrees} degrees of freedom, p = {_p(test.p)}"
         )
     if pairs is not None:
         of_seed = " with the first seed" if len(found.seeds[0]) > 1 else ""
