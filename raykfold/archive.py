@@ -174,7 +174,9 @@ def _is_summary(content: Any) -> bool:
     if not (isinstance(repeats, dict) and {"seeds", "folds"} <= repeats.keys()):
         return False
     runs = repeats["folds"]
-    if not (isinstance(runs, list) and len(runs) == len(repeats["seeds"])):
+    if not (isinstance(runs, list) and isinstance(repeats["seeds"], list)):
+        return False
+    if len(runs) != len(repeats["seeds"]):
         return False
     return all(
         isinstance(rows, list) and rows and all(map(_is_row, rows))
@@ -255,7 +257,7 @@ def open_outputs(named: str | Place) -> Archive:
         there = open_run(archive.record["config"]["model_dir"])
     except BadInput:
         return archive
-    return there if there.record["created"] == archive.record["created"] else archive
+    return there if there.record.get("created") == archive.record.get("created") else archive
 
 
 def _impatient(place: Place) -> Place:

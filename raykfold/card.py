@@ -86,14 +86,12 @@ def _front_matter(
     ]
     estimate = kept_estimate(summary)
     if estimate is not None:
-        results[:0] = [
-            result(f"Accuracy, mean over {len(folds)} folds", estimate["mean"]),
-            result(
-                f"Accuracy, standard deviation over {len(folds)} folds",
-                estimate["std"],
-                "accuracy-std",
-            ),
-        ]
+        over = f"{len(folds)} folds"
+        means = [result(f"Accuracy, mean over {over}", estimate["mean"])]
+        means.append(
+            result(f"Accuracy, standard deviation over {over}", estimate["std"], "accuracy-std")
+        )
+        results = (means if len(folds) > 1 else []) + results  # of one fold there is neither
     data = ModelCardData(
         library_name="raykfold",
         tags=["raykfold", "cross-validation", "audio-classification", "pytorch"],

@@ -157,7 +157,7 @@ def compare(
 
 def _complete_summary(run: Archive) -> Mapping[str, Any]:
     if run.summary is None:
-        outputs = str(run.record["config"]["model_dir"])
+        outputs = without_password(str(run.record["config"]["model_dir"]))
         where = f", or its outputs are elsewhere ({outputs})" if outputs != str(run.place) else ""
         raise BadInput(f"{run.place}: the run is not over{where}; want one that is complete")
     if run.summary["status"] != "complete":

@@ -58,7 +58,7 @@ def integer(value: str) -> int:
     except ValueError:
         raise ValueError("want a whole number") from None
     if abs(read) >= 2**63:  # what is behind it, PyTorch and files, has 64 bits
-        raise ValueError("want a whole number below 2**63")
+        raise ValueError("want a whole number of less than 64 bits")
     return read
 
 
@@ -480,14 +480,19 @@ def _read_toml(cls: type[RunConfig], content: Mapping[str, Any], where: str) -> 
 def _network_in_one(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     """With the arguments of the network, ``model.NAME``, in the text that stands for it."""
     model = content.get("model", RunConfig.model)
-    arguments = {
-        key.removeprefix("model.").replace("-", "_"): value
+    written = [
+        (key.removeprefix("model."), value)
         for key, value in content.items()
         if key.startswith("model.")
-    }
+    ]
     if isinstance(model, Mapping):  # as TOML has it where the key is not quoted
-        written = {key.replace("-", "_"): value for key, value in model.items()}
-        arguments, model = {**written, **arguments}, RunConfig.model
+        written, model = [*written, *model.items()], RunConfig.model
+    arguments: dict[str, Any] = {}
+    for key, value in written:
+        name = key.replace("-", "_")
+        if name in arguments:
+            raise BadInput(f"{where}: model.{name}: stands there twice")
+        arguments[name] = value
     if not arguments:
         return dict(content)
     try:

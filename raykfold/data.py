@@ -34,6 +34,7 @@ Integers = npt.NDArray[np.int64]
 
 _ARRAYS = ("features", "labels", "folds")
 _MAPPING = "class_mapping"
+_MOST_LISTED = 12  # classes, in a message
 _PARAMETERS = "features.json"
 # Of each file of a data set the names it may have; the first that is there is read.
 FILE_NAMES = (
@@ -201,8 +202,8 @@ class FeatureSet:
     def warnings(
         self, folds: Sequence[int] | None = None, *, inner: bool = False, seed: int = 0
     ) -> list[str]:
-        """One line for each fold whose training, or inner validation, lacks a class, and one for
-        classes without data.
+        """One line for each fold whose training lacks a class, one for inner validation splits that
+        do, and one for classes without data.
 
         Args:
             folds: those that are held out; all by default.
@@ -213,21 +214,22 @@ class FeatureSet:
         absent = [each for each in self.classes if each.label not in present]
         if absent:
             lines.append(f"no sample in any fold is of {_listed(absent)}")
-        for fold in self.fold_labels if folds is None else folds:
+        folds = self.fold_labels if folds is None else folds
+        unheard: dict[int, list[SoundClass]] = {}
+        for fold in folds:
             split = self.split(fold, inner=inner, seed=seed)
             trained = set(self.labels[split.train].tolist())
             lacking = [each for each in self.classes if each.label in present - trained]
             if lacking:
                 lines.append(f"fold {fold}: its training split has no sample of {_listed(lacking)}")
-            if not inner:
-                continue
             chosen = set(self.labels[split.inner].tolist())
-            unheard = [each for each in self.classes if each.label in trained - chosen]
-            if unheard:
-                lines.append(
-                    f"fold {fold}: its inner validation split of {len(split.inner)} has no sample "
-                    f"of {_listed(unheard)}"
-                )
+            unheard[fold] = [each for each in self.classes if each.label in trained - chosen]
+        count, worst = sum(map(bool, unheard.values())), max(unheard, key=lambda f: len(unheard[f]))
+        if inner and count:
+            lines.append(
+                f"{count} of {len(folds)} inner validation splits lack a class that is trained on; "
+                f"that of fold {worst} has no sample of {_listed(unheard[worst])}"
+            )
         return lines
 
 
@@ -707,4 +709,6 @@ def _little_endian(values: Array) -> np.dtype[Any]:
 
 def _listed(classes: list[SoundClass]) -> str:
     noun = "class" if len(classes) == 1 else "classes"
-    return f"{noun} " + ", ".join(f"{each.label} ({each.name})" for each in classes)
+    shown = ", ".join(f"{each.label} ({each.name})" for each in classes[:_MOST_LISTED])
+    more = len(classes) - _MOST_LISTED
+    return f"{noun} {shown}" + (f" and {more} more" if more > 0 else "")

@@ -469,7 +469,7 @@ def _mean_lines(summary: Summary) -> list[str]:
         seeds = " with every seed" if summary.repeats else ""
         of_those = f"over the complete folds only (folds {folds}{seeds})"
         if partial["mean"] is None:
-            return [f"Partial run: no mean {of_those}"]
+            return [f"Partial run: no fold is complete{seeds}"]
         return [f"Partial run: mean {partial['mean']:.4f} {of_those}, {partial['epochs']} epochs"]
     estimates = {
         "Average Accuracy of the Chosen Epoch": summary.chosen,

@@ -43,8 +43,8 @@ from raykfold.page import (
     write_page,
 )
 from raykfold.paths import ModelDir, absolute
-from raykfold.pulse import read_pulse
-from raykfold.remote import Place, RemotePath, without_password
+from raykfold.pulse import Beat, read_pulse
+from raykfold.remote import Place, RemotePath
 from raykfold.results import FoldResult, Summary, kept_epochs
 from raykfold.statistics import ClassMetrics
 from raykfold.storage import read_index
@@ -130,6 +130,10 @@ class _Run:
         if self.is_over:
             return [_with_seconds(row, results.get(row["fold"])) for row in self.summary["folds"]]
         states = (self.archive.state or {}).get("folds", {})
+        # Of a repeat nothing else says what has failed.
+        for fold, error in (self.beat.failed if self.beat else {}).items():
+            known = states.get(str(fold), {})
+            states = {**states, str(fold): {**known, "status": "failed", "error": error}}
         rows = (
             _row_so_far(fold, results.get(fold), states.get(str(fold), {}))
             for fold in self.archive.record.get("folds") or map(int, states)
@@ -138,10 +142,28 @@ class _Run:
         return [{**row, "status": now.get(row["status"], row["status"])} for row in rows]
 
     @cached_property
+    def beat(self) -> Beat | None:
+        """What its driver has said last."""
+        return read_pulse(self.archive.run_dir)
+
+    @property
     def is_stopped(self) -> bool:
         """Whether it is known that no driver is at work on what is not over."""
-        beat = None if self.is_over else read_pulse(self.archive.run_dir)
-        return beat is not None and (beat.phase == "stopped" or is_dead(beat.to_json()))
+        if self.is_over or self.beat is None:
+            return False
+        return self.beat.phase == "stopped" or is_dead(self.beat.to_json())
+
+    @cached_property
+    def begun(self) -> list[_Run]:
+        """The run and its repeats, as far as they have begun; the run alone when it is over."""
+        return [self, *([] if self.is_over else map(_Run, self.archive.repeats()))]
+
+    @property
+    def total(self) -> int:
+        """Folds, of all seeds."""
+        if self.is_over:
+            return len(self.all_rows)
+        return len(self.rows) * int(self.config.get("repeats", 1))
 
     @cached_property
     def all_rows(self) -> list[tuple[str, Row]]:
@@ -149,8 +171,7 @@ class _Run:
         if repeats := self.summary.get("repeats"):
             of_seeds = list(zip(repeats["seeds"], repeats["folds"], strict=True))
         else:
-            begun = [] if self.is_over else map(_Run, self.archive.repeats())
-            of_seeds = [(each.config.get("seed", 0), each.rows) for each in (self, *begun)]
+            of_seeds = [(each.config.get("seed", 0), each.rows) for each in self.begun]
         if len(of_seeds) == 1:
             return [(f"fold {row['fold']}", row) for row in self.rows]
         return [(f"fold {row['fold']} with seed {s}", row) for s, rows in of_seeds for row in rows]
@@ -166,8 +187,10 @@ class _Run:
     @property
     def of_seed(self) -> str:
         """Which seed it is that figures of one are of, where there are several."""
-        repeats = self.summary.get("repeats")
-        return f", seed {repeats['seeds'][0]}" if repeats else ""
+        if self.total == len(self.rows):
+            return ""
+        repeats = self.summary.get("repeats") or {"seeds": [self.config.get("seed", 0)]}
+        return f", seed {repeats['seeds'][0]}"
 
     @property
     def headline(self) -> str:
@@ -345,7 +368,8 @@ def _headline(run: _Run) -> Row | None:
 def _state(run: _Run) -> Row:
     """What stands in place of a mean where there is none."""
     complete = len(run.folds_that_are("complete"))
-    done = f"{complete} of {counted(len(run.all_rows), 'fold')} are complete"
+    verb = "is" if run.total == 1 else "are"
+    done = f"{complete} of {counted(run.total, 'fold')} {verb} complete"
     if not run.is_over:
         epochs = sum(row["epochs_run"] for _, row in run.all_rows)
         most = run.config["epochs"]
@@ -403,7 +427,7 @@ def _tiles(run: _Run) -> Iterator[tuple[str, str, str]]:
         yield "Macro F1", four(run.summary["macro_f1"]), note
     complete = len(run.folds_that_are("complete"))
     failed = len(run.folds_that_are("failed"))
-    of = f"{complete} of {len(run.all_rows)}"
+    of = f"{complete} of {run.total}"
     yield "Folds complete", of, f"{failed} failed" if failed else ""
     if run.is_over:
         yield "Time", duration(run.summary["wall_seconds"]), _sessions(run)
@@ -419,9 +443,10 @@ def _sessions(run: _Run) -> str:
 
 def _doubts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[bool, str]]:
     """What a reader of the figures should know, and whether it may change what they are worth."""
-    beat = None if run.is_over else read_pulse(run.archive.run_dir)
-    if beat is not None and beat.last_failure is not None:
-        yield True, f"Last failure: {one_line(beat.last_failure, longest=600)}"
+    for each in () if run.is_over else run.begun:
+        failure = each.beat.last_failure if each.beat else None
+        if failure and not any(row["error"] and row["error"] in failure for row in each.rows):
+            yield True, f"Last failure{each.of_seed}: {one_line(failure, longest=600)}"
     for name, row in run.folds_that_are("failed"):
         yield True, f"{capital(name)} failed: {one_line(row['error'] or 'unknown', longest=600)}"
     yield from _doubts_of_the_epoch(run)
@@ -648,11 +673,11 @@ def _mistakes(run: _Run, data: FeatureSet | None) -> dict[str, Any] | None:
     first = wrong[np.argsort(-confidence[wrong], kind="stable")][:MOST_MISTAKES]
     if not len(first):
         return {"what": "There is none: every held-out sample was recognised.", "samples": []}
-    which = "It is" if len(wrong) == 1 else f"These are the {len(first)}"
+    which = f" These are the {len(first)} that the networks were surest of."
     what = (
         f"{counted(len(wrong), 'held-out sample')} {'was' if len(wrong) == 1 else 'were'} taken "
-        f"for something else. {which} that the networks were surest of. Sometimes it is the label "
-        "that is wrong. "
+        f"for something else.{which if len(wrong) > 1 else ''} Sometimes it is the label that is "
+        "wrong. "
     )
     what += (
         "Spectrograms have low frequencies at the bottom, and each is scaled by itself."
@@ -685,8 +710,9 @@ def _facts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[str, str]]:
     yield "started", _started(record.get("created"))
     now = "stopped" if run.is_stopped else "in training"
     yield "status", str(run.summary.get("status") or now)
-    if not run.is_over:
-        yield "resumed", times(max(read_index(run.archive.run_dir)[0].sessions - 1, 0))
+    sessions = 0 if run.is_over else read_index(run.archive.run_dir)[0].sessions
+    if sessions:
+        yield "resumed", times(sessions - 1)
     if run.is_over:
         yield "wall time", duration(run.summary["wall_seconds"])
         yield "resumed", times(run.summary.get("sessions", 1) - 1)
@@ -744,6 +770,9 @@ def _told(run: _Run) -> RunConfig | None:
 
 
 def _command(run: _Run) -> str | None:
+    """What has started it, as its driver knew; or else as its settings say."""
+    if run.beat is not None and run.beat.resume:
+        return one_line(run.beat.resume, longest=None)
     config = _told(run)
     return None if config is None else one_line(shlex.join(config.command()), longest=None)
 
@@ -888,12 +917,14 @@ def _data(archive: Archive, named: str | None) -> FeatureSet | None:
     """
     try:
         data = _read(archive, named)
-    except RaykfoldError:
+    except RaykfoldError as error:
         if named is not None:
             raise
-        folder = without_password(archive.record["config"]["processed_dir"])
-        hint = "--processed_dir DIR says where the data is"
-        print(f"without spectrograms: {folder} cannot be read here; {hint}", file=sys.stderr)
+        what = one_line(str(error).partition(";")[0])
+        print(
+            f"without spectrograms: {what}; --processed_dir DIR names another folder",
+            file=sys.stderr,
+        )
         return None
     if data.fingerprint == archive.record["identity"]["data"]:
         return data

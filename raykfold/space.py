@@ -63,9 +63,7 @@ _LARGEST_GRID = 100_000
 
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of range. The upper end is no part of it, unless there is a step (of whole numbers,
-    one above 1): so Ray Tune has it.
-    """
+    """A kind of range. The upper end is no part of it, as Ray Tune has it, without a step."""
 
     whole: bool = False
     log: bool = False
@@ -106,10 +104,10 @@ class Domain:
         if self.kind in _LISTS:
             return self.arguments
         lower, upper = self.arguments[:2]
-        kind, steps = _KINDS[self.kind], self.arguments[2:]
+        kind = _KINDS[self.kind]
         if not kind.whole:
-            return float(lower), float(upper) if steps else math.nextafter(upper, lower)
-        return lower, upper if steps and steps != (1,) else upper - 1
+            return float(lower), float(upper) if kind.step else math.nextafter(upper, lower)
+        return lower, upper if kind.step else upper - 1
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ class SearchSpace:
 
 
 def _above_one(value: float) -> str | None:
-    return None if 1 < value < math.inf else "want more than 1"
+    return "want more than 1" if not value > 1 else positive(value)
 
 
 @dataclass(frozen=True)
@@ -280,6 +278,7 @@ class SearchConfig(RunConfig):
         plain = {name: value for name, value in values.items() if not name.startswith(_OF_MODEL)}
         common = {name: getattr(self, name) for name in options(RunConfig)}
         told = {**common, **plain, "fresh": False, "hf_model_repo_id": None, **own}
+        told["named"] = self.named
         told["model"] = str(Blueprint.read(told["model"]).having(arguments))
         return RunConfig(**told)
 
@@ -366,7 +365,10 @@ def _flat(rows: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _is_range(value: Mapping[str, Any]) -> bool:
     """Whether it is one for the network itself, and not of its arguments."""
-    return any(kind in _NAMES and not isinstance(row, Mapping) for kind, row in value.items())
+    return any(
+        isinstance(row, list) and difflib.get_close_matches(kind, _NAMES, n=1)
+        for kind, row in value.items()
+    )
 
 
 def _domain(where: str, name: str, row: Any) -> Domain:
@@ -386,7 +388,11 @@ def _domain(where: str, name: str, row: Any) -> Domain:
         raise BadInput(f"{where}: {kind} {arguments!r}: want a list, as in {kind} = [1, 2]")
     if kind in _LISTS:
         return Domain(kind, _values(f"{where}: {kind}", name, arguments))
-    return Domain(kind, _range(f"{where}: {kind}", name, kind, arguments))
+    values = _range(f"{where}: {kind}", name, kind, arguments)
+    if _KINDS[kind].whole and values[2:] == (1,):
+        # A step that is none: Ray Tune itself then leaves the upper end out, and Optuna does not.
+        return Domain(kind.removeprefix("q"), values[:2])
+    return Domain(kind, values)
 
 
 def _check_name(where: str, name: str) -> None:

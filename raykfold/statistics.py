@@ -14,7 +14,6 @@ CONFIDENCE = 0.95  # of every interval
 # Accuracies of folds that are closer than that are equal but for rounding: a sample more or less is
 # further apart in any fold that fits a disk.
 ROUNDING = 1e-9
-_FEWEST_FOR_OUTLIERS = 4
 
 
 def mean(values: Sequence[float]) -> float:
@@ -206,10 +205,10 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
 def outliers(accuracies: Sequence[float], samples: Sequence[int]) -> list[int]:
     """Positions of the accuracies that stand apart from the others.
 
-    Those that the others' mean and deviation do not let expect, by F. Grubbs' test ("Procedures for
-    Detecting Outlying Observations in Samples", Technometrics 11, 1969): of runs whose folds are
-    alike, one in twenty has such a fold. And that are further from the others' mean than two
-    standard errors of a share of so many samples: luck alone can bring the rest. For these two
+    Up to a quarter of them, by B. Rosner's test ("Percentage Points for a Generalized ESD
+    Many-Outlier Procedure", Technometrics 25, 1983), in which two do not hide each other: of runs
+    whose folds are alike, one in fifteen has one. And that are further from the others' mean than
+    two standard errors of a share of so many samples: luck alone can bring the rest. For these two
     right samples and two wrong ones are added (A. Agresti and B. Coull, The American Statistician
     52, 1998), without which a share of 1 would leave luck no room.
 
@@ -217,21 +216,32 @@ def outliers(accuracies: Sequence[float], samples: Sequence[int]) -> list[int]:
         accuracies: 0 to 1; of less than four, none stands apart.
         samples: how many each accuracy is a share of.
     """
+    left, taken, apart = list(range(len(accuracies))), [], 0
+    for _ in range(len(accuracies) // 4):
+        values = [accuracies[position] for position in left]
+        distances = [abs(value - mean(values)) for value in values]
+        limit = _farthest(len(values)) * (sample_std(values) or 0.0)
+        taken.append(left.pop(distances.index(max(distances))))
+        if max(distances) > limit:
+            apart = len(taken)  # with those before it, which it may have hidden
+    others = mean([x for n, x in enumerate(accuracies) if n not in taken[:apart]] or [0.0])
+    return sorted(n for n in taken[:apart] if not _is_luck(accuracies[n], samples[n], others))
+
+
+def _farthest(count: int) -> float:
+    """From the mean of so many, in their standard deviations: more is seldom among what is alike.
+
+    F. Grubbs, "Procedures for Detecting Outlying Observations in Samples", Technometrics 11 (1969).
+    """
     from scipy.stats import t
 
-    n = len(accuracies)
-    if n < _FEWEST_FOR_OUTLIERS:
-        return []
-    most = float(t.isf((1 - CONFIDENCE) / (2 * n), n - 2))  # Student's t of one, were it like them
-    apart = []
-    for position, (accuracy, count) in enumerate(zip(accuracies, samples, strict=True)):
-        others = [*accuracies[:position], *accuracies[position + 1 :]]
-        distance, deviation = abs(accuracy - mean(others)), sample_std(others) or 0.0
-        share = (mean(others) * count + 2) / (count + 4)
-        luck = math.sqrt(share * (1 - share) / (count + 4))
-        if distance > max(most * deviation * math.sqrt(n / (n - 1)), 2 * luck):
-            apart.append(position)
-    return apart
+    critical = float(t.isf((1 - CONFIDENCE) / (2 * count), count - 2))
+    return (count - 1) * critical / math.sqrt((count - 2 + critical**2) * count)
+
+
+def _is_luck(accuracy: float, samples: int, expected: float) -> bool:
+    share = (expected * samples + 2) / (samples + 4)
+    return abs(accuracy - expected) <= 2 * math.sqrt(share * (1 - share) / (samples + 4))
 
 
 @dataclass(frozen=True)

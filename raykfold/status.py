@@ -28,7 +28,7 @@ last_failure      text, seconds_ago; or null
 uploads_pending   where to → files
 resume            the command that goes on, or tries failed folds again; else null
 mean_accuracy     with std_accuracy: over the kept epochs of all folds; null until all are complete
-kept_epochs       which these are: best, or chosen by an inner validation split
+kept_epochs       which these are: best; or chosen, by an inner validation split
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Watcher:
         beat = read_pulse(archive.run_dir)
         age = self._age(beat)
         repeats = [_look(each, read_pulse(each.run_dir), age) for each in archive.repeats()]
-        look = _with(_look(archive, beat, age), repeats)
+        look = _with(_look(archive, beat, age), repeats, archive.summary)
         return look if _can_go_on(look) else dataclasses.replace(look, resume=None)
 
     def _age(self, beat: Beat | None) -> float:
@@ -198,8 +198,12 @@ def _can_go_on(look: Look) -> bool:
     return look.state in ("silent", "stopped") or (look.state == "over" and failed)
 
 
-def _with(look: Look, repeats: Sequence[Look]) -> Look:
-    """The run with its repeats, which one driver trains together."""
+def _with(look: Look, repeats: Sequence[Look], summary: Mapping[str, Any] | None) -> Look:
+    """The run with its repeats, which one driver trains together, and one command resumes."""
+    of_all = ((summary or {}).get("repeats") or {}).get("folds")
+    if of_all is not None:  # also where the repeats themselves are out of reach
+        complete = sum(row["status"] == "complete" for rows in of_all for row in rows)
+        look = dataclasses.replace(look, complete=complete)
     if not repeats:
         return look
     all_ = [look, *repeats]
@@ -211,13 +215,13 @@ def _with(look: Look, repeats: Sequence[Look]) -> Look:
     pending = sum((Counter(each.uploads_pending) for each in all_), Counter[str]())
     return dataclasses.replace(
         look,
-        complete=sum(each.complete for each in all_),
+        complete=look.complete if of_all is not None else sum(each.complete for each in all_),
         seconds_left=None if pace is None else max([pace * epochs_left, *alone]),
         seconds_an_epoch=pace,
         epochs_left=epochs_left,
         last_failure=min(failures, key=lambda failure: failure["seconds_ago"], default=None),
         uploads_pending=dict(pending),
-        repeats=tuple(repeats),
+        repeats=tuple(dataclasses.replace(each, resume=None) for each in repeats),
     )
 
 
@@ -300,7 +304,7 @@ def lines(look: Look, room: int | None = None) -> list[str]:
     """
     head, foot = [_headline(look)], list(_foot(look))
     left = None if room is None else max(0, room - len(head) - len(foot))
-    table = _table(look.folds, left, f"fold, seed {look.seed}" if look.repeats else "fold")
+    table = _table(look.folds, left, f"fold, seed {look.seed}" if _seeds(look) > 1 else "fold")
     return [*head, *table, *foot]
 
 
@@ -347,13 +351,17 @@ def _foot(look: Look) -> Iterator[str]:
         yield f"uploads pending{then}: {', '.join(files)}"
     if look.mean_accuracy is not None and look.std_accuracy is not None:
         mean = mean_text(look.mean_accuracy, look.std_accuracy, len(look.folds))
-        seeds = f", over {len(look.repeats) + 1} seeds" if look.repeats else ""
+        seeds = f", over {_seeds(look)} seeds" if _seeds(look) > 1 else ""
         yield f"mean accuracy of the {look.kept_epochs} epochs{seeds}: {mean}"
     elif look.state in ("over", "sending"):
         yield "partial: no mean over all folds"
     if look.resume is not None:
         verb = "try what failed again" if look.state == "over" else "go on"
         yield f"to {verb}: {look.resume}"
+
+
+def _seeds(look: Look) -> int:
+    return look.total // max(len(look.folds), 1)
 
 
 def _failed(rows: Sequence[FoldRow], of: str = "") -> Iterator[str]:

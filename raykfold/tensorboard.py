@@ -71,6 +71,7 @@ class TensorBoard(Observer):
             for which, each in estimates.items()
             if each is not None
             for name, value in (("mean", each.mean), ("std", each.std))
+            if name == "mean" or len(summary.folds) > 1
         }
         if known:
             file = self._new_file(_SUMMARY)

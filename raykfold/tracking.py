@@ -344,13 +344,10 @@ class _Runs:
 
     def _log_means(self) -> None:
         if best := list(self._best.values()):
-            self._open["summary"].log(
-                {
-                    "mean_best_val_accuracy": mean(best),
-                    "std_best_val_accuracy": population_std(best),
-                    "folds": len(best),
-                }
-            )
+            row = {"mean_best_val_accuracy": mean(best), "folds": len(best)}
+            if len(best) > 1:
+                row["std_best_val_accuracy"] = population_std(best)
+            self._open["summary"].log(row)
 
     def _end_fold(self, result: FoldResult) -> None:
         name = _fold_name(result.fold)

@@ -962,6 +962,18 @@ def test_data_without_a_fold_has_a_fingerprint_of_its_own(small_data: FeatureSet
     assert small_data.without(1).fingerprint in prints
 
 
+def test_an_inner_split_that_lacks_a_class_is_said_in_a_line() -> None:
+    """One sample would choose the epoch, and nobody had been told."""
+    folds = np.array([1] + [2] * 2 + [3] * 3 + [4] * 3 + [5] * 3)
+    labels = np.array([0, 0, 1] + [0, 1, 2] * 3)
+    data = feature_set_from_arrays(FEATURES, labels, folds)
+    assert data.warnings(inner=True) == [
+        "2 of 5 inner validation splits lack a class that is trained on; that of fold 5 has no "
+        "sample of classes 1 (1), 2 (2)"
+    ]
+    assert data.warnings() == []
+
+
 def test_too_few_samples_for_an_inner_split_are_refused() -> None:
     data = data_with_folds([1, 1, 2, 2], [0, 1, 0, 1])
     with pytest.raises(BadInput, match="--select inner: fold 1 leaves no class with two samples"):

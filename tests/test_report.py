@@ -148,9 +148,9 @@ def finish(
     return config
 
 
-def go_on(folder: Path, data: FeatureSet) -> RunConfig:
+def go_on(folder: Path, data: FeatureSet, **changes: Any) -> RunConfig:
     """Leave what a run does that goes on: fold 1 complete, 2 and 3 at work, 4 and 5 waiting."""
-    config = begin(folder, data)
+    config = begin(folder, data, **changes)
     index = Index()
     results = [
         complete(1, data),
@@ -320,6 +320,21 @@ def test_a_run_in_training_shows_how_far_it_is(tmp_path: Path, data: FeatureSet)
     assert "4 - - - 0 waiting - -" in text
     assert " ± " not in text
     assert set(plots(open_run(config.model_path))) == {"curves", "folds"}
+
+
+def test_folds_of_all_seeds_count_while_they_train(tmp_path: Path, data: FeatureSet) -> None:
+    config = go_on(tmp_path / "out", data, repeats=2)
+    repeat = config.repeat(1)
+    known = identity(repeat, data.fingerprint, "cpu x1", "fp32")
+    write_record(repeat, known, CREATED, data.fold_labels)
+    pulse = Pulse(repeat.run_dir, repeat.command(), dict)
+    pulse.run_started(RunStart("sounds-seed-1", EPOCHS, data.fold_labels, {}))
+    pulse.fold_finished(FoldResult(2, "failed", 192, 48, error="out of memory"))
+    pulse.close()
+    text = text_of(page_of(config))
+    assert "1 of 10 folds are complete" in text
+    assert "Fold 2 with seed 1 failed: out of memory" in text and "Last failure" not in text
+    assert "held out, seed 0: at the best epoch" in text
 
 
 def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path, data: FeatureSet) -> None:

@@ -232,6 +232,7 @@ def test_repeats_are_counted_with_the_run(tmp_path: Path) -> None:
     found = look(tmp_path)
     assert [(each.seed, each.complete) for each in found.repeats] == [(1, 1)]
     assert (found.complete, found.total) == (2, 9)
+    assert [each.resume for each in found.repeats] == [None]
     assert (found.epochs_left, found.seconds_an_epoch) == (7 + 4, 2.0)
     assert found.seconds_left == 4 * 6.0  # alone, the repeat would take longer than all together
     text = lines(found)
