@@ -156,8 +156,10 @@ def test_its_filesystem_is_as_patient_after_a_pickle(s3: S3Server, faulty: Remot
     "kind",
     [
         "lost_reply",
-        "slow_down",
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("internal", "reset")),
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("internal", "slow_down", "reset")
+        ),
     ],
 )
 def test_an_outage_is_bridged(s3: S3Server, faulty: RemotePath, kind: str) -> None:

@@ -103,6 +103,36 @@ def files_in(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
+def test_a_run_in_a_bucket_gives_the_same_bits(
+    outcome: Outcome, s3: S3Server, tmp_path: Path
+) -> None:
+    out = remote(s3.uri("bucket/out"))
+    words = command(s3.uri("bucket/sounds"), str(out))
+    done = run(words, tmp_path / "first")
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_bucket(outcome, out, done.stdout, tmp_path / "first")
+
+    again = run(words, tmp_path / "second")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "nothing is left to train" in again.stdout
+    assert_same(outcome, outputs_in(out, tmp_path / "outputs"))
+
+
+def check_bucket(outcome: Outcome, out: RemotePath, output: str, cache: Path) -> None:
+    """A run that is over has left all in the bucket, and nothing here."""
+    assert f"outputs in {out}" in output
+    assert_same(outcome, outputs_in(out, cache / "outputs"))
+    assert files_in(cache / "raykfold") == []  # matplotlib's cache of fonts stays
+    assert (out / "report.html").exists() and (out / "plots" / "curves.png").exists()
+    left = {path.path_below(out / "ray" / "sounds") for path in (out / "ray" / "sounds").files()}
+    assert {"run.json", "index.json"} <= left
+    assert ".lock" not in left
+    record = json.loads((out / "run.json").read_bytes())
+    assert record["config"]["model_dir"] == str(out)
+    assert "testing" not in json.dumps(record)
+
+
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_killed_and_resumed_with_the_same_bits(
     outcome: Outcome, s3: S3Server, tmp_path: Path
 ) -> None:
@@ -128,21 +158,7 @@ def test_a_run_in_a_bucket_is_killed_and_resumed_with_the_same_bits(
     done = run(words, tmp_path / "second")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "fold 1: resumes after epoch" in done.stdout
-    assert f"outputs in {out}" in done.stdout
-    assert_same(outcome, outputs_in(out, tmp_path / "outputs"))
-    assert files_in(tmp_path / "second" / "raykfold") == []  # matplotlib's cache of fonts stays
-    assert (out / "report.html").exists() and (out / "plots" / "curves.png").exists()
-    left = {path.path_below(out / "ray" / "sounds") for path in (out / "ray" / "sounds").files()}
-    assert {"run.json", "index.json"} <= left
-    assert ".lock" not in left
-    record = json.loads((out / "run.json").read_bytes())
-    assert record["config"]["model_dir"] == str(out)
-    assert "testing" not in json.dumps(record)
-
-    again = run(words, tmp_path / "third")
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "nothing is left to train" in again.stdout
-    assert_same(outcome, outputs_in(out, tmp_path / "outputs"))
+    check_bucket(outcome, out, done.stdout, tmp_path / "second")
 
 
 @pytest.mark.slow
