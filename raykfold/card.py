@@ -10,6 +10,7 @@ from typing import Any
 
 from raykfold.blueprint import Blueprint
 from raykfold.models import DEFAULT_MODEL
+from raykfold.observers import counted, plus_minus
 from raykfold.results import kept_epochs, kept_estimate
 
 # Of the run's configuration, what decides results.
@@ -108,9 +109,7 @@ def _opening(
     record: Mapping[str, Any], state: Mapping[str, Any], summary: Mapping[str, Any] | None
 ) -> str:
     folds = len(state["folds"])
-    about = (
-        f"{folds} fold{'s' * (folds != 1)} of a cross-validation of `{record['config']['model']}`"
-    )
+    about = f"{counted(folds, 'fold')} of a cross-validation of `{record['config']['model']}`"
     dataset = record["config"].get("hf_repo_id")
     if dataset:
         about += f" on [{dataset}](https://huggingface.co/datasets/{dataset})"
@@ -125,17 +124,12 @@ def _opening(
     repeats = summary.get("repeats")
     over = f"{folds} folds" + (f" with {len(repeats['seeds'])} seeds" if repeats else "")
     interval = _interval(estimate["interval"])
-    accuracy = f"{about}\n\n**Accuracy: {_spread(estimate['mean'], estimate['std'], folds)}**"
+    accuracy = f"{about}\n\n**Accuracy: {plus_minus(estimate['mean'], estimate['std'], folds)}**"
     if folds == 1:
         return f"{accuracy} (on the one fold held out)"
     return f"{accuracy} (mean ± standard deviation over {over}" + (
         f"; 95 % interval of the mean, approximate: {interval})" if interval else ")"
     )
-
-
-def _spread(mean: float, std: float, folds: int) -> str:
-    """One fold has no spread."""
-    return f"{mean:.4f} ± {std:.4f}" if folds > 1 else f"{mean:.4f}"
 
 
 def _of_seed(summary: Mapping[str, Any] | None) -> str:
@@ -203,7 +197,7 @@ def _reading(record: Mapping[str, Any], summary: Mapping[str, Any] | None) -> st
     if summary is None or summary["last_mean_accuracy"] is None:
         return text
     mean, std = summary["last_mean_accuracy"], summary["last_std_accuracy"]
-    last = _spread(mean, std, len(summary["folds"]))
+    last = plus_minus(mean, std, len(summary["folds"]))
     text += f" At the last epoch, where training ended: {last}."
     if summary["oof_accuracy"] is not None:
         which = f"{kept_epochs(summary)} epochs{_of_seed(summary)}"

@@ -19,7 +19,7 @@ from raykfold.command import Parser, add_flag, exit_code
 from raykfold.errors import BadInput
 from raykfold.observers import counted, mean_text
 from raykfold.remote import without_password
-from raykfold.results import kept_epochs
+from raykfold.results import kept_epochs, rows_of_seeds
 from raykfold.statistics import (
     ROUNDING,
     McNemar,
@@ -167,8 +167,7 @@ def _complete_summary(run: Archive) -> Mapping[str, Any]:
 
 
 def _failed(summary: Mapping[str, Any]) -> Iterator[str]:
-    repeats = summary.get("repeats") or {"seeds": [None], "folds": [summary["folds"]]}
-    for seed, rows in zip(repeats["seeds"], repeats["folds"], strict=True):
+    for seed, rows in rows_of_seeds(summary):
         of_seed = "" if seed is None else f" with seed {seed}"
         yield from (f"fold {row['fold']}{of_seed}" for row in rows if row["status"] != "complete")
 
@@ -204,9 +203,8 @@ def _seeds(run: Archive, summary: Mapping[str, Any]) -> tuple[int, ...]:
 
 def _accuracies(run: Archive, summary: Mapping[str, Any], by: str) -> list[list[float]]:
     """(seeds, folds), of the epochs that are asked for."""
-    repeats = summary.get("repeats")
-    rows = repeats["folds"] if repeats else [summary["folds"]]
-    values = [[row.get(f"{by}_val_accuracy") for row in folds] for folds in rows]
+    which = f"{by}_val_accuracy"
+    values: list[list[Any]] = [[row.get(which) for row in f] for _, f in rows_of_seeds(summary)]
     if any(value is None for folds in values for value in folds):
         raise BadInput(f"--by {by}: {run.place} has no {_EPOCHS[by]}")
     return values

@@ -534,8 +534,7 @@ def read_option(cls: type[RunConfig], name: str, text: str, where: str) -> Any:
 
 def _read_place(name: str, value: str | Place) -> Place:
     try:
-        if not str(value).isascii():
-            str(value).encode()  # as files, the Hub and W&B have it
+        str(value).encode()  # as files, the Hub and W&B have it
         return place(value)
     except UnicodeEncodeError:
         raise BadInput(f"--{name} {value}: want a path in UTF-8") from None

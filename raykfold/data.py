@@ -214,9 +214,8 @@ class FeatureSet:
         absent = [each for each in self.classes if each.label not in present]
         if absent:
             lines.append(f"no sample in any fold is of {_listed(absent)}")
-        folds = self.fold_labels if folds is None else folds
         unheard: dict[int, list[SoundClass]] = {}
-        for fold in folds:
+        for fold in self.fold_labels if folds is None else folds:
             split = self.split(fold, inner=inner, seed=seed)
             trained = set(self.labels[split.train].tolist())
             lacking = [each for each in self.classes if each.label in present - trained]
@@ -224,11 +223,12 @@ class FeatureSet:
                 lines.append(f"fold {fold}: its training split has no sample of {_listed(lacking)}")
             chosen = set(self.labels[split.inner].tolist())
             unheard[fold] = [each for each in self.classes if each.label in trained - chosen]
-        count, worst = sum(map(bool, unheard.values())), max(unheard, key=lambda f: len(unheard[f]))
+        count = sum(map(bool, unheard.values()))
         if inner and count:
+            worst = max(unheard, key=lambda fold: len(unheard[fold]))
             lines.append(
-                f"{count} of {len(folds)} inner validation splits lack a class that is trained on; "
-                f"that of fold {worst} has no sample of {_listed(unheard[worst])}"
+                f"{count} of {len(unheard)} inner validation splits lack a class that is trained "
+                f"on; that of fold {worst} has no sample of {_listed(unheard[worst])}"
             )
         return lines
 

@@ -394,6 +394,11 @@ def mean_text(mean: float, std: float, folds: int) -> str:
     return f"{mean:.4f} (+/- {std:.4f})" if folds > 1 else f"{mean:.4f}"
 
 
+def plus_minus(mean: float, std: float, folds: int) -> str:
+    """``0.7163 ± 0.1464``, as pages have it."""
+    return f"{mean:.4f} ± {std:.4f}" if folds > 1 else f"{mean:.4f}"
+
+
 def counted(number: int, noun: str) -> str:
     """``1 fold``, ``2 folds``."""
     return f"{number} {noun}{'s' * (number != 1)}"
@@ -421,14 +426,16 @@ def summary_lines(summary: Summary, *, sparks: bool = True) -> list[str]:
         sparks: draw each fold's validation accuracy, epoch by epoch, in characters of Unicode.
     """
     inner = summary.select == "inner"
+    accuracies = ["best epoch", "accuracy"]
+    if inner:
+        accuracies = ["chosen epoch", "accuracy", "best epoch", "of best"]
     header = [
         f"fold{_of_seed(summary)}",
         "status",
         "train",
         "val",
         "epochs",
-        *(("chosen epoch", "accuracy", "best epoch", "of best") if inner else ()),
-        *(("best epoch", "accuracy") if not inner else ()),
+        *accuracies,
         "of last",
     ]
     rows = [header, *(_row(result, inner) for result in summary.folds)]
@@ -465,12 +472,14 @@ def _repeat_lines(summary: Summary) -> Iterator[str]:
 def _mean_lines(summary: Summary) -> list[str]:
     partial = summary.partial_mean_accuracy
     if partial is not None:
-        folds = ", ".join(map(str, partial["folds"])) or "none"
         seeds = " with every seed" if summary.repeats else ""
-        of_those = f"over the complete folds only (folds {folds}{seeds})"
         if partial["mean"] is None:
             return [f"Partial run: no fold is complete{seeds}"]
-        return [f"Partial run: mean {partial['mean']:.4f} {of_those}, {partial['epochs']} epochs"]
+        folds = ", ".join(map(str, partial["folds"]))
+        return [
+            f"Partial run: mean {partial['mean']:.4f} over the complete folds only (folds {folds}"
+            f"{seeds}), {partial['epochs']} epochs"
+        ]
     estimates = {
         "Average Accuracy of the Chosen Epoch": summary.chosen,
         "Average Best Validation Accuracy": summary.best,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from raykfold.errors import one_line
-from raykfold.observers import counted, duration
+from raykfold.observers import counted, duration, plus_minus
 from raykfold.page import NOTHING, between, capital, figure, four, render, times, write_page
 from raykfold.paths import ModelDir
 from raykfold.statistics import ROUNDING
@@ -598,5 +598,4 @@ def _text(value: Any, digits: int = 3, longest: int = _LONGEST_VALUE) -> str:
 
 def _spread(each: Row) -> str:
     """Mean and deviation of a trial, or of the best; one fold has no deviation."""
-    spread = "" if len(each["fold_scores"]) == 1 else f" ± {four(each['std_accuracy'])}"
-    return f"{four(each['mean_accuracy'])}{spread}"
+    return plus_minus(each["mean_accuracy"], each["std_accuracy"], len(each["fold_scores"]))

@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -30,7 +29,7 @@ from raykfold.config import RunConfig
 from raykfold.errors import BadInput, RaykfoldError, StorageError, one_line
 from raykfold.files import write_file
 from raykfold.lease import is_dead
-from raykfold.observers import Observer, counted, duration, named
+from raykfold.observers import Observer, counted, duration, named, plus_minus
 from raykfold.page import (
     NOTHING,
     between,
@@ -45,7 +44,7 @@ from raykfold.page import (
 from raykfold.paths import ModelDir, absolute
 from raykfold.pulse import Beat, read_pulse
 from raykfold.remote import Place, RemotePath
-from raykfold.results import FoldResult, Summary, kept_epochs
+from raykfold.results import FoldResult, Summary, kept_epochs, rows_of_seeds
 from raykfold.statistics import ClassMetrics
 from raykfold.storage import read_index
 
@@ -143,7 +142,9 @@ class _Run:
 
     @cached_property
     def beat(self) -> Beat | None:
-        """What its driver has said last."""
+        """What its driver has said last; None once nothing is left to go on with."""
+        if self.summary.get("status") == "complete":
+            return None
         return read_pulse(self.archive.run_dir)
 
     @property
@@ -168,8 +169,9 @@ class _Run:
     @cached_property
     def all_rows(self) -> list[tuple[str, Row]]:
         """Name and row of each fold, with those of the run's repeats."""
-        if repeats := self.summary.get("repeats"):
-            of_seeds = list(zip(repeats["seeds"], repeats["folds"], strict=True))
+        of_seeds: Sequence[tuple[int | None, Sequence[Row]]]
+        if self.summary.get("repeats"):
+            of_seeds = rows_of_seeds(self.summary)
         else:
             of_seeds = [(each.config.get("seed", 0), each.rows) for each in self.begun]
         if len(of_seeds) == 1:
@@ -673,12 +675,11 @@ def _mistakes(run: _Run, data: FeatureSet | None) -> dict[str, Any] | None:
     first = wrong[np.argsort(-confidence[wrong], kind="stable")][:MOST_MISTAKES]
     if not len(first):
         return {"what": "There is none: every held-out sample was recognised.", "samples": []}
-    which = f" These are the {len(first)} that the networks were surest of."
-    what = (
-        f"{counted(len(wrong), 'held-out sample')} {'was' if len(wrong) == 1 else 'were'} taken "
-        f"for something else.{which if len(wrong) > 1 else ''} Sometimes it is the label that is "
-        "wrong. "
-    )
+    verb = "was" if len(wrong) == 1 else "were"
+    what = f"{counted(len(wrong), 'held-out sample')} {verb} taken for something else. "
+    if len(wrong) > 1:
+        what += f"These are the {len(first)} that the networks were surest of. "
+    what += "Sometimes it is the label that is wrong. "
     what += (
         "Spectrograms have low frequencies at the bottom, and each is scaled by itself."
         if data is not None
@@ -794,9 +795,7 @@ def _setting(value: Any) -> str:
 
 
 def _mean_and_spread(run: _Run, estimate: Row) -> str:
-    """One fold has no spread."""
-    spread = "" if len(run.rows) == 1 else f" ± {four(estimate['std'])}"
-    return f"{four(estimate['mean'])}{spread}"
+    return plus_minus(estimate["mean"], estimate["std"], len(run.rows))
 
 
 def _shown(value: Any) -> str:
@@ -879,22 +878,11 @@ def _target(named: str) -> Path:
 
 
 def _opened(run: str) -> Archive:
+    """With what is damaged named before anything else is said."""
     archive = open_outputs(run)
-    _check_readable(archive)
+    for part in ("summary", "state", "predictions", "folds"):
+        getattr(archive, part)
     return archive
-
-
-def _check_readable(archive: Archive) -> None:
-    """
-    Raises:
-        BadInput: a file of the run is damaged.
-    """
-    try:
-        for part in ("summary", "state", "predictions", "folds"):
-            getattr(archive, part)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
-        cause = f"{part} cannot be read ({one_line(error)})"
-        raise BadInput(f"{archive.place}: its {cause}") from None
 
 
 def _model_dir(archive: Archive) -> ModelDir:

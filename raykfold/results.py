@@ -436,6 +436,14 @@ def kept_epochs(summary: Mapping[str, Any]) -> Literal["best", "chosen"]:
     return "chosen" if summary.get("select") == "inner" else "best"
 
 
+def rows_of_seeds(summary: Mapping[str, Any]) -> list[tuple[int | None, list[dict[str, Any]]]]:
+    """Each seed with the rows of its folds, by a ``summary.json``; without repeats, None with those
+    of the run.
+    """
+    repeats = summary.get("repeats") or {"seeds": [None], "folds": [summary["folds"]]}
+    return list(zip(repeats["seeds"], repeats["folds"], strict=True))
+
+
 def kept_estimate(summary: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """Mean, std and interval of these epochs, by a ``summary.json``; None without a mean."""
     if summary is None or summary["mean_accuracy"] is None:

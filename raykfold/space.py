@@ -277,8 +277,8 @@ class SearchConfig(RunConfig):
         }
         plain = {name: value for name, value in values.items() if not name.startswith(_OF_MODEL)}
         common = {name: getattr(self, name) for name in options(RunConfig)}
-        told = {**common, **plain, "fresh": False, "hf_model_repo_id": None, **own}
-        told["named"] = self.named
+        common |= {"fresh": False, "hf_model_repo_id": None, "named": self.named}
+        told = {**common, **plain, **own}
         told["model"] = str(Blueprint.read(told["model"]).having(arguments))
         return RunConfig(**told)
 

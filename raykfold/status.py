@@ -49,9 +49,9 @@ from raykfold.archive import Archive, Known, open_run
 from raykfold.command import Parser, add_flag, exit_code
 from raykfold.errors import RaykfoldError, one_line
 from raykfold.lease import is_dead
-from raykfold.observers import duration, mean_text
+from raykfold.observers import counted, duration, mean_text
 from raykfold.pulse import Beat, read_pulse
-from raykfold.results import FoldResult, kept_epochs, kept_estimate
+from raykfold.results import FoldResult, kept_epochs, kept_estimate, rows_of_seeds
 
 Status = Literal["waiting", "running", "stopped", "complete", "failed"]
 State = Literal["at work", "silent", "stopped", "sending", "over", "unknown"]
@@ -200,13 +200,13 @@ def _can_go_on(look: Look) -> bool:
 
 def _with(look: Look, repeats: Sequence[Look], summary: Mapping[str, Any] | None) -> Look:
     """The run with its repeats, which one driver trains together, and one command resumes."""
-    of_all = ((summary or {}).get("repeats") or {}).get("folds")
-    if of_all is not None:  # also where the repeats themselves are out of reach
-        complete = sum(row["status"] == "complete" for rows in of_all for row in rows)
-        look = dataclasses.replace(look, complete=complete)
-    if not repeats:
-        return look
     all_ = [look, *repeats]
+    complete = sum(each.complete for each in all_)
+    if summary is not None:  # also where the repeats themselves are out of reach
+        rows = [row for _, of_seed in rows_of_seeds(summary) for row in of_seed]
+        complete = sum(row["status"] == "complete" for row in rows)
+    if not repeats:
+        return dataclasses.replace(look, complete=complete)
     paces = [each.seconds_an_epoch for each in all_ if each.seconds_an_epoch]
     pace = 1 / sum(1 / each for each in paces) if paces else None
     epochs_left = sum(each.epochs_left for each in all_)
@@ -215,7 +215,7 @@ def _with(look: Look, repeats: Sequence[Look], summary: Mapping[str, Any] | None
     pending = sum((Counter(each.uploads_pending) for each in all_), Counter[str]())
     return dataclasses.replace(
         look,
-        complete=look.complete if of_all is not None else sum(each.complete for each in all_),
+        complete=complete,
         seconds_left=None if pace is None else max([pace * epochs_left, *alone]),
         seconds_an_epoch=pace,
         epochs_left=epochs_left,
@@ -333,7 +333,7 @@ def _foot(look: Look) -> Iterator[str]:
         yield f"seed {repeat.seed}: {_counts(repeat.folds)}{_epochs(repeat.folds)}"
     if look.seconds_left is not None and look.seconds_an_epoch is not None and look.epochs_left:
         pace, left = look.seconds_an_epoch, look.epochs_left
-        epochs = f"{pace:.1f} s an epoch, {left} epoch{'s' * (left != 1)} left at most"
+        epochs = f"{pace:.1f} s an epoch, {counted(left, 'epoch')} left at most"
         yield f"about {duration(look.seconds_left)} to go ({epochs})"
     elif look.state == "at work" and look.epochs_left:
         yield f"starting: no epoch yet in this session, {look.epochs_left} left at most"

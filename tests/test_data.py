@@ -971,7 +971,7 @@ def test_an_inner_split_that_lacks_a_class_is_said_in_a_line() -> None:
         "2 of 5 inner validation splits lack a class that is trained on; that of fold 5 has no "
         "sample of classes 1 (1), 2 (2)"
     ]
-    assert data.warnings() == []
+    assert data.warnings() == data.warnings([], inner=True) == []
 
 
 def test_too_few_samples_for_an_inner_split_are_refused() -> None:

@@ -360,6 +360,7 @@ def test_ctrl_c_ends_a_search_and_says_how_to_go_on(data_dir: Path, tmp_path: Pa
     assert last.startswith("stopped; to go on: python -m raykfold.search ")
     assert str(config) in last and "--trials 3" in last
     assert "Traceback" not in output
+    assert "Last result" not in output  # Ray Tune's own word
 
 
 # --- which trials go on --------------------------------------------------------------------------
