@@ -12,14 +12,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raykfold.config import RunConfig
-    from raykfold.data import FeatureSet, SoundDataset, read_feature_set
+    from raykfold.config.run_config import RunConfig
+    from raykfold.data.feature_set import FeatureSet, SoundDataset, read_feature_set
     from raykfold.driver import cross_validate
     from raykfold.errors import RaykfoldError
     from raykfold.models import AudioCNN
     from raykfold.observers import Observer
-    from raykfold.results import EpochMetrics, FoldResult, Summary
-    from raykfold.weights import FoldModel, load_fold
+    from raykfold.outputs.weights import FoldModel, load_fold
+    from raykfold.training.results import EpochMetrics, FoldResult, Summary
 
 try:
     __version__ = version("raykfold")
@@ -29,18 +29,18 @@ except PackageNotFoundError:  # a source tree that is on the path and not instal
 # Imported when first used: torch and Ray take seconds, and a usage error should not.
 _HOMES = {
     "AudioCNN": "models",
-    "EpochMetrics": "results",
-    "FeatureSet": "data",
-    "FoldResult": "results",
+    "EpochMetrics": "training.results",
+    "FeatureSet": "data.feature_set",
+    "FoldResult": "training.results",
     "Observer": "observers",
     "RaykfoldError": "errors",
-    "RunConfig": "config",
-    "SoundDataset": "data",
-    "Summary": "results",
-    "FoldModel": "weights",
+    "RunConfig": "config.run_config",
+    "SoundDataset": "data.feature_set",
+    "Summary": "training.results",
+    "FoldModel": "outputs.weights",
     "cross_validate": "driver",
-    "load_fold": "weights",
-    "read_feature_set": "data",
+    "load_fold": "outputs.weights",
+    "read_feature_set": "data.feature_set",
 }
 __all__ = [
     "AudioCNN",

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from raykfold.archive import Archive, open_outputs
-from raykfold.command import Parser, add_flag, exit_code
+from raykfold.config.command import Parser, add_flag, exit_code
 from raykfold.errors import BadInput
+from raykfold.files.remote import without_password
 from raykfold.observers import counted, mean_text
-from raykfold.remote import without_password
-from raykfold.results import kept_epochs, rows_of_seeds
-from raykfold.statistics import (
+from raykfold.state.archive import Archive, open_outputs
+from raykfold.training.results import kept_epochs, rows_of_seeds
+from raykfold.training.statistics import (
     ROUNDING,
     McNemar,
     PairedTest,

@@ -11,29 +11,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raykfold.artifacts import Artifacts
-from raykfold.blueprint import Blueprint
-from raykfold.command import uncollected
-from raykfold.config import RunConfig
-from raykfold.credentials import Credentials, taken_out_of
-from raykfold.data import FeatureSet, files_that_are_read, read_feature_set
-from raykfold.demo import demo_feature_set
+from raykfold.config.command import uncollected
+from raykfold.config.credentials import Credentials, taken_out_of
+from raykfold.config.model_spec import Blueprint
+from raykfold.config.run_config import RunConfig
+from raykfold.data.demo import demo_feature_set
+from raykfold.data.feature_set import FeatureSet, files_that_are_read, read_feature_set
+from raykfold.data.leakage import Leakage, find_leakage
+from raykfold.distributed.deal import WorkerSize
+from raykfold.distributed.session import ray_session
 from raykfold.errors import BadInput, StorageError
-from raykfold.files import write_file
-from raykfold.hub import fetch_missing, mirror
-from raykfold.leakage import Leakage, find_leakage
-from raykfold.ledger import Ledger
+from raykfold.files.atomic import write_file
+from raykfold.files.remote import Place, RemotePath, fetched
+from raykfold.files.scratch import scratch_dir
 from raykfold.models import DEFAULT_MODEL, check_model
 from raykfold.observers import Audience, Observer
-from raykfold.outbox import Outbox
-from raykfold.pulse import Pulse
-from raykfold.remote import Place, RemotePath, fetched
-from raykfold.report import Reporter
-from raykfold.results import Summary
-from raykfold.scratch import scratch_dir
-from raykfold.session import ray_session
-from raykfold.shares import WorkerSize
-from raykfold.storage import (
+from raykfold.outputs.hub_mirror import fetch_missing, mirror
+from raykfold.outputs.model_dir import Artifacts
+from raykfold.outputs.store_mirror import Outbox
+from raykfold.outputs.tensorboard import TensorBoard
+from raykfold.outputs.wandb_runs import Tracker
+from raykfold.pages.run_page import Reporter
+from raykfold.state.heartbeat import Pulse
+from raykfold.state.ledger import Ledger
+from raykfold.state.record import (
     check_identity,
     check_writable,
     created,
@@ -42,12 +43,11 @@ from raykfold.storage import (
     recorded,
     set_aside,
 )
-from raykfold.tensorboard import TensorBoard
-from raykfold.tracking import Tracker
-from raykfold.training import Precision
+from raykfold.training.fold import Precision
+from raykfold.training.results import Summary
 
 if TYPE_CHECKING:
-    from raykfold.dealer import Dealer
+    from raykfold.distributed.dealer import Dealer
 
 _log = logging.getLogger(__name__)
 
@@ -370,7 +370,7 @@ def dealing(config: RunConfig, data: FeatureSet, observer: Observer) -> Iterator
         verbose=config.verbose,
         meanwhile=_import_dealer,
     ) as own_instance:
-        from raykfold.dealer import Dealer  # imports Ray, which the session has set up
+        from raykfold.distributed.dealer import Dealer  # imports Ray, which the session has set up
 
         _log.info("connected to Ray")
         size = _worker_size(config, own_instance)
@@ -420,7 +420,7 @@ def identity_there(config: RunConfig, data: FeatureSet, size: WorkerSize) -> dic
 def _import_dealer() -> None:
     """Three quarters of a second, for Ray Train; Ray itself must have been set up and imported."""
     with uncollected():
-        import raykfold.dealer  # noqa: F401
+        import raykfold.distributed.dealer  # noqa: F401
 
 
 @contextmanager
@@ -435,7 +435,7 @@ def _seen_by_all_nodes(
     if own_instance:
         yield None
         return
-    from raykfold.nodes import blind_nodes
+    from raykfold.distributed.nodes import blind_nodes
 
     marker = config.run_dir.marker(os.urandom(8).hex())
     try:
@@ -458,7 +458,7 @@ def _seen_by_all_nodes(
 
 
 def _worker_size(config: RunConfig, own_instance: bool) -> WorkerSize:
-    from raykfold.nodes import most_gpus
+    from raykfold.distributed.nodes import most_gpus
 
     has_gpu = most_gpus() >= 1
     if config.use_gpu and own_instance and not has_gpu:  # in a cluster, one may still come
@@ -474,7 +474,7 @@ def _worker_size(config: RunConfig, own_instance: bool) -> WorkerSize:
 
 def _precision(config: RunConfig, size: WorkerSize) -> Precision:
     """What `--precision` stands for; a run that was begun keeps its own."""
-    from raykfold.nodes import gpus_have_bf16
+    from raykfold.distributed.nodes import gpus_have_bf16
 
     chosen = config.precision
     if chosen == "auto":
@@ -487,7 +487,7 @@ def _precision(config: RunConfig, size: WorkerSize) -> Precision:
 
 def _check_slots(config: RunConfig, size: WorkerSize) -> None:
     """An instance of our own never grows; on a cluster what is missing may still come."""
-    from raykfold.nodes import free_slots
+    from raykfold.distributed.nodes import free_slots
 
     there = free_slots(size)
     if there == 0:

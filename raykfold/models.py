@@ -8,9 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from raykfold.blueprint import Blueprint
+from raykfold.config.model_spec import Blueprint
 from raykfold.errors import BadInput
-from raykfold.fusion import encoded
+from raykfold.training.fusion import encoded
 
 DEFAULT_MODEL = "raykfold.models:AudioCNN"
 
@@ -18,7 +18,7 @@ DEFAULT_MODEL = "raykfold.models:AudioCNN"
 class EncoderBlock(nn.Module):
     """Convolution 3 by 3, batch normalisation, ReLU, max pooling and dropout, in this order.
 
-    What its modules give one by one, computed as one step (`raykfold.fusion`).
+    What its modules give one by one, computed as one step (`raykfold.training.fusion`).
 
     Args:
         in_channels: channels of the input.
@@ -127,7 +127,7 @@ def build_model(spec: str, n_mels: int, num_classes: int, target_len: int) -> nn
 
     Args:
         spec: ``module:Class``, called with ``(n_mels, num_classes, target_len)`` and the keyword
-            arguments that it has in parentheses (`raykfold.blueprint`).
+            arguments that it has in parentheses (`raykfold.config.model_spec`).
 
     Raises:
         BadInput: the class cannot be imported or constructed for this input.

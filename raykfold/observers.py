@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO
 
 from raykfold.errors import RaykfoldError, one_line
-from raykfold.results import EpochMetrics, FoldResult, Histogram, Summary
-from raykfold.statistics import mean
+from raykfold.training.results import EpochMetrics, FoldResult, Histogram, Summary
+from raykfold.training.statistics import mean
 
 if TYPE_CHECKING:
     from rich.live import Live

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from raykfold.command import Parser, add_flag, exit_code
+from raykfold.config.command import Parser, add_flag, exit_code
+from raykfold.data.log_mel import log_mel_of_file, require_audio
 from raykfold.errors import BadData, BadInput, one_line
-from raykfold.features import log_mel_of_file, require_audio
-from raykfold.paths import whole
-from raykfold.remote import Place, place, without_password
-from raykfold.weights import FoldModel, load_fold, load_folds
+from raykfold.files.paths import whole
+from raykfold.files.remote import Place, place, without_password
+from raykfold.outputs.weights import FoldModel, load_fold, load_folds
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,11 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from raykfold.command import Parser, add_flag, exit_code
-from raykfold.credentials import taken_out_of
-from raykfold.environment import worker_runtime_env
-from raykfold.errors import BadData, BadInput, RaykfoldError
-from raykfold.features import (
+from raykfold.config.command import Parser, add_flag, exit_code
+from raykfold.config.credentials import taken_out_of
+from raykfold.config.environment import worker_runtime_env
+from raykfold.data.log_mel import (
     DIGITS,
     ESC50,
     URBANSOUND8K,
@@ -31,8 +30,9 @@ from raykfold.features import (
     log_mel_of_file,
     require_audio,
 )
-from raykfold.paths import absolute
-from raykfold.session import ray_session
+from raykfold.distributed.session import ray_session
+from raykfold.errors import BadData, BadInput, RaykfoldError
+from raykfold.files.paths import absolute
 
 CHUNK = 50  # files in a task: a worker's first one waits seconds for librosa to load
 _FSDD_NAME = re.compile(r"(\d)_(.+)_(\d+)\.wav", re.IGNORECASE)
@@ -104,7 +104,7 @@ def _prepare(options: argparse.Namespace) -> int:
         raise BadData(f"none of the {len(recordings)} recordings could be read")
     _check_several(read, listing.source)
 
-    from raykfold.data import write_feature_set  # imports torch
+    from raykfold.data.feature_set import write_feature_set  # imports torch
 
     write_feature_set(
         processed_dir,

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from raykfold.command import exit_code, uncollected
-from raykfold.config import RunConfig, in_submitted_job, parse_config
+from raykfold.config.command import exit_code, uncollected
+from raykfold.config.run_config import RunConfig, in_submitted_job, parse_config
 from raykfold.errors import RunStopped
-from raykfold.remote import RemotePath, leave
+from raykfold.files.remote import RemotePath, leave
 
 PARTIAL = 3
 

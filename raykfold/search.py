@@ -14,12 +14,12 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from raykfold.command import exit_code, uncollected
+from raykfold.config.command import exit_code, uncollected
+from raykfold.files.remote import RemotePath, leave
 from raykfold.observers import duration, mean_text
-from raykfold.remote import RemotePath, leave
 from raykfold.run import PARTIAL, take_signals
-from raykfold.space import SearchConfig, parse_search
-from raykfold.trials import Score, SearchObserver, Trial, values_text
+from raykfold.tuning.journal import Score, SearchObserver, Trial, values_text
+from raykfold.tuning.space import SearchConfig, parse_search
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,8 +42,8 @@ def _search(config: SearchConfig) -> int:
     if config.verbose:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
     with uncollected():
-        from raykfold.campaign import search
-        from raykfold.findings import lines
+        from raykfold.tuning.findings import lines
+        from raykfold.tuning.search import search
 
     findings = search(config, observer=Console(config))
     print()

@@ -45,13 +45,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TextIO
 
-from raykfold.archive import Archive, Known, open_run
-from raykfold.command import Parser, add_flag, exit_code
+from raykfold.config.command import Parser, add_flag, exit_code
 from raykfold.errors import RaykfoldError, one_line
-from raykfold.lease import is_dead
 from raykfold.observers import counted, duration, mean_text
-from raykfold.pulse import Beat, read_pulse
-from raykfold.results import FoldResult, kept_epochs, kept_estimate, rows_of_seeds
+from raykfold.state.archive import Archive, Known, open_run
+from raykfold.state.heartbeat import Beat, read_pulse
+from raykfold.state.lease import is_dead
+from raykfold.training.results import FoldResult, kept_epochs, kept_estimate, rows_of_seeds
 
 Status = Literal["waiting", "running", "stopped", "complete", "failed"]
 State = Literal["at work", "silent", "stopped", "sending", "over", "unknown"]

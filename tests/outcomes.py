@@ -17,8 +17,8 @@ import numpy as np
 import safetensors.numpy
 import torch
 
-from raykfold.data import read_feature_set
-from raykfold.training import FoldTrainer, TrainingSettings
+from raykfold.data.feature_set import read_feature_set
+from raykfold.training.fold import FoldTrainer, TrainingSettings
 
 FOLDS = (1, 2, 3, 4, 5)
 # Patience of one epoch and a high rate: folds stop early, and at different epochs.

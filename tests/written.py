@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from raykfold.artifacts import Artifacts, OutOfFold, write_results
-from raykfold.config import RunConfig
-from raykfold.files import write_folder
-from raykfold.results import EpochMetrics, FoldResult, Summary
-from raykfold.storage import Index, identity, write_record
+from raykfold.config.run_config import RunConfig
+from raykfold.files.atomic import write_folder
+from raykfold.outputs.model_dir import Artifacts, OutOfFold, write_results
+from raykfold.state.record import Index, identity, write_record
+from raykfold.training.results import EpochMetrics, FoldResult, Summary
 
 
 def history(epochs: int) -> tuple[EpochMetrics, ...]:

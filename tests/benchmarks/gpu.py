@@ -23,10 +23,10 @@ import torch
 from sequential import PlainCNN, run_epoch
 from torch.utils.data import DataLoader, Subset
 
-from raykfold.checkpoint import WeightsContext, save_active_fold, weights_bytes
-from raykfold.data import SoundDataset, Split
-from raykfold.steps import Step
-from raykfold.training import FoldTrainer, Precision, TrainingSettings, run_epochs
+from raykfold.data.feature_set import SoundDataset, Split
+from raykfold.state.checkpoint import WeightsContext, save_active_fold, weights_bytes
+from raykfold.training.fold import FoldTrainer, Precision, TrainingSettings, run_epochs
+from raykfold.training.steps import Step
 
 UNTIMED = 4
 CLASSES = 10

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hub_server import Fault, HubServer
+from fakes.hub_server import Fault, HubServer
 
 CALL_SECONDS = 1.0
 

@@ -96,13 +96,13 @@ def rounds(marks: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def run(folder: Path, folds: int, clips: int, shape: str) -> None:
-    from raykfold.command import uncollected
+    from raykfold.config.command import uncollected
 
     with uncollected():  # as the command does
         from raykfold import RunConfig, cross_validate
-    from raykfold.data import feature_set_from_arrays
+    from raykfold.data.feature_set import feature_set_from_arrays
+    from raykfold.files.remote import leave
     from raykfold.observers import Observer
-    from raykfold.remote import leave
 
     rng = np.random.default_rng(0)
     data = feature_set_from_arrays(

@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from raykfold.archive import open_run
-from raykfold.data import read_feature_set
-from raykfold.leakage import find_leakage
-from raykfold.paths import ModelDir
-from raykfold.report import write_report
+from raykfold.data.feature_set import read_feature_set
+from raykfold.data.leakage import find_leakage
+from raykfold.files.paths import ModelDir
+from raykfold.pages.run_page import write_report
+from raykfold.state.archive import open_run
 
 
 def main() -> None:

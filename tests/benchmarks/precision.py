@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from raykfold.data import read_feature_set
-from raykfold.training import FoldTrainer, Precision, TrainingSettings
+from raykfold.data.feature_set import read_feature_set
+from raykfold.training.fold import FoldTrainer, Precision, TrainingSettings
 
 PRECISIONS: tuple[Precision, Precision] = ("fp32", "bf16")
 Job = tuple[Path, int, int, int, Precision]

@@ -129,9 +129,9 @@ class Window(logging.Handler):
 
 def run(folder: Path, slots: int, folds: int, seconds: float) -> None:
     from raykfold import RunConfig, cross_validate
-    from raykfold.data import feature_set_from_arrays
+    from raykfold.data.feature_set import feature_set_from_arrays
     from raykfold.observers import Observer
-    from raykfold.results import EpochMetrics
+    from raykfold.training.results import EpochMetrics
 
     rng = np.random.default_rng(0)
     data = feature_set_from_arrays(
@@ -215,10 +215,10 @@ def time_the_ledger() -> None:
 
 def seconds_a_round(folds: int, over: int, rounds: int = 200) -> float:
     from raykfold import RunConfig
-    from raykfold.artifacts import Artifacts
-    from raykfold.data import feature_set_from_arrays
-    from raykfold.ledger import Ledger
-    from raykfold.results import EpochMetrics, FoldResult, Round
+    from raykfold.data.feature_set import feature_set_from_arrays
+    from raykfold.outputs.model_dir import Artifacts
+    from raykfold.state.ledger import Ledger
+    from raykfold.training.results import EpochMetrics, FoldResult, Round
 
     def epoch(number: int) -> EpochMetrics:
         return EpochMetrics(number, 1.0, 0.5, 1.0, 0.5, 0.001, 1.0)

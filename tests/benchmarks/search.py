@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from raykfold.statistics import ROUNDING, corrected_t_test, mean
+from raykfold.training.statistics import ROUNDING, corrected_t_test, mean
 
 LOWEST, HIGHEST = 1e-4, 1e-1
 ORDERS, UNLIKELY = 300, 0.05

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raykfold.demo import demo_arrays
+from raykfold.data.demo import demo_arrays
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BEFORE = "5432986"

@@ -22,7 +22,7 @@ import torch
 from sequential import PlainCNN
 from torch import nn
 
-from raykfold.environment import allocator
+from raykfold.config.environment import allocator
 from raykfold.models import AudioCNN
 
 SHAPES = {"64x32": 40, "128x173": 8}  # and timed steps

@@ -1,0 +1,213 @@
+"""An observer: the outputs in `model_dir`, copied from storage as they come into being."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raykfold.config.run_config import RunConfig
+from raykfold.data.feature_set import FeatureSet
+from raykfold.files.atomic import is_linked, link_file, write_file, write_json
+from raykfold.files.paths import ModelDir
+from raykfold.files.remote import Place
+from raykfold.observers import Observer, RunStart
+from raykfold.state.checkpoint import FinishedFold
+from raykfold.training.results import (
+    EpochMetrics,
+    FoldResult,
+    FoldStatus,
+    OutOfFoldMetrics,
+    Summary,
+    best_of,
+    kept_of,
+)
+from raykfold.training.statistics import class_metrics, confusion, wilson_interval
+
+
+class Artifacts(Observer):
+    """Mirrors weights to `model_dir`, and keeps ``training_state.json`` there up to date.
+
+    Raises `StorageError` from any call when the disk is full: that ends the run, because an
+    output that is missing at the end would be noticed too late.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._histories: dict[int, list[EpochMetrics]] = {}
+        self._state: dict[int, dict[str, Any]] = {}
+        self._written: dict[int, dict[str, Any]] = {}
+
+    def run_started(self, start: RunStart) -> None:
+        for fold in start.folds:
+            if fold in start.finished:
+                self._mirror_result(start.finished[fold])
+            else:
+                history = start.histories.get(fold, ())
+                self._mirror(fold, history, [metrics.epoch for metrics in history])
+        self._write_state()
+
+    def epoch_committed(self, fold: int, metrics: EpochMetrics) -> None:
+        # An epoch that was trained again after a death takes the place of what it was before.
+        history = [*self._histories.get(fold, [])[: metrics.epoch], metrics]
+        self._mirror(fold, history, [metrics.epoch])
+
+    def fold_finished(self, result: FoldResult) -> None:
+        self._mirror_result(result)
+
+    def time_passed(self) -> None:
+        """One writing for all that has come since the last: many folds can end an epoch at once."""
+        if self._state != self._written:
+            self._write_state()
+
+    def close(self) -> None:
+        self.time_passed()
+
+    def run_finished(self, summary: Summary) -> None:
+        """Also when a kill came between the last epoch and its copy here."""
+        for result in summary.folds:
+            self._mirror_result(result)
+        self._write_state()
+
+    def _mirror_result(self, result: FoldResult) -> None:
+        epochs = [metrics.epoch for metrics in result.history]
+        self._mirror(result.fold, result.history, epochs, result.status, result.error)
+
+    def _mirror(
+        self,
+        fold: int,
+        history: Sequence[EpochMetrics],
+        epochs: Iterable[int],
+        status: FoldStatus = "running",
+        error: str | None = None,
+    ) -> None:
+        """Copy the weights of `epochs`, and let the best be those that are to be kept so far."""
+        storage, outputs = self._config.run_dir, self._config.outputs
+        for epoch in epochs:
+            _link(storage.epoch_weights(fold, epoch), outputs.epoch_weights(fold, epoch))
+        best, kept = best_of(history), kept_of(history)
+        if kept is not None:
+            _link(outputs.epoch_weights(fold, kept.epoch), outputs.best_weights(fold))
+        self._histories[fold] = list(history)
+        self._state[fold] = {
+            "status": status,
+            "epochs_done": len(history),
+            "best_epoch": None if best is None else best.epoch,
+            "best_val_accuracy": None if best is None else best.val_accuracy,
+            **_chosen(kept),
+            **({"error": error} if error else {}),
+        }
+
+    def _write_state(self) -> None:
+        write_json(
+            self._config.outputs.training_state,
+            {
+                "run_name": self._config.run_name,
+                "epochs": self._config.epochs,
+                "folds": {str(fold): row for fold, row in sorted(self._state.items())},
+            },
+        )
+        self._written = dict(self._state)
+
+
+def _chosen(kept: EpochMetrics | None) -> dict[str, Any]:
+    """Of a fold with an inner validation split."""
+    if kept is None or kept.inner_accuracy is None:
+        return {}
+    return {"chosen_epoch": kept.epoch, "chosen_val_accuracy": kept.val_accuracy}
+
+
+def _link(source: Place, target: Path) -> None:
+    with suppress(FileNotFoundError):
+        if not is_linked(source, target):
+            link_file(source, target)
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Predictions for every held-out sample, each by the fold that held it out.
+
+    Attributes:
+        index: (n,) which samples, ascending.
+        fold: (n,) who held each out.
+        label: (n,) true label, as in the data.
+        prediction: (n,) predicted label.
+        probabilities: (n, classes) float32.
+        classes: (classes,) labels in the order of the columns.
+    """
+
+    index: np.ndarray
+    fold: np.ndarray
+    label: np.ndarray
+    prediction: np.ndarray
+    probabilities: np.ndarray
+    classes: np.ndarray
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """(classes, classes) counts: true classes in rows, predicted ones in columns."""
+        return confusion(self.label, self.prediction, self.classes.tolist())
+
+    def metrics(self, names: Mapping[int, str]) -> OutOfFoldMetrics:
+        """What they say; `names` are the classes' by label, in the order of the columns."""
+        right = int((self.label == self.prediction).sum())
+        return OutOfFoldMetrics(
+            accuracy=right / len(self.label),
+            interval=wilson_interval(right, len(self.label)),
+            classes=class_metrics(self.label, self.prediction, names),
+            confusion=tuple(map(tuple, self.confusion.tolist())),
+        )
+
+
+def out_of_fold(finished: Iterable[FinishedFold], data: FeatureSet) -> OutOfFold | None:
+    """Put the folds' held-out predictions together; None if no fold is complete."""
+    folds = list(finished)
+    if not folds:
+        return None
+    index = np.concatenate([fold.index for fold in folds])
+    order = np.argsort(index, kind="stable")
+    probabilities = np.concatenate([fold.probabilities for fold in folds])[order]
+    classes = np.asarray(data.class_labels)
+    return OutOfFold(
+        index=index[order],
+        fold=np.repeat([f.result.fold for f in folds], [len(f.index) for f in folds])[order],
+        label=data.labels[index[order]],
+        prediction=classes[probabilities.argmax(axis=1)],
+        probabilities=probabilities,
+        classes=classes,
+    )
+
+
+def write_results(
+    outputs: ModelDir,
+    summary: Summary,
+    finished: Mapping[int, FinishedFold],
+    predictions: OutOfFold | None,
+) -> None:
+    """Write what a run leaves. ``summary.json`` comes last: its presence means that all is there.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    for fold, content in sorted(finished.items()):
+        write_file(outputs.best_weights(fold), content.weights)
+    write_file(outputs.histories, pickle.dumps([_history(r) for r in summary.folds], protocol=4))
+    write_json(outputs.fold_results, [result.to_json() for result in summary.folds])
+    if predictions is not None:
+        buffer = io.BytesIO()
+        np.savez(buffer, **vars(predictions))
+        write_file(outputs.predictions, buffer.getvalue())
+    else:
+        outputs.predictions.unlink(missing_ok=True)
+    write_json(outputs.summary, summary.to_json())
+
+
+def _history(result: FoldResult) -> dict[str, list[float]]:
+    names = ("loss", "accuracy", "val_loss", "val_accuracy")
+    return {name: [getattr(metrics, name) for metrics in result.history] for name in names}

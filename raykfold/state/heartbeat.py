@@ -1,0 +1,255 @@
+"""An observer: keeps on storage how the run is doing, for those who look from outside.
+
+``pulse.json`` says what no other file of a run does: whether a driver is at work, what failed
+last, what is still to be sent. Nothing is resumed from it, and a run does not need it: what cannot
+be written is left out, without a word, until the next beat.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from raykfold.errors import StorageError, one_line
+from raykfold.files.atomic import write_json
+from raykfold.files.paths import RunDir
+from raykfold.files.remote import Place, RemotePath
+from raykfold.observers import Observer, RunStart, named
+from raykfold.state.lease import machine
+from raykfold.training.results import EpochMetrics, FoldResult, Summary
+
+PAUSE_SECONDS = 2.0  # from one beat to the next, at least, however much happens
+BEAT_SECONDS = 10.0  # ... at most, also when nothing does
+# On an object store each beat is a request, and paid for.
+_REMOTE_PAUSE_SECONDS = 5.0
+_REMOTE_BEAT_SECONDS = 20.0
+_CLOSE_SECONDS = 5.0  # for the last one to be written
+
+Phase = Literal["at work", "sending", "over", "stopped"]
+
+
+@dataclass(frozen=True)
+class Beat:
+    """How a run is doing; times are in seconds, and by the clock of the driver's host.
+
+    Attributes:
+        time: of this beat, since the epoch.
+        host: where the driver runs.
+        pid: its process.
+        machine: where that process id means the process.
+        every: seconds to the next beat, at most.
+        phase: ``at work``; ``sending`` what is left once every fold is over; then ``over``, or
+            ``stopped`` before that.
+        began: when the session began, since the epoch.
+        epochs: committed in this session, of all folds.
+        epoch_seconds: time from one of them to the next, on average, since the first worker ran;
+            None before the first epoch.
+        workers: the folds of each worker that runs.
+        failed: fold → why it failed in this session.
+        last_failure: of a worker or a fold, also of an earlier session.
+        failure_time: when that was, since the epoch.
+        pending: where to → files that have still to be sent there.
+        resume: the command that goes on with the run.
+        result: status, mean and standard deviation, once the run is over.
+    """
+
+    time: float
+    host: str
+    pid: int
+    machine: str
+    every: float
+    phase: Phase
+    began: float
+    epochs: int
+    epoch_seconds: float | None
+    resume: str
+    workers: tuple[tuple[int, ...], ...] = ()
+    failed: Mapping[int, str] = field(default_factory=dict)
+    last_failure: str | None = None
+    failure_time: float | None = None
+    pending: Mapping[str, int] = field(default_factory=dict)
+    result: Mapping[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Beat:
+        """What a later version has written besides is left out."""
+        known = {each.name for each in dataclasses.fields(cls)}
+        return cls(
+            **{
+                **{name: value for name, value in values.items() if name in known},
+                "failed": {int(fold): error for fold, error in values["failed"].items()},
+                "workers": tuple(tuple(folds) for folds in values["workers"]),
+            }
+        )
+
+
+def read_pulse(run_dir: RunDir) -> Beat | None:
+    """The last beat; None if there is none that can be read, as of an earlier version.
+
+    Raises:
+        StorageError: the store cannot be reached.
+    """
+    try:
+        return Beat.from_json(json.loads(run_dir.pulse.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+class Pulse(Observer):
+    """Writes `RunDir.pulse` in a thread of its own, from the start of the session to its close.
+
+    No call waits for the disk or the store but `close`, and that for seconds only. The thread
+    beats on while the driver waits for uploads at the end.
+
+    Args:
+        run_dir: the run's.
+        resume: the command that goes on with it.
+        pending: what is still to be sent, as `Observer.pending` says it; called in the thread.
+        pause: seconds from one beat to the next, at least; by default what the place is fit for.
+        every: ... at most.
+    """
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        resume: Sequence[str],
+        pending: Callable[[], Mapping[str, int]],
+        *,
+        pause: float | None = None,
+        every: float | None = None,
+    ) -> None:
+        remote = isinstance(run_dir.root, RemotePath)
+        self._run_dir = RunDir(_impatient(run_dir.root))
+        self._resume = shlex.join(resume)
+        self._pending = pending
+        self._pause = pause or (_REMOTE_PAUSE_SECONDS if remote else PAUSE_SECONDS)
+        self._every = every or (_REMOTE_BEAT_SECONDS if remote else BEAT_SECONDS)
+        self._thread = threading.Thread(target=self._work, name="pulse", daemon=True)
+        self._changed = threading.Condition()
+        self._started = False
+        self._news = False
+        self._closed = False
+        self._phase: Phase = "at work"
+        self._began = 0.0
+        self._timed_from = 0.0
+        self._timed = False  # from the first worker on
+        self._epochs = 0
+        self._epoch_seconds: float | None = None
+        self._workers: tuple[tuple[int, ...], ...] = ()
+        self._failed: dict[int, str] = {}
+        self._failure: tuple[str, float] | None = None
+        self._result: dict[str, Any] | None = None
+
+    def run_started(self, start: RunStart) -> None:
+        self._began, self._timed_from = time.time(), time.monotonic()
+        if not self._started:
+            self._started = True
+            self._thread.start()
+
+    def epoch_committed(self, fold: int, metrics: EpochMetrics) -> None:
+        self._epochs += 1
+        self._epoch_seconds = (time.monotonic() - self._timed_from) / self._epochs
+        self._wake()
+
+    def fold_finished(self, result: FoldResult) -> None:
+        if result.status == "failed":
+            reason = one_line(result.error)
+            self._failed[result.fold] = reason
+            self._failure = f"fold {result.fold} failed: {reason}", time.time()
+        self._wake()
+
+    def workers_changed(self, at_work: Sequence[Sequence[int]]) -> None:
+        if at_work and not self._timed and not self._epochs:
+            # Ray's start, and a wait for slots, say nothing of epochs to come.
+            self._timed_from, self._timed = time.monotonic(), True
+        self._workers = tuple(map(tuple, at_work))
+        self._wake()
+
+    def worker_lost(self, folds: Sequence[int], reason: str) -> None:
+        self._failure = f"the worker of {named(folds)} ended: {one_line(reason)}", time.time()
+        self._wake()
+
+    def run_finished(self, summary: Summary) -> None:
+        self._phase, self._workers = "sending", ()
+        kept = summary.kept
+        self._result = {
+            "status": summary.status,
+            "mean_accuracy": kept.mean if kept else None,
+            "std_accuracy": kept.std if kept else None,
+        }
+        self._wake()
+
+    def close(self) -> None:
+        if not self._started:
+            return
+        self._phase, self._workers = ("over" if self._phase == "sending" else "stopped"), ()
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(_CLOSE_SECONDS)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._news = True
+            self._changed.notify_all()
+
+    # --- in the thread ---------------------------------------------------------------------
+
+    def _work(self) -> None:
+        self._take_over_failure()
+        while True:
+            closed, self._news = self._closed, False  # before the look: what comes later is news
+            # An outage, a full disk, a fault of ours: training must not feel it.
+            with suppress(Exception):
+                write_json(self._run_dir.pulse, self._beat().to_json())
+            if closed:
+                return
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, self._pause)
+                rest = max(0.0, self._every - self._pause)
+                self._changed.wait_for(lambda: self._closed or self._news, rest)
+
+    def _take_over_failure(self) -> None:
+        """Of the session before, until there is a newer one."""
+        with suppress(StorageError):
+            before = read_pulse(self._run_dir)
+            if before and before.last_failure is not None and before.failure_time is not None:
+                self._failure = self._failure or (before.last_failure, before.failure_time)
+
+    def _beat(self) -> Beat:
+        failure, failure_time = self._failure or (None, None)
+        return Beat(
+            pending={place: count for place, count in self._pending().items() if count},
+            time=time.time(),
+            host=platform.node(),
+            pid=os.getpid(),
+            machine=machine(),
+            every=self._every,
+            phase=self._phase,
+            began=self._began,
+            epochs=self._epochs,
+            epoch_seconds=self._epoch_seconds,
+            workers=self._workers,
+            failed=dict(self._failed),
+            last_failure=failure,
+            failure_time=failure_time,
+            resume=self._resume,
+            result=self._result,
+        )
+
+
+def _impatient(root: Place) -> Place:
+    """A beat that is late is worth nothing: the next one is."""
+    return root.impatient() if isinstance(root, RemotePath) else root

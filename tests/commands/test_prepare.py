@@ -1,0 +1,484 @@
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from raykfold import prepare
+from raykfold.data.feature_set import read_feature_set
+from raykfold.data.log_mel import (
+    DIGITS,
+    ESC50,
+    URBANSOUND8K,
+    FeatureParameters,
+    frame_count,
+    log_mel_of_file,
+)
+from raykfold.distributed.session import ray_session
+from raykfold.errors import BadInput
+
+soundfile = pytest.importorskip("soundfile")
+pytest.importorskip("librosa")
+
+SMALL = FeatureParameters(
+    sample_rate=8000, seconds=0.5, n_mels=16, n_fft=256, hop_length=128, frames=32
+)
+SMALL_FLAGS = ["--sample_rate=8000", "--seconds=0.5", "--n-mels=16", "--n_fft=256"]
+SMALL_FLAGS += ["--hop-length", "128"]
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line on stderr."""
+        lines = self.err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("raykfold: "), self.err
+        return lines[0]
+
+
+def run(*argv: object) -> Outcome:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = prepare.main([str(argument) for argument in argv])
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def write_sound(path: Path, rate: int = 8000, seconds: float = 0.5, channels: int = 1) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(sum(path.name.encode()))
+    samples = rng.uniform(-0.5, 0.5, (round(rate * seconds), channels))
+    soundfile.write(path, samples, rate)
+
+
+def write_table(path: Path, columns: str, *rows: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join((columns, *rows)) + "\n")
+
+
+# ---- With Ray, started once
+
+
+@pytest.fixture(scope="module")
+def shared_ray() -> Iterator[None]:
+    """One session for all commands of this module, two workers, a task for every file.
+
+    To the commands it is somebody's cluster, started with a secret.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", "hf_of_the_cluster")
+        with ray_session(None, local_cpus=2):
+            patch.delenv("HF_TOKEN")
+            patch.setattr(prepare, "CHUNK", 1)
+            yield
+
+
+@dataclass
+class Mixed:
+    """An audio folder with files of all sorts, and what a table says about them."""
+
+    audio_dir: Path
+    names: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    folds: list[int] = field(default_factory=list)
+
+    def add(self, name: str, label: str, fold: int) -> Path:
+        self.names.append(name)
+        self.labels.append(label)
+        self.folds.append(fold)
+        return self.audio_dir / name
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> Mixed:
+    mixed = Mixed(tmp_path_factory.mktemp("mixed audio"))
+    write_sound(mixed.add("plain.wav", "dog", 1))
+    write_sound(mixed.add("sub folder/high rate.wav", "cat", 2), rate=44100)
+    write_sound(mixed.add("stereo.flac", "dog", 2), rate=22050, channels=2)
+    mixed.add("corrupt.wav", "cat", 1).write_bytes(b"RIFF and then nothing")
+    write_sound(mixed.add("too short.wav", "ant", 1), seconds=0.1)
+    write_sound(mixed.add("too long.wav", "ant", 2), seconds=2.0)
+    mixed.add("absent.wav", "dog", 1)
+    rows = zip(mixed.names, mixed.labels, mixed.folds, strict=True)
+    with (mixed.audio_dir / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "fold"), *rows])
+    return mixed
+
+
+@pytest.fixture(scope="module")
+def prepared(shared_ray, mixed, tmp_path_factory) -> tuple[Outcome, Path]:
+    processed_dir = tmp_path_factory.mktemp("out") / "new" / "processed"
+    flags = ["--audio_dir", mixed.audio_dir, "--processed-dir", processed_dir]
+    return run("csv", *flags, *SMALL_FLAGS), processed_dir
+
+
+def test_features_are_in_the_order_of_the_table(prepared, mixed):
+    outcome, processed_dir = prepared
+    assert outcome.code == 0, outcome.err
+    data = read_feature_set(processed_dir)
+    left = [
+        place for place, name in enumerate(mixed.names) if name[:7] not in ("corrupt", "absent.")
+    ]
+    expected = [log_mel_of_file(mixed.audio_dir / mixed.names[place], SMALL) for place in left]
+    np.testing.assert_allclose(data.features, np.stack(expected), atol=1e-4, rtol=0)
+    assert data.folds.tolist() == [mixed.folds[place] for place in left]
+    names = dict(zip(data.class_labels, data.class_names, strict=True))
+    assert [names[label] for label in data.labels.tolist()] == [mixed.labels[p] for p in left]
+
+
+def test_files_written(prepared):
+    """processed/
+    ├── class_mapping.json   names in alphabetical order
+    ├── features.json        how to make the features again
+    ├── features.npy
+    ├── folds.npy
+    └── labels.npy
+    """
+    _, processed_dir = prepared
+    assert sorted(path.name for path in processed_dir.iterdir()) == [
+        "class_mapping.json",
+        "features.json",
+        "features.npy",
+        "folds.npy",
+        "labels.npy",
+    ]
+    mapping = json.loads((processed_dir / "class_mapping.json").read_text())
+    assert mapping == {"0": "ant", "1": "cat", "2": "dog"}
+    written = json.loads((processed_dir / "features.json").read_text())
+    assert FeatureParameters.from_dict(written) == SMALL
+    assert np.load(processed_dir / "features.npy").dtype == np.float32
+    assert np.load(processed_dir / "labels.npy").dtype == np.int64
+
+
+def test_unreadable_files_are_named_and_counted(prepared, mixed):
+    outcome, _ = prepared
+    corrupt, absent = outcome.err.splitlines()
+    assert str(mixed.audio_dir / "corrupt.wav") in corrupt and "left out" in corrupt
+    assert str(mixed.audio_dir / "absent.wav") in absent and "no such file" in absent
+    assert "2 of 7 recordings could not be read" in outcome.out
+
+
+def test_what_is_said(prepared):
+    outcome, processed_dir = prepared
+    assert "100%  7 of 7 recordings" in outcome.out
+    assert "5 recordings, 3 classes, 2 folds, features (5, 16, 32)" in outcome.out
+    assert "fold 1: 2 recordings\nfold 2: 3 recordings\n" in outcome.out
+    last = outcome.out.splitlines()[-1]
+    assert last == f"next: python -m raykfold.run --processed_dir {processed_dir}"
+    assert all(character.isprintable() or character == "\n" for character in outcome.out)
+
+
+def test_strict_writes_nothing(shared_ray, mixed, tmp_path):
+    flags = ["--audio_dir", mixed.audio_dir, "--processed_dir", tmp_path / "out", "--strict"]
+    outcome = run("csv", *flags, *SMALL_FLAGS)
+    assert outcome.code == 2
+    assert "--strict" in outcome.error and str(mixed.audio_dir) in outcome.error
+    assert not (tmp_path / "out").exists()
+
+
+def test_when_nothing_can_be_read_nothing_is_written(shared_ray, tmp_path):
+    for name in ("0_ann_0.wav", "1_ben_0.wav"):
+        (tmp_path / name).write_text("no sound")
+    before = sorted(tmp_path.iterdir())
+    outcome = run("fsdd", "--audio_dir", tmp_path, "--processed_dir", tmp_path / "out")
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1] == "raykfold: none of the 2 recordings could be read"
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_when_one_fold_is_left_nothing_is_written(shared_ray, tmp_path):
+    for name in ("0_ann_0.wav", "1_ann_0.wav"):
+        write_sound(tmp_path / name)
+    (tmp_path / "0_ben_0.wav").write_text("no sound")
+    outcome = run("fsdd", "--audio_dir", tmp_path, "--processed_dir", tmp_path / "out")
+    assert outcome.code == 2
+    assert "all recordings are of fold 1" in outcome.err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("folder", ["", "recordings"])
+def test_fsdd(shared_ray, tmp_path, folder):
+    audio_dir = tmp_path / "audio"
+    for name in ("7_theo_10.wav", "7_theo_9.wav", "0_theo_0.wav", "0_ann_0.wav", "3_jo_b_1.wav"):
+        write_sound(audio_dir / folder / name)
+    (audio_dir / folder / "readme.wav").write_text("is no recording by its name")
+    outcome = run("fsdd", "--audio_dir", audio_dir, "--processed_dir", tmp_path / "out")
+    assert outcome.code == 0 and outcome.err == ""
+    data = read_feature_set(tmp_path / "out")
+    assert data.labels.tolist() == [0, 0, 3, 7, 7] and data.folds.tolist() == [1, 3, 2, 3, 3]
+    assert data.class_names == ("0", "3", "7")
+    assert data.features.shape[1:] == (DIGITS.n_mels, DIGITS.frames)
+    assert "fold 2 (jo_b): 1 recordings" in outcome.out
+
+
+def test_esc50(shared_ray, tmp_path):
+    rows = ["1-b.wav,1,14,rooster,False", "2-a.wav,2,0,dog,True"]
+    table = tmp_path / "meta" / "esc50.csv"
+    write_table(table, "filename,fold,target,category,esc10", *rows)
+    for name in ("1-b.wav", "2-a.wav"):
+        write_sound(tmp_path / "audio" / name, rate=44100)
+    outcome = run("esc50", "--audio_dir", tmp_path, "--processed_dir", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    data = read_feature_set(tmp_path / "out")
+    assert data.labels.tolist() == [14, 0] and data.folds.tolist() == [1, 2]
+    assert data.class_names == ("dog", "rooster")
+    assert data.features.shape == (2, ESC50.n_mels, ESC50.frames)
+
+
+def test_urbansound8k(shared_ray, tmp_path):
+    table = tmp_path / "metadata" / "UrbanSound8K.csv"
+    rows = ["100.wav,100,1.5,10,3,dog_bark", "101.wav,101,0.0,2,8,siren"]
+    write_table(table, "slice_file_name,fsID,start,fold,classID,class", *rows)
+    write_sound(tmp_path / "audio" / "fold10" / "100.wav", rate=44100)
+    write_sound(tmp_path / "audio" / "fold2" / "101.wav", rate=96000)
+    outcome = run("urbansound8k", "--audio_dir", tmp_path, "--processed_dir", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    data = read_feature_set(tmp_path / "out")
+    assert data.labels.tolist() == [3, 8] and data.folds.tolist() == [10, 2]
+    assert data.class_names == ("dog_bark", "siren")
+    assert data.features.shape == (2, URBANSOUND8K.n_mels, URBANSOUND8K.frames)
+
+
+def test_labels_that_are_numbers_stay(shared_ray, tmp_path):
+    write_sound(tmp_path / "a.wav")
+    write_sound(tmp_path / "b.wav")
+    table = tmp_path / "elsewhere.csv"
+    write_table(table, "fold,note,label,path", "4,x,30,a.wav", "5,y,-2,b.wav")
+    flags = ["--audio_dir", tmp_path, "--processed_dir", tmp_path / "out", "--csv", table]
+    outcome = run("csv", *flags, *SMALL_FLAGS, "--frames=40")
+    assert outcome.code == 0, outcome.err
+    data = read_feature_set(tmp_path / "out")
+    assert data.labels.tolist() == [30, -2] and data.folds.tolist() == [4, 5]
+    assert data.class_names == ("-2", "30")
+    assert data.time == 40
+
+
+def test_a_node_that_lacks_the_audio_folder_is_an_error(shared_ray, tmp_path):
+    absent = tmp_path / "absent"
+    room = np.empty((1, SMALL.n_mels, SMALL.frames), dtype=np.float32)
+    with pytest.raises(BadInput, match="is not there on node"):
+        prepare._fill_over_ray(
+            room, absent, [absent / "a.wav"], SMALL, strict=False, own_instance=False
+        )
+
+
+# ---- Without Ray
+
+
+def test_workers_on_a_cluster_see_no_secrets(shared_ray, monkeypatch, digits, tmp_path):
+    def tell(audio_dir, paths, parameters):
+        secret = os.environ.get("HF_TOKEN")
+        return np.zeros((1, SMALL.n_mels, SMALL.frames), np.float32), {0: f"HF_TOKEN={secret!r}"}
+
+    unguarded = ray.get(ray.remote(tell).remote(None, [], None))
+    assert unguarded[1] == {0: "HF_TOKEN='hf_of_the_cluster'"}
+    monkeypatch.setattr(prepare, "_chunk_features", tell)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_driver")
+    outcome = run(
+        "fsdd", "--audio_dir", digits, "--processed_dir", tmp_path / "out", *SMALL_FLAGS, "--strict"
+    )
+    assert outcome.error == "raykfold: --strict: HF_TOKEN=''"
+
+
+@pytest.fixture
+def no_ray(monkeypatch) -> None:
+    def refused(*args, **options):
+        raise AssertionError("Ray was started before the input was checked")
+
+    monkeypatch.setattr(prepare, "ray_session", refused)
+
+
+@pytest.fixture
+def digits(tmp_path) -> Path:
+    audio_dir = tmp_path / "audio"
+    audio_dir.mkdir()
+    for name in ("0_ann_0.wav", "1_ben_0.wav"):
+        (audio_dir / name).write_text("not looked into")
+    return audio_dir
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--n_mels", "0"], "--n_mels 0: want more than 0"),
+        (["--n-mels", "-3"], "--n_mels -3: want more than 0"),
+        (["--n_mels", "300"], "--n_mels 300: more bands than the 257 frequencies"),
+        (["--n_mels", "many"], "invalid int value: 'many'"),
+        (["--hop_length", "0"], "--hop_length 0"),
+        (["--seconds", "nan"], "--seconds nan"),
+        (["--seconds", "inf"], "--seconds inf"),
+        (["--frames", "0"], "--frames 0"),
+        (["--sample-rate", "0"], "--sample_rate 0"),
+        (["--local_cpus", "0"], "--local_cpus 0"),
+        (["--frames", "999999999999"], "do not fit into memory"),
+        (["--n_melz", "3"], "--n_melz"),
+        (["--n_me", "3"], "--n_me"),
+        (["--csv", "x.csv"], "--csv"),
+    ],
+)
+def test_wrong_flags(no_ray, digits, tmp_path, flags, message):
+    outcome = run("fsdd", "--audio_dir", digits, "--processed_dir", tmp_path / "out", *flags)
+    assert outcome.code == 2 and message in outcome.error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "LAYOUT"),
+        (["mp3"], "invalid choice: 'mp3'"),
+        (["fsdd"], "--audio_dir"),
+        (["fsdd", "--audio_dir", "/absent"], "--audio_dir /absent: no such folder"),
+        (["fsdd", "--audio_dir", "~nobody-of-that-name/x"], "~nobody-of-that-name"),
+    ],
+)
+def test_wrong_commands(no_ray, argv, message):
+    outcome = run(*argv)
+    assert outcome.code == 2 and message in outcome.error
+
+
+def test_a_processed_dir_that_cannot_be_written(no_ray, digits, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    for processed_dir in (blocked, blocked / "below", Path("/proc/nothing/here")):
+        outcome = run("fsdd", "--audio_dir", digits, "--processed_dir", processed_dir)
+        assert outcome.code == 2
+        assert f"--processed_dir {processed_dir}: cannot be written" in outcome.error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["audio", "file"]
+
+
+@pytest.mark.parametrize("layout", ["csv", "esc50", "urbansound8k", "fsdd"])
+def test_an_empty_folder(no_ray, tmp_path, layout):
+    """Each layout says what it looked for."""
+    wanted = {
+        "csv": "metadata.csv",
+        "esc50": "meta/esc50.csv",
+        "urbansound8k": "metadata/UrbanSound8K.csv",
+        "fsdd": "<digit>_<speaker>_<take>.wav",
+    }
+    outcome = run(layout, "--audio_dir", tmp_path, "--processed_dir", tmp_path / "out")
+    assert outcome.code == 2
+    assert str(tmp_path) in outcome.error and wanted[layout] in outcome.error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "lacks the column path, label, fold"),
+        (["path,fold", "a.wav,1"], "lacks the column label"),
+        (["path,label,fold"], "lists no recordings"),
+        (["path,label,fold", "a.wav,dog,one"], "line 2: fold 'one', want a whole number"),
+        (["path,label,fold", "a.wav,dog,1", "b.wav,cat,"], "line 3: no fold"),
+        (["path,label,fold", "a.wav,dog,1", "b.wav,cat"], "line 3: no fold"),
+        (["path,label,fold", "a.wav,dog,1", ",cat,2"], "line 3: no path"),
+        (["path,label,fold", "a.wav,dog,1", "b.wav,cat,1"], "all recordings are of fold 1"),
+        (["path,label,fold", "a.wav,dog,1", "b.wav,dog,2"], "all recordings are of class 0"),
+        (["path,label,fold", "a.wav,dog,1", "b.wav,cat,2"], "holds none of the 2 recordings"),
+    ],
+)
+def test_wrong_tables(no_ray, tmp_path, lines, message):
+    table = tmp_path / "metadata.csv"
+    table.write_text("".join(f"{line}\n" for line in lines))
+    outcome = run("csv", "--audio_dir", tmp_path, "--processed_dir", tmp_path / "out")
+    assert outcome.code == 2
+    assert str(table) in outcome.error and message in outcome.error
+    assert sorted(tmp_path.iterdir()) == [table]
+
+
+def test_a_table_that_is_no_text(no_ray, tmp_path):
+    (tmp_path / "metadata.csv").write_bytes(b"path,label,fold\n\xff\xfe,\x81,1\n")
+    outcome = run("csv", "--audio_dir", tmp_path, "--processed_dir", tmp_path / "out")
+    assert outcome.code == 2 and "no CSV file in UTF-8" in outcome.error
+
+
+def test_a_class_of_two_names(no_ray, tmp_path):
+    table = tmp_path / "meta" / "esc50.csv"
+    write_table(table, "filename,fold,target,category", "a.wav,1,0,dog", "b.wav,2,0,cat")
+    outcome = run("esc50", "--audio_dir", tmp_path, "--processed_dir", tmp_path / "out")
+    assert outcome.code == 2 and "line 3: target 0 is cat, above dog" in outcome.error
+
+
+def test_without_the_audio_extra(no_ray, monkeypatch, digits, tmp_path):
+    monkeypatch.setitem(sys.modules, "librosa", None)
+    outcome = run("fsdd", "--audio_dir", digits, "--processed_dir", tmp_path / "out")
+    assert outcome.code == 2 and "pip install 'raykfold[audio]'" in outcome.error
+
+
+def test_interrupted(monkeypatch, digits, tmp_path):
+    """Ctrl-C while the session is open closes it, and nothing is written."""
+    seen: list[object] = []
+
+    @contextlib.contextmanager
+    def session(address, *, local_cpus, verbose):
+        seen.append((address, local_cpus, verbose))
+        try:
+            signal.raise_signal(signal.SIGINT)
+            yield
+        finally:
+            seen.append("left")
+
+    monkeypatch.setattr(prepare, "ray_session", session)
+    flags = ["--address", "head:6379", "--local-cpus", 3]
+    outcome = run("fsdd", "--audio_dir", digits, "--processed_dir", tmp_path / "out", *flags)
+    assert outcome.code == 130 and "nothing was written" in outcome.err
+    assert seen == [("head:6379", 3, False), "left"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_verbose_shows_the_traceback(no_ray):
+    outcome = run("fsdd", "--audio_dir", "/absent", "--verbose")
+    assert outcome.code == 2 and "Traceback" in outcome.err
+    assert outcome.err.splitlines()[-1] == "raykfold: --audio_dir /absent: no such folder"
+
+
+def test_the_cluster_of_the_environment_is_the_default(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert prepare._parser().parse_args(["fsdd", "--audio_dir", "x"]).address == "head:6379"
+
+
+@pytest.mark.parametrize(
+    ("layout", "defaults"),
+    [("csv", URBANSOUND8K), ("esc50", ESC50), ("urbansound8k", URBANSOUND8K), ("fsdd", DIGITS)],
+)
+def test_default_parameters(layout, defaults):
+    options = prepare._parser().parse_args([layout, "--audio_dir", "x"])
+    assert prepare._parameters(options) == defaults
+
+
+def test_frames_follow_the_other_parameters():
+    argv = ["fsdd", "--audio_dir", "x", "--seconds", "2", "--hop-length", "100"]
+    options = prepare._parser().parse_args(argv)
+    assert prepare._parameters(options).frames == frame_count(8000, 2.0, 100) == 161
+
+
+def test_progress_prints_a_line_for_each_tenth(capsys):
+    tenths = prepare._Tenths(total=95)
+    for _ in range(95):
+        tenths.advance(1)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10
+    assert lines[0] == " 10%  10 of 95 recordings" and lines[-1] == "100%  95 of 95 recordings"
+
+
+def test_progress_of_few_large_steps(capsys):
+    tenths = prepare._Tenths(total=3)
+    for _ in range(3):
+        tenths.advance(1)
+    percentages = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert percentages == ["30%", "60%", "100%"]

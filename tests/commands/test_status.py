@@ -1,0 +1,432 @@
+"""What people and programs are told of a run from outside: real files, and processes that died."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.s3_server import CREDENTIALS, S3Server
+from outcomes import environment
+from written import begin, begin_as, complete, conclude, failed, history, running, store
+
+from raykfold.config.run_config import RunConfig
+from raykfold.files.atomic import write_json
+from raykfold.observers import RunStart
+from raykfold.state.heartbeat import Beat, Pulse, read_pulse
+from raykfold.status import Look, Watcher, lines, main
+
+HOUR = 3600.0
+
+
+def look(folder: Path) -> Look:
+    return Watcher(str(folder)).look()
+
+
+def at_work(config: RunConfig, epochs: int = 0) -> None:
+    """Let this process be the driver; it has just begun, and will say nothing more."""
+    heart = Pulse(config.run_dir, config.command(), dict)
+    heart.run_started(RunStart("run", 5, (1, 2, 3), {}))
+    heart.workers_changed([(2,)])
+    for metrics in history(epochs):
+        heart.epoch_committed(2, metrics)
+    heart.close()
+    change(config, phase="at work", workers=((2,),))
+
+
+def change(config: RunConfig, **values: Any) -> Beat:
+    """Have the last beat say something else."""
+    beat = read_pulse(config.run_dir)
+    assert beat is not None
+    beat = dataclasses.replace(beat, **values)
+    write_json(config.run_dir.pulse, beat.to_json())
+    return beat
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    """A run of three folds: one is complete, one goes on, one has not begun."""
+    config = begin(tmp_path / "out")
+    store(config, complete(1), running(2, epochs=3))
+    return config
+
+
+@pytest.fixture
+def out(config: RunConfig) -> Path:
+    return config.model_path
+
+
+def test_a_run_at_work(config: RunConfig, out: Path) -> None:
+    at_work(config, epochs=2)
+    beat = change(config, epoch_seconds=1.5, pending={"Hub": 3, "s3": 1})
+    found = look(out)
+    assert (found.state, found.complete, found.epochs_left) == ("at work", 1, 7)
+    assert [row.status for row in found.folds] == ["complete", "running", "waiting"]
+    text = lines(found)
+    ago = text[0].rpartition("heard of ")[2]
+    assert text == [
+        f"run: 1 of 3 folds complete, at work on {beat.host} (pid {beat.pid}), heard of {ago}",
+        "fold    status  epoch  val acc  kept (epoch)  s/epoch",
+        "   1  complete    5/5   0.5400    0.5400 (5)      2.0",
+        "   2   running    3/5   0.5200    0.5200 (3)      2.0",
+        "   3   waiting",
+        "about 10 s to go (1.5 s an epoch, 7 epochs left at most)",
+        "uploads pending: Hub 3 files, s3 1 file",
+    ]
+
+
+def test_a_fold_is_no_faster_than_its_own_epochs_in_a_row(config: RunConfig, out: Path) -> None:
+    """Many workers together have been fast; the last fold has one worker."""
+    store(config, complete(1), running(2, epochs=1), complete(3))
+    at_work(config, epochs=2)
+    change(config, epoch_seconds=0.1)
+    assert look(out).seconds_left == 4 * 2.0
+
+
+def test_no_time_is_promised_before_an_epoch_of_this_session(config: RunConfig, out: Path) -> None:
+    at_work(config)
+    found = look(out)
+    assert found.seconds_left is None
+    assert "starting: no epoch yet in this session, 7 left at most" in lines(found)
+
+
+def test_a_fold_in_its_first_epoch_is_at_work(config: RunConfig, out: Path) -> None:
+    at_work(config)
+    change(config, workers=((3,),))
+    assert [row.status for row in look(out).folds] == ["complete", "waiting", "running"]
+
+
+def test_a_driver_that_is_known_to_be_dead(config: RunConfig, out: Path) -> None:
+    at_work(config, epochs=1)
+    beat = change(config, pid=dead_pid())
+    found = look(out)
+    assert found.state == "stopped" and found.seconds_left is None
+    assert [row.status for row in found.folds] == ["complete", "stopped", "waiting"]
+    text = lines(found)
+    assert re.search(r"1 of 3 folds complete, stopped: last heard of \d+ s ago$", text[0])
+    assert text[-1] == f"to go on: {beat.resume}"
+
+
+def test_a_driver_elsewhere_that_has_long_said_nothing(config: RunConfig, out: Path) -> None:
+    at_work(config, epochs=1)
+    change(config, machine="another", pid=1, host="far", time=time.time() - HOUR)
+    found = look(out)
+    assert found.state == "silent"
+    text = lines(found)
+    assert text[0].endswith("heard of for 1 h 00 min: the driver on far (pid 1) may be dead")
+    assert text[-1].startswith("to go on: python -m raykfold.run")
+
+
+def test_a_clock_that_is_behind_is_seen_through_at_a_second_look(
+    config: RunConfig, out: Path
+) -> None:
+    at_work(config, epochs=1)
+    beat = change(config, machine="another", time=time.time() - HOUR)
+    watcher = Watcher(str(out))
+    assert watcher.look().state == "silent"
+    change(config, time=beat.time + 1)
+    assert watcher.look().state == "at work"
+
+
+def test_a_clock_that_is_ahead_gives_no_negative_ages(config: RunConfig, out: Path) -> None:
+    at_work(config, epochs=1)
+    ahead = time.time() + HOUR
+    change(config, machine="another", time=ahead, last_failure="x", failure_time=ahead + HOUR)
+    found = look(out)
+    assert found.state == "at work"
+    assert found.driver is not None and found.driver["seconds_ago"] == 0
+    assert found.last_failure == {"text": "x", "seconds_ago": 0}
+
+
+def test_a_stopped_run(config: RunConfig, out: Path) -> None:
+    at_work(config, epochs=1)
+    failure = {"last_failure": "the worker of fold 2 ended: killed", "pending": {"Hub": 1}}
+    beat = change(config, phase="stopped", workers=(), **failure)
+    change(config, time=beat.time - 2 * HOUR, failure_time=beat.time - 2 * HOUR - 180)
+    text = lines(look(out))
+    assert text[0] == "run: 1 of 3 folds complete, stopped: last heard of 2 h 00 min ago"
+    assert text[-3:] == [
+        "last failure, 2 h 03 min ago: the worker of fold 2 ended: killed",
+        "uploads pending when last heard of: Hub 1 file",
+        f"to go on: {beat.resume}",
+    ]
+
+
+def test_a_fold_that_failed_while_others_go_on(config: RunConfig, out: Path) -> None:
+    at_work(config)
+    change(config, failed={2: "loss became nan"})
+    found = look(out)
+    assert [row.status for row in found.folds] == ["complete", "failed", "waiting"]
+    assert found.epochs_left == 5
+    assert "fold 2: failed: loss became nan" in lines(found)
+
+
+@pytest.mark.parametrize("named", ["outputs", "storage"])
+def test_a_run_that_is_over(config: RunConfig, named: str) -> None:
+    at_work(config)
+    store(config, complete(1), complete(2), complete(3))
+    summary = conclude(config, complete(1), complete(2), complete(3))
+    result = {"mean_accuracy": summary.mean_accuracy, "std_accuracy": summary.std_accuracy}
+    change(config, phase="over", result={"status": "complete", **result})
+    found = look(config.model_path if named == "outputs" else config.run_dir.root)  # type: ignore[arg-type]
+    assert (found.state, found.mean_accuracy, found.resume) == ("over", 0.54, None)
+    assert lines(found)[0] == "run: 3 of 3 folds complete, over"
+    assert lines(found)[-1] == "mean accuracy of the best epochs: 0.5400 (+/- 0.0000)"
+
+
+def test_a_run_that_is_over_but_for_its_uploads(config: RunConfig, out: Path) -> None:
+    at_work(config)
+    conclude(config, complete(1), complete(2), complete(3))
+    change(config, phase="sending", pending={"Hub": 2})
+    found = look(out)
+    assert found.state == "sending" and not found.is_last
+    assert "still sends files" in lines(found)[0]
+    change(config, pid=dead_pid())
+    assert look(out).state == "over"
+
+
+def test_a_partial_run_has_no_mean(config: RunConfig, out: Path) -> None:
+    conclude(config, complete(1), complete(2), failed(3, "unplugged"))
+    text = lines(look(out))
+    assert text[-2:] == ["fold 3: failed: unplugged", "partial: no mean over all folds"]
+
+
+def test_a_run_of_an_earlier_version_has_no_pulse(config: RunConfig, out: Path) -> None:
+    record = json.loads((out / "run.json").read_text())
+    del record["folds"]
+    (out / "run.json").write_text(json.dumps(record))
+    found = look(out)
+    assert (found.state, found.driver) == ("unknown", None)
+    assert [(row.fold, row.status) for row in found.folds] == [(1, "complete"), (2, "running")]
+    assert lines(found)[0] == "run: 1 of 2 folds complete, nothing is known of its driver"
+    conclude(config, complete(1), complete(2), complete(3))
+    assert lines(look(out))[0] == "run: 3 of 3 folds complete, over"
+
+
+def test_repeats_are_counted_with_the_run(tmp_path: Path) -> None:
+    config = begin(tmp_path, repeats=3)
+    store(config, complete(1), running(2, epochs=3))
+    first = config.repeat(1)
+    begin_as(first)
+    store(first, complete(1), running(2, epochs=1))
+    for each, pace in ((config, 3.0), (first, 6.0)):
+        at_work(each, epochs=1)
+        change(each, epoch_seconds=pace, failed={} if each is config else {3: "unplugged"})
+    found = look(tmp_path)
+    assert [(each.seed, each.complete) for each in found.repeats] == [(1, 1)]
+    assert (found.complete, found.total) == (2, 9)
+    assert [each.resume for each in found.repeats] == [None]
+    assert (found.epochs_left, found.seconds_an_epoch) == (7 + 4, 2.0)
+    assert found.seconds_left == 4 * 6.0  # alone, the repeat would take longer than all together
+    text = lines(found)
+    assert "seed 1: 1 complete, 1 running, 1 failed; 1 of at most 5 epochs of these" in text
+    assert "seed 1, fold 3: failed: unplugged" in text
+
+
+def test_folds_that_find_no_room_are_counted(tmp_path: Path) -> None:
+    config = begin(tmp_path, folds=range(1, 101))
+    store(config, *(complete(fold) for fold in range(1, 81)), running(81, epochs=2))
+    at_work(config)
+    change(config, workers=((81,), (82,)))
+    text = lines(look(tmp_path), room=8)
+    assert len(text) <= 8
+    assert [line.split()[0] for line in text[2:4]] == ["81", "82"]
+    assert "and 98 more folds: 80 complete, 18 waiting" in text
+
+
+# --- the command -----------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def test_it_touches_nothing(config: RunConfig, out: Path) -> None:
+    at_work(config)
+    before = contents(out)
+    assert main([str(out)]) == main([str(out), "--json"]) == 0
+    assert contents(out) == before
+
+
+def test_json_has_the_keys_that_are_documented(
+    config: RunConfig, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at_work(config, epochs=1)
+    change(config, last_failure="x", failure_time=time.time())
+    assert main([str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    documented = sys.modules["raykfold.status"].__doc__ or ""
+    assert found.keys() == set(re.findall(r"^([a-z_]+) {2,}", documented, re.M)) | {"std_accuracy"}
+    for inner in (found["folds"][0], found["driver"], found["last_failure"]):
+        assert all(key in documented for key in inner)
+    assert (found["state"], found["folds"][1]["kept_epoch"]) == ("at work", 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["nowhere"], "nowhere: no run is there"),
+        ([], "RUN_DIR"),
+        ([".", "--interval", "0"], "--interval: '0': want a number above 0"),
+        ([".", "--interval", "soon"], "'soon': want a number above 0"),
+        ([".", "--wait"], "unrecognized arguments: --wait"),
+        (["ftp://x/y"], "want a path, or an s3://"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    arguments: list[str],
+    part: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert part in printed.err and printed.err.count("\n") == 1 and not printed.out
+
+
+def watch(out: Path, *arguments: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "raykfold.status", str(out)),
+            *("--watch", "--interval", "0.05", *arguments),
+        ],
+        stdout=stdout,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
+    )
+
+
+def read_until(stream: Any, pattern: str) -> str:
+    text = ""
+    while not re.search(pattern, text):
+        line = stream.readline()
+        assert line, f"no {pattern!r} in: {text}"
+        text += line
+    return text
+
+
+def test_a_log_gets_a_block_when_something_has_changed(config: RunConfig, out: Path) -> None:
+    at_work(config)
+    process = watch(out)
+    try:
+        first = read_until(process.stdout, r"\n\n")
+        beat = change(config)
+        for number in range(1, 20):
+            change(config, time=beat.time + number / 100)  # no news
+        store(config, complete(1), running(2, epochs=4))
+        second = read_until(process.stdout, r"\n\n")
+        (out / "run.json").rename(out / "aside")
+        lost = read_until(process.stdout, r"\n\n")
+        (out / "aside").rename(out / "run.json")
+        read_until(process.stdout, r"\n\n")
+        conclude(config, complete(1), complete(2), complete(3))
+        rest, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert "  3/5  " in first and "  4/5  " in second
+    assert lost.startswith("raykfold: ") and "no run is there" in lost
+    assert process.returncode == 0
+    assert rest.startswith("run: 3 of 3 folds complete, over\n") and rest.count("\n\n") == 1
+
+
+def test_json_is_a_line_a_look(config: RunConfig, out: Path) -> None:
+    at_work(config)
+    process = watch(out, "--json")
+    try:
+        assert process.stdout is not None
+        states = [json.loads(process.stdout.readline())["state"] for _ in range(2)]
+        conclude(config, complete(1), complete(2), complete(3))
+        rest, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert states == ["at work", "at work"]
+    assert json.loads(rest.splitlines()[-1])["state"] == "over"
+    assert process.returncode == 0
+
+
+def test_a_terminal_is_drawn_anew_in_place(config: RunConfig, out: Path) -> None:
+    at_work(config)
+    ours, theirs = pty.openpty()
+    process = watch(out, stdout=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while b"3/5" not in shown:
+            shown += os.read(ours, 4096)
+        store(config, complete(1), running(2, epochs=4))
+        while b"4/5" not in shown:
+            shown += os.read(ours, 4096)
+        process.send_signal(signal.SIGINT)
+        shown += rest_of(ours)
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    assert b"\x1b[1A" in shown  # the cursor goes up
+    assert b"interrupted" in shown and b"Traceback" not in shown
+
+
+def rest_of(terminal: int) -> bytes:
+    """What is still said there, until the other side is closed."""
+    with io.BytesIO() as rest:
+        while True:
+            try:
+                content = os.read(terminal, 4096)
+            except OSError:  # how Linux says so
+                content = b""
+            if not content:
+                return rest.getvalue()
+            rest.write(content)
+
+
+# --- on an object store ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with S3Server() as server:
+        yield server
+
+
+def test_a_run_on_a_store_is_read_from_there(s3: S3Server, tmp_path: Path) -> None:
+    config = begin(tmp_path, storage_path=s3.uri("bucket/ray", through_faults=True))
+    store(config, complete(1), running(2, epochs=3))
+    at_work(config)
+    for folder in (str(tmp_path), str(config.run_dir.root)):
+        found = Watcher(folder).look()
+        assert [row.status for row in found.folds] == ["complete", "running", "waiting"]
+        assert found.state == "at work"
+
+    watcher = Watcher(str(tmp_path))
+    watcher.look()
+    requests = len(s3.requests)
+    watcher.look()
+    assert not any("folds/" in line for line in s3.requests[requests:])
+    s3.fault("internal")
+    assert main([str(tmp_path)]) == 1

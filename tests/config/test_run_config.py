@@ -1,0 +1,231 @@
+"""Flag, then environment variable, then TOML file, then default; one clear line for the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from raykfold.config.run_config import RunConfig, options, parse_config
+from raykfold.errors import BadInput
+
+
+def toml(folder: Path, text: str) -> str:
+    path = folder / "run.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_defaults_are_those_of_the_contract() -> None:
+    config = parse_config([], {})
+    assert config.processed_dir == Path.cwd() / "data" / "processed"
+    assert (config.epochs, config.batch_size, config.learning_rate) == (50, 32, 0.001)
+    assert (config.early_stopping_patience, config.seed) == (10, 0)
+    assert config.model == "raykfold.models:AudioCNN"
+    assert config.folds is None
+    assert config.run_name == "processed"
+    assert config.model_dir == Path.home() / "raykfold" / "processed"
+    assert config.storage_path == Path.home() / "raykfold" / "processed" / "ray"
+    assert (config.num_workers, config.local_cpus, config.use_gpu) == (None, None, None)
+    assert (config.cpus_per_worker, config.max_failures, config.checkpoint_every) == (1, 3, 1)
+
+
+def test_the_demo_is_named_so() -> None:
+    assert parse_config(["--demo"], {}).run_name == "demo"
+
+
+def test_flag_over_variable_over_file_over_default(tmp_path: Path) -> None:
+    file = toml(tmp_path, "epochs = 3\nbatch-size = 8\nseed = 5")
+    environ = {"RAYKFOLD_EPOCHS": "4", "RAYKFOLD_SEED": "6", "RAYKFOLD_CONFIG": file}
+    config = parse_config(["--epochs", "7"], environ)
+    assert (config.epochs, config.seed, config.batch_size) == (7, 6, 8)
+
+
+@pytest.mark.parametrize("spelling", ["--batch_size", "--batch-size"])
+@pytest.mark.parametrize("equals", [True, False])
+def test_every_flag_has_two_spellings(spelling: str, equals: bool) -> None:
+    argv = [f"{spelling}=16"] if equals else [spelling, "16"]
+    assert parse_config(argv, {}).batch_size == 16
+
+
+@pytest.mark.parametrize("field", options(RunConfig))
+def test_every_field_is_a_flag_with_a_line_of_help(
+    field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parse_config(["--help"], {})
+    assert exit_.value.code == 0
+    options = capsys.readouterr().out.partition("options:")[2]
+    rows = re.split(rf"\n  --{field}\b(?!-)", options)
+    assert len(rows) == 2
+    assert rows[1].partition("\n  -")[0].strip().endswith((".", "]"))
+
+
+def test_folds_are_a_list_in_any_order(tmp_path: Path) -> None:
+    assert parse_config(["--folds", "3,1,3"], {}).folds == (1, 3)
+    assert parse_config(["--folds", "all"], {}).folds is None
+    assert parse_config(["--config", toml(tmp_path, "folds = [2, 1]")], {}).folds == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("true", True), ("FALSE", False), ("auto", None), ("1", True), ("no", False)],
+)
+def test_switches_and_auto(text: str, value: bool | None) -> None:
+    assert parse_config(["--use_gpu", text], {}).use_gpu is value
+
+
+def test_a_cluster_named_by_ray_is_used_unless_another_is_named() -> None:
+    environ = {"RAY_ADDRESS": "10.0.0.1:6379"}
+    assert parse_config([], environ).address == "10.0.0.1:6379"
+    assert parse_config(["--address", "10.0.0.2:6379"], environ).address == "10.0.0.2:6379"
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "parts"),
+    [
+        (["--epoch", "3"], {}, ["--epoch:", "unknown flag", "--epochs"]),
+        (["--frobnicate"], {}, ["--frobnicate", "unknown flag"]),
+        (["--epochs"], {}, ["--epochs"]),
+        (["--epochs", "many"], {}, ["--epochs 'many'", "whole number"]),
+        (["--epochs", "1.5"], {}, ["--epochs '1.5'", "whole number"]),
+        (["--epochs", "0"], {}, ["--epochs '0'", "more than 0"]),
+        (["--epochs", "-3"], {}, ["--epochs '-3'", "more than 0"]),
+        (["--batch_size", "0"], {}, ["--batch_size '0'", "more than 0"]),
+        (["--batch_size", str(2**63)], {}, [f"--batch_size '{2**63}'", "less than 64 bits"]),
+        (["--early_stopping_patience", "0"], {}, ["--early_stopping_patience '0'"]),
+        (["--learning_rate", "0"], {}, ["--learning_rate '0'", "more than 0"]),
+        (["--learning_rate", "-0.1"], {}, ["--learning_rate '-0.1'", "more than 0"]),
+        (["--learning_rate", "nan"], {}, ["--learning_rate 'nan'", "more than 0"]),
+        (["--learning_rate", "inf"], {}, ["--learning_rate 'inf'", "want a finite number"]),
+        (["--learning_rate", "fast"], {}, ["--learning_rate 'fast'", "number"]),
+        (["--seed", "-1"], {}, ["--seed '-1'", "0 or more"]),
+        (["--folds", "1,x"], {}, ["--folds '1,x'", "1,3"]),
+        (["--folds", ""], {}, ["--folds ''"]),
+        (["--use_gpu", "maybe"], {}, ["--use_gpu 'maybe'", "true or false"]),
+        (["--num_workers", "0"], {}, ["--num_workers '0'", "more than 0"]),
+        (["--run_name", "a/b"], {}, ["--run_name 'a/b'", "slashes"]),
+        (["--run_name", ".."], {}, ["--run_name '..'", "slashes"]),
+        (["--run_name", ""], {}, ["--run_name ''", "not empty"]),
+        (["--model_dir", "~nobody-has-this-name/x"], {}, ["~nobody-has-this-name"]),
+        (["--storage_path", "ftp://host/x"], {}, ["--storage_path 'ftp://host/x'", "want a path"]),
+        (["--model_dir", "a\udcff"], {}, ["--model_dir", "UTF-8"]),
+        (["--model_dir", "hf://owner/name"], {}, ["--model_dir 'hf://owner/name'", "s3://"]),
+        (["--processed_dir", "s3:///x"], {}, ["--processed_dir 's3:///x'", "s3://bucket/path"]),
+        (["--model_dir", "s3://b/x?ports=1"], {}, ["--model_dir", "'ports'", "endpoint_override"]),
+        (
+            ["--processed_dir", "s3://b/x", "--hf_repo_id", "owner/name"],
+            {},
+            ["--processed_dir s3://b/x", "--hf_repo_id", "local path"],
+        ),
+        (["stray"], {}, ["stray"]),
+        ([], {"RAYKFOLD_EPOCHS": "many"}, ["RAYKFOLD_EPOCHS 'many'", "whole number"]),
+        ([], {"RAYKFOLD_EPOCH": "3"}, ["RAYKFOLD_EPOCH:", "RAYKFOLD_EPOCHS?"]),
+        (["--config", "/nowhere/run.toml"], {}, ["/nowhere/run.toml", "No such file"]),
+    ],
+)
+def test_bad_input_names_where_it_stood_and_what_would_be_right(
+    argv: list[str], environ: dict[str, str], parts: list[str]
+) -> None:
+    with pytest.raises(BadInput) as error:
+        parse_config(argv, environ)
+    for part in parts:
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("epoch = 3", ["'epoch'", "did you mean epochs?"]),
+        ("epochs = 'many'", ["epochs 'many'", "whole number"]),
+        ("batch-size = 8\nbatch_size = 9", ["batch_size: stands there twice"]),
+        ("[model]\nhead-dropout = 0.1\nhead_dropout = 0.2", ["model.head_dropout: stands there"]),
+        ('model.x = 1\n"model.x" = 2', ["model.x: stands there twice"]),
+        ("epochs = ", ["TOML"]),
+        ("[training]\nepochs = 3", ["'training'"]),
+    ],
+)
+def test_a_bad_file_is_named_with_its_key(tmp_path: Path, text: str, parts: list[str]) -> None:
+    file = toml(tmp_path, text)
+    with pytest.raises(BadInput) as error:
+        parse_config(["--config", file], {})
+    for part in (file, *parts):
+        assert part in str(error.value)
+
+
+def test_from_python_values_are_checked_too() -> None:
+    with pytest.raises(BadInput, match="--epochs 0"):
+        RunConfig(epochs=0)
+    assert RunConfig(folds=(2, 1, 2)).folds == (1, 2)
+
+
+@pytest.mark.parametrize("flag", ["--model_dir", "--storage_path"])
+def test_in_a_submitted_job_outputs_need_an_absolute_path(
+    flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(BadInput, match=f"{flag} out: .*absolute"):
+        parse_config([flag, "out"], {})
+    assert parse_config([flag, "/out"], {})
+
+
+def test_uris_are_whole_as_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    uri = "s3://bucket/runs/a b?endpoint_override=127.0.0.1:5055&scheme=http"
+    config = parse_config(["--processed_dir", "gs://data/sounds/", "--model_dir", uri], {})
+    assert str(config.processed_dir) == "gs://data/sounds" and config.run_name == "sounds"
+    assert str(config.model_dir) == uri
+    assert str(config.storage_path) == uri.replace("a b", "a b/ray")
+    assert str(config.run_dir.index) == uri.replace("a b", "a b/ray/sounds/index.json")
+    assert tmp_path in config.model_path.parents  # the working copy
+    assert config.to_json()["model_dir"] == uri
+    assert parse_config(config.command()[3:], {}) == config
+    assert RunConfig(processed_dir="gs://data/sounds", model_dir=config.model_dir) == config  # type: ignore[arg-type]
+
+
+def test_a_file_uri_is_its_path() -> None:
+    assert parse_config(["--model_dir", "file:///out/x"], {}) == RunConfig(model_dir=Path("/out/x"))
+
+
+def test_a_password_in_a_uri_is_refused_and_not_repeated() -> None:
+    uri = "s3://key:secret@bucket/x"
+    for refused in (lambda: parse_config(["--model_dir", uri], {}), lambda: from_python(uri)):
+        with pytest.raises(BadInput, match=r"--model_dir .*environment") as error:
+            refused()
+        assert "secret" not in str(error.value)
+
+
+def from_python(uri: str) -> RunConfig:
+    return RunConfig(model_dir=uri)  # type: ignore[arg-type]
+
+
+def test_a_path_made_of_a_uri_is_noticed() -> None:
+    with pytest.raises(BadInput, match="want it as text"):
+        RunConfig(model_dir=Path("s3://bucket/x"))
+
+
+def test_the_command_that_resumes_reads_back_as_the_same_configuration(tmp_path: Path) -> None:
+    argv = ["--demo", "--folds", "1,3", "--learning_rate", "1e-05", "--use_gpu", "false"]
+    config = parse_config([*argv, "--model_dir", str(tmp_path / "a b"), "--fresh"], {})
+    again = parse_config(config.command()[3:], {})
+    assert again == dataclasses.replace(config, fresh=False)
+
+
+def test_the_command_that_resumes_says_what_the_environment_would_not() -> None:
+    environ = {
+        "RAYKFOLD_EPOCHS": "15",
+        "RAYKFOLD_NUM_WORKERS": "2",
+        "RAYKFOLD_FOLDS": "1",
+        "RAYKFOLD_WAIT_TIMEOUT": "9",
+        "RAYKFOLD_TENSORBOARD": "true",
+        "RAYKFOLD_FRESH": "true",
+    }
+    flags = "--epochs 50 --num_workers auto --folds all --wait_timeout never --tensorboard false"
+    config = parse_config(["--demo", *flags.split()], environ)
+    assert config.fresh and config.epochs == 50
+    again = parse_config(config.command()[3:], environ)
+    assert again == dataclasses.replace(config, fresh=False)

@@ -1,0 +1,233 @@
+"""What `find_leakage` counts and says, of real data into which twins are planted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import small_arrays
+
+from raykfold.config.run_config import RunConfig
+from raykfold.data.demo import demo_feature_set
+from raykfold.data.feature_set import feature_set_from_arrays, read_feature_set, write_feature_set
+from raykfold.data.leakage import Leakage, Pair, Twins, find_leakage
+from raykfold.driver import cross_validate
+from raykfold.errors import BadInput
+from raykfold.observers import Observer
+
+FEATURES, LABELS, FOLDS = small_arrays()  # sample i is in fold i % 5 + 1
+LABELS[:60] = 2  # where twins are planted, so that theirs agree
+NONE = Twins()
+
+
+def found(features: np.ndarray, labels: np.ndarray = LABELS) -> Leakage:
+    return find_leakage(feature_set_from_arrays(features, labels, FOLDS))
+
+
+def planted(**copies: object) -> np.ndarray:
+    """The features, with what is given for `at_<index>` in place of those samples."""
+    features = FEATURES.copy()
+    for name, sample in copies.items():
+        features[int(name.removeprefix("at_"))] = sample
+    return features
+
+
+def noisy(sample: np.ndarray) -> np.ndarray:
+    return sample + 0.01 * sample.std() * np.random.default_rng(0).normal(size=sample.shape)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_data_without_twins_raise_no_alarm(seed: int) -> None:
+    leakage = find_leakage(feature_set_from_arrays(*small_arrays(seed=seed)))
+    assert leakage == Leakage(240, identical=NONE, constant=NONE, near=NONE, looked_at=240)
+    assert leakage.warnings() == []
+
+
+def test_clips_of_one_recording_are_not_near_identical() -> None:
+    data = demo_feature_set()
+    clips_apart = np.arange(len(data)) % 5
+    for folds in (data.folds, clips_apart):
+        again = feature_set_from_arrays(data.features, data.labels, folds)
+        assert find_leakage(again).warnings() == []
+
+
+def test_identical_samples_of_different_folds_are_counted() -> None:
+    # Two pairs; and three of which two are in one fold.
+    features = planted(at_11=FEATURES[5], at_17=FEATURES[8], at_30=FEATURES[24], at_35=FEATURES[24])
+    leakage = found(features)
+    pair = Pair(samples=(5, 11), folds=(1, 2))
+    assert leakage.identical == Twins(samples=7, groups=3, disagreeing=0, example=pair)
+    assert leakage.constant == leakage.near == NONE
+    assert leakage.looked_at == 240 - 7
+    assert leakage.warnings() == [
+        "7 of 240 samples are identical to a sample of another fold, such as sample 5 in fold 1 "
+        "and sample 11 in fold 2: a model is tested on what it was trained on"
+    ]
+
+
+def test_twins_within_one_fold_do_no_harm() -> None:
+    features = planted(at_10=FEATURES[5], at_20=noisy(FEATURES[5]), at_13=0.0, at_18=0.0)
+    leakage = found(features)
+    assert leakage.identical == leakage.constant == leakage.near == NONE
+
+
+def test_both_zeros_are_one_value() -> None:
+    sample = FEATURES[5].clip(0)
+    leakage = found(planted(at_5=sample, at_11=np.where(sample == 0, -0.0, sample)))
+    assert leakage.identical.samples == 2
+
+
+def test_different_labels_of_twins_are_named() -> None:
+    labels = LABELS.copy()
+    labels[[11, 22]] = 3
+    features = planted(at_11=FEATURES[5], at_17=FEATURES[8], at_22=noisy(FEATURES[40]))
+    leakage = found(features, labels)
+    assert leakage.identical.samples == 4 and leakage.identical.disagreeing == 2
+    assert leakage.near.samples == leakage.near.disagreeing == 2
+    assert [line.partition("; ")[2] for line in leakage.warnings()] == [
+        "2 of them have a twin with another label"
+    ] * 2
+
+
+def test_constant_samples_are_named_as_such() -> None:
+    features = planted(at_3=0.0, at_6=0.0, at_9=-80.0, at_15=-80.0, at_20=1.0, at_11=FEATURES[5])
+    leakage = found(features)
+    pair = Pair(samples=(3, 6), folds=(4, 2))
+    assert leakage.constant == Twins(samples=4, groups=2, disagreeing=0, example=pair)
+    assert leakage.identical.samples == 2
+    assert leakage.near == NONE
+    assert leakage.warnings()[1] == (
+        "4 of 240 samples are constant, as digital silence is, and identical to a sample of "
+        "another fold, such as sample 3 in fold 4 and sample 6 in fold 2: a model is tested on "
+        "what it was trained on"
+    )
+
+
+@pytest.mark.parametrize(
+    "altered",
+    [
+        noisy,
+        lambda sample: sample + 1.0,
+        lambda sample: noisy(sample) - 20.0,
+        lambda sample: 1.01 * sample,
+        lambda sample: sample.astype(np.float16),
+    ],
+    ids=["noise of 1 %", "a dB more", "noise and 20 dB less", "scaled", "as float16"],
+)
+@pytest.mark.parametrize("offset", [0.0, -60.0])
+def test_altered_copies_are_near_identical(
+    altered: Callable[[np.ndarray], np.ndarray], offset: float
+) -> None:
+    features = planted(at_11=altered(FEATURES[5]), at_27=altered(FEATURES[8]))
+    leakage = found(features + np.float32(offset))
+    pair = Pair(samples=(5, 11), folds=(1, 2))
+    assert leakage.near == Twins(samples=4, groups=2, disagreeing=0, example=pair)
+    assert leakage.identical == NONE
+    assert leakage.warnings() == [
+        "4 of the 240 samples that were compared are near-identical to a sample of another fold, "
+        "such as sample 5 in fold 1 and sample 11 in fold 2: a model is tested on what it was "
+        "trained on"
+    ]
+
+
+def test_what_all_samples_have_in_common_makes_none_near() -> None:
+    common = 100 * np.arange(16, dtype=np.float32)[:, None]  # as in a spectrum that falls steeply
+    features = planted(at_11=noisy(FEATURES[5])) + common
+    assert found(features).near.samples == 2
+
+
+def test_a_near_copy_of_identical_samples_is_counted_alone() -> None:
+    leakage = found(planted(at_11=FEATURES[5], at_17=noisy(FEATURES[5])))
+    assert leakage.identical.samples == 2
+    assert leakage.near.samples == leakage.near.groups == 1
+    assert leakage.warnings()[1].startswith(
+        "1 of the 238 samples that were compared is near-identical to a sample of another fold, "
+        "namely sample 17 in fold 3 and sample "
+    )
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_files_are_checked_as_arrays_are(kind: type, tmp_path: Path) -> None:
+    features = planted(at_11=FEATURES[5], at_17=noisy(FEATURES[8]), at_3=0.0, at_6=0.0)
+    write_feature_set(
+        tmp_path, features.astype(kind), LABELS, FOLDS, {label: str(label) for label in LABELS}, {}
+    )
+    data = read_feature_set(tmp_path)
+    assert isinstance(data.features, np.memmap) and data.features.dtype == kind
+    assert find_leakage(data) == found(features)
+
+
+def test_samples_are_compared_as_they_are_trained_on() -> None:
+    features = planted(at_11=FEATURES[5]).astype(np.float64)
+    features[11] *= 1 + 1e-12
+    assert found(features).identical.samples == 2
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 61), (3, 50), (40, 700)])
+def test_samples_of_any_shape_are_checked(shape: tuple[int, int]) -> None:
+    features = np.random.default_rng(0).normal(size=(50, *shape)).astype(np.float32)
+    features[7] = features[0]
+    data = feature_set_from_arrays(features, np.arange(50) % 2, np.arange(50) % 5)
+    leakage = find_leakage(data)
+    twins = leakage.constant if shape == (1, 1) else leakage.identical
+    assert twins.example == Pair(samples=(0, 7), folds=(0, 2))
+
+
+def test_of_many_samples_only_those_are_counted_that_were_looked_at() -> None:
+    half = np.random.default_rng(0).normal(size=(5000, 4, 8)).astype(np.float32)
+    folds = np.repeat([1, 2], 5000)
+    features = np.concatenate([half, half + 0.5])
+    data = feature_set_from_arrays(features, np.arange(10000) % 2, folds)
+    leakage = find_leakage(data)
+    assert 256 <= leakage.looked_at < 10000
+    assert leakage.near.samples == leakage.looked_at
+    assert leakage == find_leakage(data)
+
+
+def test_a_small_fold_is_looked_at_among_many_samples() -> None:
+    features = np.random.default_rng(0).normal(size=(20000, 4, 8)).astype(np.float32)
+    features[-300:] = features[:300] + 0.5
+    folds = np.repeat([1, 2], [19700, 300])
+    leakage = find_leakage(feature_set_from_arrays(features, np.arange(20000) % 2, folds))
+    assert leakage.looked_at < 10000
+    assert leakage.near.groups == 300
+
+
+def test_huge_values_are_no_reason_to_fail() -> None:
+    features = planted(at_11=FEATURES[5], at_20=np.float32(3e38) * np.sign(FEATURES[20]))
+    assert found(features).identical.samples == 2
+
+
+def test_counts_become_json() -> None:
+    features = planted(at_11=FEATURES[5], at_17=noisy(FEATURES[8]))
+    content = json.loads(json.dumps(found(features).to_json()))
+    assert content["samples"] == 240 and content["looked_at"] == 238
+    assert content["identical"] == {
+        "samples": 2,
+        "groups": 1,
+        "disagreeing": 0,
+        "example": {"samples": [5, 11], "folds": [1, 2]},
+    }
+    assert content["near"]["samples"] == 2
+    assert content["constant"]["example"] is None
+
+
+class _Listener(Observer):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def noticed(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_run_says_it_before_it_begins(tmp_path: Path) -> None:
+    data = feature_set_from_arrays(planted(at_11=FEATURES[5]), LABELS, FOLDS)
+    listener = _Listener()
+    config = RunConfig(model_dir=tmp_path, model="no_such_module:Network")
+    with pytest.raises(BadInput, match="no_such_module"):  # so that nothing more is started
+        cross_validate(config, data=data, observers=[listener])
+    assert len(listener.lines) == 1
+    assert listener.lines == find_leakage(data).warnings()

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from raykfold.distributed.session import ray_session
+from raykfold.errors import BadInput
+
+JOIN = """
+import sys
+from raykfold.config.command import exit_code
+from raykfold.distributed.session import ray_session
+
+def join():
+    with ray_session(sys.argv[1]):
+        print("joined")
+    return 0
+
+sys.exit(exit_code(join, stopped="stopped"))
+"""
+
+
+def test_an_address_where_nobody_listens_is_said_at_once() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(BadInput, match=f"--address {address}: no Ray"), ray_session(address):
+            raise AssertionError("connected to nobody")
+
+
+OWN = """
+import ray
+import psutil  # Ray brings it along
+from raykfold.distributed.session import ray_session
+
+ran = []
+with ray_session(None, local_cpus=1, meanwhile=lambda: ran.append("ran") or 1 / 0):
+    names = [" ".join(each.cmdline()) for each in psutil.Process().children(recursive=True)]
+    known = ("gcs_server", "raylet/raylet", "monitor.py", "log_monitor.py", "dashboard.py")
+    print(*(name for name in known if any(f"{name} " in f"{cmd} " for cmd in names)))
+    print(ray.get(ray.remote(lambda: 3).remote()), *ran)
+print(len(psutil.Process().children()))
+"""
+
+
+def test_an_instance_of_our_own_has_no_daemons_but_those_that_it_needs() -> None:
+    """And what is done meanwhile ends nothing when it fails."""
+    done = subprocess.run([sys.executable, "-c", OWN], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["gcs_server raylet/raylet", "3 ran", "0"], done.stderr
+
+
+def test_a_server_that_is_no_ray_cluster_is_said_at_once() -> None:
+    """As for the port of Ray's dashboard, which speaks HTTP."""
+    server = [sys.executable, "-c", SERVER]
+    with subprocess.Popen(server, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            done, seconds = join(f"127.0.0.1:{int(process.stdout.readline())}")
+        finally:
+            process.kill()
+    assert done.returncode == 2
+    assert re.fullmatch(r"raykfold: --address \S+: no Ray cluster answers there .*\n", done.stderr)
+    assert seconds < 15
+
+
+SERVER = """
+import http.server
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+print(server.server_address[1], flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[tuple[str, str]]:
+    """Where a cluster that wants a token listens, and the token. It has a head and nothing else."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(32)
+    # Short: Ray puts UNIX sockets below, and their paths end at 107 bytes.
+    with (
+        tempfile.TemporaryDirectory(prefix="rkt-", dir="/tmp") as folder,
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+                *("--port", str(port), "--num-cpus", "1", "--temp-dir", folder),
+                *("--include-dashboard", "false", "--disable-usage-stats"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token),
+        ) as head,
+    ):
+        try:
+            assert head.stdout is not None
+            said = ""
+            for line in head.stdout:
+                said += line
+                if "Ray runtime started" in line:
+                    break
+            address = re.search(r"Local node.*?(\d+(?:\.\d+){3})", said)
+            assert address, said
+            yield f"{address[1]}:{port}", token
+        finally:
+            head.send_signal(signal.SIGTERM)
+            head.communicate(timeout=60)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Ours without a word of Ray in it, and without a home where a token may be."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return kept | changes
+
+
+def join(address: str, **changes: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", JOIN, address],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment(**changes),
+    )
+    return done, time.monotonic() - started
+
+
+def test_a_token_that_the_cluster_refuses_is_said_in_one_line_and_at_once(
+    cluster: tuple[str, str], tmp_path: Path
+) -> None:
+    """`ray.init` by itself takes twenty seconds and prints a line in each."""
+    address, token = cluster
+    empty = tmp_path / "empty"
+    empty.touch()
+    wanted = "; want RAY_AUTH_MODE=token, and the cluster's own token in RAY_AUTH_TOKEN, "
+    for what, variables in {
+        "the cluster refuses this token": {"RAY_AUTH_TOKEN": "0" * 64},
+        "the cluster wants a token, and none was sent": {
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_AUTH_TOKEN": token,
+        },
+        "Token authentication is enabled but": {"HOME": str(tmp_path)},
+        f"RAY_AUTH_TOKEN_PATH is set but .*{empty}": {"RAY_AUTH_TOKEN_PATH": str(empty)},
+    }.items():
+        done, seconds = join(address, **{"RAY_AUTH_MODE": "token", **variables})
+        assert done.returncode == 2, done.stderr
+        line = f"raykfold: --address {re.escape(address)}: {what}.*{re.escape(wanted)}.*\n"
+        assert re.fullmatch(line, done.stderr)
+        assert seconds < 15
+
+
+def test_the_cluster_s_own_token_opens_it(cluster: tuple[str, str], tmp_path: Path) -> None:
+    address, token = cluster
+    file = tmp_path / "auth_token"
+    file.write_text(token)
+    done, _ = join(address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(file))
+    assert (done.returncode, done.stdout) == (0, "joined\n"), done.stderr

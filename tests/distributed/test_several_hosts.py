@@ -1,0 +1,483 @@
+"""Runs on a cluster of several hosts, and what becomes of them when parts of it fail.
+
+Each host is a network namespace with a Ray node of its own (see hosts.py): one is the head, where
+jobs run, and the others have a CPU each for a worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes.s3_server import CREDENTIALS
+from hosts import Hosts, drain, driver_pids, job_command, needs_hosts, wait_for
+from outcomes import Outcome, assert_as_without_ray, assert_same, command, read_until
+
+import raykfold
+from raykfold.data.feature_set import write_feature_set
+
+pytestmark = needs_hosts
+
+EPOCHS, FOLDS = 14, (1, 2, 3)
+# Late arguments win: what `command` says of epochs and patience is for other tests.
+UNHURRIED = (
+    *("--model", "networks:Unhurried", "--folds", "1,2,3"),
+    *("--epochs", str(EPOCHS), "--early_stopping_patience", str(EPOCHS)),
+)
+
+
+@contextmanager
+def cluster(workers: int) -> Iterator[Hosts]:
+    """A head and so many hosts with a CPU each."""
+    with Hosts(workers + 1) as hosts:
+        hosts.start_head()
+        hosts.join(*hosts.workers)
+        yield hosts
+
+
+@pytest.fixture(scope="module")
+def shared_cluster() -> Iterator[Hosts]:
+    """A head and three hosts; the last of them has a folder that the others do not see."""
+    with Hosts(4) as hosts:
+        hosts[3].private(unshared(hosts))
+        hosts.start_head()
+        hosts.join(*hosts.workers)
+        yield hosts
+
+
+def unshared(hosts: Hosts) -> Path:
+    folder = hosts.folder / "unshared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextmanager
+def submitted(
+    hosts: Hosts, data_dir: Path, model_dir: Path, *arguments: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A job on the cluster, from `ray job submit` on its head."""
+    what = ("--", *command(data_dir, model_dir, *arguments))
+    job = hosts.head.start(*job_command(hosts, "submit", *what))
+    try:
+        yield job
+    finally:
+        job.kill()
+        job.communicate()
+
+
+def finish(job: subprocess.Popen[str]) -> str:
+    """What is left of a job's output, once it has succeeded."""
+    assert job.stdout is not None
+    output = job.stdout.read()  # not communicate(): it passes over what was read ahead
+    assert job.wait() == 0, output
+    return output
+
+
+def wait_for_epoch(model_dir: Path, fold: int, epoch: int) -> None:
+    """Until the weights after an epoch, from 0, are among the outputs: it is committed then."""
+    weights = model_dir / f"checkpoints/fold_{fold}/epoch_{epoch}.safetensors"
+    wait_for(weights.exists, f"epoch {epoch} of fold {fold}", seconds=90)
+
+
+def committed(output: str) -> list[tuple[str, str]]:
+    """(fold, epoch) of each epoch that a driver has printed, in order."""
+    return re.findall(r"^fold (\d+)  epoch (\d+)/", output, re.MULTILINE)
+
+
+# --- on one cluster ------------------------------------------------------------------------------
+
+
+def test_a_submitted_job_trains_all_folds_at_once(
+    shared_cluster: Hosts, outcome: Outcome, data_dir: Path, tmp_path: Path
+) -> None:
+    """As the README has it: with the working directory, which is uploaded."""
+    hosts = shared_cluster
+    root = Path(raykfold.__file__).parents[1]
+    sent = ("--runtime-env", str(root / "cluster/runtime_env.yaml"), "--working-dir", str(root))
+    what = command(data_dir, tmp_path, "--folds", "1,2,3", "--verbose")
+    job = hosts.head.start(*job_command(hosts, "submit", *sent, "--", *what))
+    output = finish(job)
+    # Not by how many were at work at once: on a busy machine one is done before the last starts.
+    assert sorted(re.findall(r": dealt (.*)$", output, re.MULTILINE)) == [
+        "fold 1",
+        "fold 2",
+        "fold 3",
+    ]
+    assert len(set(re.findall(r": worker up on ([\d.]+),", output))) == 3
+    assert "Average Best Validation Accuracy" in output
+    some = Outcome.of(tmp_path)
+    assert some.folds == outcome.folds[:3]
+    assert some.histories == outcome.histories[:3]
+    for name, content in some.weights.items():
+        assert content == outcome.weights[name], name
+
+
+def test_workers_controllers_nodes_and_links_fail_and_the_bits_are_the_same(
+    shared_cluster: Hosts, data_dir: Path, tmp_path: Path
+) -> None:
+    """SIGKILL of a worker, of a Train controller and of a node, which comes back; a link cut."""
+    hosts = shared_cluster
+    with submitted(hosts, data_dir, tmp_path, *UNHURRIED) as job:
+        lines = read_until(job, r"fold 1  epoch 1/")
+        for fold in FOLDS:
+            wait_for_epoch(tmp_path, fold, 1)
+        assert hosts[1].kill("TrainWorker")
+        hosts[2].power_off()
+        for end in ("Worker unexpectedly exits", rf"its node {hosts[2].address} is gone"):
+            if not any(re.search(end, line) for line in lines):
+                lines += read_until(job, rf"the worker of fold \d ended: {end}")
+        hosts.join(hosts[2])
+        for fold in FOLDS:
+            wait_for_epoch(tmp_path, fold, 4)
+        with hosts[3].cut_off():
+            time.sleep(3)
+        assert hosts.head.kill("ShareController")
+        lines.append(finish(job))
+    output = "".join(lines)
+    assert "ended: its Ray Train controller died" in output
+    assert "quarantined" not in output
+    # Every epoch was committed once: none that was committed was trained again.
+    assert sorted(committed(output)) == sorted(
+        (str(fold), str(epoch + 1)) for fold in FOLDS for epoch in range(EPOCHS)
+    )
+    assert_as_without_ray(tmp_path, data_dir, folds=FOLDS, epochs=EPOCHS, patience=EPOCHS)
+
+
+def test_a_storage_that_the_nodes_do_not_share_is_found_before_training(
+    shared_cluster: Hosts, data_dir: Path, tmp_path: Path
+) -> None:
+    hosts = shared_cluster
+    storage = unshared(hosts) / "ray"
+    arguments = ("--address", hosts.address, "--storage_path", str(storage))
+    done = hosts.head.run(*command(data_dir, tmp_path / "out", *arguments))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1
+    assert f"--storage_path {storage}" in done.stderr
+    assert f"not seen by {hosts[3].address};" in done.stderr
+    assert list(unshared(hosts).iterdir()) == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wait_for_slots_says_what_is_asked_for_and_can_end(
+    shared_cluster: Hosts, data_dir: Path, tmp_path: Path
+) -> None:
+    hosts = shared_cluster
+    arguments = ("--address", hosts.address, "--cpus_per_worker", "8", "--wait_timeout", "5")
+    done = hosts.head.run(*command(data_dir, tmp_path / "out", *arguments))
+    assert done.returncode == 2, done.stdout + done.stderr
+    # The head offers no CPU; the nodes that the other tests have killed are not counted.
+    there = r"\(a worker takes 8 CPUs; 4 nodes with 3 of 3 CPUs free\)"
+    waiting = r"folds 1, 2, 3, 4, 5 waiting"
+    assert re.search(rf"for [34] s, no free slot in Ray; {waiting} {there}", done.stdout)
+    assert re.search(
+        rf"--wait_timeout 5: in that time, no free slot in Ray; .*{there}", done.stderr
+    )
+    assert done.stderr.count("\n") == 1
+
+
+def test_ctrl_c_ends_a_wait_for_slots(
+    shared_cluster: Hosts, data_dir: Path, tmp_path: Path
+) -> None:
+    hosts = shared_cluster
+    arguments = ("--address", hosts.address, "--use_gpu", "true")
+    driver = hosts.head.start(*command(data_dir, tmp_path / "out", *arguments))
+    try:
+        read_until(driver, r"a worker takes 1 CPU and a GPU; .* and 0 of 0 GPUs free")
+        driver.send_signal(signal.SIGINT)
+        output, _ = driver.communicate(timeout=30)
+    finally:
+        driver.kill()
+        driver.communicate()
+    assert driver.returncode == 130, output
+
+
+# --- slow ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_head_that_dies_takes_nothing_along(data_dir: Path, tmp_path: Path) -> None:
+    """The job is stopped; the driver is killed; then the head. The same submit always goes on."""
+    with cluster(3) as hosts:
+        with submitted(hosts, data_dir, tmp_path, *UNHURRIED) as job:
+            lines = read_until(job, r"fold 1  epoch 2/")
+            identifier = re.search(r"raysubmit_\w+", "".join(lines))
+            assert identifier
+            stopped = hosts.head.run(*job_command(hosts, "stop", identifier[0]))
+            assert stopped.returncode == 0, stopped.stderr
+        with submitted(hosts, data_dir, tmp_path, *UNHURRIED) as job:
+            lines = read_until(job, r"fold 1: resumes after epoch \d+")
+            wait_for_epoch(tmp_path, 1, 4)
+            for pid in driver_pids(hosts.head):
+                os.kill(pid, signal.SIGKILL)
+        with submitted(hosts, data_dir, tmp_path, *UNHURRIED) as job:
+            lines = read_until(job, r"fold 1: resumes after epoch [5-9]")
+            wait_for_epoch(tmp_path, 1, 7)
+            for host in hosts:  # those whose head has gone end sooner or later anyhow
+                host.power_off()
+    with (
+        cluster(3) as hosts,
+        submitted(hosts, data_dir, tmp_path, *UNHURRIED) as job,
+    ):
+        output = finish(job)
+    assert re.search(r"fold 1: resumes after epoch ([89]|1\d)", output)
+    assert_as_without_ray(tmp_path, data_dir, folds=FOLDS, epochs=EPOCHS, patience=EPOCHS)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_cut_off_for_a_minute_is_done_without(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    """One slot is spare; the folds of the others never pause, and a fold finds its way there."""
+    with (
+        cluster(4) as hosts,
+        submitted(hosts, data_dir, tmp_path, *UNHURRIED, "--epochs", "40") as job,
+    ):
+        lines = read_until(job, r"fold 1  epoch 2/")
+        busy = next(host for host in hosts.workers if host.processes("TrainWorker"))
+        with busy.cut_off():
+            lines += read_until(job, rf"ended: its node {busy.address} is gone")
+            time.sleep(50)
+        lines.append(finish(job))
+    assert "quarantined" not in "".join(lines)
+    assert_as_without_ray(tmp_path, data_dir, folds=FOLDS, epochs=40, patience=EPOCHS)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_drained_gives_its_folds_away_in_time(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    """Two folds share a node that leaves: each is handed over after the epoch that it is in."""
+    arguments = (*UNHURRIED, "--num_workers", "1", "--folds", "1,2")
+    with (
+        cluster(2) as hosts,
+        submitted(hosts, data_dir, tmp_path, *arguments) as job,
+    ):
+        lines = read_until(job, r"fold 2  epoch 2/")
+        busy = next(host for host in hosts.workers if host.processes("TrainWorker"))
+        assert drain(hosts, busy, seconds=12)
+        lines += read_until(job, rf"node {busy.address} is leaving: folds 1, 2 will move")
+        time.sleep(12)
+        assert not busy.processes("TrainWorker")
+        busy.power_off()
+        lines.append(finish(job))
+    output = "".join(lines)
+    assert " ended: " not in output  # nobody died
+    assert len(committed(output)) == len(set(committed(output))) == 2 * EPOCHS, output
+    assert_as_without_ray(tmp_path, data_dir, folds=(1, 2), epochs=EPOCHS, patience=EPOCHS)
+
+
+@pytest.mark.slow
+def test_two_runs_on_a_cluster_share_its_slots(
+    outcome: Outcome, data_dir: Path, tmp_path: Path
+) -> None:
+    with (
+        cluster(2) as hosts,
+        submitted(hosts, data_dir, tmp_path / "a") as first,
+        submitted(hosts, data_dir, tmp_path / "b") as second,
+    ):
+        finish(first)
+        finish(second)
+    assert_same(outcome, Outcome.of(tmp_path / "a"))
+    assert_same(outcome, Outcome.of(tmp_path / "b"))
+
+
+@pytest.mark.slow
+def test_a_share_that_is_done_gives_its_slot_to_another_run(data_dir: Path, tmp_path: Path) -> None:
+    """Of two slots, one run has folds 1 and 3 on one, and is done with 2 on the other first."""
+    epochs = ("--epochs", "24", "--early_stopping_patience", "24")
+    with (
+        cluster(2) as hosts,
+        submitted(hosts, data_dir, tmp_path / "a", *UNHURRIED, *epochs) as first,
+    ):
+        read_until(first, r"fold 2  epoch 1/")
+        with submitted(hosts, data_dir, tmp_path / "b", *UNHURRIED, "--folds", "4") as second:
+            lines = read_until(second, r"fold 4  epoch 1/")
+            assert not (tmp_path / "a" / "summary.json").exists()
+            finish(second)
+        finish(first)
+    assert any("no free slot in Ray" in line for line in lines)
+    assert_as_without_ray(tmp_path / "a", data_dir, folds=FOLDS, epochs=24, patience=24)
+    assert_as_without_ray(tmp_path / "b", data_dir, folds=(4,), epochs=EPOCHS, patience=EPOCHS)
+
+
+@pytest.mark.slow
+def test_nodes_that_come_later_take_folds_over_if_they_see_the_storage(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    arguments = (*UNHURRIED, "--epochs", "30")
+    with Hosts(4) as hosts:
+        storage = unshared(hosts)
+        hosts[2].private(storage)
+        hosts.start_head()
+        hosts.join(hosts[1])
+        with submitted(
+            hosts, data_dir, tmp_path, *arguments, "--storage_path", str(storage)
+        ) as job:
+            lines = read_until(job, r"fold 3  epoch 1/")
+            hosts.join(hosts[2])
+            lines += read_until(job, r"a slot is free: folds? .* will move there")
+            lines += read_until(job, rf"node {hosts[2].address} is left out: it does not see")
+            hosts.join(hosts[3])
+            wait_for(lambda: hosts[3].processes("TrainWorker"), "a worker on the third host")
+            lines.append(finish(job))
+    assert not any("quarantined" in line for line in lines)
+    assert_as_without_ray(tmp_path, data_dir, folds=FOLDS, epochs=30, patience=EPOCHS)
+
+
+@pytest.mark.slow
+def test_each_worker_has_a_gpu_of_its_own(data_dir: Path, tmp_path: Path) -> None:
+    """Of two GPUs that only Ray believes in, each share is given one, and misses it."""
+    with Hosts(2) as hosts:
+        hosts.start_head()
+        hosts.join(hosts[1], cpus=4, gpus=2)
+        where = ("--address", hosts.address, "--folds", "1,2,3")
+        arguments = (*where, "--max_failures", "1", "--verbose")
+        done = hosts.head.run(*command(data_dir, tmp_path, *arguments))
+    assert done.returncode == 3, done.stdout + done.stderr
+    up = re.findall(rf"worker up on {hosts[1].address}, pid \d+, GPU (\S+)", done.stderr)
+    assert sorted(up) == ["0", "1"]
+    dealt = dict(re.findall(r"share (\S+): dealt folds? (.*)", done.stderr))
+    assert sorted(dealt.values()) == ["1, 3", "2"]
+    rows = json.loads((tmp_path / "summary.json").read_text())["folds"]
+    for row in rows:
+        assert f"finds no CUDA on {hosts[1].address}" in row["error"]
+
+
+@pytest.mark.slow
+def test_a_cluster_that_can_grow_is_asked_to(data_dir: Path, tmp_path: Path) -> None:
+    """Ray's own autoscaler, over nodes that are processes: none at first, two at most."""
+    grows = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    config = tmp_path / "cluster.json"
+    config.write_text(json.dumps(autoscaled(most_workers=2)))
+    with Hosts(1, **grows) as hosts:
+        hosts.start_head("--autoscaling-config", str(config))
+        with submitted(hosts, data_dir, tmp_path / "out", *UNHURRIED, "--epochs", "30") as job:
+            finish(job)
+    assert json.loads((tmp_path / "out/summary.json").read_text())["num_workers"] == 2
+    assert_as_without_ray(tmp_path / "out", data_dir, folds=FOLDS, epochs=30, patience=EPOCHS)
+
+
+@pytest.mark.slow
+def test_a_search_is_a_job_like_another(
+    shared_cluster: Hosts, data_dir: Path, tmp_path: Path
+) -> None:
+    """Its trials share the cluster's slots, and Ray Tune's actors stay where the driver is."""
+    config = tmp_path / "search.toml"
+    config.write_text(
+        f"processed_dir = '{data_dir}'\nmodel_dir = '{tmp_path / 'out'}'\nfolds = [1, 2, 3]\n"
+        "epochs = 3\nearly_stopping_patience = 1\nverbose = true\n"
+        "[search]\nlearning_rate = {grid = [0.005, 0.002]}\n"
+    )
+    what = (sys.executable, "-m", "raykfold.search", "--config", str(config))
+    hosts = shared_cluster
+    job = hosts.head.start(*job_command(hosts, "submit", "--", *what, "--scheduler", "none"))
+    output = finish(job)
+    assert len(set(re.findall(r": worker up on ([\d.]+),", output))) == 3
+    for row in json.loads((tmp_path / "out/search.json").read_text())["trials"]:
+        rate = row["config"]["learning_rate"]
+        where = Path(row["model_dir"])
+        assert_as_without_ray(
+            where, data_dir, folds=FOLDS, epochs=3, patience=1, learning_rate=rate
+        )
+
+
+def autoscaled(most_workers: int) -> dict[str, Any]:
+    """A cluster for `ray start --autoscaling-config`, which fills in no default."""
+    lists = (
+        *("head_setup_commands", "worker_setup_commands", "setup_commands"),
+        *("initialization_commands", "cluster_synced_files", "rsync_exclude", "rsync_filter"),
+        *("head_start_ray_commands", "worker_start_ray_commands"),
+    )
+    worker = {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0}
+    return {
+        "cluster_name": "growing",
+        # The nodes are processes on one address, and nothing has to be installed there.
+        "provider": {
+            "type": "fake_multinode",
+            "use_node_id_as_ip": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "auth": {},
+        "max_workers": most_workers,
+        "upscaling_speed": 10.0,
+        "idle_timeout_minutes": 5,
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "worker": {**worker, "max_workers": most_workers},
+        },
+        "head_node_type": "ray.head.default",
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+        "docker": {},
+        **{name: [] for name in lists},
+    }
+
+
+@pytest.mark.slow
+def test_features_reach_each_node_once(tmp_path: Path) -> None:
+    """Two workers on each of two nodes: what a node receives is the features, and little more."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(160, 64, 1024)).astype(np.float32)
+    labels, folds = np.arange(160) % 2, np.arange(160) // 2 % 4 + 1
+    write_feature_set(tmp_path / "large", features, labels, folds, {0: "low", 1: "high"}, {})
+    with Hosts(3) as hosts:
+        hosts.start_head()
+        hosts.join(*hosts.workers, cpus=2)
+        before = [host.received_bytes() for host in hosts.workers]
+        idle = ("--model", "networks:Idle", "--epochs", "40", "--early_stopping_patience", "40")
+        with submitted(hosts, tmp_path / "large", tmp_path / "out", *idle) as job:
+            finish(job)
+        received = [
+            host.received_bytes() - earlier
+            for host, earlier in zip(hosts.workers, before, strict=True)
+        ]
+    assert json.loads((tmp_path / "out/summary.json").read_text())["num_workers"] == 4
+    for count in received:
+        assert features.nbytes < count < 1.3 * features.nbytes, received
+    print(f"features {features.nbytes / 1e6:.1f} MB; received {[n / 1e6 for n in received]} MB")
+
+
+@pytest.mark.slow
+def test_checkpoints_are_in_a_bucket_that_every_node_reaches(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    """A worker is killed on the way. By an address that is each node's own, it is refused."""
+    with Hosts(3, **CREDENTIALS) as hosts:
+        serve = f"exec {sys.executable} -m moto.server -H 0.0.0.0 -p 5055 >/dev/null 2>&1"
+        hosts.head.start("sh", "-c", serve)
+        make = (
+            "from pyarrow.fs import S3FileSystem;"
+            "S3FileSystem(endpoint_override='127.0.0.1:5055', scheme='http',"
+            " allow_bucket_creation=True).create_dir('bucket')"
+        )
+        wait_for(lambda: not hosts.head.run(sys.executable, "-c", make).returncode, "a bucket")
+        storage = "s3://bucket/ray?endpoint_override={}:5055&scheme=http"
+        hosts.start_head()
+        hosts.join(*hosts.workers)
+
+        own = ("--storage_path", storage.format("127.0.0.1"), "--address", hosts.address)
+        done = hosts.head.run(*command(data_dir, tmp_path / "refused", *own))
+        assert done.returncode == 2, done.stdout + done.stderr
+        for host in hosts.workers:
+            assert host.address in done.stderr
+        assert "want a store that every node reaches" in done.stderr
+
+        shared = ("--storage_path", storage.format(hosts.head.address))
+        with submitted(hosts, data_dir, tmp_path / "out", *UNHURRIED, *shared) as job:
+            lines = read_until(job, r"fold 1  epoch 2/")
+            assert hosts[1].kill("TrainWorker")
+            lines += read_until(job, r"the worker of folds? .* ended: Worker unexpectedly exits")
+            finish(job)
+    assert_as_without_ray(tmp_path / "out", data_dir, folds=FOLDS, epochs=EPOCHS, patience=EPOCHS)

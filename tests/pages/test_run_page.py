@@ -1,0 +1,778 @@
+"""The page of a run: what it says, and how it stands in a browser."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from chromium import PROGRAM, Chromium, Tab
+from conftest import small_arrays
+
+from raykfold.config.run_config import RunConfig
+from raykfold.data.feature_set import FeatureSet, feature_set_from_arrays, write_feature_set
+from raykfold.data.leakage import Leakage, Pair, Twins
+from raykfold.files.atomic import write_folder
+from raykfold.observers import Audience, Observer, RunStart
+from raykfold.outputs.model_dir import Artifacts, OutOfFold, out_of_fold, write_results
+from raykfold.pages.run_page import Reporter, main, plots, report, write_report
+from raykfold.state.archive import open_run
+from raykfold.state.checkpoint import FinishedFold
+from raykfold.state.heartbeat import Pulse
+from raykfold.state.record import Index, identity, write_record
+from raykfold.training.results import EpochMetrics, FoldResult, Repeats, Summary
+
+NAMES = {2: "<script>alert(1)</script>", 3: "$x^2$", 5: "Bär & Söhne", 7: "雨の音"}
+EPOCHS = 6
+CREATED = "20260102-030405"
+Alter = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture(scope="module")
+def data() -> FeatureSet:
+    return feature_set_from_arrays(*small_arrays(), class_mapping=NAMES)
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_feature_set(folder, *small_arrays(), NAMES, {})
+    return folder
+
+
+# --- a run, by what it leaves ----------------------------------------------------------------
+
+
+def history(fold: int, epochs: int, inner: bool = False) -> tuple[EpochMetrics, ...]:
+    """Accuracy is highest one epoch before the last; the inner split likes the one before that."""
+
+    def accuracy(epoch: int) -> float:
+        return 0.4 + fold % 9 / 20 + epoch / 50 - 0.1 * (epoch == epochs - 1)
+
+    def liked(epoch: int) -> float | None:
+        return float(epoch == epochs - 3) if inner else None
+
+    return tuple(
+        EpochMetrics(
+            *(epoch, 1.0, 0.5, 1.5 - epoch / 10, accuracy(epoch), 0.001, 10.5),
+            inner_loss=1.0 if inner else None,
+            inner_accuracy=liked(epoch),
+        )
+        for epoch in range(epochs)
+    )
+
+
+def complete(fold: int, data: FeatureSet, inner: bool = False) -> FoldResult:
+    split = data.split(fold)
+    epochs = EPOCHS if fold > 1 else EPOCHS - 1
+    rows = history(fold, epochs, inner)
+    sizes = len(split.train), len(split.validation)
+    return FoldResult.of(fold, "complete", *sizes, rows, stopped_early=fold == 1)
+
+
+def probabilities(data: FeatureSet, fold: int) -> np.ndarray:
+    """Right more often than not, and not equally sure."""
+    indices = data.split(fold).validation
+    rng = np.random.default_rng(fold)
+    values = rng.uniform(0, 1, (len(indices), data.num_classes))
+    values[np.arange(len(indices)), data.class_indices[indices]] += 0.6
+    return np.asarray(values / values.sum(axis=1, keepdims=True), dtype=np.float32)
+
+
+def begin(folder: Path, data: FeatureSet, **changes: Any) -> RunConfig:
+    config = RunConfig(**{"run_name": "sounds", "model_dir": folder, "epochs": EPOCHS, **changes})
+    write_record(
+        config, identity(config, data.fingerprint, "cpu x1", "fp32"), CREATED, data.fold_labels
+    )
+    return config
+
+
+def finish(
+    folder: Path,
+    data: FeatureSet,
+    failed: Mapping[int, str] | None = None,
+    alter: Alter = lambda summary: None,
+    seeds: Sequence[int] = (),
+    **changes: Any,
+) -> RunConfig:
+    """Leave what a run does that is over.
+
+    Args:
+        failed: fold → its error.
+        alter: changes the content of ``summary.json``.
+        seeds: of the run's repeats, which are all alike.
+    """
+    config = begin(folder, data, **changes)
+    inner = config.select == "inner"
+    results = {fold: complete(fold, data, inner) for fold in data.fold_labels}
+    for fold, error in (failed or {}).items():
+        few = history(fold, 2)
+        results[fold] = FoldResult(fold, "failed", 192, 48, few, best_epoch=0, error=error)
+    finished = {
+        fold: FinishedFold(
+            result, b"weights", data.split(fold).validation, probabilities(data, fold)
+        )
+        for fold, result in results.items()
+        if result.status == "complete"
+    }
+    predictions = out_of_fold(finished.values(), data)
+    assert predictions is not None
+    folds = tuple(results.values())
+    summary = Summary(
+        run_name=config.run_name,
+        folds=folds,
+        out_of_fold=None if failed else predictions.metrics(data.class_mapping),
+        classes=data.class_mapping,
+        wall_seconds=305.0,
+        num_workers=2,
+        versions={"python": "3.11.7", "torch": "2.13.0"},
+        sessions=3,
+        select=config.select,
+        repeats=Repeats(tuple(seeds), (folds,) * len(seeds)) if seeds else None,
+    )
+    artifacts = Artifacts(config)
+    artifacts.run_finished(summary)
+    write_results(config.outputs, summary, finished, predictions)
+    content = json.loads(config.outputs.summary.read_bytes())
+    alter(content)
+    config.outputs.summary.write_text(json.dumps(content))
+    return config
+
+
+def go_on(folder: Path, data: FeatureSet, **changes: Any) -> RunConfig:
+    """Leave what a run does that goes on: fold 1 complete, 2 and 3 at work, 4 and 5 waiting."""
+    config = begin(folder, data, **changes)
+    index = Index()
+    results = [
+        complete(1, data),
+        *(FoldResult.of(f, "running", 192, 48, history(f, 3)) for f in (2, 3)),
+    ]
+    for result in results:
+        index.folds[result.fold] = config.run_dir.finished(result.fold)
+        write_folder(
+            config.run_dir.finished(result.fold),
+            {"history.json": json.dumps(result.to_json()).encode()},
+            {},
+        )
+    index.write(config.run_dir)
+    artifacts = Artifacts(config)
+    artifacts.run_started(
+        RunStart(
+            run_name=config.run_name,
+            epochs=EPOCHS,
+            folds=data.fold_labels,
+            histories={2: history(2, 3), 3: history(3, 3)},
+            finished={1: results[0]},
+        )
+    )
+    return config
+
+
+def summary_of(config: RunConfig) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(config.outputs.summary.read_bytes())
+    return content
+
+
+def predictions_of(config: RunConfig) -> OutOfFold:
+    predictions = open_run(config.model_path).predictions
+    assert predictions is not None
+    return predictions
+
+
+def text_of(page: str) -> str:
+    """About what a reader sees of a page, without its pictures."""
+    shown = re.sub(r"<(style|svg).*?</\1>", " ", page, flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]+>", " ", shown).split())
+
+
+def page_of(config: RunConfig, data: FeatureSet | None = None) -> str:
+    return report(open_run(config.model_path), data)
+
+
+@pytest.fixture
+def config(tmp_path: Path, data: FeatureSet) -> RunConfig:
+    return finish(tmp_path / "out", data)
+
+
+# --- what it says ----------------------------------------------------------------------------
+
+
+def test_the_same_run_gives_the_same_bytes(config: RunConfig, data: FeatureSet) -> None:
+    archive = open_run(config.model_path)
+    assert report(archive, data) == report(open_run(config.model_path), data)
+    assert plots(archive) == plots(open_run(config.model_path))
+
+
+def test_the_page_and_its_pictures_lie_with_the_outputs(
+    config: RunConfig, data: FeatureSet
+) -> None:
+    archive = open_run(config.model_path)
+    config.outputs.plots.mkdir()
+    of_the_user = config.outputs.plots / "my own.png"
+    of_the_user.write_bytes(b"a picture")
+    assert write_report(archive, config.outputs, data) == config.outputs.report
+    assert config.outputs.report.read_text(encoding="utf-8") == report(archive, data)
+    names = [file.name for file in config.outputs.all_plots()]
+    assert sorted(names) == ["classes.png", "confusion.png", "curves.png", "folds.png"]
+    assert of_the_user.exists()
+    for file in config.outputs.all_plots():
+        assert file.read_bytes().startswith(b"\x89PNG")
+    assert {config.outputs.report, config.outputs.plots} <= set(config.outputs.outputs())
+
+
+def test_one_fold_has_no_spread(config: RunConfig) -> None:
+    summary = summary_of(config)
+    one = [row for row in summary["folds"] if row["fold"] == 2]
+    config.outputs.summary.write_text(json.dumps({**summary, "folds": one}), encoding="utf-8")
+    page = page_of(config)
+    assert "on the one fold held out, at its best epoch" in text_of(page)
+    assert "±" not in page and 'class="badge' not in page
+
+
+def test_the_figures_of_each_class_are_there_to_read(config: RunConfig) -> None:
+    text = " ".join(text_of(page_of(config)).split())
+    for each in summary_of(config)["per_class"]:
+        figures = " ".join(
+            "-" if each[name] is None else f"{each[name]:.4f}"
+            for name in ("precision", "recall", "f1")
+        )
+        assert f"{figures} {each['support']}" in text
+
+
+def test_the_best_epoch_is_called_optimistic_and_the_last_stands_beside_it(
+    config: RunConfig,
+) -> None:
+    text, summary = text_of(page_of(config)), summary_of(config)
+    assert "The best-epoch figure is optimistic" in text
+    for mean, std in (
+        ("mean_accuracy", "std_accuracy"),
+        ("last_mean_accuracy", "last_std_accuracy"),
+    ):
+        assert f"{summary[mean]:.4f} ± {summary[std]:.4f}" in text
+    assert "approximate" in text
+
+
+def test_what_an_inner_split_chose_comes_first(tmp_path: Path, data: FeatureSet) -> None:
+    config = finish(tmp_path / "out", data, select="inner")
+    page, summary = page_of(config), summary_of(config)
+    chosen = summary["estimates"]["chosen"]
+    result = re.search('<p class="result">(.*?)</p>', page)
+    assert result is not None
+    assert text_of(result[1]) == f"{chosen['mean']:.4f} ± {chosen['std']:.4f}"
+    text = text_of(page)
+    assert "not flattered by the choice" in text
+    assert f"{summary['mean_accuracy']:.4f} ± {summary['std_accuracy']:.4f}, is optimistic" in text
+
+
+def test_doubts_are_said(tmp_path: Path, data: FeatureSet) -> None:
+    def doubt(summary: dict[str, Any]) -> None:
+        summary["outlier_folds"] = [4]
+        found = Leakage(240, Twins(7, 3, 0, Pair((1, 2), (1, 3))), Twins(), Twins(2, 1), 233)
+        summary["leakage"] = found.to_json() | {"warnings": ["7 samples are in <two> folds"]}
+
+    text = text_of(page_of(finish(tmp_path / "out", data, alter=doubt)))
+    assert "Fold 4 stands apart from the others" in text
+    assert "Leakage: 7 samples are in &lt;two&gt; folds" in text
+    twins = "7 identical, 0 constant, of 240 samples; 2 near-identical, of 233 compared"
+    assert f"twins in other folds {twins}" in text
+
+
+def test_classes_without_samples_are_named(tmp_path: Path) -> None:
+    features, labels, folds = small_arrays()
+    data = feature_set_from_arrays(
+        features, labels, folds, class_mapping={**NAMES, 9: "<never recorded>"}
+    )
+    config = finish(tmp_path / "out", data)
+    assert "No held-out sample is of &lt;never recorded&gt;." in text_of(page_of(config))
+    assert "No sample in any fold is of" in text_of(page_of(config, data))
+
+
+def test_a_partial_run_has_no_mean_and_names_what_failed(tmp_path: Path, data: FeatureSet) -> None:
+    config = finish(tmp_path / "out", data, failed={3: "<b>out of memory</b> & more"})
+    page = page_of(config)
+    text, summary = text_of(page), summary_of(config)
+    assert re.search('<p class="result">Partial</p>', page)
+    assert "4 of 5 folds are complete, so there is no mean" in text
+    alone = summary["partial_mean_accuracy"]
+    assert f"(folds 1, 2, 4, 5) it would be {alone['mean']:.4f}" in text
+    assert "Fold 3 failed: &lt;b&gt;out of memory&lt;/b&gt; &amp; more" in text
+    assert "192 held-out samples of the complete folds alone (1, 2, 4, 5)" in text
+    assert " ± " not in text
+
+
+def test_a_run_in_training_shows_how_far_it_is(tmp_path: Path, data: FeatureSet) -> None:
+    config = go_on(tmp_path / "out", data)
+    page = page_of(config, data)
+    text = text_of(page)
+    assert re.search('<p class="result">In training</p>', page)
+    assert "1 of 5 folds are complete; 11 epochs behind them, of at most 6 a fold" in text
+    assert "1 0.5100 0.4300 4 5 complete, stopped early 192 48" in text
+    assert "2 0.5200 0.4400 2 3 running 192 48" in text
+    assert "4 - - - 0 waiting - -" in text
+    assert " ± " not in text
+    assert set(plots(open_run(config.model_path))) == {"curves", "folds"}
+
+
+def test_folds_of_all_seeds_count_while_they_train(tmp_path: Path, data: FeatureSet) -> None:
+    config = go_on(tmp_path / "out", data, repeats=2)
+    repeat = config.repeat(1)
+    known = identity(repeat, data.fingerprint, "cpu x1", "fp32")
+    write_record(repeat, known, CREATED, data.fold_labels)
+    pulse = Pulse(repeat.run_dir, repeat.command(), dict)
+    pulse.run_started(RunStart("sounds-seed-1", EPOCHS, data.fold_labels, {}))
+    pulse.fold_finished(FoldResult(2, "failed", 192, 48, error="out of memory"))
+    pulse.close()
+    text = text_of(page_of(config))
+    assert "1 of 10 folds are complete" in text
+    assert "Fold 2 with seed 1 failed: out of memory" in text and "Last failure" not in text
+    assert "held out, seed 0: at the best epoch" in text
+
+
+def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path, data: FeatureSet) -> None:
+    config = begin(tmp_path / "out", data)
+    text = text_of(page_of(config))
+    assert "In training" in text and "0 of 5 folds are complete; 0 epochs" in text
+    assert plots(open_run(config.model_path)) == {}
+
+
+def test_repeats_are_told_apart(tmp_path: Path, data: FeatureSet) -> None:
+    text = text_of(page_of(finish(tmp_path / "out", data, seeds=(0, 1, 2))))
+    assert "over 5 folds with each of 3 seeds" in text
+    assert "The cross-validation was run with 3 seeds; the table above" in text
+    assert "pictures are of seed 0. From seed to seed one fold" in text
+    assert "15 of 15" in text
+
+
+def test_a_summary_of_an_earlier_version_is_enough(tmp_path: Path, data: FeatureSet) -> None:
+    def older(summary: dict[str, Any]) -> None:
+        for name in (
+            *("select", "estimates", "oof_interval", "per_class", "macro_f1", "best_fold"),
+            *("worst_fold", "outlier_folds", "repeats", "leakage"),
+        ):
+            del summary[name]
+        for row in summary["folds"]:
+            row.pop("seconds", None)
+
+    config = finish(tmp_path / "out", data, alter=older)
+    summary, text = summary_of(config), text_of(page_of(config))
+    assert f"{summary['mean_accuracy']:.4f} ± {summary['std_accuracy']:.4f}" in text
+    assert "52 s to 1 min 03 s" in text
+    assert set(plots(open_run(config.model_path))) == {"curves", "folds", "classes", "confusion"}
+
+
+def test_the_most_confident_mistakes_are_shown(config: RunConfig, data: FeatureSet) -> None:
+    samples = predictions_of(config)
+    wrong = np.flatnonzero(samples.label != samples.prediction)
+    confidence = samples.probabilities.max(axis=1)
+    first = wrong[np.argsort(-confidence[wrong], kind="stable")][:12]
+    page = page_of(config, data)
+    shown = re.findall(r"probability ([\d.]+)<br>.*?fold (\d+), sample (\d+)<", page)
+    assert shown == [
+        (f"{confidence[each]:.4f}", str(samples.fold[each]), str(samples.index[each]))
+        for each in first
+    ]
+    assert len(re.findall('src="data:image/png;base64,', page)) == 12
+    assert f"{len(wrong)} held-out samples were taken for something else" in page
+
+
+def test_without_the_data_there_are_no_spectrograms(config: RunConfig) -> None:
+    page = page_of(config)
+    assert "data:image/png" not in page
+    assert "Spectrograms are left out: the data was not at hand (--processed_dir" in page
+
+
+def test_what_was_run_is_told(config: RunConfig, data: FeatureSet) -> None:
+    text = text_of(page_of(config, data))
+    assert f"python -m raykfold.run --epochs 6 --model_dir {config.model_dir}" in text
+    assert f"fingerprint of the data {data.fingerprint}" in text
+    assert "started 2026-01-02 03:04:05" in text
+    assert "wall time 5 min 05 s resumed 2 times workers at once, at most 2" in text
+    assert "device cpu x1 precision fp32" in text
+    assert "torch 2.13.0" in text
+
+
+def test_settings_that_this_version_does_not_know_are_shown(config: RunConfig) -> None:
+    record = json.loads(config.outputs.run_record.read_bytes())
+    record["config"]["of_the_future"] = "<yes>"
+    config.outputs.run_record.write_text(json.dumps(record))
+    text = text_of(page_of(config))
+    assert "of_the_future &lt;yes&gt;" in text
+    assert "python -m raykfold.run" not in text
+
+
+@pytest.mark.parametrize(("folds", "classes"), [(10, 50), (100, 10)])
+def test_a_large_run_is_a_page_of_a_sensible_size(tmp_path: Path, folds: int, classes: int) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(2000) % classes
+    data = feature_set_from_arrays(
+        rng.normal(size=(2000, 16, 8)).astype(np.float32), labels, np.arange(2000) // 7 % folds
+    )
+    config = finish(tmp_path / "out", data)
+    page = page_of(config, data)
+    assert len(page.encode()) < 3_000_000
+    assert page.count('<th scope="row">') >= folds
+
+
+# --- in a run --------------------------------------------------------------------------------
+
+
+class Notes(Observer):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def noticed(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def summary_now(config: RunConfig) -> Summary:
+    return Summary(config.run_name, (), None, {}, 1.0, 1)
+
+
+def test_the_page_is_made_when_the_run_is_over(config: RunConfig, data: FeatureSet) -> None:
+    Reporter(config, data).run_finished(summary_now(config))
+    assert config.outputs.report.read_text(encoding="utf-8") == page_of(config, data)
+
+
+def test_a_page_that_cannot_be_made_fails_no_run(config: RunConfig, data: FeatureSet) -> None:
+    config.outputs.predictions.write_bytes(b"damaged")
+    notes = Notes()
+    Audience([notes, Reporter(config, data)]).run_finished(summary_now(config))
+    assert len(notes.lines) == 1 and notes.lines[0].startswith("Reporter failed")
+    assert not config.outputs.report.exists()
+
+
+def test_a_page_that_cannot_be_written_fails_no_run(config: RunConfig, data: FeatureSet) -> None:
+    config.outputs.report.mkdir()
+    notes = Notes()
+    Audience([notes, Reporter(config, data)]).run_finished(summary_now(config))
+    assert len(notes.lines) == 1 and "report.html: cannot be written" in notes.lines[0]
+
+
+def test_pictures_of_a_page_before_that_is_out_of_date_go(
+    config: RunConfig, data: FeatureSet
+) -> None:
+    write_report(open_run(config.model_path), config.outputs, data)
+    config.outputs.predictions.unlink()
+    write_report(open_run(config.model_path), config.outputs, data)
+    assert [file.name for file in config.outputs.all_plots()] == [
+        *("curves.png", "folds.png", "classes.png"),
+    ]
+
+
+def test_predictions_of_an_earlier_session_are_not_those_of_one_that_trains(
+    config: RunConfig,
+) -> None:
+    config.outputs.summary.unlink()
+    text = text_of(page_of(config))
+    assert "In training" in text and "Confusion" not in text
+
+
+def test_the_start_of_a_run_does_not_wait_for_what_draws() -> None:
+    script = "import raykfold.driver, sys; assert not {'matplotlib', 'jinja2'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+# --- the command -----------------------------------------------------------------------------
+
+
+def made(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr, without the last line break."""
+    code = main([str(argument) for argument in arguments])
+    printed = capsys.readouterr()
+    return code, printed.out.rstrip("\n"), printed.err.rstrip("\n")
+
+
+def test_a_link_is_followed_and_what_is_no_file_is_left_alone(
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, link = tmp_path / "real.html", tmp_path / "link.html"
+    real.touch()
+    link.symlink_to(real)
+    code, where, _ = made(capsys, config.model_dir, "--output", link)
+    assert (code, where) == (0, str(real)) and link.is_symlink()
+    assert "raykfold" in real.read_text(encoding="utf-8")
+    code, _, said = made(capsys, config.model_dir, "--output", os.devnull)
+    assert (code, said) == (2, f"raykfold: --output {os.devnull}: is no file")
+
+
+def test_a_run_whose_driver_has_gone_is_said_to_be_stopped(
+    tmp_path: Path, data: FeatureSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = finish(tmp_path / "out", data)
+    config.outputs.summary.unlink()
+    pulse = Pulse(config.run_dir, config.command(), dict)
+    pulse.run_started(RunStart("sounds", 6, (1, 2), {}))
+    pulse.close()
+    text = text_of(page_of(config))
+    assert "Stopped" in text and "The command below goes on with it" in text
+    assert "status stopped" in text and "n training" not in text
+
+
+def test_the_command_says_where_the_page_is(
+    tmp_path: Path, data: FeatureSet, data_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = finish(tmp_path / "out", data, processed_dir=data_folder)
+    assert made(capsys, config.model_dir) == (0, str(config.outputs.report), "")
+    assert config.outputs.report.read_text(encoding="utf-8") == page_of(config, data)
+    assert len(config.outputs.all_plots()) == 4
+
+
+def test_data_that_has_moved_can_be_named(
+    config: RunConfig, data: FeatureSet, data_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, said = made(capsys, config.model_dir)
+    assert code == 0 and said.startswith("without spectrograms: ") and said.count("\n") == 0
+    assert "data:image/png" not in config.outputs.report.read_text(encoding="utf-8")
+    assert made(capsys, config.model_dir, "--processed-dir", data_folder)[0] == 0
+    assert "data:image/png" in config.outputs.report.read_text(encoding="utf-8")
+
+
+def test_other_data_is_refused(
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_feature_set(tmp_path / "other", *small_arrays(seed=1), NAMES, {})
+    code, _, said = made(capsys, config.model_dir, "--processed_dir", tmp_path / "other")
+    assert code == 2
+    assert said == f"raykfold: --processed_dir {tmp_path / 'other'}: is not the data of this run"
+
+
+def test_data_that_has_changed_is_passed_over(
+    tmp_path: Path, data: FeatureSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_feature_set(tmp_path / "other", *small_arrays(seed=1), NAMES, {})
+    config = finish(tmp_path / "out", data, processed_dir=tmp_path / "other")
+    code, _, said = made(capsys, config.model_dir)
+    assert code == 0
+    assert said == "without spectrograms: the data is not what the run was trained on"
+
+
+def test_the_page_can_go_elsewhere(
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "elsewhere" / "page.html"
+    assert made(capsys, config.model_dir, "--output", target)[:2] == (0, str(target))
+    assert target.read_text(encoding="utf-8") == page_of(config)
+    assert not config.outputs.report.exists() and not config.outputs.plots.exists()
+
+
+def test_the_folder_on_storage_stands_for_the_run(
+    tmp_path: Path, data: FeatureSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = finish(tmp_path / "out", data)
+    assert made(capsys, config.run_dir.root)[:2] == (0, str(config.outputs.report))
+    assert config.outputs.report.read_text(encoding="utf-8") == page_of(config)
+    lonely = tmp_path / "lonely"
+    gone = go_on(tmp_path / "gone", data).run_dir.root
+    assert isinstance(gone, Path)
+    gone.rename(lonely)
+    shutil.rmtree(tmp_path / "gone")
+    code, _, said = made(capsys, lonely)
+    assert code == 2 and said == (
+        f"raykfold: {lonely}: holds no outputs, where no page can be put; want --output FILE"
+    )
+    assert made(capsys, lonely, "--output", tmp_path / "page.html")[0] == 0
+    assert "In training" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_a_folder_that_takes_no_page_is_named(
+    config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.outputs.report.mkdir()
+    code, _, said = made(capsys, config.model_dir)
+    assert code == 2 and said.count("\n") == 1
+    assert f"raykfold: {config.model_dir}: cannot be written" in said
+    assert said.endswith("want another --output")
+
+
+@pytest.mark.parametrize("name", ["summary.json", "oof_predictions.npz", "fold_results.json"])
+def test_a_damaged_file_is_one_line(
+    config: RunConfig, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (config.model_path / name).write_bytes(b"PK\x03\x04 damaged")
+    code, _, said = made(capsys, config.model_dir)
+    assert code == 2 and said.count("\n") == 0
+    assert re.match(rf"raykfold: {config.model_dir}.*: .*(cannot be read|is no JSON) \(", said)
+
+
+def test_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, said = made(capsys, tmp_path)
+    assert code == 2
+    assert said == f"raykfold: {tmp_path}: no run is there; want the --model_dir of one"
+
+
+# --- in a browser ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    if PROGRAM is None:
+        pytest.skip("no Chromium here (Debian's package chromium)")
+    with Chromium(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory, data: FeatureSet) -> RunConfig:
+    """A run whose page is there."""
+    config = finish(tmp_path_factory.mktemp("shown") / "out", data, model="<i>mine</i>:Net")
+    write_report(open_run(config.model_path), config.outputs, data)
+    return config
+
+
+@pytest.fixture(scope="module")
+def tab(browser: Chromium, shown: RunConfig) -> Tab:
+    return browser.open(shown.outputs.report)
+
+
+def quiet(tab: Tab, page: Path) -> bool:
+    return (tab.requests, tab.complaints) == ([page.as_uri()], [])
+
+
+def test_the_page_asks_for_nothing_and_complains_of_nothing(
+    tab: Tab, browser: Chromium, shown: RunConfig
+) -> None:
+    assert quiet(tab, shown.outputs.report)
+    assert quiet(browser.open(shown.outputs.report, dark=True), shown.outputs.report)
+    assert tab.evaluate("document.scripts.length") == 0
+    assert tab.evaluate("document.title") == "sounds - raykfold"
+
+
+def test_its_figures_are_those_of_the_summary(tab: Tab, shown: RunConfig) -> None:
+    summary = summary_of(shown)
+    best, last = summary["estimates"]["best"], summary["estimates"]["last"]
+    assert tab.texts(".result") == [f"{best['mean']:.4f} ± {best['std']:.4f}"]
+    tiles = dict(zip(tab.texts(".tiles dt"), tab.texts(".tiles dd"), strict=True))
+
+    def between(ends: Sequence[float]) -> str:
+        return f"{ends[0]:.4f} to {ends[1]:.4f}"
+
+    assert tiles["95 % interval, approximate"].startswith(between(best["interval"]))
+    assert tiles["At the last epoch"].startswith(f"{last['mean']:.4f} ± {last['std']:.4f}")
+    assert between(last["interval"]) in tiles["At the last epoch"]
+    pooled = tiles["Out of fold, all samples pooled"]
+    assert pooled.startswith(f"{summary['oof_accuracy']:.4f}")
+    assert between(summary["oof_interval"]) in pooled
+    assert tiles["Macro F1"].startswith(f"{summary['macro_f1']:.4f}")
+
+
+def test_its_table_is_that_of_the_summary(tab: Tab, shown: RunConfig) -> None:
+    summary = summary_of(shown)
+    rows = tab.evaluate(
+        "[...document.querySelectorAll('section[aria-labelledby=folds] tbody tr')]"
+        ".map(row => [...row.cells].map(cell => cell.innerText))"
+    )
+    badges = {summary["best_fold"]: "best", summary["worst_fold"]: "worst"}
+    assert rows == [
+        [
+            f"{row['fold']}{badges.get(row['fold'], '')}",
+            f"{row['best_val_accuracy']:.4f}",
+            f"{row['last_val_accuracy']:.4f}",
+            str(row["best_epoch"] + 1),
+            str(row["epochs_run"]),
+            "complete, stopped early" if row["stopped_early"] else "complete",
+            *(str(row[name]) for name in ("n_train", "n_val")),
+            "52 s" if row["fold"] == 1 else "1 min 03 s",
+        ]
+        for row in summary["folds"]
+    ]
+
+
+def test_its_confusion_matrix_is_that_of_the_predictions(tab: Tab, shown: RunConfig) -> None:
+    samples = predictions_of(shown)
+    labels = samples.classes.tolist()
+    counts = [
+        str(((samples.label == true) & (samples.prediction == predicted)).sum())
+        for true in labels
+        for predicted in labels
+    ]
+    found = tab.texts("svg[aria-label='Confusion matrix'] text")
+    assert [text for text in found if text.isdecimal()] == [
+        count for count in counts if count != "0"
+    ]
+
+
+def test_hostile_names_are_text(tab: Tab) -> None:
+    for picture in ("Confusion matrix", "Precision, recall and F1 of each class"):
+        found = tab.texts(f"svg[aria-label='{picture}'] text")
+        assert {"$x^2$", "Bär & Söhne", "雨の音", "<script>al…1)</script>"} <= set(found)
+    assert set(tab.texts(".mistakes .was")) <= set(NAMES.values())
+    assert "<i>mine</i>:Net" in tab.texts("header")[0]
+    assert tab.evaluate("document.querySelectorAll('main i, main script').length") == 0
+
+
+def test_every_picture_is_described(tab: Tab) -> None:
+    described = "e => (e.getAttribute('alt') || e.getAttribute('aria-label') || '').length > 10"
+    assert tab.evaluate(f"[...document.querySelectorAll('svg, img')].every({described})")
+    assert tab.evaluate("document.querySelectorAll('svg').length") == 5
+    assert tab.evaluate("[...document.images].every(e => e.naturalWidth > 0)")
+
+
+def test_dark_is_dark_in_the_pictures_too(browser: Chromium, tab: Tab, shown: RunConfig) -> None:
+    dark = browser.open(shown.outputs.report, dark=True)
+
+    def lightness(tab: Tab, selector: str, what: str) -> float:
+        colour = tab.evaluate(f"getComputedStyle(document.querySelector('{selector}')).{what}")
+        return sum(map(int, re.findall(r"\d+", colour)[:3])) / 765
+
+    assert lightness(tab, "body", "backgroundColor") > 0.9
+    assert lightness(dark, "body", "backgroundColor") < 0.2
+    assert lightness(tab, "svg text", "fill") < 0.5 < lightness(dark, "svg text", "fill")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_phone_needs_no_sideways_scrolling(
+    browser: Chromium, shown: RunConfig, tmp_path: Path, dark: bool
+) -> None:
+    phone = browser.open(shown.outputs.report, width=360, dark=dark)
+    assert phone.evaluate("innerWidth") == 360
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_many_folds_and_long_names_fit_a_phone_too(browser: Chromium, tmp_path: Path) -> None:
+    features, _, _ = small_arrays()
+    names = {label: f"{'Donaudampfschifffahrtsgesellschaft' * 3} {label}" for label in range(50)}
+    data = feature_set_from_arrays(
+        features, np.arange(240) % 50, np.arange(240) // 7 % 12, class_mapping=names
+    )
+    config = finish(
+        tmp_path / "out", data, failed={3: "x" * 500}, seeds=(0, 1), run_name="long" * 30
+    )
+    page = write_report(open_run(config.model_path), config.outputs, data)
+    phone = browser.open(page, width=360)
+    assert quiet(phone, page)
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_it_prints(tab: Tab) -> None:
+    pdf = tab.pdf()
+    assert pdf.startswith(b"%PDF")
+    assert 2 <= len(re.findall(rb"/Type /Page\b", pdf)) <= 8
+
+
+def test_a_run_in_training_is_shown(browser: Chromium, tmp_path: Path, data: FeatureSet) -> None:
+    config = go_on(tmp_path / "out", data)
+    page = write_report(open_run(config.model_path), config.outputs, data)
+    tab = browser.open(page)
+    assert quiet(tab, page)
+    assert tab.texts(".result") == ["In training"]
+    assert {"fold 1", "fold 2", "fold 3", "mean"} <= set(tab.texts("svg text"))
+
+
+def test_spectrograms_are_those_of_the_samples(shown: RunConfig, data: FeatureSet) -> None:
+    from raykfold.pages.figures import spectrogram
+
+    page = shown.outputs.report.read_text(encoding="utf-8")
+    images = re.findall(r'base64,([^"]+)"', page)
+    samples = re.findall(r"sample (\d+)</span>", page)
+    assert len(images) == len(samples) == 12
+    for image, sample in zip(images, samples, strict=True):
+        assert base64.b64decode(image) == spectrogram(data.features[int(sample)])

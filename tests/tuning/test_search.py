@@ -1,0 +1,447 @@
+"""Searches as a user starts them, from the shell: real Ray, Ray Tune, cross-validations."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import CLASSES, small_arrays
+from fakes.hub_server import HubServer
+from outcomes import Outcome, assert_as_without_ray, environment, read_until
+from wandb_files import newest
+
+from raykfold.data.feature_set import read_feature_set, write_feature_set
+
+ORDINARY, TROUBLED = "raykfold.models:AudioCNN", "networks:Troubled"
+RATES = (0.005, 0.002)
+# Of three folds on two slots; fold 4's third evaluation by a troubled network raises.
+BASE = """
+processed_dir = "{data_dir}"
+folds = [1, 3, 4]
+epochs = 6
+early_stopping_patience = 1
+local_cpus = 2
+model_dir = "{model_dir}"
+"""
+ON_WANDB = BASE + 'wandb_project = "sounds"\nwandb_mode = "offline"\n'
+GRID = f'model = {{grid = ["{ORDINARY}", "{TROUBLED}"]}}\nlearning_rate = {{grid = {list(RATES)}}}'
+
+
+def write_config(folder: Path, text: str, space: str, **places: Path) -> Path:
+    file = folder / "search.toml"
+    file.write_text(f"{text.format(**places)}\n[search]\n{space}\n")
+    return file
+
+
+def command(config: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "raykfold.search", "--config", str(config), *arguments]
+
+
+def run(config: Path, *arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(config, *arguments),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment(),
+    )
+
+
+def start(config: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(config, *arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    )
+
+
+def refused(config: Path, *arguments: str) -> str:
+    """The one line with which it is."""
+    done = run(config, *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
+    return done.stderr.removeprefix("raykfold: ").rstrip("\n")
+
+
+def found_in(model_dir: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((model_dir / "search.json").read_text())
+    return content
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A search that is over, and how its command ended."""
+
+    config: Path
+    model_dir: Path
+    done: subprocess.CompletedProcess[str]
+
+    @property
+    def found(self) -> dict[str, Any]:
+        return found_in(self.model_dir)
+
+
+@pytest.fixture(scope="module")
+def searched(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Searched:
+    """Four trials of three folds on two slots, two of which fail; nothing stops the others."""
+    folder = tmp_path_factory.mktemp("searched")
+    model_dir = folder / "out"
+    config = write_config(folder, ON_WANDB, GRID, data_dir=data_dir, model_dir=model_dir)
+    arguments = ("--scheduler", "none", "--concurrent_trials", "3")
+    return Searched(config, model_dir, run(config, *arguments))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    with HubServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        monkeypatch.setenv("HF_TOKEN", HubServer.token)
+        yield server
+
+
+# --- a whole search ------------------------------------------------------------------------------
+
+
+def test_trials_that_wait_for_the_same_slots_all_come_to_their_end(searched: Searched) -> None:
+    assert searched.done.returncode == 3, searched.done.stderr
+    found = searched.found
+    assert found["status"] == "partial"
+    assert [row["trial"] for row in found["trials"]] == [1, 2, 3, 4]
+    ended = {(row["config"]["model"], row["status"]) for row in found["trials"]}
+    assert ended == {(ORDINARY, "complete"), (TROUBLED, "failed")}
+    rates = [row["config"]["learning_rate"] for row in found["trials"]]
+    assert sorted(rates) == sorted([*RATES, *RATES])
+
+
+def test_a_trial_is_the_run_that_its_values_make(searched: Searched, outcome: Outcome) -> None:
+    row = row_of(searched, ORDINARY, 0.005)
+    mine = Outcome.of(Path(row["model_dir"]))
+    folds = [1, 3, 4]
+    expected = [row for row in outcome.folds if row["fold"] in folds]
+    assert mine.folds == expected
+    assert mine.histories == [outcome.histories[fold - 1] for fold in folds]
+    for name, content in mine.weights.items():
+        assert content == outcome.weights[name], name
+    assert row["fold_scores"] == {str(each["fold"]): each["best_val_accuracy"] for each in expected}
+    summary = json.loads((Path(row["model_dir"]) / "summary.json").read_text())
+    assert row["mean_accuracy"] == summary["mean_accuracy"]
+    assert row["std_accuracy"] == summary["std_accuracy"]
+    assert row["epochs_run"] == sum(each["epochs_run"] for each in expected)
+    assert row["rounds"] == max(each["epochs_run"] for each in expected)
+
+
+def row_of(searched: Searched, model: str, learning_rate: float) -> dict[str, Any]:
+    values = {"model": model, "learning_rate": learning_rate}
+    (row,) = (row for row in searched.found["trials"] if row["config"] == values)
+    return row
+
+
+def test_a_score_is_the_mean_over_all_folds_after_each_epoch(searched: Searched) -> None:
+    row = row_of(searched, ORDINARY, 0.002)
+    results = json.loads((Path(row["model_dir"]) / "fold_results.json").read_text())
+    accuracies = [[epoch["val_accuracy"] for epoch in fold["history"]] for fold in results]
+    expected = [
+        sum(max(fold[:epoch]) for fold in accuracies) / len(accuracies)
+        for epoch in range(1, max(map(len, accuracies)) + 1)
+    ]
+    assert row["history"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_trial_that_fails_says_why_and_stops_no_other(searched: Searched) -> None:
+    failed = [row for row in searched.found["trials"] if row["status"] == "failed"]
+    assert [row["error"] for row in failed] == [
+        "fold 4: epoch 3: RuntimeError: sensor unplugged"
+    ] * 2
+    assert all(row["mean_accuracy"] is None for row in failed)
+    for row in failed:
+        assert f"trial {row['trial']} failed: {row['error']}\n" in searched.done.stdout
+
+
+def test_the_table_names_the_best_and_how_far_to_trust_it(searched: Searched) -> None:
+    best = searched.found["best"]
+    complete = [row for row in searched.found["trials"] if row["status"] == "complete"]
+    assert best["mean_accuracy"] == max(row["mean_accuracy"] for row in complete)
+    output = searched.done.stdout
+    assert f"Best: trial {best['trial']}, {best['mean_accuracy']:.4f} (+/- " in output
+    assert "and so optimistic; --nested measures the search on folds it has not seen" in output
+    assert f"page: {searched.model_dir / 'report.html'}\n" in output
+    assert "<html" in (searched.model_dir / "report.html").read_text()
+
+
+def test_the_best_runs_by_the_command_that_is_given(searched: Searched) -> None:
+    best = searched.found["best"]
+    given = best["command"].split()
+    assert given[:3] == ["python", "-m", "raykfold.run"]
+    done = subprocess.run(
+        [sys.executable, *given[1:]], capture_output=True, text=True, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    assert "complete already, skipped: folds 1, 3, 4; nothing is left to train" in done.stdout
+    mean = f"Average Best Validation Accuracy: {best['mean_accuracy']:.4f}"
+    assert mean in done.stdout
+    values = tomllib.loads(Path(best["config_file"]).read_text())
+    assert values["learning_rate"] == best["config"]["learning_rate"]
+    assert "search" not in values
+
+
+def test_each_trial_is_a_group_on_wandb(searched: Searched) -> None:
+    groups = {}
+    for row in searched.found["trials"]:
+        logged = newest(Path(row["model_dir"]))
+        (groups[row["trial"]],) = {each.run["run_group"] for each in logged.values()}
+        rate = next(iter(logged.values())).run["config"]
+        assert str(row["config"]["learning_rate"]) in json.dumps(rate)
+    assert groups == {number: f"sounds-trial-{number}" for number in (1, 2, 3, 4)}
+
+
+# --- what is wrong is said before anything starts ------------------------------------------------
+
+
+def test_a_search_is_not_gone_on_with_as_another(searched: Searched, tmp_path: Path) -> None:
+    before = (searched.model_dir / "search.json").read_bytes()
+    same = ("--scheduler", "none")
+    fewer = refused(searched.config, *same, "--trials", "2")
+    assert fewer.startswith("--trials 2: the search has begun 4 already; want at least that")
+    epochs = refused(searched.config, *same, "--epochs", "7")
+    assert "is taken by a search with epochs 6, and this one has 7" in epochs
+    assert "a search with scheduler none, and this one has asha" in refused(searched.config)
+    other = tmp_path / "search.toml"
+    other.write_text(searched.config.read_text().replace("0.002]", "0.003]"))
+    assert "the [search] table is another" in refused(other, *same)
+    assert (searched.model_dir / "search.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("module", ["run", "status", "report"])
+def test_other_commands_know_a_search_from_a_run(searched: Searched, module: str) -> None:
+    where = ["--demo", "--run_name", "sounds", "--model_dir"] if module == "run" else []
+    done = subprocess.run(
+        [sys.executable, "-m", f"raykfold.{module}", *where, str(searched.model_dir)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 2
+    said = "is taken by a search" if module == "run" else "is a search"
+    assert said in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("space", "arguments", "line"),
+    [
+        ("model = {choice = ['networks:Missing']}", (), "--model networks:Missing: cannot be"),
+        ("model.dropout = {uniform = [0.5, 1.5]}", (), "dropout"),
+        ("model.depth = {choice = [1, 2]}", (), "unexpected keyword argument 'depth'"),
+        ("learning_rate = {grid = [0.1, 0.2]}", ("--sampler", "optuna"), "learning_rate is a grid"),
+        (
+            "batch_size = {qlograndint = [8, 64, 8]}",
+            ("--sampler", "optuna"),
+            "want lograndint there",
+        ),
+    ],
+)
+def test_a_space_that_cannot_be_searched_is_refused(
+    space: str, arguments: tuple[str, ...], line: str, data_dir: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path, BASE, space, data_dir=data_dir, model_dir=tmp_path / "out")
+    assert line in refused(config, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nested_wants_folds_to_search_on(tmp_path: Path) -> None:
+    features, labels, folds = small_arrays(40)
+    write_feature_set(tmp_path / "two", features, labels, folds % 2, CLASSES, {})
+    space = "learning_rate = {choice = [0.1]}"
+    places = {"data_dir": tmp_path / "two", "model_dir": tmp_path / "out"}
+    config = write_config(tmp_path, BASE.replace("folds =", "#"), space, **places)
+    assert refused(config, "--nested") == (
+        "--nested true: the data has two folds; want three or more"
+    )
+
+
+# --- kills, and going on -------------------------------------------------------------------------
+
+
+def test_a_killed_search_goes_on_with_what_its_trials_have(
+    data_dir: Path, tmp_path: Path, hub: HubServer
+) -> None:
+    """With more trials than before. The winner goes to the Hub."""
+    model_dir = tmp_path / "out"
+    model, rates = "networks:Unhurried", [0.002, 0.005]
+    space = f"model = {{choice = ['{model}']}}\nlearning_rate = {{grid = {rates}}}"
+    text = BASE.replace("epochs = 6", "epochs = 2")
+    config = write_config(tmp_path, text, space, data_dir=data_dir, model_dir=model_dir)
+    arguments = ("--scheduler", "none", "--concurrent_trials", "1")
+    killed = start(config, "--trials", "1", *arguments)
+    try:
+        read_until(killed, r"^trial 1  epoch 1/")
+    finally:
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+    sent = ("--hf_model_repo_id", "tester/best", "--hub_interval", "0.5")
+    done = run(config, "--trials", "2", *arguments, *sent)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^trial 1 goes on, after epoch \d", done.stdout, re.MULTILINE)
+    assert re.search(r"^trial 1: fold 4: resumes after epoch \d", done.stdout, re.MULTILINE)
+    assert "trial 2 begins: " in done.stdout
+    found = found_in(model_dir)
+    assert [row["status"] for row in found["trials"]] == ["complete"] * 2
+    assert found["sessions"] == 2
+    for row in found["trials"]:
+        rate = row["config"]["learning_rate"]
+        where = Path(row["model_dir"])
+        assert_as_without_ray(
+            where, data_dir, folds=[1, 3, 4], epochs=2, patience=1, learning_rate=rate
+        )
+    (repository,) = hub.repositories
+    winner = Path(found["best"]["model_dir"])
+    for name in ("model_fold_3_best.safetensors", "summary.json"):
+        assert repository.files[name] == (winner / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", ["asha", "median", "none"])
+def test_what_is_over_is_not_trained_again(scheduler: str, data_dir: Path, tmp_path: Path) -> None:
+    """Whatever the scheduler was told before the kill: it is told again, and nothing is undone."""
+    model_dir = tmp_path / "out"
+    space = "learning_rate = {loguniform = [1e-5, 1e-1]}"
+    config = write_config(tmp_path, BASE, space, data_dir=data_dir, model_dir=model_dir)
+    arguments = ("--trials", "8", "--scheduler", scheduler)
+    killed = start(config, *arguments)
+    try:
+        read_until(killed, r"^trial \d complete")
+        read_until(killed, r"^trial \d begins")
+        read_until(killed, r"^trial \d  epoch 1/")
+    finally:
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+    before = {row["trial"]: row for row in found_in(model_dir)["trials"]}
+    over = {n: row for n, row in before.items() if row["status"] in ("complete", "stopped")}
+    first = {number: weights_of(model_dir / f"trials/{number}") for number in over}
+    done = run(config, *arguments)
+    assert done.returncode == 0, done.stderr
+    after = {row["trial"]: row for row in found_in(model_dir)["trials"]}
+    assert len(after) == 8 and over
+    for number, row in before.items():
+        told = row["history"]
+        assert after[number]["history"][: len(told)] == told
+    for number, row in over.items():
+        assert after[number] == row
+        assert weights_of(model_dir / f"trials/{number}") == first[number]
+
+
+def weights_of(folder: Path) -> dict[Path, int]:
+    """When each was written."""
+    return {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_search_and_says_how_to_go_on(data_dir: Path, tmp_path: Path) -> None:
+    space = "learning_rate = {loguniform = [1e-4, 1e-2]}"
+    config = write_config(tmp_path, BASE, space, data_dir=data_dir, model_dir=tmp_path / "out")
+    stopped = start(config, "--trials", "3")
+    read_until(stopped, r"^trial \d  epoch 1/")
+    stopped.send_signal(signal.SIGINT)
+    output, _ = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130
+    last = output.rstrip("\n").splitlines()[-1]
+    assert last.startswith("stopped; to go on: python -m raykfold.search ")
+    assert str(config) in last and "--trials 3" in last
+    assert "Traceback" not in output
+    assert "Last result" not in output  # Ray Tune's own word
+
+
+# --- which trials go on --------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [(), ("--sampler", "optuna"), ("--scheduler", "median")])
+def test_poor_trials_are_stopped_before_their_end(
+    arguments: tuple[str, ...], data_dir: Path, tmp_path: Path
+) -> None:
+    """Rates of which half train nothing; one of the others comes to its end, and is the best."""
+    space = "learning_rate = {loguniform = [1e-7, 1e-1]}"
+    text = BASE.replace("patience = 1", "patience = 9").replace("epochs = 6", "epochs = 9")
+    config = write_config(tmp_path, text, space, data_dir=data_dir, model_dir=tmp_path / "out")
+    done = run(config, "--trials", "8", *arguments)
+    assert done.returncode == 0, done.stderr
+    found = found_in(tmp_path / "out")
+    statuses = [row["status"] for row in found["trials"]]
+    assert len(statuses) == 8 and set(statuses) == {"complete", "stopped"}
+    assert found["epochs_run"] == sum(row["epochs_run"] for row in found["trials"])
+    assert found["epochs_run"] < found["epochs_of_all"] == 8 * 3 * 9
+    stopped = [row for row in found["trials"] if row["status"] == "stopped"]
+    assert all(0 < row["rounds"] < 9 for row in stopped)
+    assert found["best"]["mean_accuracy"] > max(row["mean_accuracy"] for row in stopped)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1300)  # up to 600 epochs, and half as many again
+def test_a_search_is_no_worse_than_the_full_grid_for_half_its_epochs(tmp_path: Path) -> None:
+    """Twelve learning rates on the built-in data."""
+    rates = np.geomspace(1e-4, 1e-1, 12).tolist()
+    text = "demo = true\nepochs = 10\nmodel_dir = '{model_dir}'\n"
+    found = {}
+    for scheduler in ("none", "asha"):
+        places = {"model_dir": tmp_path / scheduler}
+        config = write_config(tmp_path, text, f"learning_rate = {{grid = {rates}}}", **places)
+        done = run(config, "--scheduler", scheduler, timeout=800)
+        assert done.returncode == 0, done.stderr
+        found[scheduler] = found_in(tmp_path / scheduler)
+        assert len(found[scheduler]["trials"]) == 12
+    full, search = found["none"], found["asha"]
+    assert full["epochs_run"] <= full["epochs_of_all"] == 12 * 5 * 10
+    assert search["best"]["mean_accuracy"] >= full["best"]["mean_accuracy"]
+    assert search["epochs_run"] <= full["epochs_run"] / 2
+
+
+@pytest.mark.slow
+def test_nested_measures_each_winner_on_the_fold_that_it_has_not_seen(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    space = "learning_rate = {grid = [1e-6, 0.005]}"
+    places = {"data_dir": data_dir, "model_dir": tmp_path / "out"}
+    config = write_config(tmp_path, BASE, space, **places)
+    done = run(config, "--scheduler", "none", "--nested")
+    assert done.returncode == 0, done.stderr
+    found = found_in(tmp_path / "out")
+    assert [row["fold"] for row in found["nested"]["folds"]] == [1, 3, 4]
+    data = read_feature_set(data_dir)
+    for row in found["nested"]["folds"]:
+        fold = row["fold"]
+        within = found_in(tmp_path / f"out/outer_{fold}")
+        assert within["folds"] == [each for each in (1, 2, 3, 4, 5) if each != fold]
+        assert row["config"] == within["best"]["config"] == {"learning_rate": 0.005}
+        assert row["inner_mean_accuracy"] == within["best"]["mean_accuracy"]
+        (fit,) = (tmp_path / f"out/outer_{fold}/fits").iterdir()
+        assert_as_without_ray(fit, data_dir, folds=[fold], epochs=6, patience=1, inner=True)
+        summary = json.loads((fit / "summary.json").read_text())
+        assert row["outer_accuracy"] == summary["folds"][0]["chosen_val_accuracy"]
+        index = np.load(fit / "oof_predictions.npz")["index"]
+        assert set(data.folds[index].tolist()) == {fold}
+        trained_on = within["trials"][0]["model_dir"]
+        rows = json.loads((Path(trained_on) / "summary.json").read_text())["folds"]
+        assert all(each["n_train"] + each["n_val"] == 192 for each in rows)
+    accuracies = [row["outer_accuracy"] for row in found["nested"]["folds"]]
+    assert found["nested"]["mean_accuracy"] == pytest.approx(np.mean(accuracies))
+    assert found["nested"]["std_accuracy"] == pytest.approx(np.std(accuracies))
+    mean, std = found["nested"]["mean_accuracy"], found["nested"]["std_accuracy"]
+    assert f"Nested: {mean:.4f} (+/- {std:.4f}) over 3 outer folds" in done.stdout
+    for fold in (1, 3, 4):  # of a fit that is measured nothing is kept to go on with
+        (left,) = (tmp_path / "out/ray").rglob(f"*-outer_{fold}/fits/*")
+        assert not (left / "shares").exists() and (left / "folds").exists()
+    again = run(config, "--scheduler", "none", "--nested")
+    assert again.returncode == 0 and "begins" not in again.stdout
+    assert found_in(tmp_path / "out")["nested"] == found["nested"]
