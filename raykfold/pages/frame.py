@@ -37,7 +37,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
-        loader=FunctionLoader(lambda name: (package_files("raykfold") / name).read_text("utf-8")),
+        loader=FunctionLoader(lambda name: (package_files(__package__) / name).read_text("utf-8")),
     )
     return environment.get_template(template).render(
         values, light=LIGHT, dark=DARK, variables=_variables
