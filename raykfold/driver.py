@@ -6,25 +6,23 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raykfold.config.command import uncollected
 from raykfold.config.credentials import Credentials, taken_out_of
-from raykfold.config.model_spec import Blueprint
 from raykfold.config.run_config import RunConfig
 from raykfold.data.demo import demo_feature_set
 from raykfold.data.feature_set import FeatureSet, files_that_are_read, read_feature_set
 from raykfold.data.leakage import Leakage, find_leakage
 from raykfold.distributed.deal import WorkerSize
 from raykfold.distributed.session import ray_session
-from raykfold.errors import BadInput, StorageError
-from raykfold.files.atomic import write_file
-from raykfold.files.remote import Place, RemotePath, fetched
+from raykfold.errors import BadInput
+from raykfold.files.remote import RemotePath, fetched
 from raykfold.files.scratch import scratch_dir
-from raykfold.models import DEFAULT_MODEL, check_model
+from raykfold.models import check_model
 from raykfold.observers import Audience, Observer
 from raykfold.outputs.hub_mirror import fetch_missing, mirror
 from raykfold.outputs.model_dir import Artifacts
@@ -40,27 +38,14 @@ from raykfold.state.record import (
     created,
     identity,
     locked,
-    recorded,
     set_aside,
 )
-from raykfold.training.fold import Precision
 from raykfold.training.results import Summary
 
 if TYPE_CHECKING:
     from raykfold.distributed.dealer import Dealer
 
 _log = logging.getLogger(__name__)
-
-# Ray Train reads these; a value that the user has set stays.
-_TRAIN_SETTINGS = {
-    # Its controller takes one report away per interval; two seconds by default.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
-    # A share is dealt to a slot that is free: if it is taken meanwhile, look for another soon.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
-    # An actor for each Train run, to hear of nodes that are about to be taken away: the driver
-    # looks for all of them.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-}
 
 
 def cross_validate(
@@ -362,27 +347,28 @@ def dealing(config: RunConfig, data: FeatureSet, observer: Observer) -> Iterator
     Raises:
         BadInput: Ray has not what the flags ask for.
     """
-    for name, value in _TRAIN_SETTINGS.items():
-        os.environ.setdefault(name, value)
     with ray_session(
         config.address,
         local_cpus=config.local_cpus,
         verbose=config.verbose,
         meanwhile=_import_dealer,
     ) as own_instance:
-        from raykfold.distributed.dealer import Dealer  # imports Ray, which the session has set up
+        # These import Ray, which the session has set up.
+        from raykfold.distributed.dealer import Dealer
+        from raykfold.distributed.preflight import check_slots, storage_marker, worker_size
 
         _log.info("connected to Ray")
-        size = _worker_size(config, own_instance)
-        if own_instance:
-            _check_slots(config, size)
-        with (
-            _seen_by_all_nodes(config, size, own_instance) as marker,
-            closing(
-                Dealer(config, data, observer, size=size, marker=marker, own_instance=own_instance)
-            ) as dealer,
-        ):
-            yield dealer
+        size = worker_size(config, own_instance)
+        marker = None  # nodes need not be asked where there is one machine only
+        with ExitStack() as stack:
+            if own_instance:
+                check_slots(config, size)
+            else:
+                marker = stack.enter_context(storage_marker(config, size))
+            dealer = Dealer(
+                config, data, observer, size=size, marker=marker, own_instance=own_instance
+            )
+            yield stack.enter_context(closing(dealer))
 
 
 def set_to_work(ledger: Ledger, data: FeatureSet, dealer: Dealer, *, rank: int = 0) -> None:
@@ -413,90 +399,14 @@ def identity_there(config: RunConfig, data: FeatureSet, size: WorkerSize) -> dic
     Args:
         size: of its workers.
     """
+    from raykfold.distributed.preflight import precision
+
     device = "gpu" if size.gpus else f"cpu x{size.cpus}"
-    return identity(config, data.fingerprint, device, _precision(config, size))
+    return identity(config, data.fingerprint, device, precision(config, size))
 
 
 def _import_dealer() -> None:
     """Three quarters of a second, for Ray Train; Ray itself must have been set up and imported."""
     with uncollected():
-        import raykfold.distributed.dealer  # noqa: F401
-
-
-@contextmanager
-def _seen_by_all_nodes(
-    config: RunConfig, size: WorkerSize, own_instance: bool
-) -> Iterator[Place | None]:
-    """Leave a file on storage for workers to see; None where there is one machine only.
-
-    Raises:
-        BadInput: there are nodes that do not see it.
-    """
-    if own_instance:
-        yield None
-        return
-    from raykfold.distributed.nodes import blind_nodes
-
-    marker = config.run_dir.marker(os.urandom(8).hex())
-    try:
-        write_file(marker, b"")
-        blind = blind_nodes(marker, size)
-        if blind:
-            want = (
-                "a store that every node reaches, and credentials for it there"
-                if isinstance(marker, RemotePath)
-                else "a folder that all nodes share, or a URI like s3://bucket/folder"
-            )
-            raise BadInput(
-                f"--storage_path {config.storage_path}: is not seen by "
-                f"{' and '.join(node.address for node in blind)}; want {want}"
-            )
-        yield marker
-    finally:
-        with suppress(OSError, StorageError):  # swept later
-            marker.unlink(missing_ok=True)
-
-
-def _worker_size(config: RunConfig, own_instance: bool) -> WorkerSize:
-    from raykfold.distributed.nodes import most_gpus
-
-    has_gpu = most_gpus() >= 1
-    if config.use_gpu and own_instance and not has_gpu:  # in a cluster, one may still come
-        raise BadInput("--use_gpu true: Ray has no GPU here; want false or auto")
-    if config.use_gpu is None:
-        # Of a cluster that is only coming up again, the nodes with GPUs may not be there yet.
-        before = recorded(config, "device")
-        use_gpu = has_gpu if own_instance or before is None else before == "gpu"
-    else:
-        use_gpu = config.use_gpu
-    return WorkerSize(cpus=config.cpus_per_worker, gpus=int(use_gpu))
-
-
-def _precision(config: RunConfig, size: WorkerSize) -> Precision:
-    """What `--precision` stands for; a run that was begun keeps its own."""
-    from raykfold.distributed.nodes import gpus_have_bf16
-
-    chosen = config.precision
-    if chosen == "auto":
-        # An own network may have parts that bf16 is not made for.
-        own = Blueprint.read(config.model).name == DEFAULT_MODEL
-        fit = own and size.gpus and gpus_have_bf16()
-        chosen = recorded(config, "precision") or ("bf16" if fit else "fp32")
-    return "bf16" if chosen == "bf16" else "fp32"
-
-
-def _check_slots(config: RunConfig, size: WorkerSize) -> None:
-    """An instance of our own never grows; on a cluster what is missing may still come."""
-    from raykfold.distributed.nodes import free_slots
-
-    there = free_slots(size)
-    if there == 0:
-        raise BadInput(
-            f"--cpus_per_worker {size.cpus}: the local Ray instance has no room for a worker of "
-            f"{size}; want fewer, or more --local_cpus"
-        )
-    if config.num_workers is not None and config.num_workers > there:
-        raise BadInput(
-            f"--num_workers {config.num_workers}: the local Ray instance has {there} "
-            f"slot{'s' * (there != 1)} of {size}; want at most that, or more --local_cpus"
-        )
+        import raykfold.distributed.dealer
+        import raykfold.distributed.preflight  # noqa: F401

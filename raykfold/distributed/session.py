@@ -18,12 +18,19 @@ from raykfold.errors import BadInput
 from raykfold.files.scratch import scratch_dir
 
 # Ray reads these when it is imported or started; a value that the user has set stays.
-_QUIET = {
+_SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a FutureWarning for every worker
     # Else a thread that is late, and calls Ray after its end, starts another.
     "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",  # gauges that nobody scrapes
+    # Ray Train's controller takes one report away per interval; two seconds by default.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    # A share is dealt to a slot that is free: if it is taken meanwhile, look for another soon.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    # An actor for each Train run, to hear of nodes that are about to be taken away: the driver
+    # looks for all of them.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 # The raylet connects to its object store, which it has just started; if that is not there yet, it
 # tries again a second later. As long in all, and sooner.
@@ -68,7 +75,7 @@ def ray_session(
     Raises:
         BadInput: there is no cluster at `address`, or it refuses this process's token.
     """
-    for name, value in _QUIET.items():
+    for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray  # takes a second, and reads the environment
 

@@ -1,0 +1,100 @@
+"""Checks and choices once Ray is connected: worker size, slots, storage, precision."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from raykfold.config.model_spec import Blueprint
+from raykfold.config.run_config import RunConfig
+from raykfold.distributed.deal import WorkerSize
+from raykfold.distributed.nodes import blind_nodes, free_slots, gpus_have_bf16, most_gpus
+from raykfold.errors import BadInput, StorageError
+from raykfold.files.atomic import write_file
+from raykfold.files.remote import Place, RemotePath
+from raykfold.models import DEFAULT_MODEL
+from raykfold.state.record import recorded
+from raykfold.training.fold import Precision
+
+
+def worker_size(config: RunConfig, own_instance: bool) -> WorkerSize:
+    """Return what each worker takes of a node, as the flags and the cluster's GPUs decide.
+
+    Args:
+        own_instance: Ray was started by this process, and never grows.
+
+    Raises:
+        BadInput: --use_gpu is true, and an instance of our own has no GPU.
+    """
+    has_gpu = most_gpus() >= 1
+    if config.use_gpu and own_instance and not has_gpu:  # in a cluster, one may still come
+        raise BadInput("--use_gpu true: Ray has no GPU here; want false or auto")
+    if config.use_gpu is None:
+        # Of a cluster that is only coming up again, the nodes with GPUs may not be there yet.
+        before = recorded(config, "device")
+        use_gpu = has_gpu if own_instance or before is None else before == "gpu"
+    else:
+        use_gpu = config.use_gpu
+    return WorkerSize(cpus=config.cpus_per_worker, gpus=int(use_gpu))
+
+
+def check_slots(config: RunConfig, size: WorkerSize) -> None:
+    """Check that an instance of our own has room for the workers that the flags ask for.
+
+    A cluster need not be checked: what it lacks may still come.
+
+    Raises:
+        BadInput: there is no slot, or fewer than --num_workers.
+    """
+    there = free_slots(size)
+    if there == 0:
+        raise BadInput(
+            f"--cpus_per_worker {size.cpus}: the local Ray instance has no room for a worker of "
+            f"{size}; want fewer, or more --local_cpus"
+        )
+    if config.num_workers is not None and config.num_workers > there:
+        raise BadInput(
+            f"--num_workers {config.num_workers}: the local Ray instance has {there} "
+            f"slot{'s' * (there != 1)} of {size}; want at most that, or more --local_cpus"
+        )
+
+
+@contextmanager
+def storage_marker(config: RunConfig, size: WorkerSize) -> Iterator[Place]:
+    """Yield a file on the run's storage that every node with a slot sees; delete it at the end.
+
+    Workers look for it too: those of nodes that join later.
+
+    Raises:
+        BadInput: some nodes do not see it.
+    """
+    marker = config.run_dir.marker(os.urandom(8).hex())
+    try:
+        write_file(marker, b"")
+        blind = blind_nodes(marker, size)
+        if blind:
+            want = (
+                "a store that every node reaches, and credentials for it there"
+                if isinstance(marker, RemotePath)
+                else "a folder that all nodes share, or a URI like s3://bucket/folder"
+            )
+            raise BadInput(
+                f"--storage_path {config.storage_path}: is not seen by "
+                f"{' and '.join(node.address for node in blind)}; want {want}"
+            )
+        yield marker
+    finally:
+        with suppress(OSError, StorageError):  # a later run sweeps it
+            marker.unlink(missing_ok=True)
+
+
+def precision(config: RunConfig, size: WorkerSize) -> Precision:
+    """Return what `--precision` stands for; a run that was begun keeps its own."""
+    chosen = config.precision
+    if chosen == "auto":
+        # bf16 may not suit every part of a network of the user's own.
+        default = Blueprint.read(config.model).name == DEFAULT_MODEL
+        suited = default and size.gpus and gpus_have_bf16()
+        chosen = recorded(config, "precision") or ("bf16" if suited else "fp32")
+    return "bf16" if chosen == "bf16" else "fp32"
