@@ -29,7 +29,6 @@ from raykfold.files.atomic import (
 from raykfold.files.paths import MANIFEST, RUN_RECORD, RunDir, fold_name, is_output
 from raykfold.files.remote import Place, RemotePath, reason
 from raykfold.state.lease import Held, leased
-from raykfold.tuning.space import SearchConfig
 
 _AnyPath = TypeVar("_AnyPath", Path, RemotePath)
 
@@ -68,32 +67,6 @@ def identity(
     return known | {name: value for name, value in later.items() if value is not None}
 
 
-def search_identity(
-    config: SearchConfig,
-    fingerprint: str,
-    device: str | None = None,
-    precision: str | None = None,
-) -> dict[str, Any]:
-    """What two searches must have in common for one to be the continuation of the other.
-
-    The number of trials is no part of it.
-
-    Args:
-        fingerprint, device, precision: as of `identity`.
-    """
-    known = identity(config, fingerprint, device, precision)
-    searched = config.space.domains
-    return {name: value for name, value in known.items() if name not in searched} | {
-        "space": config.space.to_json(),
-        "epochs": config.epochs,
-        "folds": "all" if config.folds is None else list(config.folds),
-        "sampler": config.sampler,
-        "scheduler": config.scheduler,
-        "grace_period": config.grace_epochs,
-        "reduction_factor": config.reduction_factor,
-    }
-
-
 def check_identity(config: RunConfig, current: Mapping[str, Any]) -> None:
     """Refuse to go on with a run that was another one.
 
@@ -120,7 +93,8 @@ def check_identity(config: RunConfig, current: Mapping[str, Any]) -> None:
         for name, value in current.items():
             before = record["identity"].get(name, _FORMERLY.get(name))
             if before is not None and before != value:
-                raise BadInput(_another_run(config, name, before, value))
+                kind = "search" if "space" in current else "run"
+                raise BadInput(_another_run(config, kind, name, before, value))
         for name in ("epochs", "repeats"):
             before, now = record["config"].get(name, 1), getattr(config, name)
             if before > now:
@@ -137,9 +111,8 @@ def _records_of_outputs(config: RunConfig) -> list[Place]:
     return [*there, config.outputs.run_record]
 
 
-def _another_run(config: RunConfig, name: str, before: Any, value: Any) -> str:
+def _another_run(config: RunConfig, kind: str, name: str, before: Any, value: Any) -> str:
     hint = f" ({_IDENTITY_HINTS[name]})" if name in _IDENTITY_HINTS else ""
-    kind = "search" if isinstance(config, SearchConfig) else "run"
     earlier, this = _short(before), _short(value)
     both = f"{name} {earlier}, and this one has {this}" if earlier != this else f"another {name}"
     return (

@@ -34,7 +34,7 @@ from raykfold.files.scratch import scratch_dir
 from raykfold.models import check_model
 from raykfold.observers import Audience, Voice, counted
 from raykfold.state.ledger import Ledger
-from raykfold.state.record import check_identity, created, search_identity, write_record
+from raykfold.state.record import check_identity, created, write_record
 from raykfold.tuning.findings import Findings, OuterFold
 from raykfold.tuning.journal import (
     Journal,
@@ -45,7 +45,7 @@ from raykfold.tuning.journal import (
     values_text,
 )
 from raykfold.tuning.runner import Bridge, concurrent_trials
-from raykfold.tuning.space import SearchConfig
+from raykfold.tuning.space import SearchConfig, search_identity
 
 if TYPE_CHECKING:
     from raykfold.distributed.dealer import Dealer

@@ -39,6 +39,7 @@ from raykfold.config.run_config import (
 from raykfold.errors import BadInput
 from raykfold.files.paths import absolute, outer_name
 from raykfold.files.remote import Place
+from raykfold.state.record import identity
 
 _SEARCHED = (
     "epochs",
@@ -290,6 +291,30 @@ class SearchConfig(RunConfig):
 
     def to_json(self) -> dict[str, Any]:
         return {**super().to_json(), "space": self.space.to_json()}
+
+
+def search_identity(
+    config: SearchConfig,
+    fingerprint: str,
+    device: str | None = None,
+    precision: str | None = None,
+) -> dict[str, Any]:
+    """The fields that must be equal for a search to be resumed; the number of trials is not one.
+
+    Args:
+        fingerprint, device, precision: as in `raykfold.state.record.identity`.
+    """
+    known = identity(config, fingerprint, device, precision)
+    searched = config.space.domains
+    return {name: value for name, value in known.items() if name not in searched} | {
+        "space": config.space.to_json(),
+        "epochs": config.epochs,
+        "folds": "all" if config.folds is None else list(config.folds),
+        "sampler": config.sampler,
+        "scheduler": config.scheduler,
+        "grace_period": config.grace_epochs,
+        "reduction_factor": config.reduction_factor,
+    }
 
 
 def parse_search(argv: Sequence[str], environ: Mapping[str, str]) -> SearchConfig:
