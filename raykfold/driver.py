@@ -22,7 +22,6 @@ from raykfold.distributed.session import ray_session
 from raykfold.errors import BadInput
 from raykfold.files.remote import RemotePath, fetched
 from raykfold.files.scratch import scratch_dir
-from raykfold.models import check_model
 from raykfold.observers import Audience, Observer
 from raykfold.outputs.hub_mirror import fetch_missing, mirror
 from raykfold.outputs.model_dir import Artifacts
@@ -40,6 +39,7 @@ from raykfold.state.record import (
     locked,
     set_aside,
 )
+from raykfold.training.network import check_model
 from raykfold.training.results import Summary
 
 if TYPE_CHECKING:

@@ -1,18 +1,13 @@
-"""The built-in network, and how a network is named and built."""
+"""The built-in network."""
 
 from __future__ import annotations
 
-import importlib
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from raykfold.config.model_spec import Blueprint
-from raykfold.errors import BadInput
 from raykfold.training.fusion import encoded
-
-DEFAULT_MODEL = "raykfold.models:AudioCNN"
 
 
 class EncoderBlock(nn.Module):
@@ -99,75 +94,3 @@ class AudioCNN(nn.Module):
         x = torch.relu(self.conv1d(x.mean(dim=3)))  # (B, channels, n_mels / 8) along frequency
         x = torch.relu(self.fc1(x.flatten(1)))
         return cast(Tensor, self.fc2(self.dropout(x)))
-
-
-def model_class(spec: str) -> type[nn.Module]:
-    """The class that a blueprint's name, ``module:Class``, stands for.
-
-    Raises:
-        BadInput: it cannot be imported, or is no `nn.Module` class.
-    """
-    module_name, _, class_name = spec.partition(":")
-    if not module_name or not class_name:
-        raise BadInput(f"--model {spec!r}: want module:Class, as in {DEFAULT_MODEL}")
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except Exception as error:  # a user's module can raise anything while it is imported
-        raise BadInput(
-            f"--model {spec}: cannot be imported ({type(error).__name__}: {error}); "
-            "the module must be on the Python path"
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise BadInput(f"--model {spec}: is no torch.nn.Module class")
-    return found
-
-
-def build_model(spec: str, n_mels: int, num_classes: int, target_len: int) -> nn.Module:
-    """The network named by `spec`, with initial weights from torch's current random state.
-
-    Args:
-        spec: ``module:Class``, called with ``(n_mels, num_classes, target_len)`` and the keyword
-            arguments that it has in parentheses (`raykfold.config.model_spec`).
-
-    Raises:
-        BadInput: the class cannot be imported or constructed for this input.
-    """
-    try:
-        blueprint = Blueprint.read(spec)
-    except ValueError as error:
-        raise BadInput(f"--model {spec}: {error}") from None
-    cls = model_class(blueprint.name)
-    try:
-        return cls(n_mels, num_classes, target_len, **blueprint.arguments)
-    except Exception as error:
-        raise BadInput(
-            f"--model {spec}: cannot be built for {n_mels} mel bands, {num_classes} classes, "
-            f"{target_len} frames ({type(error).__name__}: {error})"
-        ) from error
-
-
-def check_model(spec: str, n_mels: int, num_classes: int, target_len: int) -> int:
-    """Build the network once, send two samples through it, and count its parameters.
-
-    Leaves torch's random state as it was.
-
-    Raises:
-        BadInput: it cannot be built, fails on such input, or returns another shape than
-            (2, num_classes).
-    """
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        model = build_model(spec, n_mels, num_classes, target_len).eval()
-        try:
-            output = model(torch.zeros(2, n_mels, target_len))
-        except Exception as error:
-            raise BadInput(
-                f"--model {spec}: fails on input (2, {n_mels}, {target_len}) "
-                f"({type(error).__name__}: {error})"
-            ) from error
-    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if shape != (2, num_classes):
-        raise BadInput(
-            f"--model {spec}: returned {shape} for input (2, {n_mels}, {target_len}); "
-            f"want logits of shape (2, {num_classes})"
-        )
-    return sum(parameter.numel() for parameter in model.parameters())

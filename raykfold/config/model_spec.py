@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+DEFAULT_MODEL = "raykfold.models:AudioCNN"
+
 Argument: TypeAlias = str | bool | int | float
 
 _GIVEN = ("n_mels", "num_classes", "target_len")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from raykfold.config.command import Parser, add_flag
-from raykfold.config.model_spec import Blueprint
+from raykfold.config.model_spec import DEFAULT_MODEL, Blueprint
 from raykfold.errors import BadInput
 from raykfold.files.paths import ModelDir, RunDir, absolute, seed_name, whole, working_copy
 from raykfold.files.remote import Place, RemotePath, place, without_password
@@ -163,7 +163,7 @@ class RunConfig:
     seed: int = option(0, integer, _not_negative)
     """Seed of initial weights, order of samples and dropout."""
 
-    model: str = option("raykfold.models:AudioCNN", _text)
+    model: str = option(DEFAULT_MODEL, _text)
     """The network, `module:Class`, called with (n_mels, num_classes, target_len) and what is in
     parentheses behind it, as in raykfold.models:AudioCNN(dropout=0.3, width=16)."""
 

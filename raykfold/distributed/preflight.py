@@ -6,14 +6,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from raykfold.config.model_spec import Blueprint
+from raykfold.config.model_spec import DEFAULT_MODEL, Blueprint
 from raykfold.config.run_config import RunConfig
 from raykfold.distributed.deal import WorkerSize
 from raykfold.distributed.nodes import blind_nodes, free_slots, gpus_have_bf16, most_gpus
 from raykfold.errors import BadInput, StorageError
 from raykfold.files.atomic import write_file
 from raykfold.files.remote import Place, RemotePath
-from raykfold.models import DEFAULT_MODEL
 from raykfold.state.record import recorded
 from raykfold.training.fold import Precision
 

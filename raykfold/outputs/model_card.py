@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from raykfold.config.model_spec import Blueprint
-from raykfold.models import DEFAULT_MODEL
+from raykfold.config.model_spec import DEFAULT_MODEL, Blueprint
 from raykfold.observers import counted, plus_minus
 from raykfold.training.results import kept_epochs, kept_estimate
 

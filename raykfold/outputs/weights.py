@@ -23,14 +23,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from raykfold.config.model_spec import Blueprint
+from raykfold.config.model_spec import DEFAULT_MODEL, Blueprint
 from raykfold.data.log_mel import FeatureParameters
 from raykfold.errors import BadData, BadInput, one_line
 from raykfold.files.paths import ModelDir, fold_of_best_weights
 from raykfold.files.remote import Place, RemotePath, fetched, place, without_password
 from raykfold.files.scratch import scratch_dir
-from raykfold.models import DEFAULT_MODEL, AudioCNN, build_model
+from raykfold.models import AudioCNN
 from raykfold.outputs.hub_client import ModelRepository, Refused, Unavailable
+from raykfold.training.network import build_model
 
 _BATCH = 64
 _HUB = "hf://"

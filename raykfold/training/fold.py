@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from raykfold.data.feature_set import Split
 from raykfold.errors import FoldError, NonFiniteLoss
-from raykfold.models import build_model
+from raykfold.training.network import build_model
 from raykfold.training.random_streams import RandomStreams
 from raykfold.training.results import EpochMetrics, Histogram, kept_of
 from raykfold.training.steps import RecordedStep, Recorder, Step, cuda_graphs, no_recordings

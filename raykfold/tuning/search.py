@@ -31,10 +31,10 @@ from raykfold.driver import (
 )
 from raykfold.errors import BadInput, RaykfoldError, one_line
 from raykfold.files.scratch import scratch_dir
-from raykfold.models import check_model
 from raykfold.observers import Audience, Voice, counted
 from raykfold.state.ledger import Ledger
 from raykfold.state.record import check_identity, created, write_record
+from raykfold.training.network import check_model
 from raykfold.tuning.findings import Findings, OuterFold
 from raykfold.tuning.journal import (
     Journal,

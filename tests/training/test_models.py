@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from raykfold.config.model_spec import DEFAULT_MODEL
 from raykfold.errors import BadInput
-from raykfold.models import DEFAULT_MODEL, AudioCNN, build_model, check_model
+from raykfold.models import AudioCNN
+from raykfold.training.network import build_model, check_model
 
 NAMES = {
     "encoder1.conv",
