@@ -17,8 +17,8 @@ import numpy as np
 from raykfold.config.command import Parser, add_flag, exit_code
 from raykfold.errors import BadInput
 from raykfold.files.remote import without_password
-from raykfold.observers import counted, mean_text
 from raykfold.state.archive import Archive, open_outputs
+from raykfold.text import counted, mean_text
 from raykfold.training.results import kept_epochs, rows_of_seeds
 from raykfold.training.statistics import (
     ROUNDING,

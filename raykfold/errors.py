@@ -52,9 +52,3 @@ class RunStopped(KeyboardInterrupt):
     """
 
     exit_code = 130
-
-
-def one_line(about: object, longest: int | None = 200) -> str:
-    """Text from a file or a library, made fit for one line of a terminal."""
-    text = " ".join(str(about).split()) or type(about).__name__
-    return "".join(mark if mark.isprintable() else "?" for mark in text)[:longest]

@@ -16,10 +16,11 @@ import numpy as np
 
 from raykfold.config.command import Parser, add_flag, exit_code
 from raykfold.data.log_mel import log_mel_of_file, require_audio
-from raykfold.errors import BadData, BadInput, one_line
+from raykfold.errors import BadData, BadInput
 from raykfold.files.paths import whole
 from raykfold.files.remote import Place, place, without_password
 from raykfold.outputs.weights import FoldModel, load_fold, load_folds
+from raykfold.text import one_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:

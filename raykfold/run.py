@@ -40,7 +40,8 @@ def _run(config: RunConfig) -> int:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
     with uncollected():
         from raykfold.driver import cross_validate
-        from raykfold.observers import console, duration
+        from raykfold.outputs.console import console
+        from raykfold.text import duration
 
     summary = cross_validate(config, observers=[console()])
     where = f" on node {platform.node()}" if in_submitted_job(os.environ) else ""

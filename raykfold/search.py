@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 from raykfold.config.command import exit_code, uncollected
 from raykfold.files.remote import RemotePath, leave
-from raykfold.observers import duration, mean_text
 from raykfold.run import PARTIAL, take_signals
+from raykfold.text import duration, mean_text
 from raykfold.tuning.journal import Score, SearchObserver, Trial, values_text
 from raykfold.tuning.space import SearchConfig, parse_search
 

@@ -46,11 +46,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, TextIO
 
 from raykfold.config.command import Parser, add_flag, exit_code
-from raykfold.errors import RaykfoldError, one_line
-from raykfold.observers import counted, duration, mean_text
+from raykfold.errors import RaykfoldError
 from raykfold.state.archive import Archive, Known, open_run
 from raykfold.state.heartbeat import Beat, read_pulse
 from raykfold.state.lease import is_dead
+from raykfold.text import counted, duration, mean_text, one_line
 from raykfold.training.results import FoldResult, kept_epochs, kept_estimate, rows_of_seeds
 
 Status = Literal["waiting", "running", "stopped", "complete", "failed"]

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from raykfold.errors import BadInput, RaykfoldError, RunStopped, one_line
+from raykfold.errors import BadInput, RaykfoldError, RunStopped
+from raykfold.text import one_line
 
 
 class Parser(argparse.ArgumentParser):

@@ -27,7 +27,8 @@ import numpy.typing as npt
 import torch
 
 from raykfold.data.pickles import SAVE_AS_NPY, kind_of, read_pickle
-from raykfold.errors import BadData, BadInput, StorageError, one_line
+from raykfold.errors import BadData, BadInput, StorageError
+from raykfold.text import one_line
 
 Array = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]

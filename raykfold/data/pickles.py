@@ -13,7 +13,8 @@ from typing import IO, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from raykfold.errors import BadData, one_line
+from raykfold.errors import BadData
+from raykfold.text import one_line
 
 Array = npt.NDArray[Any]
 

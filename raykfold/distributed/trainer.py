@@ -29,8 +29,8 @@ from raykfold.config.environment import worker_runtime_env
 from raykfold.distributed.deal import WorkerSize
 from raykfold.distributed.ray_private import OneWorker, ShareCallback, ShareController, slot_name
 from raykfold.distributed.worker import ShareTask, run_share
-from raykfold.errors import one_line
 from raykfold.files.remote import Place, for_ray
+from raykfold.text import one_line
 from raykfold.training.fold import OF_THE_PROCESS
 
 # Ray Train starts an actor for each of these, three seconds of CPU apiece. Features come through

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
-from raykfold.errors import BadInput, StorageError, one_line
+from raykfold.errors import BadInput, StorageError
+from raykfold.text import one_line
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSelector, FileSystem

@@ -23,7 +23,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
-from raykfold.errors import one_line
+from raykfold.text import one_line
 
 # The client itself waits for ever for a reply. A second for each step of a large upload is plenty;
 # a minute is for a Hub that is busy.

@@ -26,11 +26,11 @@ from raykfold.config.command import Parser, add_flag, exit_code
 from raykfold.config.credentials import taken_out_of
 from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FILE_NAMES, missing_arrays
-from raykfold.errors import BadData, BadInput, one_line
+from raykfold.errors import BadData, BadInput
 from raykfold.files.atomic import link_file, write_file
 from raykfold.files.paths import ModelDir, absolute, is_weights
 from raykfold.files.scratch import scratch_dir
-from raykfold.observers import Observer, RunStart, duration
+from raykfold.observers import Observer, RunStart
 from raykfold.outputs.hub_client import (
     ModelRepository,
     Refused,
@@ -39,6 +39,7 @@ from raykfold.outputs.hub_client import (
     fetch_dataset,
 )
 from raykfold.outputs.model_card import model_card
+from raykfold.text import duration, one_line
 from raykfold.training.results import EpochMetrics, FoldResult, Summary
 
 CARD = "README.md"

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from raykfold.config.model_spec import DEFAULT_MODEL, Blueprint
-from raykfold.observers import counted, plus_minus
+from raykfold.text import counted, plus_minus
 from raykfold.training.results import kept_epochs, kept_estimate
 
 # Of the run's configuration, what decides results.

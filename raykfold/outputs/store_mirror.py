@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from raykfold.errors import StorageError, one_line
+from raykfold.errors import StorageError
 from raykfold.files.atomic import remove_tree
 from raykfold.files.paths import ModelDir
 from raykfold.files.remote import RemotePath, reason
-from raykfold.observers import Observer, RunStart, duration
+from raykfold.observers import Observer, RunStart
+from raykfold.text import duration, one_line
 from raykfold.training.results import EpochMetrics, FoldResult, Summary
 
 WAIT_SECONDS = 600.0  # at the end, for what has still to go

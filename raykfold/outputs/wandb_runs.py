@@ -22,9 +22,9 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from raykfold.errors import one_line
 from raykfold.files.paths import ModelDir
 from raykfold.observers import Observer, RunStart
+from raykfold.text import one_line
 from raykfold.training.results import EpochMetrics, FoldResult, Histogram, Summary
 from raykfold.training.statistics import mean, population_std
 

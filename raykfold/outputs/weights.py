@@ -25,12 +25,13 @@ from torch import Tensor, nn
 
 from raykfold.config.model_spec import DEFAULT_MODEL, Blueprint
 from raykfold.data.log_mel import FeatureParameters
-from raykfold.errors import BadData, BadInput, one_line
+from raykfold.errors import BadData, BadInput
 from raykfold.files.paths import ModelDir, fold_of_best_weights
 from raykfold.files.remote import Place, RemotePath, fetched, place, without_password
 from raykfold.files.scratch import scratch_dir
 from raykfold.models import AudioCNN
 from raykfold.outputs.hub_client import ModelRepository, Refused, Unavailable
+from raykfold.text import one_line
 from raykfold.training.network import build_model
 
 _BATCH = 64

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from raykfold.errors import one_line
+from raykfold.text import one_line
 from raykfold.training.statistics import ClassMetrics
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raykfold.errors import one_line
 from raykfold.files.atomic import write_file
 from raykfold.files.paths import ModelDir
+from raykfold.text import one_line
 
 if TYPE_CHECKING:
     from raykfold.pages.figures import Picture

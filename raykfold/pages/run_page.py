@@ -24,11 +24,11 @@ import numpy as np
 
 from raykfold.config.command import Parser, add_flag, exit_code
 from raykfold.config.run_config import RunConfig
-from raykfold.errors import BadInput, RaykfoldError, StorageError, one_line
+from raykfold.errors import BadInput, RaykfoldError, StorageError
 from raykfold.files.atomic import write_file
 from raykfold.files.paths import ModelDir, absolute
 from raykfold.files.remote import Place, RemotePath
-from raykfold.observers import Observer, counted, duration, named, plus_minus
+from raykfold.observers import Observer
 from raykfold.outputs.model_dir import OutOfFold
 from raykfold.pages.frame import (
     NOTHING,
@@ -45,6 +45,7 @@ from raykfold.state.archive import Archive, open_outputs
 from raykfold.state.heartbeat import Beat, read_pulse
 from raykfold.state.lease import is_dead
 from raykfold.state.record import read_index
+from raykfold.text import counted, duration, named, one_line, plus_minus
 from raykfold.training.results import FoldResult, Summary, kept_epochs, rows_of_seeds
 from raykfold.training.statistics import ClassMetrics
 

@@ -13,10 +13,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from raykfold.errors import one_line
 from raykfold.files.paths import ModelDir
-from raykfold.observers import counted, duration, plus_minus
 from raykfold.pages.frame import NOTHING, between, capital, figure, four, render, times, write_page
+from raykfold.text import counted, duration, one_line, plus_minus
 from raykfold.training.statistics import ROUNDING
 
 if TYPE_CHECKING:

@@ -15,11 +15,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from raykfold.errors import BadInput, StorageError, one_line
+from raykfold.errors import BadInput, StorageError
 from raykfold.files.atomic import Damaged, read_folder
 from raykfold.files.paths import HISTORY, RUN_RECORD, ModelDir, RunDir, whole
 from raykfold.files.remote import Place, RemotePath, place, reason, without_password
 from raykfold.state.record import read_index
+from raykfold.text import one_line
 from raykfold.training.results import FoldResult
 
 if TYPE_CHECKING:

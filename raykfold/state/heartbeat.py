@@ -19,12 +19,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from raykfold.errors import StorageError, one_line
+from raykfold.errors import StorageError
 from raykfold.files.atomic import write_json
 from raykfold.files.paths import RunDir
 from raykfold.files.remote import Place, RemotePath
-from raykfold.observers import Observer, RunStart, named
+from raykfold.observers import Observer, RunStart
 from raykfold.state.lease import machine
+from raykfold.text import named, one_line
 from raykfold.training.results import EpochMetrics, FoldResult, Summary
 
 PAUSE_SECONDS = 2.0  # from one beat to the next, at least, however much happens

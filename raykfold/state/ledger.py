@@ -12,7 +12,7 @@ from raykfold.data.feature_set import FeatureSet, Split
 from raykfold.files.atomic import remove_tree
 from raykfold.files.paths import fold_name
 from raykfold.files.remote import Place, same_store
-from raykfold.observers import Observer, RunStart, named
+from raykfold.observers import Observer, RunStart
 from raykfold.outputs.model_dir import out_of_fold, write_results
 from raykfold.state.checkpoint import FinishedFold, load_finished_fold, load_result
 from raykfold.state.deaths import Death, verdict
@@ -26,6 +26,7 @@ from raykfold.state.record import (
     versions,
     write_record,
 )
+from raykfold.text import named
 from raykfold.training.fold import Precision
 from raykfold.training.results import EpochMetrics, FoldResult, Repeats, Round, Summary
 

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from raykfold.config.run_config import RunConfig
 from raykfold.files.atomic import write_file, write_json
 from raykfold.files.remote import RemotePath
-from raykfold.observers import counted, mean_text
 from raykfold.pages.search_page import write_overview
 from raykfold.state.record import versions
+from raykfold.text import counted, mean_text
 from raykfold.training.results import kept_epochs
 from raykfold.training.statistics import Estimate
 from raykfold.tuning.journal import Trial, best_of_trials, ranked, value_text, values_text

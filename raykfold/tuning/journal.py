@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from raykfold.errors import BadInput, one_line
+from raykfold.errors import BadInput
 from raykfold.files.atomic import write_json
 from raykfold.files.remote import Place
 from raykfold.observers import Observer, RunStart
+from raykfold.text import one_line
 from raykfold.training.results import EpochMetrics, FoldResult, kept_of
 from raykfold.training.statistics import mean_accuracy, population_std
 

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from raykfold.config.run_config import RunConfig
 from raykfold.driver import Given, claimed_part, open_ledger, set_to_work
-from raykfold.errors import BadInput, one_line
+from raykfold.errors import BadInput
 from raykfold.observers import Audience, Voice
 from raykfold.state.ledger import Ledger
+from raykfold.text import one_line
 from raykfold.training.network import check_model
 from raykfold.tuning.journal import Journal, Score, ScoreKeeper, SearchObserver, TrialStatus
 from raykfold.tuning.space import SearchConfig

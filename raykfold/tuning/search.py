@@ -29,11 +29,12 @@ from raykfold.driver import (
     set_to_work,
     train_given,
 )
-from raykfold.errors import BadInput, RaykfoldError, one_line
+from raykfold.errors import BadInput, RaykfoldError
 from raykfold.files.scratch import scratch_dir
-from raykfold.observers import Audience, Voice, counted
+from raykfold.observers import Audience, Voice
 from raykfold.state.ledger import Ledger
 from raykfold.state.record import check_identity, created, write_record
+from raykfold.text import counted, one_line
 from raykfold.training.network import check_model
 from raykfold.tuning.findings import Findings, OuterFold
 from raykfold.tuning.journal import (

@@ -13,16 +13,10 @@ from dataclasses import replace
 import pytest
 
 from raykfold.errors import StorageError
-from raykfold.observers import (
-    Audience,
-    LineProgress,
-    LiveProgress,
-    Observer,
-    RunStart,
-    console,
-    duration,
-    summary_lines,
-)
+from raykfold.observers import Audience, Observer, RunStart
+from raykfold.outputs.console import LineProgress, LiveProgress, console
+from raykfold.pages.summary_text import summary_lines
+from raykfold.text import duration
 from raykfold.training.results import EpochMetrics, FoldResult, OutOfFoldMetrics, Repeats, Summary
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -1,0 +1,219 @@
+"""The console: a live line for each fold on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TextIO
+
+from raykfold.observers import Observer, RunStart
+from raykfold.pages.summary_text import SPARKS, fold_line, summary_lines
+from raykfold.text import duration
+from raykfold.training.results import EpochMetrics, FoldResult, Summary
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
+
+
+def console(stream: TextIO | None = None) -> Observer:
+    """Progress for people: a live line a fold on a terminal, plain lines elsewhere."""
+    stream = stream or sys.stdout
+    return LiveProgress(stream) if stream.isatty() else LineProgress(stream)
+
+
+class LineProgress(Observer):
+    """One plain line for each epoch of each fold, without control characters.
+
+    Args:
+        stream: where they go.
+        repeat: what the lines of a repeat begin with.
+    """
+
+    def __init__(self, stream: TextIO, repeat: str = "") -> None:
+        self._stream = stream
+        self._repeat = repeat
+        self._epochs = 0
+
+    def run_started(self, start: RunStart) -> None:
+        self._epochs = start.epochs
+        left = [str(fold) for fold in start.folds if fold not in start.finished]
+        if not left:
+            return
+        self._print(
+            f"run {start.run_name}: training folds {', '.join(left)}, "
+            f"at most {start.epochs} epochs each"
+        )
+
+    def epoch_committed(self, fold: int, metrics: EpochMetrics) -> None:
+        self._print(
+            f"fold {fold}  epoch {metrics.epoch + 1}/{self._epochs}  "
+            f"{_losses(metrics)}  {metrics.seconds:.1f}s"
+        )
+
+    def fold_finished(self, result: FoldResult) -> None:
+        self._print(fold_line(result))
+
+    def noticed(self, text: str) -> None:
+        self._print(text)
+
+    def run_finished(self, summary: Summary) -> None:
+        if not self._repeat:  # the run's own lines are on its repeats, too
+            for line in ("", *summary_lines(summary, sparks=_shows_sparks(self._stream))):
+                self._print(line)
+
+    def of_repeat(self, seed: int) -> LineProgress:
+        return LineProgress(self._stream, repeat=f"seed {seed}  ")
+
+    def _print(self, text: str) -> None:
+        print(f"{self._repeat}{text}", file=self._stream, flush=True)
+
+
+class LiveProgress(Observer):
+    """A line for each fold that changes in place, and the time that is left.
+
+    Args:
+        stream: a terminal.
+        repeat: what the lines of a repeat begin with.
+        display: that of the run, which its repeats are shown on.
+    """
+
+    def __init__(self, stream: TextIO, repeat: str = "", display: _Display | None = None) -> None:
+        self._stream = stream
+        self._repeat = repeat
+        self._display = display or _Display(stream)
+        self._start: RunStart | None = None
+        self._newest: dict[int, EpochMetrics] = {}
+        self._over: dict[int, FoldResult] = {}
+
+    def run_started(self, start: RunStart) -> None:
+        if len(start.finished) == len(start.folds):
+            return
+        self._start = start
+        self._newest = {fold: rows[-1] for fold, rows in start.histories.items() if rows}
+        self._over = dict(start.finished)
+        self._display.add(self)
+
+    def epoch_committed(self, fold: int, metrics: EpochMetrics) -> None:
+        self._newest[fold] = metrics
+        self._display.epochs_seen += 1
+        self._display.refresh()
+
+    def fold_finished(self, result: FoldResult) -> None:
+        self._over[result.fold] = result
+        self._display.refresh()
+
+    def noticed(self, text: str) -> None:
+        self._display.print(f"{self._repeat}{text}")
+
+    def run_finished(self, summary: Summary) -> None:
+        if not self._repeat:
+            self.close()
+            for line in ("", *summary_lines(summary, sparks=_shows_sparks(self._stream))):
+                self._display.print(line)
+
+    def of_repeat(self, seed: int) -> LiveProgress:
+        return LiveProgress(self._stream, f"seed {seed}  ", self._display)
+
+    def close(self) -> None:
+        if not self._repeat:
+            self._display.close()
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Of each fold its name, and how far it is."""
+        assert self._start is not None
+        for fold in self._start.folds:
+            yield f"{self._repeat}fold {fold}", self._state(fold)
+
+    def epochs_left(self) -> int:
+        """At most."""
+        assert self._start is not None
+        return sum(
+            self._start.epochs - (self._newest[fold].epoch + 1 if fold in self._newest else 0)
+            for fold in self._start.folds
+            if fold not in self._over
+        )
+
+    def _state(self, fold: int) -> str:
+        assert self._start is not None
+        if fold in self._over:
+            return fold_line(self._over[fold]).partition(": ")[2]
+        if fold not in self._newest:
+            return "waiting"
+        metrics = self._newest[fold]
+        epoch = f"epoch {metrics.epoch + 1}/{self._start.epochs}"
+        return f"{epoch}  {_losses(metrics)}  {metrics.seconds:.1f}s"
+
+
+class _Display:
+    """What a terminal shows of a run and its repeats, from the first that trains to the end."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.epochs_seen = 0
+        self._stream = stream
+        self._live: Live | None = None
+        self._runs: list[LiveProgress] = []
+        self._began = time.monotonic()
+
+    def add(self, run: LiveProgress) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._runs.append(run)
+        if self._live is None:
+            self._began = time.monotonic()
+            console = Console(file=self._stream, highlight=False)
+            self._live = Live(self._table(), console=console, refresh_per_second=4)
+            self._live.start()
+        self.refresh()
+
+    def refresh(self) -> None:
+        if self._live is not None:
+            self._live.update(self._table())
+
+    def print(self, text: str) -> None:
+        if self._live is not None:
+            self._live.console.print(text, markup=False)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        if self._live is not None:
+            self.refresh()
+            self._live.stop()
+            self._live = None
+
+    def _table(self) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 2))
+        for run in self._runs:
+            for name, state in run.rows():
+                table.add_row(name, Text(state))
+        table.add_row("", Text(self._time_left()))
+        return table
+
+    def _time_left(self) -> str:
+        if not self.epochs_seen:
+            return "starting"
+        left = sum(run.epochs_left() for run in self._runs)
+        seconds = (time.monotonic() - self._began) / self.epochs_seen * left
+        return f"about {duration(seconds)} to go" if left else "putting the folds together"
+
+
+def _shows_sparks(stream: TextIO) -> bool:
+    try:
+        SPARKS.encode(getattr(stream, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def _losses(metrics: EpochMetrics) -> str:
+    inner = "" if metrics.inner_accuracy is None else f"  inner_acc {metrics.inner_accuracy:.4f}"
+    return (
+        f"loss {metrics.loss:.4f}  acc {metrics.accuracy:.4f}  "
+        f"val_loss {metrics.val_loss:.4f}  val_acc {metrics.val_accuracy:.4f}{inner}"
+    )
