@@ -17,7 +17,7 @@ from raykfold.files.paths import ModelDir
 from raykfold.text import one_line
 
 if TYPE_CHECKING:
-    from raykfold.pages.figures import Picture
+    from raykfold.pages.drawing import Picture
 
 NOTHING = "-"
 
@@ -31,7 +31,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
     """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    from raykfold.pages.figures import DARK, LIGHT
+    from raykfold.pages.drawing import DARK, LIGHT
 
     environment = Environment(
         autoescape=True,

@@ -51,7 +51,8 @@ from raykfold.training.statistics import ClassMetrics
 
 if TYPE_CHECKING:
     from raykfold.data.feature_set import FeatureSet
-    from raykfold.pages.figures import Curve, FoldAccuracy, Picture
+    from raykfold.pages.drawing import Picture
+    from raykfold.pages.run_figures import Curve, FoldAccuracy
 
 MOST_MISTAKES = 12
 _TEMPLATE = "run_page.html.j2"
@@ -243,7 +244,7 @@ class _Run:
         return self.predictions.metrics(dict(zip(labels, self.names, strict=True))).classes
 
     def learnt(self) -> list[Curve]:
-        from raykfold.pages.figures import Curve
+        from raykfold.pages.run_figures import Curve
 
         return [
             Curve(
@@ -257,30 +258,30 @@ class _Run:
         ]
 
     def curves(self) -> Picture | None:
-        from raykfold.pages import figures
+        from raykfold.pages import run_figures
 
-        return figures.curves(self.learnt()) if self.learnt() else None
+        return run_figures.curves(self.learnt()) if self.learnt() else None
 
     def fold_picture(self) -> Picture | None:
-        from raykfold.pages import figures
+        from raykfold.pages import run_figures
 
         accuracies = [_accuracies(row) for row in self.rows]
         if all(each.best is None for each in accuracies):
             return None
         known = [getattr(each, self.headline) for each in accuracies]
         mean = _mean(known) if len(known) > 1 else None
-        return figures.folds(accuracies, mean, f"{self.headline} epoch{self.of_seed}")
+        return run_figures.folds(accuracies, mean, f"{self.headline} epoch{self.of_seed}")
 
     def class_picture(self) -> Picture | None:
-        from raykfold.pages import figures
+        from raykfold.pages import run_figures
 
         shown = [each for each in self.scores if each.support or each.precision is not None]
-        return figures.classes(shown) if shown else None
+        return run_figures.classes(shown) if shown else None
 
     def confusion(self) -> Picture | None:
-        from raykfold.pages import figures
+        from raykfold.pages import run_figures
 
-        return None if self.matrix is None else figures.confusion(self.matrix, self.names)
+        return None if self.matrix is None else run_figures.confusion(self.matrix, self.names)
 
 
 def _row_so_far(fold: int, result: FoldResult | None, state: Row) -> Row:
@@ -312,7 +313,7 @@ def _with_seconds(row: Row, result: FoldResult | None) -> Row:
 
 
 def _accuracies(row: Row) -> FoldAccuracy:
-    from raykfold.pages.figures import FoldAccuracy
+    from raykfold.pages.run_figures import FoldAccuracy
 
     names = ("best_val_accuracy", "last_val_accuracy", "chosen_val_accuracy")
     return FoldAccuracy(row["fold"], *(row.get(name) for name in names))
@@ -596,7 +597,7 @@ def _repeats(run: _Run) -> dict[str, Any] | None:
 
 
 def _pictures(run: _Run) -> Iterator[dict[str, Any]]:
-    from raykfold.pages import figures
+    from raykfold.pages import run_figures
 
     learnt = run.learnt()
     if learnt:
@@ -604,7 +605,7 @@ def _pictures(run: _Run) -> Iterator[dict[str, Any]]:
         dot = " The dot is the epoch whose weights are kept." if _few(learnt) else ""
         for what in ("accuracy", "loss"):
             label = f"Validation {what} after each epoch, of each fold and on average"
-            yield figure(figures.curve(learnt, what), label, f"{caption}{dot}")
+            yield figure(run_figures.curve(learnt, what), label, f"{caption}{dot}")
     if picture := run.confusion():
         caption = (
             f"Which class was taken for which, {_samples(run)}: a row for each true class, a "
@@ -634,7 +635,7 @@ def _fold_picture(run: _Run) -> dict[str, Any] | None:
 
 
 def _few(learnt: Sequence[Curve]) -> bool:
-    from raykfold.pages.figures import FOLD_COLOURS
+    from raykfold.pages.drawing import FOLD_COLOURS
 
     return len(learnt) <= FOLD_COLOURS
 
@@ -702,7 +703,7 @@ def _mistakes(run: _Run, data: FeatureSet | None) -> dict[str, Any] | None:
 
 
 def _spectrogram(data: FeatureSet, index: int) -> str:
-    from raykfold.pages.figures import spectrogram
+    from raykfold.pages.run_figures import spectrogram
 
     return base64.b64encode(spectrogram(data.features[index])).decode("ascii")
 

@@ -19,7 +19,8 @@ from raykfold.text import counted, duration, one_line, plus_minus
 from raykfold.training.statistics import ROUNDING
 
 if TYPE_CHECKING:
-    from raykfold.pages.figures import Dimension, Picture, Trial
+    from raykfold.pages.drawing import Picture
+    from raykfold.pages.search_figures import Dimension, Trial
 
 MOST_FOLDS_SHOWN = 10
 _MOST_ERRORS = 12
@@ -43,12 +44,12 @@ def overview(search: Mapping[str, Any]) -> str:
 
 def search_plots(search: Mapping[str, Any]) -> dict[str, bytes]:
     """Name → PNG, of what there is to draw: ``parallel``, ``history``."""
-    from raykfold.pages import figures
+    from raykfold.pages import search_figures
 
     found = _Search(search)
     drawn = [found.parallel()]
     if found.has_accuracies:
-        drawn.append(figures.history(found.drawn))
+        drawn.append(search_figures.history(found.drawn))
     return {picture.name: picture.png() for picture in drawn if picture is not None}
 
 
@@ -133,7 +134,7 @@ class _Search:
 
     @cached_property
     def drawn(self) -> list[Trial]:
-        from raykfold.pages.figures import Trial
+        from raykfold.pages.search_figures import Trial
 
         return [
             Trial(
@@ -152,11 +153,11 @@ class _Search:
         return [_dimension(name, domain) for name, domain in self.content["space"].items()]
 
     def parallel(self) -> Picture | None:
-        from raykfold.pages import figures
+        from raykfold.pages import search_figures
 
         if not self.has_accuracies or not self.dimensions:
             return None
-        return figures.parallel(self.dimensions, self.drawn)
+        return search_figures.parallel(self.dimensions, self.drawn)
 
 
 def _mean(trial: Row) -> float | None:
@@ -165,7 +166,7 @@ def _mean(trial: Row) -> float | None:
 
 
 def _dimension(name: str, domain: Any) -> Dimension:
-    from raykfold.pages.figures import Dimension
+    from raykfold.pages.search_figures import Dimension
 
     kind, values = _kind_and_values(domain)
     if kind in ("choice", "grid"):
@@ -522,20 +523,20 @@ def _left_out(search: _Search) -> str:
 
 
 def _pictures(search: _Search) -> Iterator[dict[str, Any]]:
-    from raykfold.pages import figures
+    from raykfold.pages import search_figures
 
     if not search.has_accuracies:
         return
     caption = "Each trial's accuracy, in the order in which they began; the line is the best so far"
     yield figure(
-        figures.progress(search.drawn),
+        search_figures.progress(search.drawn),
         "Accuracy of each trial and the best so far",
         f"{caption} of those that are complete.",
     )
     if any(trial.history for trial in search.drawn):
         stopped = ", and the dot is where one was stopped" if search.counts["stopped"] else ""
         yield figure(
-            figures.learning(search.drawn),
+            search_figures.learning(search.drawn),
             "Accuracy of each trial after each epoch",
             f"The mean over the folds after each epoch, coloured by where it led{stopped}.",
         )
@@ -590,7 +591,8 @@ def _name(parameter: str) -> str:
 
 
 def _text(value: Any, digits: int = 3, longest: int = _LONGEST_VALUE) -> str:
-    from raykfold.pages.figures import as_text, cut
+    from raykfold.pages.drawing import cut
+    from raykfold.pages.search_figures import as_text
 
     return cut(as_text(value, digits), longest)
 

@@ -27,7 +27,7 @@ from raykfold.files.paths import ModelDir
 from raykfold.observers import RunStart
 from raykfold.outputs import wandb_runs as tracking
 from raykfold.outputs.wandb_runs import Tracker
-from raykfold.pages.figures import Curve, curves
+from raykfold.pages.run_figures import Curve, curves
 from raykfold.training.results import EpochMetrics, FoldResult, Histogram, OutOfFoldMetrics, Summary
 
 KEY = "0123456789abcdef" * 2 + "fedcba98"

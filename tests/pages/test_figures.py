@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from raykfold.pages import figures
-from raykfold.pages.figures import DARK, LIGHT, Curve, Dimension, FoldAccuracy, Picture, Trial
+from raykfold.pages import run_figures, search_figures
+from raykfold.pages.drawing import DARK, LIGHT, Picture, cut
+from raykfold.pages.run_figures import Curve, FoldAccuracy
+from raykfold.pages.search_figures import Dimension, Trial
 from raykfold.training.statistics import ClassMetrics
 
 NAMES = ("dog", "<script>alert(1)</script>", "$x^2$", "a & b", "雨の音", "جرس", "#010001", 'id="x"')
@@ -69,20 +71,20 @@ def trials(number: int = 12) -> list[Trial]:
 
 
 PICTURES: dict[str, Callable[[], Picture]] = {
-    "curves": lambda: figures.curves(curves()),
-    "accuracy": lambda: figures.curve(curves(), "accuracy"),
-    "loss": lambda: figures.curve(curves(12), "loss"),
-    "folds": lambda: figures.folds(
+    "curves": lambda: run_figures.curves(curves()),
+    "accuracy": lambda: run_figures.curve(curves(), "accuracy"),
+    "loss": lambda: run_figures.curve(curves(12), "loss"),
+    "folds": lambda: run_figures.folds(
         [FoldAccuracy(1, 0.9, 0.8, 0.85), FoldAccuracy(2, 0.7, None), FoldAccuracy(3, None, None)],
         0.8,
         "best epoch",
     ),
-    "classes": lambda: figures.classes(scores()),
-    "confusion": lambda: figures.confusion(matrix(len(NAMES)), NAMES),
-    "parallel": lambda: figures.parallel(DIMENSIONS, trials()),
-    "history": lambda: figures.history(trials()),
-    "progress": lambda: figures.progress(trials()),
-    "learning": lambda: figures.learning(trials()),
+    "classes": lambda: run_figures.classes(scores()),
+    "confusion": lambda: run_figures.confusion(matrix(len(NAMES)), NAMES),
+    "parallel": lambda: search_figures.parallel(DIMENSIONS, trials()),
+    "history": lambda: search_figures.history(trials()),
+    "progress": lambda: search_figures.progress(trials()),
+    "learning": lambda: search_figures.learning(trials()),
 }
 
 
@@ -154,41 +156,41 @@ def test_what_the_user_has_set_in_matplotlib_neither_shows_nor_changes() -> None
 
 def test_pyplot_is_never_imported() -> None:
     script = (
-        "import sys; from raykfold.pages import figures; "
+        "import sys; from raykfold.pages import run_figures; "
         "assert 'matplotlib' not in sys.modules; "
-        "figures.curves([figures.Curve(1, [0.5], [1.0])]).png(); "
+        "run_figures.curves([run_figures.Curve(1, [0.5], [1.0])]).png(); "
         "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_the_mean_is_over_the_folds_that_have_the_epoch() -> None:
-    count, mean, spread = figures.means([[0.2, 0.4, 0.6], [0.4, 0.8], [float("nan"), 0.6]])
+    count, mean, spread = run_figures.means([[0.2, 0.4, 0.6], [0.4, 0.8], [float("nan"), 0.6]])
     assert count.tolist() == [2, 3, 1]
     assert mean == pytest.approx([0.3, 0.6, 0.6])
     assert spread == pytest.approx([0.1, np.std([0.4, 0.8, 0.6]), 0.0])
-    assert [part.size for part in figures.means([])] == [0, 0, 0]
+    assert [part.size for part in run_figures.means([])] == [0, 0, 0]
 
 
 def test_up_to_ten_folds_are_told_apart() -> None:
-    svg = figures.curve(curves(10), "accuracy").svg("")
+    svg = run_figures.curve(curves(10), "accuracy").svg("")
     for position in range(10):
         assert f"var(--fold{position})" in svg
-    assert texts(figures.curve(curves(10), "accuracy")).count("fold 10") == 1
-    many = texts(figures.curve(curves(100), "accuracy"))
+    assert texts(run_figures.curve(curves(10), "accuracy")).count("fold 10") == 1
+    many = texts(run_figures.curve(curves(100), "accuracy"))
     assert "a fold" in many and "fold 1" not in many
 
 
 def test_a_loss_that_is_no_number_is_a_gap() -> None:
     values = [1.0, float("nan"), float("inf"), 0.5]
-    svg = figures.curve([Curve(1, [0.5] * 4, values)], "loss").svg("")
+    svg = run_figures.curve([Curve(1, [0.5] * 4, values)], "loss").svg("")
     assert "nan" not in svg.lower() and "inf" not in svg.lower()
 
 
 @pytest.mark.parametrize("size", [2, 10, 26, 50])
 def test_a_confusion_matrix_has_its_counts(size: int) -> None:
     counts = matrix(size)
-    picture = figures.confusion(counts, [f"class {number}" for number in range(size)])
+    picture = run_figures.confusion(counts, [f"class {number}" for number in range(size)])
     shown = texts(picture)
     wanted = [str(count) for count in counts.flatten() if count]
     assert [text for text in shown if text.isdecimal()] == wanted
@@ -197,13 +199,13 @@ def test_a_confusion_matrix_has_its_counts(size: int) -> None:
 
 def test_a_count_that_does_not_fit_is_left_to_the_colour() -> None:
     counts = np.full((50, 50), 123456)
-    assert "123456" not in texts(figures.confusion(counts, ["x"] * 50))
-    assert "123456" in texts(figures.confusion(counts[:2, :2], ["x"] * 2))
+    assert "123456" not in texts(run_figures.confusion(counts, ["x"] * 50))
+    assert "123456" in texts(run_figures.confusion(counts[:2, :2], ["x"] * 2))
 
 
 def test_a_class_that_was_never_seen_leaves_no_row_of_shares() -> None:
     counts = np.array([[3, 1], [0, 0]])
-    assert "3" in texts(figures.confusion(counts, ["seen", "unseen"]))
+    assert "3" in texts(run_figures.confusion(counts, ["seen", "unseen"]))
 
 
 def test_a_png_is_as_large_as_it_is_drawn() -> None:
@@ -215,17 +217,17 @@ def test_a_png_is_as_large_as_it_is_drawn() -> None:
 def test_low_frequencies_are_at_the_bottom_of_a_spectrogram() -> None:
     feature = np.zeros((8, 4), np.float16)
     feature[0] = 1.0  # the lowest band
-    pixels = imread(io.BytesIO(figures.spectrogram(feature)))[..., :3].sum(axis=2)
+    pixels = imread(io.BytesIO(run_figures.spectrogram(feature)))[..., :3].sum(axis=2)
     assert pixels.shape == (8, 4)
     assert (pixels[-1] > pixels[0]).all()
 
 
 def test_a_spectrogram_is_scaled_by_itself_and_kept_small() -> None:
     feature = np.linspace(0, 1, 128 * 431, dtype=np.float32).reshape(128, 431)
-    small = figures.spectrogram(feature)
-    assert small == figures.spectrogram(feature * 60 - 80)
+    small = run_figures.spectrogram(feature)
+    assert small == run_figures.spectrogram(feature * 60 - 80)
     assert size_of(small) == (144, 64)
-    assert size_of(figures.spectrogram(np.ones((4, 5)))) == (5, 4)  # silence, all alike
+    assert size_of(run_figures.spectrogram(np.ones((4, 5)))) == (5, 4)  # silence, all alike
 
 
 # --- a search --------------------------------------------------------------------------------
@@ -256,12 +258,12 @@ def points(line: str) -> list[tuple[float, float]]:
     ],
 )
 def test_a_value_is_written_as_it_reads_best(value: Any, text: str) -> None:
-    assert figures.as_text(value) == text
+    assert search_figures.as_text(value) == text
 
 
 def test_what_is_cut_keeps_both_its_ends() -> None:
-    assert figures.cut("raykfold.models:AudioCNN", 12) == "raykf…dioCNN"
-    assert figures.cut("AudioCNN", 8) == "AudioCNN"
+    assert cut("raykfold.models:AudioCNN", 12) == "raykf…dioCNN"
+    assert cut("AudioCNN", 8) == "AudioCNN"
 
 
 def test_each_hyper_parameter_has_an_axis_and_its_values() -> None:
@@ -274,7 +276,7 @@ def test_each_hyper_parameter_has_an_axis_and_its_values() -> None:
 
 def test_a_better_trial_has_a_colour_further_up() -> None:
     plain = [Trial(each, {"x": 0.5}, "complete", each / 10) for each in range(1, 8)]
-    svg = figures.parallel([Dimension("x", [0.0, 1.0])], plain).svg("")
+    svg = search_figures.parallel([Dimension("x", [0.0, 1.0])], plain).svg("")
     lines = re.findall(r"stroke: var\(--scale(\d)\)", svg)
     assert lines[:7] == list("0123456")
 
@@ -282,7 +284,7 @@ def test_a_better_trial_has_a_colour_further_up() -> None:
 def test_a_trial_that_was_stopped_early_does_not_take_the_colours_of_the_others() -> None:
     found = [Trial(1, {"x": 0.1}, "stopped", 0.1), Trial(2, {"x": 0.2}, "complete", 0.8)]
     found.append(Trial(3, {"x": 0.3}, "complete", 0.9))
-    svg = figures.parallel([Dimension("x", [0.0, 1.0])], found).svg("")
+    svg = search_figures.parallel([Dimension("x", [0.0, 1.0])], found).svg("")
     assert re.findall(r"stroke: var\(--scale(\d)\)", svg)[:3] == ["0", "0", "6"]
 
 
@@ -291,7 +293,9 @@ def test_a_trial_that_has_failed_or_goes_on_ends_before_the_accuracy() -> None:
         """Of its line, in points."""
         config = {"learning_rate": 2e-3, "model.dropout": 0.2}
         whole = Trial(1, config, "complete", 0.5)
-        svg = figures.parallel(DIMENSIONS[:2], [whole, Trial(2, config, status, 0.4)]).svg("")
+        svg = search_figures.parallel(DIMENSIONS[:2], [whole, Trial(2, config, status, 0.4)]).svg(
+            ""
+        )
         lines = [each.get("d", "") for each in ET.fromstring(svg).iter("path")]
         return sorted(points(line)[-1][0] for line in lines if " C " in f" {line} ")[0]
 
@@ -305,7 +309,7 @@ def test_many_hyper_parameters_and_trials_have_room(dimensions: int, number: int
     axes = [Dimension(f"model.some_parameter_{each}", [0, 9]) for each in range(dimensions)]
     config = {each.name: index for index, each in enumerate(axes)}
     found = [Trial(each, config, "complete", each / number) for each in range(1, number + 1)]
-    picture = figures.parallel(axes, found)
+    picture = search_figures.parallel(axes, found)
     assert picture.needs_scrolling == (dimensions > 2)
     assert len(texts(picture)) > 3 * dimensions
     width, _ = size_of(picture.png())
@@ -327,7 +331,7 @@ def test_odd_values_are_drawn_or_left_out(values: Sequence[Any]) -> None:
     for is_choice in (False, True):
         for is_log in (False, True):
             one = Dimension("x", [0.5], is_choice=is_choice, is_log=is_log)
-            picture = figures.parallel([one], found)
+            picture = search_figures.parallel([one], found)
             assert "0.5" in texts(picture)
             assert "nan" not in picture.svg("")
 
@@ -336,7 +340,7 @@ def test_the_best_so_far_is_of_complete_trials() -> None:
     """A stopped trial that was higher for a while, or a failed one, is not it."""
 
     def steps(*found: Trial) -> list[float]:
-        svg = figures.progress(found).svg("")
+        svg = search_figures.progress(found).svg("")
         line = re.findall(r'd="([^"]*)"[^>]*stroke: var\(--ink\)', svg)[0]
         return list(dict.fromkeys(height for _, height in points(line)))
 
@@ -348,4 +352,4 @@ def test_the_best_so_far_is_of_complete_trials() -> None:
 
 def test_a_gap_in_a_history_is_a_gap() -> None:
     found = [Trial(1, {}, "complete", 0.5, [0.1, None, float("nan"), 0.5])]
-    assert "nan" not in figures.learning(found).svg("").lower()
+    assert "nan" not in search_figures.learning(found).svg("").lower()

@@ -768,7 +768,7 @@ def test_a_run_in_training_is_shown(browser: Chromium, tmp_path: Path, data: Fea
 
 
 def test_spectrograms_are_those_of_the_samples(shown: RunConfig, data: FeatureSet) -> None:
-    from raykfold.pages.figures import spectrogram
+    from raykfold.pages.run_figures import spectrogram
 
     page = shown.outputs.report.read_text(encoding="utf-8")
     images = re.findall(r'base64,([^"]+)"', page)
