@@ -1,19 +1,14 @@
-"""``python -m raykfold.report``: a run as a page for people, while it goes on or after.
+"""The page of a run, while it trains or afterwards, from the run's files alone.
 
-    python -m raykfold.report runs/demo
-
-The page is one file that asks nothing of the network; its pictures lie beside it as PNGs. What it
-shows is read from the run's files alone.
+The page is one HTML file that loads nothing from the network; its pictures are PNGs beside it.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import math
 import shlex
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -22,12 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from raykfold.config.command import Parser, add_flag, exit_code
 from raykfold.config.run_config import RunConfig
-from raykfold.errors import BadInput, RaykfoldError, StorageError
-from raykfold.files.atomic import write_file
-from raykfold.files.paths import ModelDir, absolute
-from raykfold.files.remote import Place, RemotePath
+from raykfold.errors import BadInput, RaykfoldError
+from raykfold.files.paths import ModelDir
 from raykfold.observers import Observer
 from raykfold.outputs.model_dir import OutOfFold
 from raykfold.pages.frame import (
@@ -41,7 +33,7 @@ from raykfold.pages.frame import (
     times,
     write_page,
 )
-from raykfold.state.archive import Archive, open_outputs
+from raykfold.state.archive import Archive
 from raykfold.state.heartbeat import Beat, read_pulse
 from raykfold.state.lease import is_dead
 from raykfold.state.record import read_index
@@ -811,132 +803,3 @@ def _from_1(epoch: int | None) -> int | None:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if known and len(known) == len(values) else None
-
-
-# --- the command ---------------------------------------------------------------------------------
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Make the page, print where it is, and return the exit code (see `raykfold.errors`)."""
-    arguments = sys.argv[1:] if argv is None else argv
-    return exit_code(
-        lambda: _make(_parser().parse_args(arguments)), stopped="raykfold: interrupted"
-    )
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m raykfold.report",
-        description="Make the page of a run, at any time while it goes on or after.",
-        epilog="Exit codes: 0 done, 2 bad input, 130 interrupted, 1 anything else.",
-    )
-    parser.add_argument(
-        "run",
-        metavar="RUN_DIR",
-        help="The run's outputs (--model_dir), or its folder on storage; a path or a URI.",
-    )
-    add_flag(
-        parser, "processed_dir", metavar="DIR", help="Folder of the data, if it is not the run's."
-    )
-    add_flag(
-        parser,
-        "output",
-        metavar="FILE",
-        help="Where the page goes, alone [report.html in the model_dir, and PNGs beside it].",
-    )
-    return parser
-
-
-def _make(options: argparse.Namespace) -> int:
-    archive = _opened(options.run)
-    target = None if options.output is None else _target(options.output)
-    outputs = _model_dir(archive) if target is None else None
-    data = _data(archive, options.processed_dir)
-    if archive.summary is None:  # it can have come to its end meanwhile, and made its own page
-        archive = _opened(options.run)
-    try:
-        if outputs is not None:
-            print(write_report(archive, outputs, data))
-        elif target is not None:
-            write_file(target, report(archive, data).encode())
-            print(target)
-    except StorageError as error:
-        wrong = f"--output {target}" if target else f"{options.run}"
-        cause = one_line(error.__cause__ or error)
-        raise BadInput(f"{wrong}: cannot be written ({cause}); want another --output") from None
-    return 0
-
-
-def _target(named: str) -> Path:
-    """The file that is meant, where a link is named.
-
-    Raises:
-        BadInput: something is there that is no file.
-    """
-    target = absolute(named).resolve()
-    if target.exists() and not target.is_file():
-        raise BadInput(f"--output {named}: is no file")
-    return target
-
-
-def _opened(run: str) -> Archive:
-    """With what is damaged named before anything else is said."""
-    archive = open_outputs(run)
-    for part in ("summary", "state", "predictions", "folds"):
-        getattr(archive, part)
-    return archive
-
-
-def _model_dir(archive: Archive) -> ModelDir:
-    """Where the page goes by itself.
-
-    Raises:
-        BadInput: that is out of reach.
-    """
-    if isinstance(archive.place, Path) and archive.place != archive.run_dir.root:
-        return ModelDir(archive.place)
-    where = "is on a store" if isinstance(archive.place, RemotePath) else "holds no outputs"
-    raise BadInput(f"{archive.place}: {where}, where no page can be put; want --output FILE")
-
-
-def _data(archive: Archive, named: str | None) -> FeatureSet | None:
-    """The run's data, for the spectrograms; None, and a line, where it cannot be had.
-
-    Raises:
-        BadInput: what the user has named is not that data.
-    """
-    try:
-        data = _read(archive, named)
-    except RaykfoldError as error:
-        if named is not None:
-            raise
-        what = one_line(str(error).partition(";")[0])
-        print(
-            f"without spectrograms: {what}; --processed_dir DIR names another folder",
-            file=sys.stderr,
-        )
-        return None
-    if data.fingerprint == archive.record["identity"]["data"]:
-        return data
-    if named is not None:
-        raise BadInput(f"--processed_dir {named}: is not the data of this run")
-    print("without spectrograms: the data is not what the run was trained on", file=sys.stderr)
-    return None
-
-
-def _read(archive: Archive, named: str | None) -> FeatureSet:
-    from raykfold.data.demo import demo_feature_set
-    from raykfold.data.feature_set import read_feature_set
-    from raykfold.files.remote import place
-
-    config = archive.record["config"]
-    if named is None and config.get("demo"):
-        return demo_feature_set()
-    folder: Place = place(named or config["processed_dir"])
-    if isinstance(folder, RemotePath):
-        raise BadInput(f"{folder}: is on a store; --processed_dir takes a copy of it here")
-    return read_feature_set(absolute(folder))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -24,7 +24,8 @@ from raykfold.data.leakage import Leakage, Pair, Twins
 from raykfold.files.atomic import write_folder
 from raykfold.observers import Audience, Observer, RunStart
 from raykfold.outputs.model_dir import Artifacts, OutOfFold, out_of_fold, write_results
-from raykfold.pages.run_page import Reporter, main, plots, report, write_report
+from raykfold.pages.run_page import Reporter, plots, report, write_report
+from raykfold.report import main
 from raykfold.state.archive import open_run
 from raykfold.state.checkpoint import FinishedFold
 from raykfold.state.heartbeat import Pulse
@@ -501,7 +502,7 @@ def test_a_link_is_followed_and_what_is_no_file_is_left_alone(
     assert (code, where) == (0, str(real)) and link.is_symlink()
     assert "raykfold" in real.read_text(encoding="utf-8")
     code, _, said = made(capsys, config.model_dir, "--output", os.devnull)
-    assert (code, said) == (2, f"raykfold: --output {os.devnull}: is no file")
+    assert (code, said) == (2, f"raykfold: --output {os.devnull}: is not a file")
 
 
 def test_a_run_whose_driver_has_gone_is_said_to_be_stopped(
@@ -577,7 +578,7 @@ def test_the_folder_on_storage_stands_for_the_run(
     shutil.rmtree(tmp_path / "gone")
     code, _, said = made(capsys, lonely)
     assert code == 2 and said == (
-        f"raykfold: {lonely}: holds no outputs, where no page can be put; want --output FILE"
+        f"raykfold: {lonely}: holds no outputs, so no page fits there; expected --output FILE"
     )
     assert made(capsys, lonely, "--output", tmp_path / "page.html")[0] == 0
     assert "In training" in (tmp_path / "page.html").read_text(encoding="utf-8")
@@ -590,7 +591,7 @@ def test_a_folder_that_takes_no_page_is_named(
     code, _, said = made(capsys, config.model_dir)
     assert code == 2 and said.count("\n") == 1
     assert f"raykfold: {config.model_dir}: cannot be written" in said
-    assert said.endswith("want another --output")
+    assert said.endswith("expected another --output")
 
 
 @pytest.mark.parametrize("name", ["summary.json", "oof_predictions.npz", "fold_results.json"])
