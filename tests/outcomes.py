@@ -142,9 +142,7 @@ def assert_as_without_ray(
     assert [row["fold"] for row in outcome.folds] == list(folds)
     expected = 0
     for fold, history in zip(folds, outcome.histories, strict=True):
-        settings = TrainingSettings(
-            "raykfold.models:AudioCNN", 32, learning_rate, patience=patience, seed=seed
-        )
+        settings = TrainingSettings("raykfold.models:AudioCNN", 32, learning_rate, patience, seed)
         trainer, weights = _trained(data_dir, fold, epochs, settings, inner)
         names = ("loss", "accuracy", "val_loss", "val_accuracy")
         assert history == {n: [getattr(m, n) for m in trainer.history] for n in names}, fold

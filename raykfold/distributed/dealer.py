@@ -368,14 +368,7 @@ class Dealer:
             class_indices=data.class_indices,
             splits={fold: ledger.split(fold) for fold in folds},
             origins=ledger.origins(folds),
-            settings=TrainingSettings(
-                model=config.model,
-                batch_size=config.batch_size,
-                learning_rate=config.learning_rate,
-                patience=config.early_stopping_patience,
-                seed=config.seed,
-                precision=ledger.precision,
-            ),
+            settings=TrainingSettings.of(config, ledger.precision),
             epochs=config.epochs,
             context=WeightsContext(
                 model=config.model,

@@ -9,13 +9,14 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import Split
 from raykfold.errors import FoldError, NonFiniteLoss
 from raykfold.training.network import build_model
@@ -39,25 +40,31 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What decides a fold's result besides data, seed and fold.
+    """Hyper-parameters of training, each named as the option of `RunConfig` that it comes from.
 
     Attributes:
-        model: ``module:Class`` of the network.
-        batch_size: samples in a training batch.
-        learning_rate: Adam's, at the start.
-        patience: epochs without a lower validation loss after which the fold stops.
-        seed: of every random draw.
-        precision: ``fp32``; or ``bf16``, in which PyTorch's autocast does the forward pass of a
-            training step, and what follows from it backward. Weights, the optimiser, the loss and
-            every evaluation are fp32.
+        model: The network, as ``module:Class(name=value, ...)``.
+        batch_size: Samples in a training batch.
+        learning_rate: Adam's initial learning rate.
+        early_stopping_patience: Epochs without a lower validation loss after which the fold stops.
+        seed: Seed of every random draw.
+        precision: ``fp32``; or ``bf16``, which runs the forward pass of training steps, and its
+            gradients, under PyTorch's autocast. Weights, the optimizer, the loss and every
+            evaluation stay in fp32.
     """
 
     model: str
     batch_size: int
     learning_rate: float
-    patience: int
+    early_stopping_patience: int
     seed: int
     precision: Precision = "fp32"
+
+    @classmethod
+    def of(cls, config: RunConfig, precision: Precision) -> TrainingSettings:
+        """Return the settings of a run; `precision` is what its option resolved to."""
+        options = {field.name: getattr(config, field.name) for field in fields(cls)}
+        return cls(**(options | {"precision": precision}))
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,8 @@ class FoldTrainer:
 
     Adam on cross-entropy. After each epoch the learning rate follows the validation loss
     (`ReduceLROnPlateau`), the weights that are kept are those of the highest validation accuracy,
-    and the fold has stopped early once the validation loss has not improved for `patience` epochs.
+    and the fold has stopped early once the validation loss has not improved for
+    `early_stopping_patience` epochs.
     With an inner validation split all three go by that, and the samples that are held out decide
     nothing.
 
@@ -191,7 +199,7 @@ class FoldTrainer:
 
     @property
     def stopped_early(self) -> bool:
-        return self._epochs_without_improvement >= self.settings.patience
+        return self._epochs_without_improvement >= self.settings.early_stopping_patience
 
     @property
     def n_train(self) -> int:

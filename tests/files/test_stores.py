@@ -240,7 +240,7 @@ def test_weights_are_read_from_a_bucket(
     s3: S3Server, small_data: FeatureSet, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = remote(s3.uri("bucket/out"))
-    settings = TrainingSettings("raykfold.models:AudioCNN", 32, 0.003, patience=1, seed=0)
+    settings = TrainingSettings("raykfold.models:AudioCNN", 32, 0.003, 1, 0)
     features = torch.from_numpy(small_data.features)
     labels = torch.from_numpy(small_data.class_indices)
     trainer = FoldTrainer(1, features, labels, small_data.split(1), 4, settings)

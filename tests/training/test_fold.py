@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FeatureSet
 from raykfold.errors import FoldError, NonFiniteLoss
 from raykfold.training.fold import (
@@ -29,7 +30,11 @@ from raykfold.training.fold import (
 from raykfold.training.steps import Recorder, Step
 
 SETTINGS = TrainingSettings(
-    model="raykfold.models:AudioCNN", batch_size=32, learning_rate=0.001, patience=3, seed=0
+    model="raykfold.models:AudioCNN",
+    batch_size=32,
+    learning_rate=0.001,
+    early_stopping_patience=3,
+    seed=0,
 )
 
 
@@ -66,6 +71,12 @@ def assert_same(a: FoldTrainer, b: FoldTrainer) -> None:
     assert a.kept_epoch == b.kept_epoch
     for name, value in a.kept_weights.items():
         assert torch.equal(value, b.kept_weights[name]), name
+
+
+def test_settings_are_the_options_of_the_same_names() -> None:
+    config = RunConfig(demo=True, learning_rate=0.01, early_stopping_patience=4, precision="auto")
+    expected = settings(learning_rate=0.01, early_stopping_patience=4, precision="bf16")
+    assert TrainingSettings.of(config, "bf16") == expected
 
 
 def test_it_learns(small_data: FeatureSet) -> None:
@@ -417,7 +428,7 @@ def test_with_an_inner_split_the_samples_that_are_held_out_decide_nothing(
             class_indices,
             split,
             small_data.num_classes,
-            settings(patience=2, learning_rate=0.005),
+            settings(early_stopping_patience=2, learning_rate=0.005),
         )
         for class_indices in (labels, others)
     ]
@@ -440,7 +451,7 @@ def test_with_an_inner_split_the_samples_that_are_held_out_decide_nothing(
 def test_the_learning_rate_falls_to_a_fifth_after_six_epochs_without_progress(
     small_data: FeatureSet,
 ) -> None:
-    fold = scripted(small_data, [(1.0, 0.1)] * 40, patience=100)
+    fold = scripted(small_data, [(1.0, 0.1)] * 40, early_stopping_patience=100)
     rates = [fold.run_epoch().learning_rate for _ in range(40)]
     assert rates[:7] == [0.001] * 7
     assert rates[7] == pytest.approx(0.0002)
@@ -533,7 +544,11 @@ def no_recording(step: Step, rows: torch.Tensor) -> Step:
 def test_cuda_graphs_give_the_bits_of_steps_as_they_come(
     small_data: FeatureSet, precision: str
 ) -> None:
-    changes: dict[str, Any] = {"batch_size": 20, "learning_rate": 0.1, "patience": 99}
+    changes: dict[str, Any] = {
+        "batch_size": 20,
+        "learning_rate": 0.1,
+        "early_stopping_patience": 99,
+    }
     changes["precision"] = precision
     plain = on_gpu(small_data, recorder=no_recording, **changes)
     fold = on_gpu(small_data, **changes)
