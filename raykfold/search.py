@@ -8,15 +8,10 @@ over the folds at equal epochs; Ray Tune begins trials, and stops poor ones.
 
 from __future__ import annotations
 
-import logging
-import os
-import shlex
-import sys
 from collections.abc import Sequence
 
-from raykfold.config.command import exit_code, uncollected
+from raykfold.config.command import PARTIAL, run_configured, uncollected
 from raykfold.files.remote import RemotePath, leave
-from raykfold.run import PARTIAL, take_signals
 from raykfold.text import duration, mean_text
 from raykfold.tuning.journal import Score, SearchObserver, Trial, values_text
 from raykfold.tuning.space import SearchConfig, parse_search
@@ -24,23 +19,10 @@ from raykfold.tuning.space import SearchConfig, parse_search
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Search, print, and return the exit code: 0, 1, 2, 3 or 130 (see `raykfold.errors`)."""
-    arguments = sys.argv[1:] if argv is None else argv
-    return exit_code(lambda: _main(arguments), stopped="stopped")
-
-
-def _main(arguments: Sequence[str]) -> int:
-    config = parse_search(arguments, os.environ)
-    return exit_code(
-        lambda: _search(config),
-        stopped=f"stopped; to go on: {shlex.join(config.command())}",
-        verbose=config.verbose,
-    )
+    return run_configured(parse_search, _search, argv)
 
 
 def _search(config: SearchConfig) -> int:
-    take_signals()
-    if config.verbose:
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
     with uncollected():
         from raykfold.tuning.findings import lines
         from raykfold.tuning.search import search

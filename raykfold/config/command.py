@@ -5,15 +5,33 @@ from __future__ import annotations
 import argparse
 import gc
 import io
+import logging
 import os
+import shlex
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from raykfold.errors import BadInput, RaykfoldError, RunStopped
 from raykfold.text import one_line
+
+PARTIAL = 3  # the exit code when some folds or trials failed
+
+
+class Configuration(Protocol):
+    """What `run_configured` needs to know of a configuration."""
+
+    @property
+    def verbose(self) -> bool: ...
+
+    def command(self) -> list[str]:
+        """Return the command that resumes the work."""
+
+
+_Config = TypeVar("_Config", bound=Configuration)
 
 
 class Parser(argparse.ArgumentParser):
@@ -64,6 +82,44 @@ def exit_code(command: Callable[[], int], *, stopped: str, verbose: bool = False
             traceback.print_exc()
         print(f"raykfold: {one_line(error, longest=None)}", file=sys.stderr)
         return error.exit_code
+
+
+def run_configured(
+    parse: Callable[[Sequence[str], Mapping[str, str]], _Config],
+    work: Callable[[_Config], int],
+    argv: Sequence[str] | None,
+) -> int:
+    """Parse a configuration, do the work that it describes, and return the exit code.
+
+    SIGINT and SIGTERM end the work in an orderly way, with the command that resumes it as the last
+    line; a second signal ends the process at once.
+
+    Args:
+        parse: takes the arguments and the environment.
+        work: returns the exit code.
+        argv: the arguments; those of this process by default.
+    """
+
+    def command() -> int:
+        config = parse(sys.argv[1:] if argv is None else argv, os.environ)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _stop)
+        if config.verbose:
+            logging.basicConfig(level=logging.INFO, format="%(message)s")
+        stopped = f"stopped; to go on: {shlex.join(config.command())}"
+        return exit_code(lambda: work(config), stopped=stopped, verbose=config.verbose)
+
+    return exit_code(command, stopped="stopped")
+
+
+def _stop(number: int, frame: Any) -> None:
+    for other in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(other, _stop_at_once)
+    raise RunStopped(signal.Signals(number).name)
+
+
+def _stop_at_once(number: int, frame: Any) -> None:
+    os._exit(RunStopped.exit_code)
 
 
 @contextmanager
