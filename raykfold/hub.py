@@ -1,10 +1,86 @@
-"""The command ``python -m raykfold.hub``."""
+"""The command ``python -m raykfold.hub``: send the outputs of a run to the Hugging Face Hub.
+
+python -m raykfold.hub upload --model_dir runs/demo
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
 import sys
+from collections.abc import Sequence
+from typing import Any
 
-from raykfold.outputs.hub_mirror import main
+from raykfold.config.command import Parser, add_flag, exit_code
+from raykfold.config.credentials import taken_out_of
+from raykfold.errors import BadInput
+from raykfold.files.paths import ModelDir, absolute
+from raykfold.outputs.hub_client import ModelRepository
+from raykfold.outputs.hub_mirror import Uploader, some_of, wait_for
+from raykfold.text import one_line
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Upload, print, and return the exit code: 0, 1, 2 or 130 (see `raykfold.errors`)."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return exit_code(
+        lambda: _upload(_parser().parse_args(arguments)),
+        stopped="raykfold: interrupted; the same command goes on",
+    )
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m raykfold.hub",
+        description="Send a run's weights and results to the Hugging Face Hub.",
+        epilog="Exit codes: 0 all is up, 1 some is not, 2 bad input, 130 interrupted.",
+    )
+    upload = parser.add_subparsers(dest="action", metavar="upload", required=True).add_parser(
+        "upload", help="Send what is not up yet.", description="Send what is not up yet."
+    )
+    add_flag(upload, "model_dir", required=True, metavar="DIR", help="Folder of the run's outputs.")
+    add_flag(upload, "repo", metavar="ID", help="Model repository [that of the run].")
+    add_flag(upload, "hub_upload", choices=("all", "best"), help="Weights that go up [the run's].")
+    add_flag(upload, "hub_timeout", type=float, metavar="S", default=600.0, help="Seconds to wait.")
+    return parser
+
+
+def _upload(options: argparse.Namespace) -> int:
+    outputs = ModelDir(absolute(options.model_dir))
+    told = _told(outputs)
+    repo_id = options.repo or told.get("hf_model_repo_id")
+    if not repo_id:
+        raise BadInput("--repo: the run was started without --hf_model_repo_id; want owner/name")
+    with taken_out_of(os.environ) as credentials:
+        uploader = Uploader(
+            outputs,
+            ModelRepository(
+                repo_id, credentials.hf_token, private=bool(told.get("hf_private", False))
+            ),
+            upload=options.hub_upload or told.get("hub_upload", "all"),
+        )
+    uploader.finish()
+    uploader.start()
+    wait_for(uploader, options.hub_timeout, lambda line: print(line, flush=True))
+    uploader.stop()
+    left = uploader.left()
+    print(f"Hub: not up yet: {some_of(left)}" if left else f"Hub: all is up in {repo_id}")
+    return 1 if left else 0
+
+
+def _told(outputs: ModelDir) -> dict[str, Any]:
+    """What the run in a folder was told.
+
+    Raises:
+        BadInput: there is none.
+    """
+    try:
+        told: dict[str, Any] = json.loads(outputs.run_record.read_bytes())["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"--model_dir {outputs.root}: holds no run ({one_line(error)})") from None
+    return told
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,8 +11,10 @@ import numpy as np
 
 from raykfold.config.run_config import RunConfig
 from raykfold.files.atomic import write_folder
-from raykfold.outputs.model_dir import Artifacts, OutOfFold, write_results
+from raykfold.outputs.model_dir import Artifacts
+from raykfold.state.archive import write_results
 from raykfold.state.record import Index, identity, write_record
+from raykfold.training.predictions import OutOfFold
 from raykfold.training.results import EpochMetrics, FoldResult, Summary
 
 

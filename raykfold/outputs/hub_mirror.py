@@ -1,15 +1,13 @@
 """The mirror on the Hugging Face Hub: weights and results go up while training runs.
 
-    python -m raykfold.hub upload --model_dir DIR
-
-sends what an earlier run could not. There is no queue that a kill could lose: what has to go up is
-the difference between the files in `model_dir` and what the repository says that it holds. The
-summary goes with the last commit, so a repository that has one is complete.
+There is no queue that a kill could lose: what has to go up is the difference between the files in
+`model_dir` and what the repository says that it holds. ``python -m raykfold.hub upload`` sends what
+an earlier run could not. The summary goes with the last commit, so a repository that has one is
+complete.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import queue
@@ -22,13 +20,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raykfold.config.command import Parser, add_flag, exit_code
-from raykfold.config.credentials import taken_out_of
 from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FILE_NAMES, missing_arrays
-from raykfold.errors import BadData, BadInput
+from raykfold.errors import BadData
 from raykfold.files.atomic import link_file, write_file
-from raykfold.files.paths import ModelDir, absolute, is_weights
+from raykfold.files.paths import ModelDir, is_weights
 from raykfold.files.scratch import scratch_dir
 from raykfold.observers import Observer, RunStart
 from raykfold.outputs.hub_client import (
@@ -222,7 +218,7 @@ class Uploader:
         ours = self._files(True)
         others = [path for path in self._there if is_weights(path) and path not in ours]
         if others and not self._told_of_others:
-            self._say(f"{_some(others)} in the repository: of another run, not touched")
+            self._say(f"{some_of(others)} in the repository: of another run, not touched")
         self._told_of_others = True
 
     def _commit_when_due(self) -> None:
@@ -432,7 +428,7 @@ class Mirror(Observer):
             self.time_passed()
             left = self._uploader.left()
             if left:
-                self._say(f"Hub: not up yet: {_some(left)}; to send them: {self._again}")
+                self._say(f"Hub: not up yet: {some_of(left)}; to send them: {self._again}")
             elif self._over and not self._uploader.broken:
                 self._say("Hub: everything is up")
 
@@ -456,7 +452,7 @@ def _pass_on(uploader: Uploader, say: Callable[[str], None]) -> None:
         say(line)
 
 
-def _some(paths: Sequence[str]) -> str:
+def some_of(paths: Sequence[str]) -> str:
     shown = ", ".join(paths[:3])
     return shown if len(paths) <= 3 else f"{len(paths)} files ({shown}, …)"
 
@@ -538,71 +534,3 @@ def _fetch_with_patience(
                 ) from unavailable
             say(f"Hub: not to be reached now ({unavailable}); tried again")
             time.sleep(max(pause, unavailable.retry_after or 0.0))
-
-
-# --- the command ---------------------------------------------------------------------------------
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Upload, print, and return the exit code: 0, 1, 2 or 130 (see `raykfold.errors`)."""
-    arguments = sys.argv[1:] if argv is None else argv
-    return exit_code(
-        lambda: _upload(_parser().parse_args(arguments)),
-        stopped="raykfold: interrupted; the same command goes on",
-    )
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m raykfold.hub",
-        description="Send a run's weights and results to the Hugging Face Hub.",
-        epilog="Exit codes: 0 all is up, 1 some is not, 2 bad input, 130 interrupted.",
-    )
-    upload = parser.add_subparsers(dest="action", metavar="upload", required=True).add_parser(
-        "upload", help="Send what is not up yet.", description="Send what is not up yet."
-    )
-    add_flag(upload, "model_dir", required=True, metavar="DIR", help="Folder of the run's outputs.")
-    add_flag(upload, "repo", metavar="ID", help="Model repository [that of the run].")
-    add_flag(upload, "hub_upload", choices=("all", "best"), help="Weights that go up [the run's].")
-    add_flag(upload, "hub_timeout", type=float, metavar="S", default=600.0, help="Seconds to wait.")
-    return parser
-
-
-def _upload(options: argparse.Namespace) -> int:
-    outputs = ModelDir(absolute(options.model_dir))
-    told = _told(outputs)
-    repo_id = options.repo or told.get("hf_model_repo_id")
-    if not repo_id:
-        raise BadInput("--repo: the run was started without --hf_model_repo_id; want owner/name")
-    with taken_out_of(os.environ) as credentials:
-        uploader = Uploader(
-            outputs,
-            ModelRepository(
-                repo_id, credentials.hf_token, private=bool(told.get("hf_private", False))
-            ),
-            upload=options.hub_upload or told.get("hub_upload", "all"),
-        )
-    uploader.finish()
-    uploader.start()
-    wait_for(uploader, options.hub_timeout, lambda line: print(line, flush=True))
-    uploader.stop()
-    left = uploader.left()
-    print(f"Hub: not up yet: {_some(left)}" if left else f"Hub: all is up in {repo_id}")
-    return 1 if left else 0
-
-
-def _told(outputs: ModelDir) -> dict[str, Any]:
-    """What the run in a folder was told.
-
-    Raises:
-        BadInput: there is none.
-    """
-    try:
-        told: dict[str, Any] = _json(outputs.run_record)["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"--model_dir {outputs.root}: holds no run ({one_line(error)})") from None
-    return told
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import io
-import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from raykfold.config.run_config import RunConfig
-from raykfold.data.feature_set import FeatureSet
-from raykfold.files.atomic import is_linked, link_file, write_file, write_json
-from raykfold.files.paths import ModelDir
+from raykfold.files.atomic import is_linked, link_file, write_json
 from raykfold.files.remote import Place
 from raykfold.observers import Observer, RunStart
-from raykfold.state.checkpoint import FinishedFold
 from raykfold.training.results import (
     EpochMetrics,
     FoldResult,
     FoldStatus,
-    OutOfFoldMetrics,
     Summary,
     best_of,
     kept_of,
 )
-from raykfold.training.statistics import class_metrics, confusion, wilson_interval
 
 
 class Artifacts(Observer):
@@ -127,87 +117,3 @@ def _link(source: Place, target: Path) -> None:
     with suppress(FileNotFoundError):
         if not is_linked(source, target):
             link_file(source, target)
-
-
-@dataclass(frozen=True)
-class OutOfFold:
-    """Predictions for every held-out sample, each by the fold that held it out.
-
-    Attributes:
-        index: (n,) which samples, ascending.
-        fold: (n,) who held each out.
-        label: (n,) true label, as in the data.
-        prediction: (n,) predicted label.
-        probabilities: (n, classes) float32.
-        classes: (classes,) labels in the order of the columns.
-    """
-
-    index: np.ndarray
-    fold: np.ndarray
-    label: np.ndarray
-    prediction: np.ndarray
-    probabilities: np.ndarray
-    classes: np.ndarray
-
-    @property
-    def confusion(self) -> np.ndarray:
-        """(classes, classes) counts: true classes in rows, predicted ones in columns."""
-        return confusion(self.label, self.prediction, self.classes.tolist())
-
-    def metrics(self, names: Mapping[int, str]) -> OutOfFoldMetrics:
-        """What they say; `names` are the classes' by label, in the order of the columns."""
-        right = int((self.label == self.prediction).sum())
-        return OutOfFoldMetrics(
-            accuracy=right / len(self.label),
-            interval=wilson_interval(right, len(self.label)),
-            classes=class_metrics(self.label, self.prediction, names),
-            confusion=tuple(map(tuple, self.confusion.tolist())),
-        )
-
-
-def out_of_fold(finished: Iterable[FinishedFold], data: FeatureSet) -> OutOfFold | None:
-    """Put the folds' held-out predictions together; None if no fold is complete."""
-    folds = list(finished)
-    if not folds:
-        return None
-    index = np.concatenate([fold.index for fold in folds])
-    order = np.argsort(index, kind="stable")
-    probabilities = np.concatenate([fold.probabilities for fold in folds])[order]
-    classes = np.asarray(data.class_labels)
-    return OutOfFold(
-        index=index[order],
-        fold=np.repeat([f.result.fold for f in folds], [len(f.index) for f in folds])[order],
-        label=data.labels[index[order]],
-        prediction=classes[probabilities.argmax(axis=1)],
-        probabilities=probabilities,
-        classes=classes,
-    )
-
-
-def write_results(
-    outputs: ModelDir,
-    summary: Summary,
-    finished: Mapping[int, FinishedFold],
-    predictions: OutOfFold | None,
-) -> None:
-    """Write what a run leaves. ``summary.json`` comes last: its presence means that all is there.
-
-    Raises:
-        StorageError: a file cannot be written.
-    """
-    for fold, content in sorted(finished.items()):
-        write_file(outputs.best_weights(fold), content.weights)
-    write_file(outputs.histories, pickle.dumps([_history(r) for r in summary.folds], protocol=4))
-    write_json(outputs.fold_results, [result.to_json() for result in summary.folds])
-    if predictions is not None:
-        buffer = io.BytesIO()
-        np.savez(buffer, **vars(predictions))
-        write_file(outputs.predictions, buffer.getvalue())
-    else:
-        outputs.predictions.unlink(missing_ok=True)
-    write_json(outputs.summary, summary.to_json())
-
-
-def _history(result: FoldResult) -> dict[str, list[float]]:
-    names = ("loss", "accuracy", "val_loss", "val_accuracy")
-    return {name: [getattr(metrics, name) for metrics in result.history] for name in names}

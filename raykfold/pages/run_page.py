@@ -21,7 +21,6 @@ from raykfold.config.run_config import RunConfig
 from raykfold.errors import BadInput, RaykfoldError
 from raykfold.files.paths import ModelDir
 from raykfold.observers import Observer
-from raykfold.outputs.model_dir import OutOfFold
 from raykfold.pages.frame import (
     NOTHING,
     between,
@@ -38,6 +37,7 @@ from raykfold.state.heartbeat import Beat, read_pulse
 from raykfold.state.lease import is_dead
 from raykfold.state.record import read_index
 from raykfold.text import counted, duration, named, one_line, plus_minus
+from raykfold.training.predictions import OutOfFold
 from raykfold.training.results import FoldResult, Summary, kept_epochs, rows_of_seeds
 from raykfold.training.statistics import ClassMetrics
 

@@ -1,30 +1,29 @@
-"""A run as it lies on the disk or on a store: read, and not touched, while it goes on or after."""
+"""The results of a run on a disk or on a store: writing them, and reading them at any time."""
 
 from __future__ import annotations
 
 import io
 import json
+import pickle
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
 from raykfold.errors import BadInput, StorageError
-from raykfold.files.atomic import Damaged, read_folder
+from raykfold.files.atomic import Damaged, read_folder, write_file, write_json
 from raykfold.files.paths import HISTORY, RUN_RECORD, ModelDir, RunDir, whole
 from raykfold.files.remote import Place, RemotePath, place, reason, without_password
 from raykfold.state.record import read_index
 from raykfold.text import one_line
-from raykfold.training.results import FoldResult
-
-if TYPE_CHECKING:
-    from raykfold.outputs.model_dir import OutOfFold
+from raykfold.training.predictions import OutOfFold
+from raykfold.training.results import FoldResult, Summary
 
 Known = dict[tuple[str, int, Place], FoldResult]  # start of the run, session, folder
 
@@ -84,8 +83,6 @@ class Archive:
         content = self._content(_OUTPUTS.predictions.name)
         if content is None:
             return None
-        from raykfold.outputs.model_dir import OutOfFold  # imports torch: a second
-
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 found = OutOfFold(**arrays)
@@ -201,6 +198,41 @@ def _read_result(folder: Place) -> FoldResult | None:
         return FoldResult.from_json(json.loads(read_folder(folder, only=(HISTORY,))[HISTORY]))
     except (Damaged, OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def write_results(
+    outputs: ModelDir,
+    summary: Summary,
+    weights: Mapping[int, bytes],
+    predictions: OutOfFold | None,
+) -> None:
+    """Write the results of a run. ``summary.json`` comes last: it means that all are there.
+
+    Args:
+        outputs: where to write them.
+        summary: the results.
+        weights: fold → content of the safetensors file of its kept weights.
+        predictions: of the folds that are complete.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    for fold, content in sorted(weights.items()):
+        write_file(outputs.best_weights(fold), content)
+    write_file(outputs.histories, pickle.dumps([_history(r) for r in summary.folds], protocol=4))
+    write_json(outputs.fold_results, [result.to_json() for result in summary.folds])
+    if predictions is not None:
+        buffer = io.BytesIO()
+        np.savez(buffer, **vars(predictions))
+        write_file(outputs.predictions, buffer.getvalue())
+    else:
+        outputs.predictions.unlink(missing_ok=True)
+    write_json(outputs.summary, summary.to_json())
+
+
+def _history(result: FoldResult) -> dict[str, list[float]]:
+    names = ("loss", "accuracy", "val_loss", "val_accuracy")
+    return {name: [getattr(metrics, name) for metrics in result.history] for name in names}
 
 
 def open_run(named: str | Place, known: Known | None = None) -> Archive:

@@ -13,7 +13,7 @@ from raykfold.files.atomic import remove_tree
 from raykfold.files.paths import fold_name
 from raykfold.files.remote import Place, same_store
 from raykfold.observers import Observer, RunStart
-from raykfold.outputs.model_dir import out_of_fold, write_results
+from raykfold.state.archive import write_results
 from raykfold.state.checkpoint import FinishedFold, load_finished_fold, load_result
 from raykfold.state.deaths import Death, verdict
 from raykfold.state.record import (
@@ -28,6 +28,7 @@ from raykfold.state.record import (
 )
 from raykfold.text import named
 from raykfold.training.fold import Precision
+from raykfold.training.predictions import out_of_fold
 from raykfold.training.results import EpochMetrics, FoldResult, Repeats, Round, Summary
 
 
@@ -268,7 +269,10 @@ class Ledger:
             for fold in self._folds
             if self._results[fold].status == "complete"
         }
-        predictions = out_of_fold(finished.values(), self._data)
+        predictions = out_of_fold(
+            {fold: (each.index, each.probabilities) for fold, each in finished.items()},
+            self._data,
+        )
         whole = len(finished) == len(self._folds)
         folds = tuple(self._results[fold] for fold in self._folds)
         self._write_index()
@@ -287,7 +291,8 @@ class Ledger:
             leakage=leakage,
             versions=versions(),
         )
-        write_results(self.config.outputs, summary, finished, predictions)
+        weights = {fold: each.weights for fold, each in finished.items()}
+        write_results(self.config.outputs, summary, weights, predictions)
         if summary.status == "complete" and self._folds == self._data.fold_labels:
             self.remove_rounds()
         self.observer.run_finished(summary)

@@ -13,9 +13,9 @@ import pytest
 from raykfold.compare import compare, main
 from raykfold.config.run_config import RunConfig
 from raykfold.errors import BadInput
-from raykfold.outputs.model_dir import OutOfFold, write_results
-from raykfold.state.archive import open_run
+from raykfold.state.archive import open_run, write_results
 from raykfold.state.record import identity, write_record
+from raykfold.training.predictions import OutOfFold
 from raykfold.training.results import EpochMetrics, FoldResult, Repeats, Summary
 from raykfold.training.statistics import corrected_t_test, mcnemar
 

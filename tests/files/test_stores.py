@@ -26,7 +26,7 @@ from raykfold.errors import BadInput
 from raykfold.files.atomic import read_folder, write_folder, write_json
 from raykfold.files.paths import RunDir
 from raykfold.files.remote import RemotePath, place
-from raykfold.outputs.hub_mirror import main as hub
+from raykfold.hub import main as hub
 from raykfold.outputs.weights import load_fold
 from raykfold.predict import main as predict
 from raykfold.prepare import main as prepare

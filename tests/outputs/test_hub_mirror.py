@@ -22,10 +22,12 @@ from raykfold.config.run_config import RunConfig
 from raykfold.errors import BadData
 from raykfold.files.atomic import write_file
 from raykfold.files.paths import ModelDir
+from raykfold.hub import main
 from raykfold.observers import RunStart
 from raykfold.outputs.hub_client import ModelRepository
-from raykfold.outputs.hub_mirror import Mirror, Uploader, fetch_missing, main, mirror
-from raykfold.outputs.model_dir import Artifacts, write_results
+from raykfold.outputs.hub_mirror import Mirror, Uploader, fetch_missing, mirror
+from raykfold.outputs.model_dir import Artifacts
+from raykfold.state.archive import write_results
 from raykfold.state.record import identity, write_record
 from raykfold.training.results import EpochMetrics, FoldResult, OutOfFoldMetrics, Summary
 
@@ -743,6 +745,7 @@ import sys
 from pathlib import Path
 from raykfold.outputs.hub_mirror import Uploader
 from raykfold.files.paths import ModelDir
+from raykfold.hub import main
 from raykfold.outputs.hub_client import ModelRepository
 
 uploader = Uploader(ModelDir(Path(sys.argv[1])), ModelRepository(sys.argv[2], "hf_test"))

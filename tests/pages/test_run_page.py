@@ -23,13 +23,13 @@ from raykfold.data.feature_set import FeatureSet, feature_set_from_arrays, write
 from raykfold.data.leakage import Leakage, Pair, Twins
 from raykfold.files.atomic import write_folder
 from raykfold.observers import Audience, Observer, RunStart
-from raykfold.outputs.model_dir import Artifacts, OutOfFold, out_of_fold, write_results
+from raykfold.outputs.model_dir import Artifacts
 from raykfold.pages.run_page import Reporter, plots, report, write_report
 from raykfold.report import main
-from raykfold.state.archive import open_run
-from raykfold.state.checkpoint import FinishedFold
+from raykfold.state.archive import open_run, write_results
 from raykfold.state.heartbeat import Pulse
 from raykfold.state.record import Index, identity, write_record
+from raykfold.training.predictions import OutOfFold, out_of_fold
 from raykfold.training.results import EpochMetrics, FoldResult, Repeats, Summary
 
 NAMES = {2: "<script>alert(1)</script>", 3: "$x^2$", 5: "Bär & Söhne", 7: "雨の音"}
@@ -118,14 +118,12 @@ def finish(
     for fold, error in (failed or {}).items():
         few = history(fold, 2)
         results[fold] = FoldResult(fold, "failed", 192, 48, few, best_epoch=0, error=error)
-    finished = {
-        fold: FinishedFold(
-            result, b"weights", data.split(fold).validation, probabilities(data, fold)
-        )
+    held_out = {
+        fold: (data.split(fold).validation, probabilities(data, fold))
         for fold, result in results.items()
         if result.status == "complete"
     }
-    predictions = out_of_fold(finished.values(), data)
+    predictions = out_of_fold(held_out, data)
     assert predictions is not None
     folds = tuple(results.values())
     summary = Summary(
@@ -142,7 +140,8 @@ def finish(
     )
     artifacts = Artifacts(config)
     artifacts.run_finished(summary)
-    write_results(config.outputs, summary, finished, predictions)
+    weights = dict.fromkeys(held_out, b"weights")
+    write_results(config.outputs, summary, weights, predictions)
     content = json.loads(config.outputs.summary.read_bytes())
     alter(content)
     config.outputs.summary.write_text(json.dumps(content))
