@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raykfold.config.run_config import RunConfig
-    from raykfold.data.feature_set import FeatureSet, SoundDataset, read_feature_set
+    from raykfold.data.feature_set import FeatureSet, SoundDataset
+    from raykfold.data.reading import read_feature_set
     from raykfold.driver import cross_validate
     from raykfold.errors import RaykfoldError
     from raykfold.models import AudioCNN
@@ -40,7 +41,7 @@ _HOMES = {
     "FoldModel": "outputs.weights",
     "cross_validate": "driver",
     "load_fold": "outputs.weights",
-    "read_feature_set": "data.feature_set",
+    "read_feature_set": "data.reading",
 }
 __all__ = [
     "AudioCNN",

@@ -15,8 +15,9 @@ from raykfold.config.command import uncollected
 from raykfold.config.credentials import Credentials, taken_out_of
 from raykfold.config.run_config import RunConfig
 from raykfold.data.demo import demo_feature_set
-from raykfold.data.feature_set import FeatureSet, files_that_are_read, read_feature_set
+from raykfold.data.feature_set import FeatureSet
 from raykfold.data.leakage import Leakage, find_leakage
+from raykfold.data.reading import files_to_read, read_feature_set
 from raykfold.distributed.deal import WorkerSize
 from raykfold.distributed.session import ray_session
 from raykfold.errors import BadInput
@@ -257,7 +258,7 @@ def _read_data(
         return demo_feature_set()
     if isinstance(config.processed_dir, RemotePath):
         folder = scratch.enter_context(scratch_dir())  # features are read from there all along
-        with fetched(config.processed_dir, files_that_are_read, folder):
+        with fetched(config.processed_dir, files_to_read, folder):
             return read_feature_set(folder)
     if config.hf_repo_id is not None:
         fetch_missing(config.processed_dir, config.hf_repo_id, hf_token, observer.noticed)

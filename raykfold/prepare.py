@@ -104,7 +104,7 @@ def _prepare(options: argparse.Namespace) -> int:
         raise BadData(f"none of the {len(recordings)} recordings could be read")
     _check_several(read, listing.source)
 
-    from raykfold.data.feature_set import write_feature_set  # imports torch
+    from raykfold.data.reading import write_feature_set  # imports torch
 
     write_feature_set(
         processed_dir,

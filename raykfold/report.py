@@ -137,7 +137,7 @@ def _data(archive: Archive, named: str | None) -> FeatureSet | None:
 
 def _read(archive: Archive, named: str | None) -> FeatureSet:
     from raykfold.data.demo import demo_feature_set
-    from raykfold.data.feature_set import read_feature_set
+    from raykfold.data.reading import read_feature_set
 
     config = archive.record["config"]
     if named is None and config.get("demo"):

@@ -11,7 +11,8 @@ import pytest
 from outcomes import Outcome, Undisturbed, run
 
 from raykfold.config.credentials import SECRETS
-from raykfold.data.feature_set import FeatureSet, feature_set_from_arrays, write_feature_set
+from raykfold.data.feature_set import FeatureSet
+from raykfold.data.reading import feature_set_from_arrays, write_feature_set
 
 CLASSES = {2: "dog", 3: "rain", 5: "siren", 7: "<drill>"}
 

@@ -17,7 +17,7 @@ import numpy as np
 import safetensors.numpy
 import torch
 
-from raykfold.data.feature_set import read_feature_set
+from raykfold.data.reading import read_feature_set
 from raykfold.training.fold import FoldTrainer, TrainingSettings
 
 FOLDS = (1, 2, 3, 4, 5)

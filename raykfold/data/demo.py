@@ -37,7 +37,7 @@ def demo_feature_set(seed: int = 0) -> FeatureSet:
     Args:
         seed: other seeds give other recordings of the same classes.
     """
-    from raykfold.data.feature_set import feature_set_from_arrays
+    from raykfold.data.reading import feature_set_from_arrays
 
     features, labels, folds, names = demo_arrays(seed)
     return feature_set_from_arrays(

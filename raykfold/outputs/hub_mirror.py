@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from raykfold.config.run_config import RunConfig
-from raykfold.data.feature_set import FILE_NAMES, missing_arrays
+from raykfold.data.reading import FILE_NAMES, missing_arrays
 from raykfold.errors import BadData
 from raykfold.files.atomic import link_file, write_file
 from raykfold.files.paths import ModelDir, is_weights

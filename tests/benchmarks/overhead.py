@@ -100,7 +100,7 @@ def run(folder: Path, folds: int, clips: int, shape: str) -> None:
 
     with uncollected():  # as the command does
         from raykfold import RunConfig, cross_validate
-    from raykfold.data.feature_set import feature_set_from_arrays
+    from raykfold.data.reading import feature_set_from_arrays
     from raykfold.files.remote import leave
     from raykfold.observers import Observer
 

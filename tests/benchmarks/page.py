@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from raykfold.data.feature_set import read_feature_set
 from raykfold.data.leakage import find_leakage
+from raykfold.data.reading import read_feature_set
 from raykfold.files.paths import ModelDir
 from raykfold.pages.run_page import write_report
 from raykfold.state.archive import open_run

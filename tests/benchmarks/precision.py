@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from raykfold.data.feature_set import read_feature_set
+from raykfold.data.reading import read_feature_set
 from raykfold.training.fold import FoldTrainer, Precision, TrainingSettings
 
 PRECISIONS: tuple[Precision, Precision] = ("fp32", "bf16")

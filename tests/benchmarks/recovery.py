@@ -23,7 +23,7 @@ from conftest import CLASSES, small_arrays
 from hosts import Host, Hosts, drain, job_command, wait_for
 from outcomes import command
 
-from raykfold.data.feature_set import write_feature_set
+from raykfold.data.reading import write_feature_set
 
 FOLDS = (1, 2)
 ARGUMENTS = (

@@ -129,7 +129,7 @@ class Window(logging.Handler):
 
 def run(folder: Path, slots: int, folds: int, seconds: float) -> None:
     from raykfold import RunConfig, cross_validate
-    from raykfold.data.feature_set import feature_set_from_arrays
+    from raykfold.data.reading import feature_set_from_arrays
     from raykfold.observers import Observer
     from raykfold.training.results import EpochMetrics
 
@@ -215,7 +215,7 @@ def time_the_ledger() -> None:
 
 def seconds_a_round(folds: int, over: int, rounds: int = 200) -> float:
     from raykfold import RunConfig
-    from raykfold.data.feature_set import feature_set_from_arrays
+    from raykfold.data.reading import feature_set_from_arrays
     from raykfold.outputs.model_dir import Artifacts
     from raykfold.state.ledger import Ledger
     from raykfold.training.results import EpochMetrics, FoldResult, Round

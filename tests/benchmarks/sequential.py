@@ -21,7 +21,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from raykfold.data.feature_set import FeatureSet, SoundDataset, read_feature_set
+from raykfold.data.feature_set import FeatureSet, SoundDataset
+from raykfold.data.reading import read_feature_set
 
 Loader = DataLoader[tuple[torch.Tensor, torch.Tensor]]
 

@@ -10,8 +10,9 @@ import pytest
 import soundfile
 import torch
 
-from raykfold.data.feature_set import FeatureSet, feature_set_from_arrays
+from raykfold.data.feature_set import FeatureSet
 from raykfold.data.log_mel import FeatureParameters, log_mel
+from raykfold.data.reading import feature_set_from_arrays
 from raykfold.predict import main
 from raykfold.state.checkpoint import WeightsContext, weights_bytes
 from raykfold.training.fold import FoldTrainer, TrainingSettings

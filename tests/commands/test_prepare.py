@@ -16,7 +16,6 @@ import pytest
 import ray
 
 from raykfold import prepare
-from raykfold.data.feature_set import read_feature_set
 from raykfold.data.log_mel import (
     DIGITS,
     ESC50,
@@ -25,6 +24,7 @@ from raykfold.data.log_mel import (
     frame_count,
     log_mel_of_file,
 )
+from raykfold.data.reading import read_feature_set
 from raykfold.distributed.session import ray_session
 from raykfold.errors import BadInput
 

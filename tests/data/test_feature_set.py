@@ -20,15 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-from raykfold.data.feature_set import (
-    FeatureSet,
-    SoundClass,
-    SoundDataset,
-    Split,
-    feature_set_from_arrays,
-    read_feature_set,
-    write_feature_set,
-)
+from raykfold.data.feature_set import FeatureSet, SoundClass, SoundDataset, Split
+from raykfold.data.reading import feature_set_from_arrays, read_feature_set, write_feature_set
 from raykfold.errors import BadData, BadInput, StorageError
 
 N, MELS, FRAMES = 12, 4, 6

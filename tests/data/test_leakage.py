@@ -12,8 +12,8 @@ from conftest import small_arrays
 
 from raykfold.config.run_config import RunConfig
 from raykfold.data.demo import demo_feature_set
-from raykfold.data.feature_set import feature_set_from_arrays, read_feature_set, write_feature_set
 from raykfold.data.leakage import Leakage, Pair, Twins, find_leakage
+from raykfold.data.reading import feature_set_from_arrays, read_feature_set, write_feature_set
 from raykfold.driver import cross_validate
 from raykfold.errors import BadInput
 from raykfold.observers import Observer

@@ -32,7 +32,7 @@ from conftest import CLASSES, small_arrays
 from hosts import Hosts, drain, driver_pids, job_command, needs_hosts, wait_for
 from outcomes import assert_as_without_ray, command
 
-from raykfold.data.feature_set import write_feature_set
+from raykfold.data.reading import write_feature_set
 
 FOLDS, EPOCHS, WORKERS = (1, 2, 3, 4, 5), 14, 4
 ARGUMENTS = (

@@ -25,7 +25,7 @@ from hosts import Hosts, drain, driver_pids, job_command, needs_hosts, wait_for
 from outcomes import Outcome, assert_as_without_ray, assert_same, command, read_until
 
 import raykfold
-from raykfold.data.feature_set import write_feature_set
+from raykfold.data.reading import write_feature_set
 
 pytestmark = needs_hosts
 

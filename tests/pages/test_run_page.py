@@ -19,8 +19,9 @@ from chromium import PROGRAM, Chromium, Tab
 from conftest import small_arrays
 
 from raykfold.config.run_config import RunConfig
-from raykfold.data.feature_set import FeatureSet, feature_set_from_arrays, write_feature_set
+from raykfold.data.feature_set import FeatureSet
 from raykfold.data.leakage import Leakage, Pair, Twins
+from raykfold.data.reading import feature_set_from_arrays, write_feature_set
 from raykfold.files.atomic import write_folder
 from raykfold.observers import Audience, Observer, RunStart
 from raykfold.outputs.model_dir import Artifacts

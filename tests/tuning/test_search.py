@@ -20,7 +20,7 @@ from fakes.hub_server import HubServer
 from outcomes import Outcome, assert_as_without_ray, environment, read_until
 from wandb_files import newest
 
-from raykfold.data.feature_set import read_feature_set, write_feature_set
+from raykfold.data.reading import read_feature_set, write_feature_set
 
 ORDINARY, TROUBLED = "raykfold.models:AudioCNN", "networks:Troubled"
 RATES = (0.005, 0.002)

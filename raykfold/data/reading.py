@@ -1,0 +1,476 @@
+"""Reads the data of a cross-validation from files, checks it, and writes it.
+
+Data sets come from strangers, so no code of theirs runs: `.npy` files are mapped without pickle
+support, and pickles are read by `raykfold.data.pickles`. What cannot be used is refused with one
+line that says what would be right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raykfold.data.feature_set import Array, FeatureSet, Integers, SoundClass
+from raykfold.data.pickles import SAVE_AS_NPY, kind_of, read_pickle
+from raykfold.errors import BadData, StorageError
+from raykfold.text import one_line
+
+_ARRAYS = ("features", "labels", "folds")
+_MAPPING = "class_mapping"
+_PARAMETERS = "features.json"
+# Of each file of a data set the names it may have; the first that is there is read.
+FILE_NAMES = (
+    *((f"{name}.npy", f"{name}.pkl") for name in _ARRAYS),
+    (f"{_MAPPING}.json", f"{_MAPPING}.pkl"),
+    (_PARAMETERS,),
+)
+_CHUNK_BYTES = 16 * 2**20  # of features that one thread holds at a time
+
+
+def read_feature_set(processed_dir: Path) -> FeatureSet:
+    """Read and check the files of `processed_dir`.
+
+    `features`, `labels` and `folds` as `.npy` (which wins) or `.pkl`; optionally `class_mapping`
+    as `.json` (which wins) or `.pkl`, and `features.json`. `features.npy` stays on disk,
+    memory-mapped, and is read once, to check and fingerprint it.
+
+    Raises:
+        BadData: a file is missing, damaged, or holds what a cross-validation cannot use.
+    """
+    paths = _find_arrays(processed_dir)
+    mapping_path = _first_file(processed_dir, f"{_MAPPING}.json", f"{_MAPPING}.pkl")
+    parameters_path = _first_file(processed_dir, _PARAMETERS)
+    return feature_set_from_arrays(
+        *(_read_array(path) for path in paths),
+        class_mapping=_read_mapping(mapping_path) if mapping_path else None,
+        feature_parameters=_read_json_object(parameters_path) if parameters_path else None,
+        names={
+            **{array: str(path) for array, path in zip(_ARRAYS, paths, strict=True)},
+            _MAPPING: str(mapping_path),
+        },
+    )
+
+
+def files_to_read(there: Iterable[str]) -> list[str]:
+    """Of the names of files in a folder, those that `read_feature_set` would open."""
+    names = set(there)
+    first = (next((name for name in each if name in names), None) for each in FILE_NAMES)
+    return [name for name in first if name is not None]
+
+
+def missing_arrays(processed_dir: Path) -> list[str]:
+    """Which of features, labels and folds `processed_dir` lacks."""
+    return [
+        name for name in _ARRAYS if _first_file(processed_dir, f"{name}.npy", f"{name}.pkl") is None
+    ]
+
+
+def feature_set_from_arrays(
+    features: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    folds: npt.ArrayLike,
+    *,
+    class_mapping: Mapping[Any, Any] | None = None,
+    feature_parameters: Mapping[str, Any] | None = None,
+    names: Mapping[str, str] | None = None,
+) -> FeatureSet:
+    """Check arrays as `read_feature_set` checks files.
+
+    Args:
+        features: (N, n_mels, time), or with a channel axis of length 1 second or last; float.
+        labels: (N,) integers; they need not be 0 to C - 1.
+        folds: (N,) integers.
+        class_mapping: label → name for every label in the data, maybe more; a label may be
+            written as a string. None: classes are named by their labels.
+        feature_parameters: how the features were made.
+        names: what messages call ``features``, ``labels``, ``folds`` and ``class_mapping``.
+
+    Raises:
+        BadData: a cross-validation cannot use them.
+    """
+    names = {**{name: name for name in (*_ARRAYS, _MAPPING)}, **(names or {})}
+    given = _as_array(names["features"], features)
+    given_labels = _as_array(names["labels"], labels)
+    given_folds = _as_array(names["folds"], folds)
+    _check_sample_counts(names, given, given_labels, given_folds)
+
+    checked_features, notes = _as_features(names["features"], given)
+    checked_labels = _as_integers(names["labels"], "labels", given_labels)
+    checked_folds = _as_integers(names["folds"], "folds", given_folds)
+    _check_several(names["folds"], "fold", checked_folds)
+    _check_several(names["labels"], "class", checked_labels)
+    classes = _classes(names, checked_labels, class_mapping)
+
+    feature_digest = _digest_finite(names["features"], checked_features)
+    return FeatureSet(
+        features=checked_features,
+        labels=checked_labels,
+        folds=checked_folds,
+        classes=classes,
+        feature_parameters=dict(feature_parameters or {}),
+        fingerprint=_fingerprint(
+            checked_features, feature_digest, checked_labels, checked_folds, classes
+        ),
+        notes=notes,
+    )
+
+
+def write_feature_set(
+    directory: Path,
+    features: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    folds: npt.ArrayLike,
+    class_mapping: Mapping[int, str],
+    feature_parameters: Mapping[str, Any],
+) -> None:
+    """Write the files that `read_feature_set` reads, as `.npy` and `.json`, into `directory`.
+
+    The folder is made. All files are written aside first and then moved, so a file is there whole
+    or not at all. Nothing is checked here.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    arrays = zip(_ARRAYS, (features, labels, folds), strict=True)
+    named = {str(label): name for label, name in class_mapping.items()}
+    contents: dict[str, Array | bytes] = {
+        **{f"{name}.npy": np.asarray(values) for name, values in arrays},
+        f"{_MAPPING}.json": _json_bytes(named),
+        _PARAMETERS: _json_bytes(dict(feature_parameters)),
+    }
+    aside = {name: directory / f".{name}.{os.getpid()}" for name in contents}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            _write_flushed(aside[name], content)
+        for name in contents:
+            os.replace(aside[name], directory / name)
+    except OSError as error:
+        raise StorageError(f"{directory}: cannot be written ({one_line(error)})") from error
+    finally:
+        with suppress(OSError):  # the error above is the one to tell
+            for path in aside.values():
+                path.unlink(missing_ok=True)
+
+
+# ---- Finding and reading files
+
+
+def _find_arrays(processed_dir: Path) -> list[Path]:
+    found = [_first_file(processed_dir, f"{name}.npy", f"{name}.pkl") for name in _ARRAYS]
+    paths = [path for path in found if path is not None]
+    if len(paths) == len(_ARRAYS):
+        return paths
+    missing = missing_arrays(processed_dir)
+    files = ", ".join(f"{name}.npy (or .pkl)" for name in missing)
+    state = (
+        f"lacks {files}" if processed_dir.is_dir() else f"no such folder; it should hold {files}"
+    )
+    raise BadData(
+        f"{processed_dir}: {state}; make the data with `python -m raykfold.prepare`, fetch it from "
+        "the Hugging Face Hub with --hf_repo_id, or try --demo"
+    )
+
+
+def _first_file(folder: Path, *names: str) -> Path | None:
+    # os.path.isfile, because Path.is_file raises where a folder may not be entered.
+    return next((folder / name for name in names if os.path.isfile(folder / name)), None)
+
+
+def _read_array(path: Path) -> Array:
+    return _map_npy(path) if path.suffix == ".npy" else _read_pickled_array(path)
+
+
+def _map_npy(path: Path) -> Array:
+    try:
+        with np.errstate(over="ignore"):  # absurd shapes overflow, and are refused right after
+            return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # a broken header can raise nearly anything
+        raise BadData(
+            f"{path}: damaged, or no .npy file of plain numbers ({one_line(error)}); "
+            "make it again with numpy.save"
+        ) from error
+
+
+def _read_pickled_array(path: Path) -> Array:
+    content = read_pickle(path)
+    if isinstance(content, np.ndarray):
+        return content
+    if not isinstance(content, list | tuple):
+        raise BadData(f"{path}: holds a {kind_of(content)}, not an array; {SAVE_AS_NPY}")
+    if content and all(isinstance(item, np.ndarray) for item in content):
+        return _stack(path, list(content))
+    if all(isinstance(item, int | float | np.number | np.bool_) for item in content):
+        return np.array(content)
+    kinds = ", ".join(sorted({kind_of(item) for item in content}))
+    raise BadData(f"{path}: holds a list of {kinds}; {SAVE_AS_NPY}")
+
+
+def _stack(path: Path, arrays: list[Array]) -> Array:
+    kinds = sorted({f"{array.dtype} {array.shape}" for array in arrays})
+    if len(kinds) > 1:
+        raise BadData(
+            f"{path}: holds a list of arrays that differ, {kinds[0]} and {kinds[1]}; "
+            "all samples should have one type and shape"
+        )
+    # One array can stand in the list many times: a small file that stacks to a huge array.
+    total = sum(array.nbytes for array in arrays)
+    if total > max(path.stat().st_size, 2**30):
+        raise BadData(f"{path}: {path.stat().st_size} bytes that unfold to {total}; {SAVE_AS_NPY}")
+    return np.stack(arrays)
+
+
+def _read_mapping(path: Path) -> dict[Any, Any]:
+    if path.suffix == ".json":
+        return _read_json_object(path)
+    content = read_pickle(path)
+    if not isinstance(content, dict):
+        raise BadData(f"{path}: holds a {kind_of(content)}; it should be a dict, label to name")
+    return content
+
+
+def _read_json_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes(), object_pairs_hook=_unique_keys)
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        raise BadData(
+            f"{path}: damaged, or not JSON ({one_line(error)}); it should be one JSON object"
+        ) from error
+    if not isinstance(content, dict):
+        raise BadData(f"{path}: holds a {kind_of(content)}; it should be one JSON object, {{...}}")
+    return content
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return content
+
+
+def _json_bytes(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _write_flushed(path: Path, content: Array | bytes) -> None:
+    with path.open("wb") as file:
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            np.save(file, content, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+# ---- Checking arrays
+
+
+def _as_array(name: str, values: npt.ArrayLike) -> Array:
+    if isinstance(values, np.ndarray):
+        return values
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise BadData(f"{name}: no array of numbers ({one_line(error)})") from error
+
+
+def _check_sample_counts(
+    names: Mapping[str, str], features: Array, labels: Array, folds: Array
+) -> None:
+    for key, array in (("labels", labels), ("folds", folds)):
+        if array.ndim != 1:
+            raise BadData(
+                f"{names[key]}: shape {array.shape}; {key} should be one-dimensional, "
+                "one integer for each sample"
+            )
+    if features.ndim == 0 or (len(features) > 0 and features.ndim not in (3, 4)):
+        raise _bad_shape(names["features"], features)
+    if not len(features) == len(labels) == len(folds):
+        raise BadData(
+            f"{names['features']} has {len(features)} samples, {names['labels']} {len(labels)} and "
+            f"{names['folds']} {len(folds)}; all three should have the same number"
+        )
+    if len(features) == 0:
+        raise BadData(f"{names['features']}: no samples; at least one for each fold is needed")
+
+
+def _as_features(name: str, given: Array) -> tuple[Array, tuple[str, ...]]:
+    features, notes = given, []
+    if features.dtype.kind != "f" or features.dtype.itemsize not in (2, 4, 8):
+        raise BadData(
+            f"{name}: dtype {features.dtype}; features should be float16, float32 or float64"
+        )
+    if features.ndim == 4:
+        if features.shape[1] == 1:
+            features = features[:, 0]
+        elif features.shape[3] == 1:
+            features = features[..., 0]
+        else:
+            raise _bad_shape(name, given)
+        notes.append(f"features: {given.shape} -> {features.shape}")
+    if features.ndim != 3 or 0 in features.shape:
+        raise _bad_shape(name, given)
+    if not features.dtype.isnative:  # torch takes no other byte order
+        features = features.astype(features.dtype.newbyteorder("="))
+        notes.append("features: their byte order is not this machine's, so they are held in memory")
+    if not isinstance(features, np.memmap):
+        features = np.ascontiguousarray(features)
+    return features, tuple(notes)
+
+
+def _bad_shape(name: str, features: Array) -> BadData:
+    return BadData(
+        f"{name}: shape {features.shape}; features should be (samples, n_mels, time), or with one "
+        "channel (samples, 1, n_mels, time) or (samples, n_mels, time, 1)"
+    )
+
+
+def _as_integers(name: str, key: str, values: Array) -> Integers:
+    if values.dtype.kind in "iu":
+        if values.max() > np.iinfo(np.int64).max:
+            raise BadData(f"{name}: value {values.max()}; {key} should fit 64-bit integers")
+        return np.array(values, dtype=np.int64)
+    wanted = f"{key} should be integers, one for each sample"
+    if values.dtype.kind == "U":
+        raise BadData(f"{name}: text; {wanted}, and names stand in {_MAPPING}.json")
+    if values.dtype.kind != "f":
+        raise BadData(f"{name}: dtype {values.dtype}, non-integer {key}; {wanted}")
+    fractions = np.flatnonzero(~np.isfinite(values) | (values != np.floor(values)))
+    if len(fractions) == 0:
+        raise BadData(
+            f"{name}: dtype {values.dtype}, non-integer {key}; {wanted}: all values are whole, so "
+            f"save them as {key}.astype(numpy.int64)"
+        )
+    first = fractions[0]
+    raise BadData(f"{name}: non-integer {key}, value {values[first]} at index {first}; {wanted}")
+
+
+def _check_several(name: str, noun: str, values: Integers) -> None:
+    if values.min() == values.max():
+        raise BadData(f"{name}: {noun} {values[0]} only; a cross-validation needs two at least")
+
+
+def _classes(
+    names: Mapping[str, str], labels: Integers, class_mapping: Mapping[Any, Any] | None
+) -> tuple[SoundClass, ...]:
+    present: list[int] = np.unique(labels).tolist()
+    if class_mapping is None:
+        return tuple(SoundClass(label, str(label)) for label in present)
+    name = names[_MAPPING]
+    class_names: dict[int, str] = {}
+    for key, class_name in class_mapping.items():
+        label = _label_of(name, key)
+        if label in class_names:
+            raise BadData(f"{name}: label {label} stands twice; each should have one name")
+        if not isinstance(class_name, str):
+            raise BadData(
+                f"{name}: the name of label {label} is a {kind_of(class_name)}; "
+                "it should be a string"
+            )
+        class_names[label] = str(class_name)
+    unnamed = [label for label in present if label not in class_names]
+    if unnamed:
+        raise BadData(
+            f"{name}: label {unnamed[0]}, found in {names['labels']}, is missing "
+            f"({len(unnamed)} of {len(present)} labels are); every label should have a name"
+        )
+    return tuple(
+        SoundClass(label, name if name.strip() else str(label))
+        for label, name in sorted(class_names.items())
+    )
+
+
+def _label_of(name: str, key: Any) -> int:
+    if isinstance(key, str):
+        whole = re.fullmatch(r"-?[0-9]{1,19}", key)
+        label = int(key) if whole else None
+        shown = repr(key[:40])
+    else:
+        integer = isinstance(key, int | np.integer) and not isinstance(key, bool)
+        label = int(key) if integer else None
+        shown = f"of type {kind_of(key)}"
+    if label is None or not -(2**63) <= label < 2**63:
+        raise BadData(
+            f"{name}: key {shown}; it should map labels, which are integers, to names, "
+            'like {"0": "dog"}'
+        )
+    return label
+
+
+# ---- Fingerprint, and the check that features are finite: one pass over the file
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """What one pass over some samples found."""
+
+    digest: bytes
+    unusable: int
+    first_unusable: tuple[int, ...]  # sample, mel band, frame
+
+
+def _digest_finite(name: str, features: Array) -> bytes:
+    """The digest of all values, in C order and little-endian, whatever their layout.
+
+    Raises:
+        BadData: a value is not finite as float32.
+    """
+    count = max(1, _CHUNK_BYTES // features[0].nbytes)
+    starts = range(0, len(features), count)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        chunks = list(pool.map(lambda start: _scan(features[start : start + count], start), starts))
+    unusable = sum(chunk.unusable for chunk in chunks)
+    if unusable:
+        sample, mel, frame = next(chunk.first_unusable for chunk in chunks if chunk.unusable)
+        raise BadData(
+            f"{name}: {unusable} of {features.size} values are NaN, infinite or too large for "
+            f"float32, the first is {features[sample, mel, frame]} in sample {sample}, at mel band "
+            f"{mel}, frame {frame}; all should be finite"
+        )
+    return hashlib.blake2b(b"".join(chunk.digest for chunk in chunks)).digest()
+
+
+def _scan(samples: Array, start: int) -> _Chunk:
+    # Plain `np.asarray` first: operations on a memmap would make memmaps, at a cost for each.
+    values = np.ascontiguousarray(np.asarray(samples))
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf there, and is counted
+        usable = np.isfinite(values.astype(np.float32) if values.dtype.itemsize > 4 else values)
+    unusable = values.size - int(np.count_nonzero(usable))
+    first = np.unravel_index(int(np.argmin(usable)), usable.shape) if unusable else (0, 0, 0)
+    return _Chunk(
+        digest=hashlib.blake2b(values.astype(_little_endian(values), copy=False).data).digest(),
+        unusable=unusable,
+        first_unusable=(start + int(first[0]), int(first[1]), int(first[2])),
+    )
+
+
+def _fingerprint(
+    features: Array,
+    feature_digest: bytes,
+    labels: Integers,
+    folds: Integers,
+    classes: tuple[SoundClass, ...],
+) -> str:
+    # Labels of classes without a sample count too: they change a network's outputs.
+    class_labels = [each.label for each in classes]
+    head = f"{features.dtype.name} {features.shape} {class_labels}\n"
+    digest = hashlib.blake2b(head.encode(), digest_size=20)
+    digest.update(feature_digest)
+    for values in (labels, folds):
+        digest.update(values.astype(_little_endian(values)).tobytes())
+    return digest.hexdigest()
+
+
+def _little_endian(values: Array) -> np.dtype[Any]:
+    return values.dtype.newbyteorder("<")
