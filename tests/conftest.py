@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from outcomes import Outcome, Undisturbed, run
+from support.outcomes import Outcome, Undisturbed, run
 
 from raykfold.config.credentials import SECRETS
 from raykfold.data.feature_set import FeatureSet

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/recovery.py [--repeats 3]
 
-A head and three hosts with a CPU each (see tests/hosts.py: it needs root and iproute2), one job of
-two folds whose epochs take a second and a bit: so of each figure that much is the epoch itself.
+A head and three hosts with one CPU each (tests/support/hosts.py, which needs root and iproute2) run
+one job of two folds. An epoch takes a little over a second, and each figure includes one.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import CLASSES, small_arrays
-from hosts import Host, Hosts, drain, job_command, wait_for
-from outcomes import command
+from support.hosts import Host, Hosts, drain, job_command, wait_for
+from support.outcomes import command
 
 from raykfold.data.reading import write_feature_set
 
 FOLDS = (1, 2)
 ARGUMENTS = (
-    *("--model", "networks:Unhurried", "--folds", "1,2"),
+    *("--model", "support.networks:Unhurried", "--folds", "1,2"),
     *("--epochs", "100000", "--early_stopping_patience", "100000"),
 )
 

@@ -31,7 +31,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from processes import descends, processes
+from support.processes import descends, processes
 
 ROLES = {
     "board": "ray::EventBoard",
@@ -152,7 +152,7 @@ def run(folder: Path, slots: int, folds: int, seconds: float) -> None:
     config = RunConfig(
         run_name="scale",
         model_dir=folder,
-        model="networks:Idle",
+        model="support.networks:Idle",
         epochs=10**6,
         early_stopping_patience=10**6,
         batch_size=1024,

@@ -40,9 +40,10 @@ import pytest
 import safetensors.numpy
 import sklearn.metrics
 from conftest import CLASSES, small_arrays
-from event_files import scalars
 from fakes.hub_server import Fault, HubServer
-from outcomes import (
+from safetensors import safe_open
+from support.event_files import scalars
+from support.outcomes import (
     FOLDS,
     Outcome,
     Undisturbed,
@@ -54,9 +55,8 @@ from outcomes import (
     run,
     start,
 )
-from processes import find_process, wait_until_gone, worker_pid
-from safetensors import safe_open
-from wandb_files import newest
+from support.processes import find_process, wait_until_gone, worker_pid
+from support.wandb_files import newest
 
 from raykfold.config.run_config import RunConfig
 from raykfold.run import main
@@ -334,7 +334,7 @@ def test_folds_that_fail_leave_the_others_alone_and_a_stopped_run_resumes(
 
     SIGINT comes before, and the command resumes.
     """
-    network = ("--model", "networks:Troubled")
+    network = ("--model", "support.networks:Troubled")
     arguments = ("--local_cpus", "2", "--folds_per_slot", "3", *network)
     process = start(data_dir, tmp_path, *arguments)
     try:
@@ -346,7 +346,7 @@ def test_folds_that_fail_leave_the_others_alone_and_a_stopped_run_resumes(
         process.wait()
     assert process.returncode == 130
     resume = re.search(r"to go on: (.*)", output)
-    assert resume and "--model networks:Troubled" in resume[1]
+    assert resume and "--model support.networks:Troubled" in resume[1]
 
     done = subprocess.run(
         [sys.executable, *resume[1].split()[1:]],
@@ -511,7 +511,7 @@ def test_a_run_is_mirrored_and_tracked_and_tells_nobody_the_token(
     done = run(
         data_dir,
         model_dir,
-        *mirrored("--model", "networks:TellsItsEnvironment", *tracked),
+        *mirrored("--model", "support.networks:TellsItsEnvironment", *tracked),
         ENVIRONMENTS=str(told),
         WANDB_API_KEY="0123456789" * 4,
         WANDB_BASE_URL="http://127.0.0.1:9",
@@ -638,7 +638,7 @@ def test_on_a_named_cluster_workers_have_no_secrets_and_a_token_is_needed(
     address, token = cluster
     model_dir, told = tmp_path / "out", tmp_path / "told"
     told.mkdir()
-    network = ("--model", "networks:TellsItsEnvironment")
+    network = ("--model", "support.networks:TellsItsEnvironment")
     arguments = ("--address", address, "--folds", "1,2,3", *network)
     wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "ENVIRONMENTS": str(told)}
     refused = run(data_dir, model_dir, *arguments, **wrong)
@@ -732,7 +732,7 @@ def test_epochs_can_be_raised_and_checkpoints_can_be_rare(
 @pytest.mark.slow
 def test_a_share_hands_a_fold_over_when_a_slot_comes_free(data_dir: Path, tmp_path: Path) -> None:
     """Folds 1 and 3 share a slot, and 2 has one; when 2 is done, 3 moves there."""
-    arguments = ("--local_cpus", "2", "--folds", "1,2,3", "--model", "networks:Slow")
+    arguments = ("--local_cpus", "2", "--folds", "1,2,3", "--model", "support.networks:Slow")
     done = run(data_dir, tmp_path, *arguments, "--early_stopping_patience", "6")
     assert done.returncode == 0, done.stderr
     assert "a slot is free: fold 3 will move there" in done.stdout

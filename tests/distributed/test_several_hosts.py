@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes.s3_server import CREDENTIALS
-from hosts import Hosts, drain, driver_pids, job_command, needs_hosts, wait_for
-from outcomes import Outcome, assert_as_without_ray, assert_same, command, read_until
+from support.hosts import Hosts, drain, driver_pids, job_command, needs_hosts, wait_for
+from support.outcomes import Outcome, assert_as_without_ray, assert_same, command, read_until
 
 import raykfold
 from raykfold.data.reading import write_feature_set
@@ -32,7 +32,7 @@ pytestmark = needs_hosts
 EPOCHS, FOLDS = 14, (1, 2, 3)
 # Late arguments win: what `command` says of epochs and patience is for other tests.
 UNHURRIED = (
-    *("--model", "networks:Unhurried", "--folds", "1,2,3"),
+    *("--model", "support.networks:Unhurried", "--folds", "1,2,3"),
     *("--epochs", str(EPOCHS), "--early_stopping_patience", str(EPOCHS)),
 )
 
@@ -436,8 +436,9 @@ def test_features_reach_each_node_once(tmp_path: Path) -> None:
         hosts.start_head()
         hosts.join(*hosts.workers, cpus=2)
         before = [host.received_bytes() for host in hosts.workers]
-        idle = ("--model", "networks:Idle", "--epochs", "40", "--early_stopping_patience", "40")
-        with submitted(hosts, tmp_path / "large", tmp_path / "out", *idle) as job:
+        idle = ("--model", "support.networks:Idle", "--epochs", "40")
+        patience = ("--early_stopping_patience", "40")
+        with submitted(hosts, tmp_path / "large", tmp_path / "out", *idle, *patience) as job:
             finish(job)
         received = [
             host.received_bytes() - earlier

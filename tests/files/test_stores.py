@@ -16,9 +16,9 @@ import pytest
 import torch
 from conftest import CLASSES
 from fakes.s3_server import CREDENTIALS, S3Server
-from outcomes import Outcome, assert_same, environment, read_until
-from outcomes import command as local_command
-from processes import wait_until_gone, worker_pid
+from support.outcomes import Outcome, assert_same, environment, read_until
+from support.outcomes import command as local_command
+from support.processes import wait_until_gone, worker_pid
 
 from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FeatureSet

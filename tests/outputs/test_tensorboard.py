@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from event_files import events, scalars
-from written import complete, failed, history
+from support.event_files import events, scalars
+from support.run_folder import complete, failed, history
 
 from raykfold.config.run_config import RunConfig
 from raykfold.observers import Audience, Observer, RunStart

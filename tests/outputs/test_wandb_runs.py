@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import wandb
-from wandb_files import Logged, files, newest
+from support.wandb_files import Logged, files, newest
 
 from raykfold.files.atomic import write_file
 from raykfold.files.paths import ModelDir

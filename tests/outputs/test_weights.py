@@ -109,10 +109,10 @@ def test_what_is_not_there_is_said(model_dir: Path, hub: HubServer) -> None:
 
 
 def test_another_network_is_built_only_where_it_is_named(model_dir: Path) -> None:
-    rewritten(model_dir, model="networks:Slow")
-    with pytest.raises(BadInput, match=r"weights of networks:Slow.*--model"):
+    rewritten(model_dir, model="support.networks:Slow")
+    with pytest.raises(BadInput, match=r"weights of support.networks:Slow.*--model"):
         load_fold(model_dir, 3)
-    assert type(load_fold(model_dir, 3, model="networks:Slow").model).__name__ == "Slow"
+    assert type(load_fold(model_dir, 3, model="support.networks:Slow").model).__name__ == "Slow"
 
 
 def test_a_class_that_is_named_wins_over_what_the_file_says(model_dir: Path) -> None:

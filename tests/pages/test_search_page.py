@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import PROGRAM, Chromium, Tab
+from support.chromium import PROGRAM, Chromium, Tab
 
 from raykfold.files.paths import ModelDir
 from raykfold.pages.search_page import overview, search_plots, write_overview

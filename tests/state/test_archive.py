@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from written import begin, complete, conclude, failed, history, running, store
+from support.run_folder import begin, complete, conclude, failed, history, running, store
 
 from raykfold.errors import BadInput
 from raykfold.state.archive import Known, open_run

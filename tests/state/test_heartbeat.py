@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from fakes.s3_server import CREDENTIALS, S3Server
-from written import begin, complete, failed, history
+from support.run_folder import begin, complete, failed, history
 
 from raykfold.files.atomic import write_file
 from raykfold.files.paths import RunDir

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from conftest import CLASSES, small_arrays
 from fakes.hub_server import HubServer
-from outcomes import Outcome, assert_as_without_ray, environment, read_until
-from wandb_files import newest
+from support.outcomes import Outcome, assert_as_without_ray, environment, read_until
+from support.wandb_files import newest
 
 from raykfold.data.reading import read_feature_set, write_feature_set
 
-ORDINARY, TROUBLED = "raykfold.models:AudioCNN", "networks:Troubled"
+ORDINARY, TROUBLED = "raykfold.models:AudioCNN", "support.networks:Troubled"
 RATES = (0.005, 0.002)
 # Of three folds on two slots; fold 4's third evaluation by a troubled network raises.
 BASE = """
@@ -241,7 +241,11 @@ def test_other_commands_know_a_search_from_a_run(searched: Searched, module: str
 @pytest.mark.parametrize(
     ("space", "arguments", "line"),
     [
-        ("model = {choice = ['networks:Missing']}", (), "--model networks:Missing: cannot be"),
+        (
+            "model = {choice = ['support.networks:Missing']}",
+            (),
+            "--model support.networks:Missing: cannot be",
+        ),
         ("model.dropout = {uniform = [0.5, 1.5]}", (), "dropout"),
         ("model.depth = {choice = [1, 2]}", (), "unexpected keyword argument 'depth'"),
         ("learning_rate = {grid = [0.1, 0.2]}", ("--sampler", "optuna"), "learning_rate is a grid"),
@@ -279,7 +283,7 @@ def test_a_killed_search_goes_on_with_what_its_trials_have(
 ) -> None:
     """With more trials than before. The winner goes to the Hub."""
     model_dir = tmp_path / "out"
-    model, rates = "networks:Unhurried", [0.002, 0.005]
+    model, rates = "support.networks:Unhurried", [0.002, 0.005]
     space = f"model = {{choice = ['{model}']}}\nlearning_rate = {{grid = {rates}}}"
     text = BASE.replace("epochs = 6", "epochs = 2")
     config = write_config(tmp_path, text, space, data_dir=data_dir, model_dir=model_dir)

@@ -1,6 +1,6 @@
 """Whole runs on several hosts, struck at random moments, held against an undisturbed one.
 
-    python tests/chaos.py --minutes 60 --seed 1 [--faults 100]
+    python tests/distributed/test_chaos.py --minutes 60 --seed 1 [--faults 100]
 
 One run after the other on a head and four hosts with a CPU each, five folds of fourteen epochs. A
 fault is drawn, strikes, and after some seconds the next is; a job that was struck down is
@@ -28,15 +28,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from conftest import CLASSES, small_arrays
-from hosts import Hosts, drain, driver_pids, job_command, needs_hosts, wait_for
-from outcomes import assert_as_without_ray, command
+from support.hosts import Hosts, drain, driver_pids, job_command, needs_hosts, wait_for
+from support.outcomes import assert_as_without_ray, command
 
 from raykfold.data.reading import write_feature_set
 
 FOLDS, EPOCHS, WORKERS = (1, 2, 3, 4, 5), 14, 4
 ARGUMENTS = (
-    *("--model", "networks:Unhurried"),
+    *("--model", "support.networks:Unhurried"),
     *("--epochs", str(EPOCHS), "--early_stopping_patience", str(EPOCHS)),
 )
 _LONGEST_RUN_SECONDS = 600

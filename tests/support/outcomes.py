@@ -27,7 +27,7 @@ ARGUMENTS = ("--epochs", "6", "--early_stopping_patience", "1", "--learning_rate
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's, with the tests' folder on the Python path for networks that live there."""
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     here = {name: value for name, value in os.environ.items() if not name.startswith("RAYKFOLD_")}
     here.pop("RAY_ADDRESS", None)
     return {**here, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **changes}

@@ -29,7 +29,8 @@ from pathlib import Path
 from types import TracebackType
 
 import pytest
-from outcomes import environment
+
+from support.outcomes import environment
 
 PORT = 6379
 DASHBOARD = 8265
