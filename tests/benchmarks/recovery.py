@@ -19,9 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from conftest import CLASSES, small_arrays
 from support.hosts import Host, Hosts, drain, job_command, wait_for
-from support.outcomes import command
+from support.shell import command
+from support.small_data import CLASSES, small_arrays
 
 from raykfold.data.reading import write_feature_set
 

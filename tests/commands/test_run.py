@@ -39,23 +39,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import sklearn.metrics
-from conftest import CLASSES, small_arrays
 from fakes.hub_server import Fault, HubServer
 from safetensors import safe_open
 from support.event_files import scalars
-from support.outcomes import (
-    FOLDS,
-    Outcome,
-    Undisturbed,
-    assert_as_without_ray,
-    assert_same,
-    command,
-    environment,
-    read_until,
-    run,
-    start,
-)
+from support.outcome import FOLDS, FinishedRun, Outcome, assert_as_without_ray, assert_same
 from support.processes import find_process, wait_until_gone, worker_pid
+from support.shell import command, environment, read_until, run, start
+from support.small_data import CLASSES, small_arrays
 from support.wandb_files import newest
 
 from raykfold.config.run_config import RunConfig
@@ -70,7 +60,7 @@ EPOCH_LINE = re.compile(r"^fold (\d) {2}epoch (\d+)/6 ")
 # --- an undisturbed run --------------------------------------------------------------------------
 
 
-def test_it_leaves_the_files_of_the_contract(undisturbed: Undisturbed, outcome: Outcome) -> None:
+def test_it_leaves_the_files_of_the_contract(undisturbed: FinishedRun, outcome: Outcome) -> None:
     root = undisturbed.model_dir
     epochs = {row["fold"]: row["epochs_run"] for row in outcome.folds}
     expected = {
@@ -105,7 +95,7 @@ def test_its_folds_stop_early_at_different_epochs(outcome: Outcome) -> None:
     assert len({row["epochs_run"] for row in outcome.folds}) > 1
 
 
-def test_its_summary_is_what_its_files_say(undisturbed: Undisturbed, outcome: Outcome) -> None:
+def test_its_summary_is_what_its_files_say(undisturbed: FinishedRun, outcome: Outcome) -> None:
     summary = json.loads((undisturbed.model_dir / "summary.json").read_text())
     assert summary["status"] == "complete"
     assert summary["num_workers"] == 2
@@ -148,7 +138,7 @@ def test_every_sample_is_predicted_once_by_the_fold_that_held_it_out(outcome: Ou
 
 
 def test_best_weights_are_those_of_the_best_epoch(
-    undisturbed: Undisturbed, outcome: Outcome
+    undisturbed: FinishedRun, outcome: Outcome
 ) -> None:
     for row in outcome.folds:
         fold, epoch = row["fold"], row["best_epoch"]
@@ -164,7 +154,7 @@ def test_best_weights_are_those_of_the_best_epoch(
 
 
 def test_a_log_has_one_plain_line_a_fold_and_epoch(
-    undisturbed: Undisturbed, outcome: Outcome
+    undisturbed: FinishedRun, outcome: Outcome
 ) -> None:
     text = undisturbed.done.stdout
     assert undisturbed.done.stderr == ""
@@ -181,7 +171,7 @@ def test_a_log_has_one_plain_line_a_fold_and_epoch(
 
 
 def test_the_same_command_again_says_that_nothing_is_left(
-    undisturbed: Undisturbed, outcome: Outcome, data_dir: Path
+    undisturbed: FinishedRun, outcome: Outcome, data_dir: Path
 ) -> None:
     summary = (undisturbed.model_dir / "summary.json").read_bytes()
     again = run(data_dir, undisturbed.model_dir, "--local_cpus", "2")
@@ -195,7 +185,7 @@ def test_the_same_command_again_says_that_nothing_is_left(
 
 @pytest.mark.parametrize("change", [("--seed", "1"), ("--epochs", "5"), ("--batch_size", "16")])
 def test_its_name_is_taken_for_another_configuration(
-    undisturbed: Undisturbed,
+    undisturbed: FinishedRun,
     outcome: Outcome,
     data_dir: Path,
     change: tuple[str, str],
@@ -511,7 +501,7 @@ def test_a_run_is_mirrored_and_tracked_and_tells_nobody_the_token(
     done = run(
         data_dir,
         model_dir,
-        *mirrored("--model", "support.networks:TellsItsEnvironment", *tracked),
+        *mirrored("--model", "support.networks:ReportsEnvironment", *tracked),
         ENVIRONMENTS=str(told),
         WANDB_API_KEY="0123456789" * 4,
         WANDB_BASE_URL="http://127.0.0.1:9",
@@ -638,7 +628,7 @@ def test_on_a_named_cluster_workers_have_no_secrets_and_a_token_is_needed(
     address, token = cluster
     model_dir, told = tmp_path / "out", tmp_path / "told"
     told.mkdir()
-    network = ("--model", "support.networks:TellsItsEnvironment")
+    network = ("--model", "support.networks:ReportsEnvironment")
     arguments = ("--address", address, "--folds", "1,2,3", *network)
     wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "ENVIRONMENTS": str(told)}
     refused = run(data_dir, model_dir, *arguments, **wrong)

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 from fakes.s3_server import CREDENTIALS, S3Server
-from support.outcomes import environment
 from support.run_folder import begin, begin_as, complete, conclude, failed, history, running, store
+from support.shell import environment
 
 from raykfold.config.run_config import RunConfig
 from raykfold.files.atomic import write_json

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import small_arrays
+from support.small_data import small_arrays
 
 from raykfold.config.run_config import RunConfig
 from raykfold.data.demo import demo_feature_set

@@ -31,9 +31,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from conftest import CLASSES, small_arrays
 from support.hosts import Hosts, drain, driver_pids, job_command, needs_hosts, wait_for
-from support.outcomes import assert_as_without_ray, command
+from support.outcome import assert_as_without_ray
+from support.shell import command
+from support.small_data import CLASSES, small_arrays
 
 from raykfold.data.reading import write_feature_set
 

@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 from fakes.s3_server import CREDENTIALS
 from support.hosts import Hosts, drain, driver_pids, job_command, needs_hosts, wait_for
-from support.outcomes import Outcome, assert_as_without_ray, assert_same, command, read_until
+from support.outcome import Outcome, assert_as_without_ray, assert_same
+from support.shell import command, read_until
 
 import raykfold
 from raykfold.data.reading import write_feature_set

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CLASSES
 from fakes.s3_server import CREDENTIALS, S3Server
-from support.outcomes import Outcome, assert_same, environment, read_until
-from support.outcomes import command as local_command
+from support.outcome import Outcome, assert_same
 from support.processes import wait_until_gone, worker_pid
+from support.shell import command as local_command
+from support.shell import environment, read_until
+from support.small_data import CLASSES
 
 from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FeatureSet

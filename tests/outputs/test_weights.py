@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import CLASSES
 from fakes.hub_server import HubServer
+from support.small_data import CLASSES
 
 import raykfold
 from raykfold.data.feature_set import FeatureSet

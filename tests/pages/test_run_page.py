@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import small_arrays
 from support.chromium import PROGRAM, Chromium, Tab
+from support.small_data import small_arrays
 
 from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FeatureSet

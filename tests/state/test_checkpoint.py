@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import CLASSES
 from safetensors import safe_open
+from support.small_data import CLASSES
 
 from raykfold.data.feature_set import FeatureSet
 from raykfold.files.atomic import Damaged

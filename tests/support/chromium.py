@@ -1,9 +1,9 @@
-"""A headless Chromium that says what a page asks for and complains of: its DevTools, over a pipe.
+"""Open pages in a headless Chromium, driven over its DevTools pipe.
 
     with Chromium(profile) as browser:
         tab = browser.open(file, width=360)
 
-Debian's package is enough; no driver of it has to be installed, and none to fit its version.
+Debian's package of the browser is enough: no driver has to be installed that fits its version.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Tab:
     """An open page.
 
     Attributes:
-        requests: every URL that was asked for, the page's own first; not what is in it (data:).
-        complaints: console messages of level warning or error, and errors of the page.
+        requests: every URL that was requested, the page's own first, without ``data:`` URLs.
+        complaints: console messages of level warning or error, and uncaught errors.
     """
 
     browser: Chromium
@@ -44,38 +44,40 @@ class Tab:
     complaints: list[str] = field(default_factory=list)
 
     def call(self, method: str, **parameters: Any) -> Any:
+        """Send a DevTools command to this page and return its result."""
         return self.browser.call(method, self.session, **parameters)
 
     def evaluate(self, expression: str) -> Any:
-        """Value of some JavaScript, as JSON has it."""
+        """Return the value of a JavaScript expression, through JSON."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def texts(self, selector: str) -> list[str]:
-        """Text of each element that a CSS selector finds, as it is shown."""
+        """Return the visible text of each element that a CSS selector finds."""
         found = f"document.querySelectorAll({json.dumps(selector)})"
         texts: list[str] = self.evaluate(f"[...{found}].map(e => e.innerText ?? e.textContent)")
         return texts
 
     def pdf(self) -> bytes:
+        """Return the page as a PDF, with backgrounds."""
         return base64.b64decode(self.call("Page.printToPDF", printBackground=True)["data"])
 
     def screenshot(self) -> bytes:
-        """A PNG of the whole page."""
+        """Return a PNG of the whole page."""
         answer = self.call("Page.captureScreenshot", captureBeyondViewport=True)
         return base64.b64decode(answer["data"])
 
 
 class Chromium:
-    """A browser of its own, without any profile but `profile`, an empty folder."""
+    """A browser process whose profile is `profile`, an empty folder."""
 
     def __init__(self, profile: Path) -> None:
         assert PROGRAM is not None
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
         flags = [*_FLAGS, f"--user-data-dir={profile}"]
-        # It reads from descriptor 3 and writes to 4, which a shell can see to.
+        # Chromium reads from descriptor 3 and writes to 4; the shell maps our pipes to these.
         script = f'exec "$@" 3<&{to_browser} 4>&{from_browser}'
         self._process = subprocess.Popen(
             ["bash", "-c", script, "bash", PROGRAM, *flags, "about:blank"],
@@ -99,7 +101,7 @@ class Chromium:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        os.close(self._out)  # which it takes for a wish to end
+        os.close(self._out)  # Chromium ends when its input does
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
@@ -126,7 +128,7 @@ class Chromium:
         return tab
 
     def call(self, method: str, session: str | None = None, **parameters: Any) -> Any:
-        """Ask for something, and take in what happens until the answer comes."""
+        """Send a DevTools command, record events until its answer comes, and return the result."""
         self._calls += 1
         message = {"id": self._calls, "method": method, "params": parameters}
         if session is not None:
@@ -138,7 +140,7 @@ class Chromium:
                 assert "error" not in answer, f"{method}: {answer}"
                 return answer["result"]
             if answer.get("sessionId") in self._tabs:
-                _take_in(self._tabs[answer["sessionId"]], answer)
+                _record_event(self._tabs[answer["sessionId"]], answer)
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._unread:
@@ -152,7 +154,7 @@ class Chromium:
         return event
 
 
-def _take_in(tab: Tab, event: dict[str, Any]) -> None:
+def _record_event(tab: Tab, event: dict[str, Any]) -> None:
     values = event["params"]
     if event["method"] == "Network.requestWillBeSent":
         if not values["request"]["url"].startswith("data:"):

@@ -1,4 +1,7 @@
-"""TensorBoard's event files, read record by record: length, its checksum, content, its checksum."""
+"""Read TensorBoard's event files.
+
+A record is a length, the checksum of the length, the content, and the checksum of the content.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 
 def events(folder: Path) -> list[Any]:
-    """All that the one file in `folder` says, in its order."""
+    """Return the events of the one file in `folder`, in order."""
     (file,) = folder.iterdir()
     assert "tfevents" in file.name  # by which TensorBoard knows it
     content, found = file.read_bytes(), []
@@ -27,7 +30,7 @@ def events(folder: Path) -> list[Any]:
 
 
 def scalars(folder: Path) -> dict[str, list[Any]]:
-    """Name → (step, value) of each, in the order of the file."""
+    """Return by tag the (step, value) of each scalar, in the order of the file."""
     found: dict[str, list[Any]] = {}
     for event in events(folder):
         for value in event.summary.value:

@@ -1,14 +1,13 @@
-"""Several hosts on one machine: network namespaces, each with its own address and its own Ray node.
+"""Simulate several hosts on one machine: network namespaces with an address and a Ray node each.
 
     with Hosts(4) as hosts:
-        address = hosts.start_head(hosts[0])
-        for host in hosts[1:]:
-            hosts.join(host, cpus=1)
+        hosts.start_head()
+        hosts.join(*hosts.workers, cpus=1)
         hosts[2].power_off()
 
-The hosts hang on a bridge in a namespace of its own, so nothing of this reaches, or is reached
-from, a real network. They share the machine's file system, as a cluster with NFS does; `private`
-gives a host a folder that the others do not see. Needs root and Debian's iproute2.
+The hosts are connected by a bridge in a namespace of its own, apart from any real network. They
+share the machine's file system, as a cluster with NFS does; `Host.private` gives one host a folder
+that the others do not see. Needs root and Debian's iproute2.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ from types import TracebackType
 
 import pytest
 
-from support.outcomes import environment
+from support.shell import environment
 
 PORT = 6379
 DASHBOARD = 8265
 _NETWORK = "10.77.0"
-# Ray starts a worker process a CPU before anybody asks: on two cores they only delay the others.
+# By default Ray starts a worker process per CPU in advance, which only delays others on two cores.
 _RAY_SETTINGS = {
     "RAY_AUTH_MODE": "token",
     "RAY_prestart_worker_first_driver": "0",
@@ -59,7 +58,7 @@ def pids_in(namespace: str) -> list[int]:
 
 
 def power_off(namespace: str) -> None:
-    """SIGKILL everything that runs in it."""
+    """Kill every process in a namespace."""
     while pids := pids_in(namespace):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
@@ -80,10 +79,11 @@ class Host:
 
     @property
     def _port(self) -> str:
-        """The bridge's end of this host's cable."""
+        """Name of the bridge's end of this host's cable."""
         return f"port{self.number}"
 
     def plug_in(self) -> None:
+        """Create the namespace and connect it to the bridge."""
         switch = self._hosts.switch
         self.folder.mkdir(exist_ok=True)
         ip("netns", "add", self.name)
@@ -96,7 +96,7 @@ class Host:
 
     @contextlib.contextmanager
     def cut_off(self) -> Iterator[None]:
-        """Inside, packets to and from this host vanish; no end hears of it."""
+        """Within this context, drop packets to and from this host; no connection is closed."""
         ip("-n", self._hosts.switch, "link", "set", self._port, "nomaster")
         try:
             yield
@@ -104,11 +104,11 @@ class Host:
             ip("-n", self._hosts.switch, "link", "set", self._port, "master", "bridge")
 
     def private(self, folder: Path) -> None:
-        """What is started here from now on sees an empty folder of its own in its place."""
+        """Give what this host starts from now on an empty folder in place of `folder`."""
         self._private.append(folder)
 
     def command(self, *arguments: str) -> list[str]:
-        """`arguments` as a command that runs here."""
+        """Return a command that runs `arguments` on this host."""
         inside = list(arguments)
         for folder in self._private:
             mount = f'mount -t tmpfs private "{folder}" && exec "$@"'
@@ -116,6 +116,7 @@ class Host:
         return ["ip", "netns", "exec", self.name, *inside]
 
     def run(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """Run a command on this host to its end and capture what it prints."""
         return subprocess.run(
             self.command(*arguments),
             capture_output=True,
@@ -125,7 +126,7 @@ class Host:
         )
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """As `run`, but alive: lines can be read as they come."""
+        """Start a command on this host; its two streams come as one."""
         return subprocess.Popen(
             self.command(*arguments),
             stdout=subprocess.PIPE,
@@ -136,11 +137,11 @@ class Host:
         )
 
     def pids(self) -> list[int]:
-        """The processes that run here."""
+        """Return the ids of the processes on this host."""
         return pids_in(self.name)
 
     def processes(self, title: str) -> list[int]:
-        """Those whose command line holds `title`, as Ray names its processes."""
+        """Return the ids of this host's processes with `title` in their command line."""
         found = []
         for pid in self.pids():
             with contextlib.suppress(OSError):  # it has just ended
@@ -149,7 +150,7 @@ class Host:
         return found
 
     def kill(self, title: str) -> list[int]:
-        """SIGKILL the processes of that name; returns whom it struck."""
+        """Kill this host's processes with `title` in their command line, and return their ids."""
         struck = self.processes(title)
         for pid in struck:
             with contextlib.suppress(ProcessLookupError):
@@ -157,10 +158,11 @@ class Host:
         return struck
 
     def power_off(self) -> None:
-        """SIGKILL everything that runs here."""
+        """Kill every process on this host."""
         power_off(self.name)
 
     def received_bytes(self) -> int:
+        """Return how many bytes have reached this host over the network."""
         shown = subprocess.run(
             self.command("cat", "/sys/class/net/eth0/statistics/rx_bytes"),
             capture_output=True,
@@ -170,12 +172,13 @@ class Host:
         return int(shown.stdout)
 
     def unplug(self) -> None:
+        """Kill every process on this host, and delete its namespace."""
         self.power_off()
         ip("netns", "del", self.name)
 
 
 class Hosts:
-    """`count` hosts that reach each other and nobody else; all that runs on them ends with them."""
+    """A context of `count` hosts that reach only each other; their processes end with it."""
 
     def __init__(self, count: int, **settings: str) -> None:
         self.name = f"rkf-{os.getpid()}-{secrets.token_hex(2)}"
@@ -222,16 +225,16 @@ class Hosts:
 
     @property
     def workers(self) -> list[Host]:
-        """All but the head."""
+        """Every host but the head."""
         return self._hosts[1:]
 
     @property
     def address(self) -> str:
-        """Of the cluster, for its nodes and for drivers."""
+        """Address of the cluster, for nodes and drivers."""
         return f"{self.head.address}:{PORT}"
 
     def start_head(self, *arguments: str) -> None:
-        """Start a cluster on the first host, which offers no CPU."""
+        """Start a cluster; the head, the first host, offers no CPU."""
         self._ray(
             self.head, 0, "--head", "--port", str(PORT),
             "--include-dashboard", "true", "--dashboard-host", self.head.address,
@@ -239,13 +242,13 @@ class Hosts:
         )  # fmt: skip
 
     def join(self, *joining: Host, cpus: int = 1, gpus: int = 0) -> None:
-        """Add nodes to the cluster."""
+        """Start Ray nodes on hosts, all at once, and add them to the cluster."""
         arguments = ("--address", self.address, "--num-gpus", str(gpus))
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda host: self._ray(host, cpus, *arguments), joining))
 
     def _ray(self, host: Host, cpus: int, *arguments: str) -> None:
-        folder = Path(tempfile.mkdtemp(dir=host.folder))  # a node that comes back is a new one
+        folder = Path(tempfile.mkdtemp(dir=host.folder))  # a node that returns is a new one
         node = host.start(
             *(*RAY, "start", "--block"),
             *("--num-cpus", str(cpus), "--object-store-memory", str(200 * 2**20)),
@@ -263,7 +266,7 @@ class Hosts:
 
 
 def _sweep() -> None:
-    """Take down the hosts of tests that were killed."""
+    """Delete the namespaces of test processes that were killed."""
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
     for name, pid in re.findall(r"^(rkf-(\d+)-\S+)", listed.stdout, re.MULTILINE):
         if not Path(f"/proc/{pid}").exists():
@@ -272,23 +275,28 @@ def _sweep() -> None:
 
 
 def wait_for(met: Callable[[], object], what: str, seconds: float = 60) -> None:
+    """Wait until `met` returns something true.
+
+    Raises:
+        AssertionError: it did not within `seconds`; `what` says what it stands for.
+    """
     deadline = time.monotonic() + seconds
     while not met():
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.1)
+        time.sleep(0.05)
 
 
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 
 
 def job_command(hosts: Hosts, what: str, *arguments: str) -> tuple[str, ...]:
-    """`ray job submit`, or another `what`, for the cluster of these hosts."""
+    """Return a `ray job` command, such as submit or stop, for the cluster of these hosts."""
     address = f"http://{hosts.head.address}:{DASHBOARD}"
     return (*RAY, "job", what, "--address", address, *arguments)
 
 
 def driver_pids(head: Host) -> list[int]:
-    """The drivers themselves: not `ray job submit`, nor the shells in which Ray runs them."""
+    """Return the ids of the drivers on the head, without the shells in which Ray runs them."""
     start = f"{sys.executable}\0-m\0raykfold.run\0"
     return [
         pid
@@ -298,7 +306,11 @@ def driver_pids(head: Host) -> list[int]:
 
 
 def drain(hosts: Hosts, host: Host, *, seconds: int) -> bool:
-    """Tell the cluster, as a cloud's notice does, that a node goes soon; whether it has it."""
+    """Announce, as a cloud does before it takes a node away, that `host` leaves soon.
+
+    Returns:
+        whether the cluster has this node and accepts the notice.
+    """
     ask = (
         f"import ray; ray.init(address='{hosts.address}', logging_level=50);"
         "print([n['NodeID'] for n in ray.nodes()"

@@ -1,4 +1,4 @@
-"""Networks for tests: the built-in one, with trouble that depends on the fold held out."""
+"""Networks for tests: the built-in one that fails, is slow, or reports its environment."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import time
 from pathlib import Path
 
 import torch
-from conftest import small_arrays
 
 import raykfold
+from support.small_data import small_arrays
 
 _FIRST_OF_FOLD = {fold: torch.from_numpy(small_arrays()[0][fold - 1]) for fold in (2, 4)}
 
 
 class Troubled(raykfold.AudioCNN):
-    """In its third evaluation, fold 4's raises, and fold 2's kills its process."""
+    """In their third evaluation, fold 4's network raises and fold 2's kills its process."""
 
     def __init__(self, n_mels: int, num_classes: int, target_len: int) -> None:
         super().__init__(n_mels, num_classes, target_len)
@@ -29,28 +29,28 @@ class Troubled(raykfold.AudioCNN):
                 evaluations = self.get_buffer("evaluations")
                 evaluations += 1
                 if evaluations == 3:
-                    _TROUBLE[fold]()
+                    _TROUBLES[fold]()
         return super().forward(x)
 
 
-def _unplugged() -> None:
+def _raise_error() -> None:
     raise RuntimeError("sensor unplugged")
 
 
-_TROUBLE = {2: lambda: os.kill(os.getpid(), signal.SIGKILL), 4: _unplugged}
+_TROUBLES = {2: lambda: os.kill(os.getpid(), signal.SIGKILL), 4: _raise_error}
 
 
 class Slow(raykfold.AudioCNN):
-    """Takes ten seconds for each evaluation, so that moving a fold elsewhere pays."""
+    """Takes ten seconds for each evaluation, so that it pays to move a fold to a free slot."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training and len(x) > 2:  # not when the driver tries the network out
+        if not self.training and len(x) > 2:  # the driver tries the network on two samples
             time.sleep(10)
         return super().forward(x)
 
 
 class Unhurried(raykfold.AudioCNN):
-    """Takes a second for each evaluation, so that there is time to disturb it."""
+    """Takes a second for each evaluation, so that a test has time to disturb a run."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training and len(x) > 2:
@@ -58,17 +58,17 @@ class Unhurried(raykfold.AudioCNN):
         return super().forward(x)
 
 
-class TellsItsEnvironment(raykfold.AudioCNN):
-    """Writes what its process finds in the environment to the folder that ENVIRONMENTS names."""
+class ReportsEnvironment(raykfold.AudioCNN):
+    """Writes its process's environment to a file in the folder that ENVIRONMENTS names."""
 
     def __init__(self, n_mels: int, num_classes: int, target_len: int) -> None:
         super().__init__(n_mels, num_classes, target_len)
-        told = Path(os.environ["ENVIRONMENTS"]) / f"{os.getpid()}.json"
-        told.write_text(json.dumps(dict(os.environ)))
+        file = Path(os.environ["ENVIRONMENTS"]) / f"{os.getpid()}.json"
+        file.write_text(json.dumps(dict(os.environ)))
 
 
 class Idle(torch.nn.Module):
-    """Next to nothing to compute, and a quarter of a second for each evaluation."""
+    """Computes almost nothing, and takes a quarter of a second for each evaluation."""
 
     def __init__(self, n_mels: int, num_classes: int, target_len: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The processes of a run: who descends from whom, and what Ray calls them."""
+"""Find the processes of a run by the names that Ray gives them, and by their ancestors."""
 
 from __future__ import annotations
 
@@ -9,29 +9,31 @@ from pathlib import Path
 
 
 def worker_pid(driver: int) -> int:
-    """The Ray Train worker below a driver, found by the name that Ray gives its process."""
+    """Return the process id of a driver's Ray Train worker."""
     return find_process("TrainWorker", driver)
 
 
 def find_process(name: str, ancestor: int) -> int:
+    """Wait for a process with `name` in its title below `ancestor`, and return its id."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         for pid, title in processes():
             if name in title and descends(pid, ancestor):
                 return pid
-        time.sleep(0.1)
+        time.sleep(0.05)
     raise AssertionError(f"no {name} found")
 
 
 def wait_until_gone(pid: int) -> None:
+    """Wait for a process to end."""
     deadline = time.monotonic() + 60
     while Path(f"/proc/{pid}").exists():
-        assert time.monotonic() < deadline, f"process {pid} outlived its driver"
-        time.sleep(0.2)
+        assert time.monotonic() < deadline, f"process {pid} is still there"
+        time.sleep(0.05)
 
 
 def processes() -> Iterator[tuple[int, str]]:
-    """Process ids, and what each is called."""
+    """Yield the id and the command line of each process."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):  # it has just ended
@@ -39,7 +41,7 @@ def processes() -> Iterator[tuple[int, str]]:
 
 
 def descends(pid: int, ancestor: int) -> bool:
-    """Whether `ancestor` is this process, or started it, or started who started it."""
+    """Return whether `ancestor` is this process, its parent, or a parent further up."""
     while pid > 1:
         if pid == ancestor:
             return True

@@ -1,4 +1,4 @@
-"""Runs as the package's own writers leave them, without Ray."""
+"""Folders of runs that were never trained, written by the package's own writers, without Ray."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from raykfold.training.results import EpochMetrics, FoldResult, Summary
 
 
 def history(epochs: int) -> tuple[EpochMetrics, ...]:
-    """Better with each epoch: from 0.5 in the first, by 0.01."""
+    """Return metrics whose validation accuracy is 0.5 in the first epoch, and grows by 0.01."""
     return tuple(
         EpochMetrics(epoch, 1.0, 0.4, 0.9, 0.5 + epoch / 100, 0.001, 2.0) for epoch in range(epochs)
     )
@@ -38,19 +38,20 @@ def failed(fold: int, error: str) -> FoldResult:
 
 
 def begin(folder: Path, folds: Sequence[int] = (1, 2, 3), **changes: Any) -> RunConfig:
-    """What lies there once a run of these folds has begun."""
+    """Write what a run of these folds leaves when it begins."""
     config = RunConfig(**{"run_name": "run", "model_dir": folder, "epochs": 5, **changes})
     begin_as(config, folds)
     return config
 
 
 def begin_as(config: RunConfig, folds: Sequence[int] = (1, 2, 3)) -> None:
+    """Write what a run of `config` leaves when it begins."""
     write_record(config, identity(config, "f00d", "cpu x1"), "20250101-000000", folds)
     Index(sessions=1).write(config.run_dir)
 
 
 def store(config: RunConfig, *results: FoldResult) -> None:
-    """Put the newest states of folds where workers do: what is over, and what goes on."""
+    """Write the newest state of each fold, complete or running, where a worker does."""
     index = Index(sessions=1)
     for result in results:
         folder = config.run_dir.finished(result.fold)
@@ -64,7 +65,7 @@ def store(config: RunConfig, *results: FoldResult) -> None:
 
 
 def conclude(config: RunConfig, *results: FoldResult) -> Summary:
-    """Leave what a run does at its end."""
+    """Write the outputs of a run that has ended."""
     summary = Summary("run", results, None, {0: "dog", 1: "rain"}, 9.0, 2, {"torch": "2.9"})
     labels = np.zeros(4, dtype=np.int64)
     write_results(

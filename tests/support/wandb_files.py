@@ -1,4 +1,4 @@
-"""W&B's offline files, read back by its own reader."""
+"""Read W&B's offline files with W&B's own reader."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wandb.util import get_core_path
 
 @dataclass
 class Logged:
-    """What one file holds of a W&B run."""
+    """A W&B run, as one file holds it."""
 
     folder: Path
     run: dict[str, Any] = field(default_factory=dict)
@@ -23,11 +23,12 @@ class Logged:
     exit_code: int | None = None
 
     def column(self, name: str) -> list[Any]:
+        """Return a metric's value in each row, None where a row lacks it."""
         return [row.get(name) for row in self.rows]
 
 
 def read(file: Path) -> Logged:
-    """Read a ``.wandb`` file back with W&B's own reader."""
+    """Read one ``.wandb`` file."""
     command = [get_core_path(), "leet", "inspect", "-json", "-no-observability", "-run-file"]
     printed = subprocess.run([*command, str(file)], check=True, capture_output=True, text=True)
     logged = Logged(file.parent)
@@ -46,7 +47,7 @@ def read(file: Path) -> Logged:
 
 
 def files(folder: Path, kind: str = "offline-run") -> dict[str, list[Logged]]:
-    """Display name → what each session wrote below `folder`, oldest first."""
+    """Return by display name what each session wrote below `folder`, oldest first."""
     found: dict[str, list[Logged]] = {}
     for file in sorted((folder / "wandb").glob(f"{kind}-*/*.wandb")):
         logged = read(file)
@@ -55,4 +56,5 @@ def files(folder: Path, kind: str = "offline-run") -> dict[str, list[Logged]]:
 
 
 def newest(folder: Path, kind: str = "offline-run") -> dict[str, Logged]:
+    """Return by display name what the newest session wrote below `folder`."""
     return {name: sessions[-1] for name, sessions in files(folder, kind).items()}

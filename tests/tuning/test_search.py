@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CLASSES, small_arrays
 from fakes.hub_server import HubServer
-from support.outcomes import Outcome, assert_as_without_ray, environment, read_until
+from support.outcome import Outcome, assert_as_without_ray
+from support.shell import environment, read_until
+from support.small_data import CLASSES, small_arrays
 from support.wandb_files import newest
 
 from raykfold.data.reading import read_feature_set, write_feature_set

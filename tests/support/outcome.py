@@ -1,13 +1,10 @@
-"""What a run has come to, held against another; and how tests start the command."""
+"""The results of a run, to compare with those of another run or of a plain loop without Ray."""
 
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import re
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,61 +18,18 @@ from raykfold.data.reading import read_feature_set
 from raykfold.training.fold import FoldTrainer, TrainingSettings
 
 FOLDS = (1, 2, 3, 4, 5)
-# Patience of one epoch and a high rate: folds stop early, and at different epochs.
-ARGUMENTS = ("--epochs", "6", "--early_stopping_patience", "1", "--learning_rate", "0.005")
-
-
-def environment(**changes: str) -> dict[str, str]:
-    """This process's, with the tests' folder on the Python path for networks that live there."""
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    here = {name: value for name, value in os.environ.items() if not name.startswith("RAYKFOLD_")}
-    here.pop("RAY_ADDRESS", None)
-    return {**here, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **changes}
-
-
-def command(processed_dir: Path, model_dir: Path, *arguments: str) -> list[str]:
-    base = [sys.executable, "-m", "raykfold.run", "--processed_dir", str(processed_dir)]
-    return [*base, "--model_dir", str(model_dir), *ARGUMENTS, *arguments]
-
-
-def run(
-    processed_dir: Path, model_dir: Path, *arguments: str, **env: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(processed_dir, model_dir, *arguments),
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env=environment(**env),
-    )
-
-
-def start(processed_dir: Path, model_dir: Path, *arguments: str) -> subprocess.Popen[str]:
-    """As `run`, but alive: lines can be read as they come."""
-    return subprocess.Popen(
-        command(processed_dir, model_dir, *arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment(),
-        start_new_session=True,
-    )
-
-
-def read_until(process: subprocess.Popen[str], pattern: str) -> list[str]:
-    """Lines of its output up to the first that has `pattern`."""
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if re.search(pattern, line):
-            return lines
-    raise AssertionError(f"no {pattern!r} in: {''.join(lines)}")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that must not depend on how a run went."""
+    """The results of a run: everything that must not depend on what happened to it.
+
+    Attributes:
+        folds: rows of summary.json.
+        histories: metrics of each epoch, by fold.
+        weights: content of every safetensors file, by its path below the outputs.
+        predictions: the out-of-fold predictions.
+    """
 
     folds: list[dict[str, Any]]
     histories: list[dict[str, list[float]]]
@@ -84,6 +38,7 @@ class Outcome:
 
     @classmethod
     def of(cls, model_dir: Path) -> Outcome:
+        """Read the outputs of a run."""
         with np.load(model_dir / "oof_predictions.npz") as file:
             predictions = {name: file[name] for name in file.files}
         return cls(
@@ -92,19 +47,19 @@ class Outcome:
             weights={
                 str(path.relative_to(model_dir)): path.read_bytes()
                 for path in sorted(model_dir.glob("**/*.safetensors"))
-                if not _is_of_another(path.relative_to(model_dir))
+                if not _belongs_elsewhere(path.relative_to(model_dir))
             },
             predictions=predictions,
         )
 
 
-def _is_of_another(path: Path) -> bool:
-    """Of Ray's storage, or of a repeat, which is a run of its own."""
+def _belongs_elsewhere(path: Path) -> bool:
+    """Whether a file is part of Ray's storage, or of a repeat, which is a run of its own."""
     return path.parts[0] == "ray" or path.parts[0].startswith("seed_")
 
 
 def assert_same(first: Outcome, second: Outcome) -> None:
-    """To the bit."""
+    """Assert that two runs came to the same results, to the bit."""
     assert first.folds == second.folds
     assert first.histories == second.histories
     assert first.weights.keys() == second.weights.keys()
@@ -115,8 +70,8 @@ def assert_same(first: Outcome, second: Outcome) -> None:
 
 
 @dataclass(frozen=True)
-class Undisturbed:
-    """A run that others are held against, and how its command ended."""
+class FinishedRun:
+    """The outputs of a run, and how its command ended."""
 
     model_dir: Path
     done: subprocess.CompletedProcess[str]
@@ -133,10 +88,10 @@ def assert_as_without_ray(
     inner: bool = False,
     learning_rate: float = 0.005,
 ) -> None:
-    """These folds' histories, all weights and predictions are those of a plain loop, to the bit.
+    """Assert that a run's histories, weights and predictions equal a plain loop's, to the bit.
 
-    The loop trains the built-in network: one that is derived from it and only takes its time
-    comes to the same numbers.
+    The loop trains the built-in network: a network derived from it that only takes its time
+    gives the same numbers.
     """
     outcome = Outcome.of(model_dir)
     assert [row["fold"] for row in outcome.folds] == list(folds)
@@ -162,7 +117,11 @@ def assert_as_without_ray(
 def _trained(
     data_dir: Path, fold: int, epochs: int, settings: TrainingSettings, inner: bool
 ) -> tuple[FoldTrainer, list[dict[str, torch.Tensor]]]:
-    """A fold in this process, with one thread as a worker has; its weights after each epoch."""
+    """Train a fold in this process, with one thread as a worker has.
+
+    Returns:
+        the trainer, and the weights after each epoch.
+    """
     data = read_feature_set(data_dir)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
