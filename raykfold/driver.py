@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raykfold.config.command import uncollected
-from raykfold.config.credentials import Credentials, taken_out_of
+from raykfold.config.command import without_gc
+from raykfold.config.environment import Credentials, without_secrets
 from raykfold.config.run_config import RunConfig
 from raykfold.data.demo import demo_feature_set
 from raykfold.data.feature_set import FeatureSet
@@ -111,7 +111,7 @@ def reading(
     with (
         closing(audience),
         ExitStack() as scratch,
-        taken_out_of(os.environ) as credentials,
+        without_secrets(os.environ) as credentials,
     ):
         data = data or _read_data(config, credentials.hf_token, audience, scratch)
         folds = _chosen_folds(config, data)
@@ -408,6 +408,6 @@ def identity_there(config: RunConfig, data: FeatureSet, size: WorkerSize) -> dic
 
 def _import_dealer() -> None:
     """Three quarters of a second, for Ray Train; Ray itself must have been set up and imported."""
-    with uncollected():
+    with without_gc():
         import raykfold.distributed.dealer
         import raykfold.distributed.preflight  # noqa: F401

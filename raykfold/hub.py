@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raykfold.config.command import Parser, add_flag, exit_code
-from raykfold.config.credentials import taken_out_of
+from raykfold.config.environment import without_secrets
 from raykfold.errors import BadInput
 from raykfold.files.paths import ModelDir, absolute
 from raykfold.outputs.hub_client import ModelRepository
@@ -52,7 +52,7 @@ def _upload(options: argparse.Namespace) -> int:
     repo_id = options.repo or told.get("hf_model_repo_id")
     if not repo_id:
         raise BadInput("--repo: the run was started without --hf_model_repo_id; want owner/name")
-    with taken_out_of(os.environ) as credentials:
+    with without_secrets(os.environ) as credentials:
         uploader = Uploader(
             outputs,
             ModelRepository(

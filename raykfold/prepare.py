@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from raykfold.config.command import Parser, add_flag, exit_code
-from raykfold.config.credentials import taken_out_of
-from raykfold.config.environment import worker_runtime_env
+from raykfold.config.environment import without_secrets, worker_runtime_env
 from raykfold.data.log_mel import (
     DIGITS,
     ESC50,
@@ -89,7 +88,9 @@ def _prepare(options: argparse.Namespace) -> int:
     features = _room(len(paths), parameters)
     print(f"{len(paths)} recordings in {listing.source}; starting Ray", flush=True)
     with (
-        taken_out_of(os.environ),  # they are of no use here, and Ray's processes would inherit them
+        without_secrets(
+            os.environ
+        ),  # they are of no use here, and Ray's processes would inherit them
         ray_session(
             options.address, local_cpus=options.local_cpus, verbose=options.verbose
         ) as own_instance,

@@ -7,7 +7,7 @@ import platform
 import shlex
 from collections.abc import Sequence
 
-from raykfold.config.command import PARTIAL, run_configured, uncollected
+from raykfold.config.command import PARTIAL, run_configured, without_gc
 from raykfold.config.run_config import RunConfig, in_submitted_job, parse_config
 from raykfold.files.remote import RemotePath, leave
 
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(config: RunConfig) -> int:
-    with uncollected():
+    with without_gc():
         from raykfold.driver import cross_validate
         from raykfold.outputs.console import console
         from raykfold.text import duration

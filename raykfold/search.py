@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raykfold.config.command import PARTIAL, run_configured, uncollected
+from raykfold.config.command import PARTIAL, run_configured, without_gc
 from raykfold.files.remote import RemotePath, leave
 from raykfold.text import duration, mean_text
 from raykfold.tuning.journal import Score, SearchObserver, Trial, values_text
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _search(config: SearchConfig) -> int:
-    with uncollected():
+    with without_gc():
         from raykfold.tuning.findings import lines
         from raykfold.tuning.search import search
 

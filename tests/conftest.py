@@ -11,7 +11,7 @@ from support.outcome import FinishedRun, Outcome
 from support.shell import run
 from support.small_data import CLASSES, small_arrays
 
-from raykfold.config.credentials import SECRETS
+from raykfold.config.environment import SECRETS
 from raykfold.data.feature_set import FeatureSet
 from raykfold.data.reading import feature_set_from_arrays, write_feature_set
 

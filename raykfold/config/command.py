@@ -1,4 +1,4 @@
-"""What the commands of raykfold have in common: how flags are spelt, and how a command ends."""
+"""What all commands share: how flags are spelt, and how a command ends."""
 
 from __future__ import annotations
 
@@ -35,42 +35,44 @@ _Config = TypeVar("_Config", bound=Configuration)
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises what others print: a wrong command line is bad input like any other."""
+    """A parser that raises `BadInput` for a wrong command line, like any other wrong input."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        """
-        Raises:
-            BadInput: always.
-        """
         raise BadInput(f"{message}; see --help")
 
 
 def add_flag(parser: argparse._ActionsContainer, name: str, **options: Any) -> None:
-    """A flag that can be written with underscores or with hyphens, its default in its help."""
-    spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+    """Add a flag with its default in its help. It can also be spelt with hyphens."""
     if options.get("default") is not None:
         options["help"] += " [%(default)s]"
-    parser.add_argument(*spellings, dest=name, **options)
+    hyphens = f"--{name.replace('_', '-')}"
+    if options.get("required"):  # two actions would both be required
+        parser.add_argument(f"--{name}", hyphens, dest=name, **options)
+        return
+    parser.add_argument(f"--{name}", dest=name, **options)
+    if "_" in name:
+        parser.add_argument(hyphens, dest=name, **{**options, "help": argparse.SUPPRESS})
 
 
 def exit_code(command: Callable[[], int], *, stopped: str, verbose: bool = False) -> int:
-    """Run a command to its end: its own exit code, or that of what it raised, in one line.
+    """Run a command and return its exit code; report an error of raykfold in one line.
 
     Args:
-        stopped: what to say when Ctrl-C ends it.
-        verbose: show the traceback too.
+        command: returns an exit code.
+        stopped: the line to print when Ctrl-C ends it.
+        verbose: print the traceback, too.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a letter that it lacks is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack a character
             stream.reconfigure(errors="backslashreplace")
     try:
         code = command()
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the reader of the output has closed it
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())  # for the interpreter's last flush
         return 1
@@ -123,8 +125,8 @@ def _stop_at_once(number: int, frame: Any) -> None:
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """For imports of much: what they make stays, and to look through it for cycles is a fifth."""
+def without_gc() -> Iterator[None]:
+    """Pause garbage collection, for large imports: it takes a fifth of their time."""
     if not gc.isenabled():
         yield
         return

@@ -1,17 +1,29 @@
-"""What a worker finds in its environment, beside what Ray puts there."""
+"""What processes find in their environment: secrets stay with the driver, workers get the rest.
+
+Secrets of outside services come from the environment (or from the services' own logins, which read
+files). A process that Ray starts inherits the environment, so they are taken out of it before Ray
+starts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
-from raykfold.config.credentials import SECRETS
+from raykfold.errors import BadInput
 
-# The C library gives large blocks back to the kernel as soon as they are free, and a training step
-# frees all of its activations: so each step gets its memory anew, with a page fault for every
-# 4 KiB, which can take as long as the arithmetic. glibc reads these when a process starts
-# (mallopt(3)); other C libraries pass them over. From within the process it would be too late: the
-# arena of a thread that is not the first is limited to 64 MiB, and gives back what is larger.
+_HUB = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_WANDB = ("WANDB_API_KEY",)
+SECRETS = (*_HUB, *_WANDB)
+
+# glibc returns large blocks to the kernel as soon as they are free, and a training step frees all
+# of its activations: each step then gets its memory anew, with a page fault for every 4 KiB, which
+# can take as long as the arithmetic. glibc reads these variables when a process starts
+# (mallopt(3)); other C libraries ignore them. Setting them from within the process would be too
+# late: the arena of a thread that is not the first is limited to 64 MiB.
 _ALLOCATOR = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
@@ -20,16 +32,49 @@ _ALLOCATOR = {
 }
 
 
+@dataclass(frozen=True)
+class Credentials:
+    """Secrets of outside services; None where the environment has none."""
+
+    hf_token: str | None = field(default=None, repr=False)
+    wandb_api_key: str | None = field(default=None, repr=False)
+
+
+@contextmanager
+def without_secrets(environ: MutableMapping[str, str]) -> Iterator[Credentials]:
+    """Take the secrets out of `environ` while the context lasts, and yield them.
+
+    Raises:
+        BadInput: a secret has a character that no secret has; a client would show it in an error.
+    """
+    taken = {name: environ.pop(name) for name in SECRETS if name in environ}
+    try:
+        for name, secret in taken.items():
+            if not re.fullmatch(r"[!-~]*", secret.strip()):
+                raise BadInput(
+                    f"environment variable {name}: holds white space or a control character; "
+                    "expected the secret alone"
+                )
+        yield Credentials(hf_token=_first(taken, _HUB), wandb_api_key=_first(taken, _WANDB))
+    finally:
+        environ.update(taken)
+
+
+def _first(values: Mapping[str, str], names: tuple[str, ...]) -> str | None:
+    return next((values[name].strip() for name in names if values.get(name, "").strip()), None)
+
+
 def allocator(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that let a process keep memory that is freed; what `environ` sets stays."""
+    """Return variables that let a process keep freed memory; values in `environ` win."""
     return {name: environ.get(name, value) for name, value in _ALLOCATOR.items()}
 
 
 def worker_runtime_env(own_instance: bool) -> dict[str, Any]:
-    """Ray's `runtime_env` of a worker, which hides secrets from it and sees to its memory.
+    """Return Ray's `runtime_env` of a worker, which hides secrets and sets the allocator.
 
     A submitted job's environment is also that of its workers, and a cluster's nodes may have been
-    started with secrets. An instance of our own was started without them, and with the rest.
+    started with secrets. A local instance of our own starts without them, and with the allocator's
+    settings.
     """
     hidden = dict.fromkeys(SECRETS, "")
     return {} if own_instance else {"env_vars": {**hidden, **_ALLOCATOR}}

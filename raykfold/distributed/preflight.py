@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from raykfold.config.model_spec import DEFAULT_MODEL, Blueprint
+from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec
 from raykfold.config.run_config import RunConfig
 from raykfold.distributed.deal import WorkerSize
 from raykfold.distributed.nodes import blind_nodes, free_slots, gpus_have_bf16, most_gpus
@@ -93,7 +93,7 @@ def precision(config: RunConfig, size: WorkerSize) -> Precision:
     chosen = config.precision
     if chosen == "auto":
         # bf16 may not suit every part of a network of the user's own.
-        default = Blueprint.read(config.model).name == DEFAULT_MODEL
+        default = ModelSpec.parse(config.model).name == DEFAULT_MODEL
         suited = default and size.gpus and gpus_have_bf16()
         chosen = recorded(config, "precision") or ("bf16" if suited else "fp32")
     return "bf16" if chosen == "bf16" else "fp32"

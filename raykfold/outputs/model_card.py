@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from raykfold.config.model_spec import DEFAULT_MODEL, Blueprint
+from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec
 from raykfold.text import counted, plus_minus
 from raykfold.training.results import kept_epochs, kept_estimate
 
@@ -212,7 +212,7 @@ def _pictures(plots: Collection[str]) -> str:
 
 def _loading(repo_id: str, record: Mapping[str, Any], state: Mapping[str, Any]) -> str:
     fold = next(iter(state["folds"]), "1")
-    own = Blueprint.read(record["config"]["model"]).name  # of its arguments the weights know
+    own = ModelSpec.parse(record["config"]["model"]).name  # of its arguments the weights know
     named = "" if own == DEFAULT_MODEL else f', model="{own}"'
     flag = "" if own == DEFAULT_MODEL else f" --model {own}"
     return f"""## Use

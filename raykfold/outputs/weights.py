@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from raykfold.config.model_spec import DEFAULT_MODEL, Blueprint
+from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec
 from raykfold.data.log_mel import FeatureParameters
 from raykfold.errors import BadData, BadInput
 from raykfold.files.paths import ModelDir, fold_of_best_weights
@@ -284,15 +284,15 @@ class _About:
         )
 
 
-def _blueprint(file: Path, said: str, named: str | None) -> Blueprint:
+def _model_spec(file: Path, said: str, named: str | None) -> ModelSpec:
     """What to build: the class that was named, else the built-in one.
 
     With the arguments that the file has for that class, unless others were named.
     """
     try:
-        of_file = Blueprint.read(said)
+        of_file = ModelSpec.parse(said)
     except ValueError:
-        of_file = Blueprint(said)
+        of_file = ModelSpec(said)
     if named is None:
         if of_file.name != DEFAULT_MODEL:
             raise BadInput(
@@ -301,21 +301,21 @@ def _blueprint(file: Path, said: str, named: str | None) -> Blueprint:
             )
         return of_file
     try:
-        wanted = Blueprint.read(named)
+        wanted = ModelSpec.parse(named)
     except ValueError as error:
         raise BadInput(f"--model {named}: {error}") from None
-    return of_file if wanted == Blueprint(of_file.name) else wanted
+    return of_file if wanted == ModelSpec(of_file.name) else wanted
 
 
 def _network(
     file: Path, about: _About, tensors: Mapping[str, Tensor], named: str | None
 ) -> nn.Module:
-    blueprint = _blueprint(file, about.model, named)
-    arguments: Mapping[str, Any] = blueprint.arguments
+    spec = _model_spec(file, about.model, named)
+    arguments: Mapping[str, Any] = spec.arguments
     shape = (about.input_shape[0], len(about.classes), about.input_shape[1])
     try:
-        if blueprint.name != DEFAULT_MODEL:
-            network = build_model(str(blueprint), *shape)
+        if spec.name != DEFAULT_MODEL:
+            network = build_model(str(spec), *shape)
         else:
             with torch.device("meta"):  # takes no memory: the file's tensors take their places
                 network = AudioCNN(*shape, **arguments)

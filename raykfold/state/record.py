@@ -54,15 +54,7 @@ def identity(
     """
     if config.precision != "auto":
         precision = config.precision
-    known = {
-        "data": fingerprint,
-        "batch_size": config.batch_size,
-        "learning_rate": config.learning_rate,
-        "early_stopping_patience": config.early_stopping_patience,
-        "seed": config.seed,
-        "model": config.model,
-        "select": config.select,
-    }
+    known = {"data": fingerprint, **config.deciding()}
     later = {"precision": precision, "device": device}
     return known | {name: value for name, value in later.items() if value is not None}
 

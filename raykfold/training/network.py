@@ -7,12 +7,12 @@ import importlib
 import torch
 from torch import Tensor, nn
 
-from raykfold.config.model_spec import DEFAULT_MODEL, Blueprint
+from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec
 from raykfold.errors import BadInput
 
 
 def model_class(spec: str) -> type[nn.Module]:
-    """The class that a blueprint's name, ``module:Class``, stands for.
+    """The class that a spec's name, ``module:Class``, stands for.
 
     Raises:
         BadInput: it cannot be imported, or is no `nn.Module` class.
@@ -43,12 +43,12 @@ def build_model(spec: str, n_mels: int, num_classes: int, target_len: int) -> nn
         BadInput: the class cannot be imported or constructed for this input.
     """
     try:
-        blueprint = Blueprint.read(spec)
+        parsed = ModelSpec.parse(spec)
     except ValueError as error:
         raise BadInput(f"--model {spec}: {error}") from None
-    cls = model_class(blueprint.name)
+    cls = model_class(parsed.name)
     try:
-        return cls(n_mels, num_classes, target_len, **blueprint.arguments)
+        return cls(n_mels, num_classes, target_len, **parsed.arguments)
     except Exception as error:
         raise BadInput(
             f"--model {spec}: cannot be built for {n_mels} mel bands, {num_classes} classes, "

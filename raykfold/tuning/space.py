@@ -18,44 +18,31 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from raykfold.config.model_spec import Blueprint
-from raykfold.config.run_config import (
+from raykfold.config.model_spec import ModelSpec
+from raykfold.config.options import (
     OrWord,
-    RunConfig,
     integer,
     number,
     one_of,
     option,
     options,
+    options_that_are,
     parse_values,
     positive,
     read_option,
     switch,
     toml_text,
 )
+from raykfold.config.run_config import RunConfig
 from raykfold.errors import BadInput
 from raykfold.files.paths import absolute, outer_name
 from raykfold.files.remote import Place
 from raykfold.state.record import identity
 
-_SEARCHED = (
-    "epochs",
-    "batch_size",
-    "learning_rate",
-    "early_stopping_patience",
-    "model",
-    "precision",
-)
-_WHY_NOT = {
-    "seed": "the best of several seeds is luck, and no setting",
-    **dict.fromkeys(
-        ("processed_dir", "hf_repo_id", "demo", "folds", "select", "repeats"),
-        "it decides what is measured, and not how a network is trained",
-    ),
-}
 _OF_MODEL = "model."
 _LISTS = ("choice", "grid")
 _FEWEST_TRIALS = 20  # where no grid says how many
@@ -148,36 +135,43 @@ def _above_one(value: float) -> str | None:
     return "want more than 1" if not value > 1 else positive(value)
 
 
+_search = partial(option, group="search")
+
+
 @dataclass(frozen=True)
 class SearchConfig(RunConfig):
     """Everything that a search is told: what its trials have in common, and what it tries."""
 
-    _module: ClassVar[str] = "raykfold.search"
-    _about: ClassVar[str] = (
+    module: ClassVar[str] = "raykfold.search"
+    about: ClassVar[str] = (
         "Tune hyper-parameters: each trial is a whole cross-validation, and poor ones are stopped. "
         "What is searched stands in the [search] table of the --config file."
     )
-    _exit_codes: ClassVar[str] = "3 some trials failed"
+    exit_codes: ClassVar[str] = "3 some trials failed"
+    examples: ClassVar[tuple[str, ...]] = (
+        "--demo --config search.toml --model_dir runs/search",
+        "--demo --config search.toml --trials 40 --scheduler asha --nested",
+    )
 
-    trials: int | None = option(None, OrWord("auto", integer), positive)
+    trials: int | None = _search(None, OrWord("auto", integer), positive)
     """Configurations to try (auto: every combination of a grid, else 20)."""
 
-    sampler: str = option("random", str, one_of("random", "optuna"))
+    sampler: str = _search("random", str, one_of("random", "optuna"))
     """Who draws values from ranges: random, or optuna (its TPE, which learns from trials)."""
 
-    scheduler: str = option("asha", str, one_of("asha", "median", "none"))
+    scheduler: str = _search("asha", str, one_of("asha", "median", "none"))
     """Ray Tune's rule that stops poor trials: asha (successive halving), median or none."""
 
-    grace_period: int | None = option(None, OrWord("auto", integer), positive)
+    grace_period: int | None = _search(None, OrWord("auto", integer), positive)
     """Epochs of all folds before which no trial is stopped (auto: a ninth of the epochs)."""
 
-    reduction_factor: float = option(2.0, number, _above_one)
+    reduction_factor: float = _search(2.0, number, _above_one)
     """Of asha: one in so many goes on from each rung, and rungs are so many times as far apart."""
 
-    concurrent_trials: int | None = option(None, OrWord("auto", integer), positive)
+    concurrent_trials: int | None = _search(None, OrWord("auto", integer), positive)
     """Most trials at a time (auto: as many as the slots hold, and one more)."""
 
-    nested: bool = option(False, switch)
+    nested: bool = _search(False, switch)
     """Search within each outer fold, too, and measure the winner on that fold."""
 
     space: SearchSpace = field(default_factory=SearchSpace)
@@ -280,7 +274,7 @@ class SearchConfig(RunConfig):
         common = {name: getattr(self, name) for name in options(RunConfig)}
         common |= {"fresh": False, "hf_model_repo_id": None, "named": self.named}
         told = {**common, **plain, **own}
-        told["model"] = str(Blueprint.read(told["model"]).having(arguments))
+        told["model"] = str(ModelSpec.parse(told["model"]).with_arguments(arguments))
         return RunConfig(**told)
 
     def command(self) -> list[str]:
@@ -340,7 +334,7 @@ def parse_search(argv: Sequence[str], environ: Mapping[str, str]) -> SearchConfi
         rows[name] = row
     domains = {name: _domain(f"{where}: search.{name}", name, row) for name, row in rows.items()}
     config = SearchConfig(**values, space=SearchSpace(domains), config_file=absolute(table.file))
-    arguments = {f"{_OF_MODEL}{each}" for each in Blueprint.read(config.model).arguments}
+    arguments = {f"{_OF_MODEL}{each}" for each in ModelSpec.parse(config.model).arguments}
     for name in domains:
         if name in values or name in arguments:
             raise BadInput(f"{where}: search.{name}: is also given a value; want one of the two")
@@ -421,19 +415,21 @@ def _domain(where: str, name: str, row: Any) -> Domain:
 
 
 def _check_name(where: str, name: str) -> None:
-    if name in _SEARCHED:
+    searchable = options_that_are(RunConfig, "search")
+    if name in searchable:
         return
     if name.startswith(_OF_MODEL):
         try:
-            Blueprint("").having({name.removeprefix(_OF_MODEL): 0})
+            ModelSpec().with_arguments({name.removeprefix(_OF_MODEL): 0})
         except ValueError as error:
             raise BadInput(f"{where}: {error}") from None
         return
     if name in options(SearchConfig):
-        why = _WHY_NOT.get(name, "it is not of training; want it above [search]")
+        why_not = options(SearchConfig)[name].metadata["search"]
+        why = why_not or "it is not of training; expected it above [search]"
         raise BadInput(f"{where}: cannot be searched: {why}")
-    near = difflib.get_close_matches(name, _SEARCHED, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"want {', '.join(_SEARCHED)} or model.NAME"
+    near = difflib.get_close_matches(name, searchable, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(searchable)} or model.NAME"
     raise BadInput(f"{where}: unknown; {hint}")
 
 
@@ -495,15 +491,15 @@ def _read(where: str, name: str, value: Any) -> Any:
         if name != "model":
             return read
         with _named(where, value):
-            return str(Blueprint.read(read))
+            return str(ModelSpec.parse(read))
     argument = name.removeprefix(_OF_MODEL)
     with _named(where, value):
-        return Blueprint("").having({argument: value}).arguments[argument]
+        return ModelSpec("").with_arguments({argument: value}).arguments[argument]
 
 
 @contextmanager
 def _named(where: str, value: Any) -> Iterator[None]:
-    """What a blueprint refuses is bad input that stands there."""
+    """What a spec refuses is bad input that stands there."""
     try:
         yield
     except ValueError as error:

@@ -96,9 +96,9 @@ def rounds(marks: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def run(folder: Path, folds: int, clips: int, shape: str) -> None:
-    from raykfold.config.command import uncollected
+    from raykfold.config.command import without_gc
 
-    with uncollected():  # as the command does
+    with without_gc():  # as the command does
         from raykfold import RunConfig, cross_validate
     from raykfold.data.reading import feature_set_from_arrays
     from raykfold.files.remote import leave

@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-from raykfold.config.command import uncollected
+from raykfold.config.command import without_gc
 
 
 def test_garbage_is_collected_again_after_imports_whatever_came_of_them() -> None:
-    with uncollected():
+    with without_gc():
         assert not gc.isenabled()
     assert gc.isenabled()
-    with pytest.raises(ModuleNotFoundError), uncollected():
+    with pytest.raises(ModuleNotFoundError), without_gc():
         importlib.import_module("raykfold.nowhere")
     assert gc.isenabled()
 
@@ -23,7 +23,7 @@ def test_garbage_is_collected_again_after_imports_whatever_came_of_them() -> Non
 def test_it_stays_off_where_it_was() -> None:
     gc.disable()
     try:
-        with uncollected():
+        with without_gc():
             pass
         assert not gc.isenabled()
     finally:

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from raykfold.config.credentials import SECRETS
-from raykfold.config.environment import allocator, worker_runtime_env
+from raykfold.config.environment import SECRETS, allocator, without_secrets, worker_runtime_env
+from raykfold.errors import BadInput
 
 # From a thread, as Ray Train runs a worker. The first steps are for the heap to find its size.
 STEPS = """
@@ -57,3 +57,27 @@ def test_a_worker_of_a_cluster_keeps_memory_too_and_sees_no_secret() -> None:
     variables = worker_runtime_env(own_instance=False)["env_vars"]
     assert variables.items() >= allocator({}).items()
     assert all(variables[name] == "" for name in SECRETS)
+
+
+def test_secrets_are_gone_inside_and_back_afterwards() -> None:
+    environ = {"HF_TOKEN": " hf_a\n", "WANDB_API_KEY": "b", "HOME": "/home/me"}
+    before = dict(environ)
+    with without_secrets(environ) as credentials:
+        assert environ == {"HOME": "/home/me"}
+        assert (credentials.hf_token, credentials.wandb_api_key) == ("hf_a", "b")
+        assert "hf_a" not in repr(credentials)
+    assert environ == before
+
+
+def test_what_the_environment_lacks_is_none() -> None:
+    with without_secrets({"HF_TOKEN": " "}) as credentials:
+        assert (credentials.hf_token, credentials.wandb_api_key) == (None, None)
+
+
+@pytest.mark.parametrize("secret", ["hf_a\nhf_b", "hf_a hf_b", "hf_a\x00", "hf_\u00e4"])
+def test_a_malformed_secret_is_refused_without_being_shown(secret: str) -> None:
+    environ = {"HF_TOKEN": secret}
+    with pytest.raises(BadInput, match="HF_TOKEN") as refused, without_secrets(environ):
+        raise AssertionError("taken for a token")
+    assert "hf_" not in str(refused.value)
+    assert environ == {"HF_TOKEN": secret}

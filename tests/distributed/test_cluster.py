@@ -24,7 +24,7 @@ import yaml  # type: ignore[import-untyped]
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.runtime_env import RuntimeEnv
 
-from raykfold.config.credentials import SECRETS
+from raykfold.config.environment import SECRETS
 from raykfold.config.run_config import parse_config
 
 REPOSITORY = Path(__file__).parents[2]

@@ -1,0 +1,385 @@
+"""Options of a command: each is a flag, an environment variable, a key of a TOML file, and a field.
+
+A class derived from `Options` declares them as its fields, with `option`. The command line's
+parser, the names of the environment variables and the keys of the file follow from the fields; so
+does what is known of an option elsewhere: its group in ``--help``, whether it is a hyper-parameter,
+decides results, or can be searched. A flag wins over a variable, a variable over the file, the file
+over the default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import inspect
+import itertools
+import math
+import re
+import textwrap
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from raykfold.config.command import Parser, add_flag
+from raykfold.config.model_spec import ModelSpec
+from raykfold.errors import BadInput
+from raykfold.files.remote import Place, place, without_password
+
+ENVIRONMENT_PREFIX = "RAYKFOLD_"
+
+Parse = Callable[[str], Any]
+Check = Callable[[Any], str | None]
+
+
+def option(
+    default: Any,
+    parse: Parse,
+    check: Check | None = None,
+    *,
+    group: str,
+    hyperparameter: bool = False,
+    decides_results: bool = False,
+    search: bool | str = False,
+) -> Any:
+    """Return a dataclass field that declares an option; the docstring below it is its help text.
+
+    Args:
+        default: its value where nothing is said.
+        parse: turns the text of a flag, variable or key into a value; raises ValueError.
+        check: returns what is wrong with a value, or None.
+        group: the heading it stands under in ``--help``.
+        hyperparameter: the model card and the trackers show it.
+        decides_results: it is part of a run's identity: a run resumes only with the same value.
+        search: whether `raykfold.search` can vary it; a text says why not.
+    """
+    metadata = {
+        "parse": parse,
+        "check": check,
+        "group": group,
+        "hyperparameter": hyperparameter,
+        "decides_results": decides_results,
+        "search": search,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Base of what a command is told."""
+
+    module: ClassVar[str]
+    """The command, as in ``python -m raykfold.run``."""
+    about: ClassVar[str]
+    """The first lines of ``--help``."""
+    exit_codes: ClassVar[str]
+    """Exit codes that other commands do not have."""
+    examples: ClassVar[tuple[str, ...]]
+    """Arguments of commands to begin with."""
+
+
+def options(cls: type[Options]) -> dict[str, dataclasses.Field[Any]]:
+    """Return the options of a class by name, without fields that are not declared as options."""
+    return {field.name: field for field in dataclasses.fields(cls) if "parse" in field.metadata}
+
+
+def options_that_are(cls: type[Options], role: str) -> list[str]:
+    """Return the names of options whose `role` is set, an argument of `option` by its name."""
+    return [name for name, field in options(cls).items() if field.metadata[role] is True]
+
+
+# --- how values are read and checked -------------------------------------------------------------
+
+
+def text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("expected a text that is not empty")
+    return value
+
+
+def path(value: str) -> Place:
+    return place(text(value))
+
+
+def integer(value: str) -> int:
+    try:
+        number = int(value)
+    except ValueError:
+        raise ValueError("expected a whole number") from None
+    if abs(number) >= 2**63:  # PyTorch and the files hold 64 bits
+        raise ValueError("expected a whole number of less than 64 bits")
+    return number
+
+
+def number(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError("expected a number") from None
+
+
+def switch(value: str) -> bool:
+    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if value.strip().lower() not in known:
+        raise ValueError("expected true or false")
+    return known[value.strip().lower()]
+
+
+def fold_list(value: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(part) for part in value.split(",")}))
+    except ValueError:
+        raise ValueError("expected fold labels separated by commas, as in 1,3") from None
+
+
+@dataclass(frozen=True)
+class OrWord:
+    """Reads `word` as None, and everything else with `parse`."""
+
+    word: str
+    parse: Parse
+
+    def __call__(self, value: str) -> Any:
+        if value.strip().lower() == self.word:
+            return None
+        try:
+            return self.parse(value)
+        except ValueError as error:
+            raise ValueError(f"{error}, or {self.word}") from None
+
+
+def one_of(*choices: str) -> Check:
+    def check(value: Any) -> str | None:
+        return None if value in choices else f"expected {' or '.join(choices)}"
+
+    return check
+
+
+def positive(value: float) -> str | None:
+    if not value > 0:
+        return "expected more than 0"
+    return None if math.isfinite(value) else "expected a finite number"
+
+
+def not_negative(value: float) -> str | None:
+    return None if value >= 0 else "expected 0 or more"
+
+
+def plain_name(value: str) -> str | None:
+    if "/" in value or "\\" in value or value in (".", ".."):
+        return "expected a plain name without slashes"
+    return None
+
+
+def hub_repository(value: str) -> str | None:
+    # The Hub's own rule: an owner and a name, or the name alone for one's own repositories.
+    if re.fullmatch(r"(?:[\w-][\w.-]*/)?[\w-][\w.-]*", value, re.ASCII) and len(value) <= 96:
+        return None
+    return "expected a repository of the Hugging Face Hub, as in owner/name"
+
+
+# --- where values come from ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SearchTable:
+    """The [search] table of a TOML file.
+
+    Attributes:
+        file: the file, as it was named; None without one.
+        rows: the table's keys and values, as TOML has them; None if there is no such table.
+    """
+
+    file: str | None = None
+    rows: Mapping[str, Any] | None = None
+
+
+def parse_values(
+    cls: type[Options], argv: Sequence[str], environ: Mapping[str, str]
+) -> tuple[dict[str, Any], SearchTable]:
+    """Read the command line, the environment and the TOML file that they name.
+
+    Returns:
+        The values that were given, by option; under ``named`` also the options that the
+        environment or the file sets. And the file's [search] table.
+
+    Raises:
+        BadInput: a flag, variable or key is unknown, or its value cannot be read; the text names
+            where it stood.
+        SystemExit: after --help or --version.
+    """
+    # The command line comes first, since it may name the file, and last, since it wins.
+    known = {*options(cls), "config", "version", "help"}
+    for argument in argv:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--") and flag.removeprefix("--").replace("-", "_") not in known:
+            name = flag.removeprefix("--").replace("-", "_")
+            raise BadInput(f"{flag}: unknown flag{_nearest(cls, name, '--{}') or '; see --help'}")
+    flags = vars(_parser(cls).parse_args(argv))
+    file = flags.pop("config") or environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")
+    content = _read_toml(Path(file)) if file else {}
+    table = SearchTable(file, content.pop("search", None))
+
+    values: dict[str, Any] = {}
+    where = f"--config {file}"
+    for key, value in _with_one_model(content, where).items():
+        name = key.replace("-", "_")
+        if name not in options(cls):
+            raise BadInput(f"{where}: unknown key {key!r}{_nearest(cls, name, '{}')}")
+        if name in values:
+            raise BadInput(f"{where}: {key}: appears twice, also as {name}")
+        values[name] = read_option(cls, name, toml_text(value), f"{where}: {key}")
+
+    for variable, given in environ.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable == f"{ENVIRONMENT_PREFIX}CONFIG":
+            continue
+        name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+        where = f"environment variable {variable}"
+        if name not in options(cls):
+            raise BadInput(f"{where}: unknown{_nearest(cls, name, ENVIRONMENT_PREFIX + '{}')}")
+        values[name] = read_option(cls, name, given, where)
+    if "address" not in values and environ.get("RAY_ADDRESS"):
+        values["address"] = environ["RAY_ADDRESS"]
+
+    named = frozenset(values)
+    for name, given in flags.items():
+        if given is not None:
+            values[name] = read_option(cls, name, given, f"--{name}")
+    return {**values, "named": named}, table
+
+
+def read_option(cls: type[Options], name: str, given: str, where: str) -> Any:
+    """Return the value that a text stands for.
+
+    Args:
+        where: where the text stood, for messages.
+
+    Raises:
+        BadInput: the option cannot have such a value.
+    """
+    field = options(cls)[name]
+    try:
+        value = field.metadata["parse"](given)
+    except ValueError as error:
+        raise BadInput(f"{where} {without_password(given)!r}: {error}") from None
+    wrong = check_option(field, value)
+    if wrong:
+        raise BadInput(f"{where} {given!r}: {wrong}")
+    return value
+
+
+def check_option(field: dataclasses.Field[Any], value: Any) -> str | None:
+    """Return what is wrong with a value; None or "" stand for the default and are fine."""
+    check: Check | None = field.metadata["check"]
+    return check(value) if check and value not in (None, "") else None
+
+
+def toml_text(value: Any) -> str:
+    """Return a value of a TOML file as it would stand on the command line."""
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.expanduser().read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise BadInput(f"--config {path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"--config {path}: is not valid TOML ({error})") from None
+
+
+def _with_one_model(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Put the arguments of the network, keys ``model.NAME``, into the one text of ``model``."""
+    model = content.get("model")
+    others = {key: value for key, value in content.items() if not key.startswith("model.")}
+    rows = [(k.removeprefix("model."), v) for k, v in content.items() if k.startswith("model.")]
+    if isinstance(model, Mapping):  # how TOML reads model.NAME without quotes
+        rows, model = [*rows, *model.items()], None
+    arguments: dict[str, Any] = {}
+    for key, value in rows:
+        name = key.replace("-", "_")
+        if name in arguments:
+            raise BadInput(f"{where}: model.{name}: appears twice")
+        arguments[name] = value
+    if not arguments:
+        return others
+    try:
+        spec = ModelSpec.parse(str(model)) if model is not None else ModelSpec()
+        return {**others, "model": str(spec.with_arguments(arguments))}
+    except ValueError as error:
+        raise BadInput(f"{where}: model: {error}") from None
+
+
+def _nearest(cls: type[Options], name: str, spelling: str) -> str:
+    """Return a hint at the option whose name is nearest, spelt as where `name` stood."""
+    near = difflib.get_close_matches(name, [*options(cls), "config", "version", "help"], n=1)
+    if not near:
+        return ""
+    shown = near[0].upper() if spelling.startswith(ENVIRONMENT_PREFIX) else near[0]
+    return f"; did you mean {spelling.format(shown)}?"
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+def _parser(cls: type[Options]) -> argparse.ArgumentParser:
+    from raykfold import __version__
+
+    command = f"python -m {cls.module}"
+    parser = Parser(
+        prog=command,
+        usage=f"{command} [--FLAG VALUE ...]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="\n".join(
+            [
+                *textwrap.wrap(cls.about, 80),
+                "",
+                "examples:",
+                *(f"  {command} {arguments}" for arguments in cls.examples),
+            ]
+        ),
+        epilog=textwrap.fill(
+            "Each flag is also an environment variable (RAYKFOLD_EPOCHS) and a key of the --config "
+            f"file (epochs). Exit codes: 0 done, 2 bad input, {cls.exit_codes}, 130 interrupted, "
+            "1 anything else.",
+            80,
+        ),
+    )
+    docs = _docstrings(cls)
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name, field in options(cls).items():
+        group = field.metadata["group"]
+        if group not in groups:
+            groups[group] = parser.add_argument_group(group)
+        silent = field.default is None or field.default is False or field.default == ""
+        shown = "" if silent else f" [{field.default}]"
+        more: dict[str, Any] = {"default": None, "help": docs[name] + shown}
+        if field.metadata["parse"] is switch:
+            more |= {"nargs": "?", "const": "true", "metavar": "true|false"}
+        else:
+            more["metavar"] = name.rpartition("_")[2].upper()
+        add_flag(groups[group], name, **more)
+    parser.add_argument("--config", metavar="FILE.toml", help="TOML file with any of these keys.")
+    parser.add_argument("--version", action="version", version=f"raykfold {__version__}")
+    return parser
+
+
+def _docstrings(cls: type[Options]) -> dict[str, str]:
+    """Return the docstring below each field, which Python itself does not keep."""
+    docs: dict[str, str] = {}
+    for part in cls.__mro__:
+        if part in (Options, object):
+            continue
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(part))).body
+        assert isinstance(body, ast.ClassDef)
+        for statement, following in itertools.pairwise(body.body):
+            match statement, following:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str() as doc)),
+                ):
+                    docs.setdefault(name, " ".join(doc.split()).replace("%", "%%"))
+    return docs
