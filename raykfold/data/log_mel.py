@@ -61,9 +61,9 @@ class FeatureParameters:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not (_is_number(value) and value > 0 and math.isfinite(value)):
-                raise BadInput(f"{field.name} {value!r}: want more than 0")
+                raise BadInput(f"{field.name} {value!r}: expected a number above 0")
             if field.name != "seconds" and not isinstance(value, int):
-                raise BadInput(f"{field.name} {value!r}: want a whole number")
+                raise BadInput(f"{field.name} {value!r}: expected a whole number")
         if self.length < 1:
             raise BadInput(f"seconds {self.seconds}: not one sample at {self.sample_rate} Hz")
         if self.n_mels > self.n_fft // 2 + 1:
@@ -91,7 +91,7 @@ class FeatureParameters:
         if values.get("kind") != KIND or values.get("version") != VERSION:
             raise BadData(
                 f"features of kind {values.get('kind')!r}, version {values.get('version')!r}: "
-                f"want kind {KIND!r}, version {VERSION}"
+                f"expected kind {KIND!r}, version {VERSION}"
             )
         names = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in names if name not in values]

@@ -207,16 +207,14 @@ def test_when_one_fold_is_left_nothing_is_written(shared_ray, tmp_path):
     (tmp_path / "0_ben_0.wav").write_text("no sound")
     outcome = run("fsdd", "--audio_dir", tmp_path, "--processed_dir", tmp_path / "out")
     assert outcome.code == 2
-    assert "all recordings are of fold 1" in outcome.err.splitlines()[-1]
+    assert "all recordings are in fold 1" in outcome.err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("folder", ["", "recordings"])
-def test_fsdd(shared_ray, tmp_path, folder):
+def test_fsdd(shared_ray, tmp_path):
     audio_dir = tmp_path / "audio"
     for name in ("7_theo_10.wav", "7_theo_9.wav", "0_theo_0.wav", "0_ann_0.wav", "3_jo_b_1.wav"):
-        write_sound(audio_dir / folder / name)
-    (audio_dir / folder / "readme.wav").write_text("is no recording by its name")
+        write_sound(audio_dir / "recordings" / name)
     outcome = run("fsdd", "--audio_dir", audio_dir, "--processed_dir", tmp_path / "out")
     assert outcome.code == 0 and outcome.err == ""
     data = read_feature_set(tmp_path / "out")
@@ -224,20 +222,6 @@ def test_fsdd(shared_ray, tmp_path, folder):
     assert data.class_names == ("0", "3", "7")
     assert data.features.shape[1:] == (DIGITS.n_mels, DIGITS.frames)
     assert "fold 2 (jo_b): 1 recordings" in outcome.out
-
-
-def test_esc50(shared_ray, tmp_path):
-    rows = ["1-b.wav,1,14,rooster,False", "2-a.wav,2,0,dog,True"]
-    table = tmp_path / "meta" / "esc50.csv"
-    write_table(table, "filename,fold,target,category,esc10", *rows)
-    for name in ("1-b.wav", "2-a.wav"):
-        write_sound(tmp_path / "audio" / name, rate=44100)
-    outcome = run("esc50", "--audio_dir", tmp_path, "--processed_dir", tmp_path / "out")
-    assert outcome.code == 0, outcome.err
-    data = read_feature_set(tmp_path / "out")
-    assert data.labels.tolist() == [14, 0] and data.folds.tolist() == [1, 2]
-    assert data.class_names == ("dog", "rooster")
-    assert data.features.shape == (2, ESC50.n_mels, ESC50.frames)
 
 
 def test_urbansound8k(shared_ray, tmp_path):
@@ -254,12 +238,12 @@ def test_urbansound8k(shared_ray, tmp_path):
     assert data.features.shape == (2, URBANSOUND8K.n_mels, URBANSOUND8K.frames)
 
 
-def test_labels_that_are_numbers_stay(shared_ray, tmp_path):
-    write_sound(tmp_path / "a.wav")
-    write_sound(tmp_path / "b.wav")
+def test_a_table_elsewhere_and_frames(shared_ray, tmp_path):
+    write_sound(tmp_path / "audio" / "a.wav")
+    write_sound(tmp_path / "audio" / "b.wav")
     table = tmp_path / "elsewhere.csv"
     write_table(table, "fold,note,label,path", "4,x,30,a.wav", "5,y,-2,b.wav")
-    flags = ["--audio_dir", tmp_path, "--processed_dir", tmp_path / "out", "--csv", table]
+    flags = ["--audio_dir", tmp_path / "audio", "--processed_dir", tmp_path / "out", "--csv", table]
     outcome = run("csv", *flags, *SMALL_FLAGS, "--frames=40")
     assert outcome.code == 0, outcome.err
     data = read_feature_set(tmp_path / "out")
@@ -271,8 +255,8 @@ def test_labels_that_are_numbers_stay(shared_ray, tmp_path):
 def test_a_node_that_lacks_the_audio_folder_is_an_error(shared_ray, tmp_path):
     absent = tmp_path / "absent"
     room = np.empty((1, SMALL.n_mels, SMALL.frames), dtype=np.float32)
-    with pytest.raises(BadInput, match="is not there on node"):
-        prepare._fill_over_ray(
+    with pytest.raises(BadInput, match="does not exist on node"):
+        prepare.fill_over_ray(
             room, absent, [absent / "a.wav"], SMALL, strict=False, own_instance=False
         )
 
@@ -287,7 +271,7 @@ def test_workers_on_a_cluster_see_no_secrets(shared_ray, monkeypatch, digits, tm
 
     unguarded = ray.get(ray.remote(tell).remote(None, [], None))
     assert unguarded[1] == {0: "HF_TOKEN='hf_of_the_cluster'"}
-    monkeypatch.setattr(prepare, "_chunk_features", tell)
+    monkeypatch.setattr(prepare, "chunk_features", tell)
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_driver")
     outcome = run(
         "fsdd", "--audio_dir", digits, "--processed_dir", tmp_path / "out", *SMALL_FLAGS, "--strict"
@@ -315,8 +299,8 @@ def digits(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--n_mels", "0"], "--n_mels 0: want more than 0"),
-        (["--n-mels", "-3"], "--n_mels -3: want more than 0"),
+        (["--n_mels", "0"], "--n_mels 0: expected a number above 0"),
+        (["--n-mels", "-3"], "--n_mels -3: expected a number above 0"),
         (["--n_mels", "300"], "--n_mels 300: more bands than the 257 frequencies"),
         (["--n_mels", "many"], "invalid int value: 'many'"),
         (["--hop_length", "0"], "--hop_length 0"),
@@ -362,56 +346,13 @@ def test_a_processed_dir_that_cannot_be_written(no_ray, digits, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["audio", "file"]
 
 
-@pytest.mark.parametrize("layout", ["csv", "esc50", "urbansound8k", "fsdd"])
-def test_an_empty_folder(no_ray, tmp_path, layout):
-    """Each layout says what it looked for."""
-    wanted = {
-        "csv": "metadata.csv",
-        "esc50": "meta/esc50.csv",
-        "urbansound8k": "metadata/UrbanSound8K.csv",
-        "fsdd": "<digit>_<speaker>_<take>.wav",
-    }
-    outcome = run(layout, "--audio_dir", tmp_path, "--processed_dir", tmp_path / "out")
-    assert outcome.code == 2
-    assert str(tmp_path) in outcome.error and wanted[layout] in outcome.error
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        ([], "lacks the column path, label, fold"),
-        (["path,fold", "a.wav,1"], "lacks the column label"),
-        (["path,label,fold"], "lists no recordings"),
-        (["path,label,fold", "a.wav,dog,one"], "line 2: fold 'one', want a whole number"),
-        (["path,label,fold", "a.wav,dog,1", "b.wav,cat,"], "line 3: no fold"),
-        (["path,label,fold", "a.wav,dog,1", "b.wav,cat"], "line 3: no fold"),
-        (["path,label,fold", "a.wav,dog,1", ",cat,2"], "line 3: no path"),
-        (["path,label,fold", "a.wav,dog,1", "b.wav,cat,1"], "all recordings are of fold 1"),
-        (["path,label,fold", "a.wav,dog,1", "b.wav,dog,2"], "all recordings are of class 0"),
-        (["path,label,fold", "a.wav,dog,1", "b.wav,cat,2"], "holds none of the 2 recordings"),
-    ],
-)
-def test_wrong_tables(no_ray, tmp_path, lines, message):
+def test_a_wrong_table(no_ray, tmp_path):
     table = tmp_path / "metadata.csv"
-    table.write_text("".join(f"{line}\n" for line in lines))
+    write_table(table, "path,label,fold", "a.wav,dog,one")
     outcome = run("csv", "--audio_dir", tmp_path, "--processed_dir", tmp_path / "out")
     assert outcome.code == 2
-    assert str(table) in outcome.error and message in outcome.error
+    assert outcome.error == f"raykfold: {table}, line 2: fold 'one'; expected a whole number"
     assert sorted(tmp_path.iterdir()) == [table]
-
-
-def test_a_table_that_is_no_text(no_ray, tmp_path):
-    (tmp_path / "metadata.csv").write_bytes(b"path,label,fold\n\xff\xfe,\x81,1\n")
-    outcome = run("csv", "--audio_dir", tmp_path, "--processed_dir", tmp_path / "out")
-    assert outcome.code == 2 and "no CSV file in UTF-8" in outcome.error
-
-
-def test_a_class_of_two_names(no_ray, tmp_path):
-    table = tmp_path / "meta" / "esc50.csv"
-    write_table(table, "filename,fold,target,category", "a.wav,1,0,dog", "b.wav,2,0,cat")
-    outcome = run("esc50", "--audio_dir", tmp_path, "--processed_dir", tmp_path / "out")
-    assert outcome.code == 2 and "line 3: target 0 is cat, above dog" in outcome.error
 
 
 def test_without_the_audio_extra(no_ray, monkeypatch, digits, tmp_path):
@@ -449,7 +390,7 @@ def test_verbose_shows_the_traceback(no_ray):
 
 def test_the_cluster_of_the_environment_is_the_default(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    assert prepare._parser().parse_args(["fsdd", "--audio_dir", "x"]).address == "head:6379"
+    assert prepare.parser().parse_args(["fsdd", "--audio_dir", "x"]).address == "head:6379"
 
 
 @pytest.mark.parametrize(
@@ -457,18 +398,18 @@ def test_the_cluster_of_the_environment_is_the_default(monkeypatch):
     [("csv", URBANSOUND8K), ("esc50", ESC50), ("urbansound8k", URBANSOUND8K), ("fsdd", DIGITS)],
 )
 def test_default_parameters(layout, defaults):
-    options = prepare._parser().parse_args([layout, "--audio_dir", "x"])
-    assert prepare._parameters(options) == defaults
+    options = prepare.parser().parse_args([layout, "--audio_dir", "x"])
+    assert prepare.feature_parameters(options) == defaults
 
 
 def test_frames_follow_the_other_parameters():
     argv = ["fsdd", "--audio_dir", "x", "--seconds", "2", "--hop-length", "100"]
-    options = prepare._parser().parse_args(argv)
-    assert prepare._parameters(options).frames == frame_count(8000, 2.0, 100) == 161
+    options = prepare.parser().parse_args(argv)
+    assert prepare.feature_parameters(options).frames == frame_count(8000, 2.0, 100) == 161
 
 
 def test_progress_prints_a_line_for_each_tenth(capsys):
-    tenths = prepare._Tenths(total=95)
+    tenths = prepare.Tenths(total=95)
     for _ in range(95):
         tenths.advance(1)
     lines = capsys.readouterr().out.splitlines()
@@ -477,7 +418,7 @@ def test_progress_prints_a_line_for_each_tenth(capsys):
 
 
 def test_progress_of_few_large_steps(capsys):
-    tenths = prepare._Tenths(total=3)
+    tenths = prepare.Tenths(total=3)
     for _ in range(3):
         tenths.advance(1)
     percentages = [line.split()[0] for line in capsys.readouterr().out.splitlines()]

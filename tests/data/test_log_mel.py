@@ -73,7 +73,7 @@ def test_parameters_out_of_range_are_named(name, value):
 def test_parameters_that_do_not_go_together_are_refused():
     with pytest.raises(BadInput, match=r"n_mels 130: more bands than the 129 .* n_fft 256"):
         FeatureParameters(**{**GOOD, "n_mels": 130})
-    with pytest.raises(BadInput, match=r"n_fft 256\.5: want a whole number"):
+    with pytest.raises(BadInput, match=r"n_fft 256\.5: expected a whole number"):
         FeatureParameters(**{**GOOD, "n_fft": 256.5})
     with pytest.raises(BadInput, match=r"seconds 1e-06: not one sample"):
         FeatureParameters(**{**GOOD, "seconds": 1e-6})
