@@ -16,7 +16,6 @@ import ray
 
 from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FeatureSet
-from raykfold.distributed.autoscaling import Request
 from raykfold.distributed.deal import Load, WorkerSize, deal, hand_over, slots
 from raykfold.distributed.events import (
     Event,
@@ -29,7 +28,7 @@ from raykfold.distributed.events import (
     ShareStopping,
     open_board,
 )
-from raykfold.distributed.nodes import Watch, all_nodes, free_slots, inventory, is_up
+from raykfold.distributed.nodes import Request, Watch, all_nodes, free_slots, inventory, is_up
 from raykfold.distributed.trainer import ShareTrainer, cause, is_death, is_failure
 from raykfold.distributed.worker import ShareTask
 from raykfold.errors import BadInput, StorageError
@@ -205,7 +204,7 @@ class Dealer:
             self._let_shares_end(_STOP_SECONDS)
             if not self._own_instance:  # which goes as a whole
                 for share in self._shares.values():
-                    share.trainer.give_slot_back()
+                    share.trainer.free_slot()
             raise
 
     def close(self) -> None:
@@ -469,7 +468,7 @@ class Dealer:
         self._take_in_all(wait_seconds=0)
         share = self._shares.pop(name)
         if error is not None:
-            share.trainer.give_slot_back()
+            share.trainer.free_slot()
             if _is_disk_full(error):
                 raise StorageError(
                     f"{self._config.run_dir.root}: the disk is full; what was complete before is "

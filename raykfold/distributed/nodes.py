@@ -1,4 +1,4 @@
-"""What Ray's nodes have to give, which of them are going, and what they see of a folder."""
+"""Ray's nodes: what they have, which of them are going, and the request for more of them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykfold.distributed.deal import WorkerSize, slots
+from raykfold.distributed.ray_private import (
+    Autoscaler,
+    draining_nodes,
+    free_resources,
+    resource_limit,
+)
 from raykfold.files.atomic import is_seen
 from raykfold.files.remote import Place
 
 _CONNECT_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
 _ANSWER_SECONDS = 60.0
-# NVIDIA's for data centres, from Ampere on, as Ray names them.
+_WITHDRAW_SECONDS = 2.0  # a request that is not withdrawn by then lapses
+# NVIDIA's GPUs for data centres, from Ampere on, as Ray names them.
 _WITH_BF16 = r"A100.*|A10G?|A30|A40|L4|L40S?|H100|H200|GH200|H20|B200|B300|GB200|GB300"
 
 _log = logging.getLogger(__name__)
@@ -33,11 +39,11 @@ class Node:
     """A node of the cluster.
 
     Attributes:
-        id: Ray's, in hexadecimal digits.
-        address: of its raylet, the process that is Ray there.
-        port: of its raylet.
-        alive: not yet given up by Ray.
-        resources: what it has in all.
+        id: Ray's id, in hexadecimal digits.
+        address: of the node's raylet, Ray's process there.
+        port: of the raylet.
+        alive: Ray has not given the node up.
+        resources: what the node has in all.
     """
 
     id: str
@@ -48,7 +54,7 @@ class Node:
 
 
 def all_nodes() -> list[Node]:
-    """Every node that the cluster has or has had."""
+    """Return every node that the cluster has or has had."""
     return [
         Node(
             id=row["NodeID"],
@@ -62,46 +68,87 @@ def all_nodes() -> list[Node]:
 
 
 def free_slots(size: WorkerSize, shunned: Collection[str] = ()) -> int:
-    """Workers of this size for which Ray has room now, node by node.
+    """Return how many workers of this size the nodes have room for now.
 
     Args:
         shunned: ids of nodes that do not count.
     """
-    # Ray's public call adds the nodes up, and a worker cannot be split over two.
-    from ray._private.state import available_resources_per_node
-
-    room = available_resources_per_node()
-    return slots([free for node, free in room.items() if node not in shunned], size)
+    return slots([free for node, free in free_resources().items() if node not in shunned], size)
 
 
 def most_gpus() -> float:
-    """GPUs that the cluster has, or that its autoscaler could give it."""
-    from ray._private.state import state
-
-    at_most = state.get_max_resources_from_cluster_config() or {}
-    return max(ray.cluster_resources().get("GPU", 0.0), at_most.get("GPU", 0))
+    """Return how many GPUs the cluster has, or could get from its autoscaler."""
+    return max(ray.cluster_resources().get("GPU", 0.0), resource_limit("GPU"))
 
 
-def gpus_have_bf16() -> bool:
-    """Whether all GPUs that are there are known to compute in bfloat16; older ones imitate it.
+def gpus_have_bf16(resources: Iterable[str] | None = None) -> bool:
+    """Return whether all GPUs are known to compute in bfloat16, which older ones only emulate.
 
-    Ray names the generation in a resource of the node.
+    Args:
+        resources: names of the cluster's resources, which tell the kind of its GPUs; by default
+            those of the connected cluster.
     """
-    return have_bf16(ray.cluster_resources())
+    prefix = "accelerator_type:"
+    names = ray.cluster_resources() if resources is None else resources
+    kinds = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    return bool(kinds) and all(re.fullmatch(_WITH_BF16, kind) for kind in kinds)
 
 
-def have_bf16(resources: Iterable[str]) -> bool:
-    """As `gpus_have_bf16`, of the names of a cluster's resources."""
-    kind = "accelerator_type:"
-    kinds = [name.removeprefix(kind) for name in resources if name.startswith(kind)]
-    return bool(kinds) and all(re.fullmatch(_WITH_BF16, each) for each in kinds)
+def answers(node: Node) -> bool:
+    """Return whether a node's raylet accepts a connection."""
+    try:
+        socket.create_connection((node.address, node.port), _CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def is_up(node_id: str) -> bool:
+    """Return whether a node answers, and Ray has not given it up."""
+    return any(node.id == node_id and node.alive and answers(node) for node in all_nodes())
+
+
+def inventory(size: WorkerSize) -> str:
+    """Return in words what a worker takes and what the cluster has of it."""
+    alive = [node for node in all_nodes() if node.alive]
+    free = free_resources().values()
+    counts = [
+        f"{sum(node.get(name, 0.0) for node in free):g} of "
+        f"{sum(node.resources.get(name, 0.0) for node in alive):g} {name}s"
+        for name in size.resources
+    ]
+    nodes = f"{len(alive)} node{'s' * (len(alive) != 1)}"
+    return f"a worker takes {size}; {nodes} with {' and '.join(counts)} free"
+
+
+def blind_nodes(marker: Place, size: WorkerSize) -> list[Node]:
+    """Return the nodes with room for a worker that do not see the file `marker`.
+
+    A node that does not answer is not among them: its workers look for the file themselves.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    asked = {}
+    for node in all_nodes():
+        if node.alive and node.id != here and slots([node.resources], size):
+            there = NodeAffinitySchedulingStrategy(node.id, soft=False)
+            look = ray.remote(num_cpus=0, max_retries=0)(is_seen).options(scheduling_strategy=there)
+            asked[look.remote(marker)] = node
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
+    blind = []
+    for reference in answered:
+        try:
+            if not ray.get(reference):
+                blind.append(asked[reference])
+        except ray.exceptions.RayError as error:  # the node has gone
+            _log.info("node %s did not look for the storage: %s", asked[reference].address, error)
+    return blind
 
 
 class Watch:
-    """Looks after the nodes from a thread of its own, faster than Ray does.
+    """Watches the nodes in a thread, and notices lost ones sooner than Ray.
 
-    Ray takes 15 s to give up a node whose raylet has died, and 65 s where packets vanish, as when
-    a machine loses its power; it deals to it until then.
+    Ray gives a node up 15 s after its raylet has died, and 65 s after its packets began to vanish,
+    as when a machine loses its power. Until then Ray would start workers there.
     """
 
     def __init__(self) -> None:
@@ -113,18 +160,19 @@ class Watch:
         self._thread.start()
 
     def leaving(self) -> set[str]:
-        """Ids of nodes that were told to drain: they are taken away soon, or have gone."""
+        """Return the ids of nodes that were told to drain: they go soon, or have gone."""
         return self._leaving
 
     def silent(self, seconds: float = 0.0) -> set[str]:
-        """Ids of nodes that Ray has not given up and that have not answered for so long.
+        """Return the ids of nodes that have not answered for so long, and that Ray still counts.
 
-        None where all are silent but this one: then it is this one that is cut off.
+        If every other node is silent, it is this one that is cut off, and the result is empty.
         """
         before = time.monotonic() - seconds
         return {node for node, since in self._silent_since.items() if since <= before}
 
     def close(self) -> None:
+        """Stop watching."""
         self._closed.set()
         self._thread.join(_LOOK_SECONDS + _CONNECT_SECONDS)
 
@@ -137,9 +185,7 @@ class Watch:
                     _log.info("cannot look at the nodes: %s", error)
 
     def _look(self, pool: ThreadPoolExecutor) -> None:
-        from ray._private.state import state
-
-        self._leaving = set(state.get_draining_nodes())
+        self._leaving = draining_nodes()
         nodes = [node for node in all_nodes() if node.alive and node.id != self._here]
         began = time.monotonic()
         up = pool.map(answers, nodes)
@@ -150,53 +196,52 @@ class Watch:
         self._silent_since = {node: known.get(node, began) for node in silent}
 
 
-def answers(node: Node) -> bool:
-    """Whether a node's raylet takes a connection."""
-    try:
-        socket.create_connection((node.address, node.port), _CONNECT_SECONDS).close()
-    except OSError:
-        return False
-    return True
+class Request:
+    """A standing request to the cluster's autoscaler for as many workers as the run could use.
 
+    It is repeated in a thread, because asking can take seconds: an actor may have to start first.
+    When the driver is killed, the request lapses within minutes.
 
-def is_up(node_id: str) -> bool:
-    """Whether Ray has not given a node up, and it answers."""
-    return any(node.id == node_id and node.alive and answers(node) for node in all_nodes())
-
-
-def blind_nodes(marker: Place, size: WorkerSize) -> list[Node]:
-    """Nodes with room for a worker that do not see the file `marker`.
-
-    A node that does not answer is not among them: its workers look for themselves.
+    Args:
+        name: who asks; no other run may have it.
+        size: what a worker takes of a node.
     """
-    here = ray.get_runtime_context().get_node_id()
-    asked = {}
-    for node in all_nodes():
-        if node.alive and node.id != here and slots([node.resources], size):
-            there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-            look = ray.remote(num_cpus=0, max_retries=0)(is_seen).options(scheduling_strategy=there)
-            asked[look.remote(marker)] = node
-    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
-    return [asked[answer] for answer in answered if _answer(answer) is False]
 
+    def __init__(self, name: str, size: WorkerSize) -> None:
+        self._autoscaler = Autoscaler(f"raykfold-{name}")
+        self._resources = size.resources
+        self._wanted = 0
+        self._asked = 0
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._keep_asking, daemon=True)
+        self._thread.start()
 
-def _answer(reference: Any) -> bool | None:
-    try:
-        return bool(ray.get(reference))
-    except ray.exceptions.RayError:  # the node went away
-        return None
+    def want(self, workers: int) -> None:
+        """Ask for so many workers from now on, those that the run has included."""
+        with self._changed:
+            self._wanted = workers
+            self._changed.notify_all()
 
+    def close(self) -> None:
+        """Withdraw the request."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(_WITHDRAW_SECONDS)
 
-def inventory(size: WorkerSize) -> str:
-    """What a worker takes and what the cluster has of it, for people."""
-    from ray._private.state import available_resources_per_node
-
-    alive = [node for node in all_nodes() if node.alive]
-    free = available_resources_per_node().values()
-    counts = [
-        f"{sum(node.get(name, 0.0) for node in free):g} of "
-        f"{sum(node.resources.get(name, 0.0) for node in alive):g} {name}s"
-        for name in size.resources
-    ]
-    nodes = f"{len(alive)} node{'s' * (len(alive) != 1)}"
-    return f"a worker takes {size}; {nodes} with {' and '.join(counts)} free"
+    def _keep_asking(self) -> None:
+        while not self._closed:
+            wanted = self._wanted
+            if wanted:
+                self._autoscaler.ask(self._resources, wanted)
+            elif self._asked:
+                self._autoscaler.withdraw()
+            self._asked = wanted
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._closed or self._wanted != self._asked,
+                    timeout=self._autoscaler.interval if self._asked else None,
+                )
+        if self._asked:
+            self._autoscaler.withdraw()

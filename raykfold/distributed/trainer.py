@@ -1,55 +1,51 @@
-"""The Ray Train run of a share: one worker, no retries, and no actor that it has no use for."""
+"""The Ray Train run of a share: one worker, no retries; and what the end of one tells."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection
 from contextlib import suppress
-from typing import Any
 
 import ray
 import ray.train
 from ray.exceptions import ActorDiedError, RayActorError, RayError
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
-from ray.train.v2._internal.constants import get_env_vars_to_propagate
-from ray.train.v2._internal.exceptions import (
-    WorkerGroupStartupFailedError,
-    WorkerGroupStartupTimeoutError,
-    WorkerHealthCheckFailedError,
-)
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import (
     get_placement_group,
     placement_group_table,
     remove_placement_group,
 )
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykfold.config.environment import worker_runtime_env
+from raykfold.distributed.callback import ShareCallback
 from raykfold.distributed.deal import WorkerSize
-from raykfold.distributed.ray_private import OneWorker, ShareCallback, ShareController, slot_name
+from raykfold.distributed.ray_private import (
+    ControllerHandle,
+    health_failure,
+    is_failed_start,
+    is_lost_slot,
+    raised_by_worker,
+    slot_name,
+)
 from raykfold.distributed.worker import ShareTask, run_share
 from raykfold.files.remote import Place, for_ray
 from raykfold.text import one_line
 from raykfold.training.fold import OF_THE_PROCESS
 
-# Ray Train starts an actor for each of these, three seconds of CPU apiece. Features come through
-# the object store and not through Ray Data; the slot of a dead controller is given back here.
-_UNUSED = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
-
-class ShareTrainer(DataParallelTrainer):
+class ShareTrainer:
     """Runs a share in Ray Train.
 
-    `DataParallelTrainer` and not `TorchTrainer`, because a worker alone needs no process group,
-    and is shown its own GPU only. `max_failures` is 0 because the driver deals the folds of a
-    dead share anew, to whatever is free then.
+    It uses `DataParallelTrainer` and not `TorchTrainer`, because a single worker needs no process
+    group and is shown its own GPU only. Ray Train retries nothing: when a share dies, the driver
+    deals its folds again, to whatever is free then.
 
     Args:
         task: what the share's worker is told.
         size: what the worker takes of a node.
-        storage: folder below which Ray Train keeps the share's checkpoints, on a disk that every
-            node has or on an object store.
+        storage: folder where Ray Train keeps the share's checkpoints, on a disk that every node
+            has or on an object store.
         shunned: ids of nodes where the worker must not run.
         own_instance: Ray was started by this process, and ends with it.
     """
@@ -63,21 +59,20 @@ class ShareTrainer(DataParallelTrainer):
         shunned: Collection[str] = (),
         own_instance: bool,
     ) -> None:
-        self._share = task.share
-        self._own_instance = own_instance
-        self._controller: Any = None
-        self._stopped = False
+        self._task = task
+        self._slot_name = slot_name(task.share)
         path, filesystem = for_ray(storage)
-        super().__init__(
+        elsewhere = {"ray.io/node-id": f"!in({','.join(sorted(shunned))})"} if shunned else None
+        self._trainer = DataParallelTrainer(
             run_share,
-            # By reference: the controller, which is handed the config too, need not read it, and
-            # so need not import torch.
+            # By reference: the controller gets the config too. It need not read the task, and so
+            # need not import torch.
             train_loop_config={"task": ray.put(task)},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=1,
                 use_gpu=bool(size.gpus),
                 resources_per_worker=size.resources,
-                label_selector=_elsewhere(shunned),  # type: ignore[call-arg]
+                label_selector=elsewhere,  # type: ignore[call-arg]
             ),
             # A type checker sees the classes of Ray Train V1 here, which V2 replaces.
             run_config=ray.train.RunConfig(
@@ -94,100 +89,90 @@ class ShareTrainer(DataParallelTrainer):
                 worker_runtime_env=worker_runtime_env(own_instance),
             ),
         )
+        self._controller = ControllerHandle(self._trainer, task.share, own_instance=own_instance)
 
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        return [each for each in callbacks if type(each).__name__ not in _UNUSED]
+    def fit(self) -> None:
+        """Run the share to its end.
+
+        Raises:
+            Exception: what ended it early; see `cause`.
+        """
+        self._trainer.fit()
 
     def stop(self) -> None:
-        """End the run now: `fit`, in whatever thread it waits, raises."""
-        self._stopped = True
-        if self._controller is not None:
-            ray.kill(self._controller)
+        """End the run now: `fit`, in whatever thread it waits, raises.
 
-    def give_slot_back(self) -> None:
-        """Take from the share what a controller that was killed has left it."""
-        with suppress(ValueError):  # there is none of that name, as it should be
-            remove_placement_group(get_placement_group(slot_name(self._share)))
+        Where the controller cannot be killed, the worker gives all folds back after this epoch.
+        """
+        if not self._controller.kill():
+            folds = tuple(self._task.splits)
+            self._task.board.ask.remote(self._task.share, folds, leave=True)
+
+    def free_slot(self) -> None:
+        """Free the slot that the share still holds if its controller was killed."""
+        with suppress(ValueError):  # there is no such slot, as it should be
+            remove_placement_group(get_placement_group(self._slot_name))
 
     def slot_node(self) -> str | None:
-        """Id of the node where the share has its slot; None before it has one."""
+        """Return the id of the node where the share has its slot; None before it has one."""
         try:
-            table = placement_group_table(get_placement_group(slot_name(self._share)))
+            table = placement_group_table(get_placement_group(self._slot_name))
         except ValueError:
             return None
         return next(iter(table.get("bundles_to_node_id", {}).values()), None) or None
 
-    def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        """As Ray Train does it, but with a handle on the controller, for `stop`."""
-        if self._stopped:
-            raise ControllerError(RuntimeError("stopped before it began"))
-        parts["scaling_policy"] = OneWorker(parts["scaling_policy"].scaling_config)
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        # An instance of our own has the settings already, and an idle process without others.
-        settings = {} if self._own_instance else {"env_vars": get_env_vars_to_propagate()}
-        controller = ray.remote(ShareController).options(
-            num_cpus=0, scheduling_strategy=here, runtime_env=settings
-        )
-        self._controller = controller.remote(**parts)
-        if self._stopped:  # meanwhile
-            ray.kill(self._controller)
-        ray.get(self._controller.run.remote())
-        return ray.get(self._controller.get_result.remote())
-
-
-def _elsewhere(shunned: Collection[str]) -> dict[str, str] | None:
-    return {"ray.io/node-id": f"!in({','.join(sorted(shunned))})"} if shunned else None
-
 
 def is_death(error: Exception) -> bool:
-    """Whether an error of `fit` tells of the end of the worker's process, or of its use."""
+    """Return whether an error of `fit` tells that the worker's process died or became unusable."""
     root = _root(error)
-    if isinstance(root, WorkerHealthCheckFailedError):
-        return isinstance(root.health_check_failure, ActorDiedError)
+    found = health_failure(root)
+    if found is not None:
+        return isinstance(found, ActorDiedError)
     return isinstance(error, WorkerGroupError) and isinstance(root, OF_THE_PROCESS)
 
 
 def is_failure(error: Exception) -> bool:
-    """Whether it tells of something that can be wrong with the folds, at whatever place.
+    """Return whether an error of `fit` tells of something that may be wrong with the folds.
 
-    Not what Ray, the network or the storage did: a store that is away fails every fold alike.
+    What Ray, the network or the storage did is not: a store that is away fails every fold alike.
     """
     root = _root(error)
-    if isinstance(root, WorkerHealthCheckFailedError):
+    if health_failure(root) is not None:
         return is_death(error)
-    if isinstance(root, WorkerGroupStartupFailedError):
+    if is_failed_start(root):
         return "its node has died" not in str(error)
-    others = (RayError, OSError, TrainingFailedError, WorkerGroupStartupTimeoutError)
-    return isinstance(error, WorkerGroupError) and not isinstance(root, others)
+    others = (RayError, OSError, TrainingFailedError)
+    return isinstance(error, WorkerGroupError) and not (
+        isinstance(root, others) or is_lost_slot(root)
+    )
 
 
 def cause(error: Exception) -> str:
-    """What ended a share, in a line: Ray's errors are tracebacks within tracebacks."""
-    match _root(error):
-        case WorkerHealthCheckFailedError(health_check_failure=failure):
-            return _of_death(failure)
-        case WorkerGroupStartupTimeoutError():
-            return "its slot was taken by somebody else"
-        case WorkerGroupStartupFailedError() as failure:
-            return f"it did not start: {_of_death(failure.__cause__ or failure)}"
-        case RayActorError() if not isinstance(error, WorkerGroupError):
-            return "its Ray Train controller died"
-        case RayError() | TrainingFailedError() as failure:
-            return _last_line(failure)
-        case raised:
-            return one_line(f"{type(raised).__name__}: {_last_line(raised)}")
+    """Return in one line what ended a share. Ray's errors are tracebacks within tracebacks."""
+    root = _root(error)
+    found = health_failure(root)
+    if found is not None:
+        return _exit_detail(found)
+    if is_lost_slot(root):
+        return "its slot was taken by somebody else"
+    if is_failed_start(root):
+        return f"it did not start: {_exit_detail(root.__cause__ or root)}"
+    if isinstance(root, RayActorError) and not isinstance(error, WorkerGroupError):
+        return "its Ray Train controller died"
+    if isinstance(root, RayError | TrainingFailedError):
+        return _last_line(root)
+    return one_line(f"{type(root).__name__}: {_last_line(root)}")
 
 
 def _root(error: Exception) -> Exception:
-    """The failure of the worker, or of the controller, that an error of `fit` is about."""
+    """Return the failure of the worker or of the controller that an error of `fit` is about."""
     if isinstance(error, WorkerGroupError):
-        failure = next(iter(error.worker_failures.values()), error)
-        return getattr(failure, "_base_exc", failure)
+        return raised_by_worker(next(iter(error.worker_failures.values()), error))
     return error.controller_failure if isinstance(error, ControllerError) else error
 
 
-def _of_death(error: BaseException) -> str:
+def _exit_detail(error: BaseException) -> str:
+    """Return why a process ended, as Ray says it somewhere in the error's text."""
     detail = re.search(r"Worker exit detail: (.+?)(?:\. |$)", str(error), re.MULTILINE)
     return one_line(detail[1]) if detail else _last_line(error)
 

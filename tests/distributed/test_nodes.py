@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from raykfold.distributed.nodes import have_bf16
+from raykfold.distributed.nodes import gpus_have_bf16
 
 
 @pytest.mark.parametrize(
@@ -19,4 +19,4 @@ from raykfold.distributed.nodes import have_bf16
 )
 def test_bf16_is_for_gpus_that_are_known_to_have_it(kinds: list[str], have: bool) -> None:
     resources = ["CPU", "GPU", *(f"accelerator_type:{kind}" for kind in kinds)]
-    assert have_bf16(resources) is have
+    assert gpus_have_bf16(resources) is have

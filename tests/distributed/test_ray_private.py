@@ -1,84 +1,395 @@
-"""What stands in for Ray Train's meeting point of workers. A share's run itself: see test_run."""
+"""Each hook into Ray's private parts, and the public way where this Ray lacks the part."""
 
 from __future__ import annotations
 
+import importlib
 import pickle
-from collections.abc import Iterator
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from ray._private import node, services, utils
+from ray._private.authentication import authentication_utils
+from ray._private.state import state as global_state
+from ray.train.v2._internal import constants
+from ray.train.v2._internal.execution import controller, scaling_policy
 from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group import (
+    WorkerGroup,
+    WorkerGroupStateBuilder,
+    state,
+)
+from support.outcome import Outcome, assert_same
+from support.shell import command, environment
 
-from raykfold.distributed import ray_private as relay
-from raykfold.distributed.ray_private import _Meeting, _ShareWorkerGroup, _StateBuilder
-from raykfold.distributed.session import ray_session
+from raykfold.distributed.ray_private import (
+    Autoscaler,
+    ControllerHandle,
+    Meeting,
+    ask_for_nothing,
+    check_token,
+    draining_nodes,
+    few_daemons,
+    free_resources,
+    lighten_controller,
+    part,
+    resource_limit,
+    share_controller,
+    silent_daemons,
+    token_refused,
+    used_callbacks,
+)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def session() -> Iterator[None]:
-    with ray_session(None, local_cpus=1):
-        yield
-
-
-def test_a_worker_that_is_alone_hears_what_it_says() -> None:
-    handle = pickle.loads(pickle.dumps(_Meeting.options(label_selector={}).remote(timeout_s=1)))
-    said = handle.broadcast_from_rank_zero.remote(world_rank=0, world_size=1, data="folder")
-    assert ray.get(said) == "folder"
-    assert ray.get(handle.set_required_ranks.remote([0])) is True
-    ray.get(handle.reset.remote())
-
-
-def test_it_has_what_ray_train_calls() -> None:
-    """Of the methods of Ray's own, which other versions may call otherwise."""
-    methods = {"broadcast_from_rank_zero", "set_required_ranks", "reset"}
-    actor: Any = SynchronizationActor
-    assert methods <= set(dir(actor.__ray_metadata__.modified_class))
-    assert methods <= set(dir(_Meeting))
-
-
-class Slot:
-    closed = False
-
-    def shutdown(self) -> None:
-        self.closed = True
+# As Any: a type checker takes the names that they import for their own.
+worker: Any = importlib.import_module("ray._private.worker")
+worker_group: Any = importlib.import_module(f"{state.__package__}.worker_group")
+COORDINATOR = f"{scaling_policy.__name__}.autoscaling_coordinator_client"
 
 
-def test_a_group_is_shut_down_with_no_actor_to_kill() -> None:
-    slots = [Slot(), Slot()]
-    for slot, state in zip(slots, (_StateBuilder(), _StateBuilder()), strict=True):
-        state.with_placement_group_handle(slot)  # type: ignore[arg-type]
-        state.with_workers([])
-        state.with_sync_actor(_Meeting.remote())  # type: ignore[arg-type]
-        (state.build() if slot is slots[0] else state).shutdown()
-    assert all(slot.closed for slot in slots)
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    share_controller.cache_clear()
 
 
-def test_a_start_that_fails_gives_its_slot_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    slot, used = Slot(), []
+def missing(patch: pytest.MonkeyPatch, module: str) -> None:
+    """Make the import of a module fail, as where Ray has none of that name."""
+    package, _, name = module.rpartition(".")
+    patch.setitem(sys.modules, module, None)
+    patch.delattr(sys.modules[package], name, raising=False)
 
-    def start(self: Any, builder: Any) -> None:
-        used.append(relay.worker_group.SynchronizationActor)  # type: ignore[attr-defined]
-        builder.with_placement_group_handle(slot)
-        builder.with_sync_actor(_Meeting.remote())
-        raise RuntimeError("no worker")
 
-    monkeypatch.setattr(WorkerGroup, "_start_impl", start)
-    group = _ShareWorkerGroup.__new__(_ShareWorkerGroup)
-    group._worker_group_state = None
-    with pytest.raises(RuntimeError, match="no worker"):
-        group._start_impl(_StateBuilder())
-    assert slot.closed
-    assert used == [_Meeting]
-    assert relay.worker_group.SynchronizationActor is SynchronizationActor  # type: ignore[attr-defined]
+def test_a_part_is_found_by_its_name_or_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert part("ray._private.services") is services
+    assert part("ray._private.node.Node") is node.Node
+    assert part("ray._private.state.state") is global_state
+    assert part("ray._private.node.Nodes") is None
+    missing(monkeypatch, "ray._private.node")
+    assert part("ray._private.node") is part("ray._private.node.Node") is None
+
+
+# --- start and connection -----------------------------------------------------------------------
+
+DAEMONS = {
+    "start_api_server": node.Node,
+    "start_monitor": node.Node,
+    "start_log_monitor": node.Node,
+}
+STARTED_ANYHOW = {**DAEMONS, "get_dashboard_dependency_error": utils, "get_node": services}
+
+
+def test_daemons_are_left_out_inside_only() -> None:
+    before = {name: getattr(owner, name) for name, owner in STARTED_ANYHOW.items()}
+    with few_daemons(log_monitor=True):
+        changed = {n for n, owner in STARTED_ANYHOW.items() if getattr(owner, n) != before[n]}
+        assert changed == set(STARTED_ANYHOW) - {"start_log_monitor"}
+    assert {name: getattr(owner, name) for name, owner in STARTED_ANYHOW.items()} == before
+
+
+@pytest.mark.parametrize("name", STARTED_ANYHOW)
+def test_a_daemon_that_ray_starts_otherwise_is_left_to_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = STARTED_ANYHOW[name]
+    monkeypatch.delattr(owner, name)
+    with few_daemons(log_monitor=False):
+        assert not hasattr(owner, name)
+        assert all(hasattr(each, other) for other, each in STARTED_ANYHOW.items() if other != name)
+    assert not hasattr(owner, name)
+
+
+def test_a_node_is_waited_for_in_ray_s_way_where_ours_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(services, "get_node", lambda address, node_id: (address, node_id))
+    monkeypatch.delattr(services, "_get_gcs_client_options")
+    with few_daemons(log_monitor=False):
+        assert services.get_node("host:1", "abc") == ("host:1", "abc")
+
+
+def test_daemons_are_silent_inside_if_ray_prints_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "print_to_stdstream", "loud")
+    with silent_daemons():
+        assert worker.print_to_stdstream({}, ignore_prefix=False) is None
+    assert worker.print_to_stdstream == "loud"
+    monkeypatch.delattr(worker, "print_to_stdstream")
+    with silent_daemons():
+        assert not hasattr(worker, "print_to_stdstream")
+
+
+@pytest.mark.parametrize("module", ["ray._private.grpc_utils", "ray.exceptions"])
+def test_a_token_is_not_checked_where_ray_has_none(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing(monkeypatch, module)
+    check_token("256.256.256.256:1")  # nobody is asked
+
+
+def test_a_refused_token_is_told_from_one_that_was_not_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for sent, words in {True: "refuses this token;", False: "and none was sent;"}.items():
+        monkeypatch.setattr(authentication_utils, "is_token_auth_enabled", lambda sent=sent: sent)
+        assert words in str(token_refused("host:1"))
+    missing(monkeypatch, authentication_utils.__name__)
+    assert "host:1: the cluster refuses this token;" in str(token_refused("host:1"))
+
+
+# --- nodes --------------------------------------------------------------------------------------
+
+
+def test_free_resources_are_by_node_or_spread_over_the_nodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ray._private import state as state_module
+
+    exact = {"a": {"CPU": 0.0}, "b": {"CPU": 3.0, "GPU": 1.0}}
+    monkeypatch.setattr(state_module, "available_resources_per_node", lambda: exact)
+    assert free_resources() == exact
+
+    monkeypatch.delattr(state_module, "available_resources_per_node")
+    rows = [
+        {"NodeID": "a", "Alive": True, "Resources": {"CPU": 2.0}},
+        {"NodeID": "gone", "Alive": False, "Resources": {"CPU": 64.0}},
+        {"NodeID": "b", "Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}},
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: rows)
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 3.0, "GPU": 1.0})
+    assert free_resources() == {"a": {"CPU": 2.0}, "b": {"CPU": 1.0, "GPU": 1.0}}
+
+
+def test_no_node_drains_and_none_can_come_where_ray_does_not_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kind = type(global_state)
+    monkeypatch.setattr(kind, "get_draining_nodes", lambda _: {"a": 7})
+    monkeypatch.setattr(kind, "get_max_resources_from_cluster_config", lambda _: {"GPU": 8})
+    assert (draining_nodes(), resource_limit("GPU")) == ({"a"}, 8.0)
+    monkeypatch.setattr(kind, "get_max_resources_from_cluster_config", lambda _: None)
+    assert resource_limit("GPU") == 0.0
+    monkeypatch.delattr(kind, "get_draining_nodes")
+    monkeypatch.delattr(kind, "get_max_resources_from_cluster_config")
+    assert (draining_nodes(), resource_limit("GPU")) == (set(), 0.0)
+
+
+def test_the_autoscaler_is_asked_through_ray_train_or_publicly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+
+    class Client:
+        def __init__(self, name: str) -> None:
+            asked.append(name)
+
+        def send_resource_request(self, scaling: Any, workers: int) -> None:
+            asked.append((scaling.total_resources["GPU"], workers))
+
+        def cancel_resource_request(self) -> None:
+            asked.append("cancelled")
+
+    monkeypatch.setattr(f"{COORDINATOR}.TrainAutoscalingCoordinatorClient", Client)
+    monkeypatch.setattr(
+        "ray.autoscaler.sdk.request_resources", lambda bundles: asked.append(bundles)
+    )
+    for name in ("through", "publicly"):
+        autoscaler = Autoscaler(name)
+        assert autoscaler.interval == 20.0
+        autoscaler.ask({"CPU": 1.0, "GPU": 1.0}, 2)
+        autoscaler.withdraw()
+        missing(monkeypatch, COORDINATOR)
+    assert asked == ["through", (2.0, 2), "cancelled", [{"CPU": 1.0, "GPU": 1.0}] * 2, []]
+
+
+# --- Ray Train ----------------------------------------------------------------------------------
+
+
+class PlainTrainer:
+    """What a `ControllerHandle` makes use of in a trainer of Ray Train."""
+
+    def __init__(self) -> None:
+        self.ran: list[dict[str, Any]] = []
+
+    def _initialize_and_run_controller(self, **parts: Any) -> str:
+        self.ran.append(parts)
+        return "plainly"
+
+    def _create_default_callbacks(self) -> list[Any]:
+        names = ("BackendSetupCallback", "DatasetsCallback", "PlacementGroupCleanerCallback")
+        return [type(name, (), {})() for name in names]
+
+
+def names(callbacks: list[Any]) -> list[str]:
+    return [type(each).__name__ for each in callbacks]
+
+
+def test_callbacks_with_an_actor_of_their_own_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = PlainTrainer()
+    ControllerHandle(trainer, "share", own_instance=True)
+    assert names(trainer._create_default_callbacks()) == ["BackendSetupCallback"]
+    # A slot without a name can only be given back by Ray Train.
+    monkeypatch.delattr(worker_group, "placement_group")
+    used = used_callbacks(PlainTrainer()._create_default_callbacks())
+    assert names(used) == ["BackendSetupCallback", "PlacementGroupCleanerCallback"]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(controller, "TrainController"), (constants, "get_env_vars_to_propagate")],
+)
+def test_a_controller_runs_plainly_where_it_cannot_be_changed(
+    module: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(module, name)
+    trainer = PlainTrainer()
+    handle = ControllerHandle(trainer, "share", own_instance=True)
+    assert trainer._initialize_and_run_controller(scaling_policy="as it is") == "plainly"
+    assert trainer.ran == [{"scaling_policy": "as it is"}]
+    assert not handle.kill()
+    with pytest.raises(RuntimeError, match="before it began"):
+        trainer._initialize_and_run_controller()
+
+
+def test_a_trainer_of_another_make_is_left_as_it_is() -> None:
+    trainer = SimpleNamespace(fit=None)
+    handle = ControllerHandle(trainer, "share", own_instance=True)
+    assert vars(trainer) == {"fit": None}
+    assert not handle.kill()
+
+
+def test_a_scaling_policy_asks_for_nothing_or_is_left_as_it_is() -> None:
+    scaling: Any = ray.train.ScalingConfig(num_workers=1)
+    policy: Any = scaling_policy.FixedScalingPolicy(scaling)
+    ask_for_nothing(policy)
+    policy = pickle.loads(pickle.dumps(policy))  # on its way to the controller
+    policy.after_controller_start(train_run_context=None)  # which would start an actor
+    assert policy.make_decision_for_non_running_worker_group().num_workers == 1
+    policy._cancel_resource_request()
+
+    other = SimpleNamespace(after_controller_start="its own")
+    ask_for_nothing(other)
+    assert vars(other) == {"after_controller_start": "its own"}
+
+
+@pytest.fixture
+def controller_process(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """What is changed for good in a controller's process is put back after a test."""
+    for owner, name in (
+        (worker_group, "placement_group"),
+        (worker_group, "SynchronizationActor"),
+        (state, "_shutdown_sync_actor"),
+        (WorkerGroup, "_get_worker_runtime_env"),
+    ):
+        monkeypatch.setattr(owner, name, vars(owner)[name])
+    return monkeypatch
+
+
+def test_a_slot_has_the_name_of_its_share(controller_process: pytest.MonkeyPatch) -> None:
+    controller_process.setattr(worker_group, "placement_group", lambda **options: options)
+    lighten_controller("share")
+    assert worker_group.placement_group(bundles=[]) == {"bundles": [], "name": "raykfold-share"}
 
 
 def test_a_worker_has_an_environment_of_its_own_only_where_one_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch,
+    controller_process: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    assert _ShareWorkerGroup._get_worker_runtime_env({}) == {}
-    asked = _ShareWorkerGroup._get_worker_runtime_env({"env_vars": {"HF_TOKEN": ""}})
+    controller_process.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    lighten_controller("share")
+    assert WorkerGroup._get_worker_runtime_env({}) == {}
+    asked = WorkerGroup._get_worker_runtime_env({"env_vars": {"HF_TOKEN": ""}})
     assert asked["env_vars"]["HF_TOKEN"] == ""
     assert asked["env_vars"]["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.1"
+
+
+def test_no_actor_is_started_for_workers_to_meet_and_none_is_killed(
+    controller_process: pytest.MonkeyPatch,
+) -> None:
+    killed: list[Any] = []
+    controller_process.setattr(ray, "kill", killed.append)
+    lighten_controller("share")
+    assert worker_group.SynchronizationActor is Meeting
+    for actor in (Meeting.remote(), "an actor"):
+        builder = WorkerGroupStateBuilder()
+        builder.with_placement_group_handle(SimpleNamespace(shutdown=list))  # type: ignore[arg-type]
+        builder.with_sync_actor(actor)  # type: ignore[arg-type]
+        builder.shutdown()
+    assert killed == ["an actor"]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "others"),
+    [
+        (worker_group, "placement_group", 3),
+        (WorkerGroup, "_get_worker_runtime_env", 3),
+        (state, "_shutdown_sync_actor", 2),  # without it the actor stays, too
+        (worker_group, "SynchronizationActor", 3),
+    ],
+)
+def test_each_change_of_the_controller_stands_for_itself(
+    owner: Any, name: str, others: int, controller_process: pytest.MonkeyPatch
+) -> None:
+    places = (
+        (worker_group, "placement_group"),
+        (worker_group, "SynchronizationActor"),
+        (state, "_shutdown_sync_actor"),
+        (WorkerGroup, "_get_worker_runtime_env"),
+    )
+    before = [vars(each).get(attribute) for each, attribute in places]
+    controller_process.delattr(owner, name)
+    lighten_controller("share")
+    assert not hasattr(owner, name)
+    after = [vars(each).get(attribute) for each, attribute in places]
+    changed = [new for old, new in zip(before, after, strict=True) if new not in (None, old)]
+    assert len(changed) == others
+
+
+def test_a_worker_that_is_alone_hears_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    handle = pickle.loads(pickle.dumps(Meeting.options(label_selector={}).remote(timeout_s=1)))
+    said = handle.broadcast_from_rank_zero.remote(world_rank=0, world_size=1, data="folder")
+    assert said == "folder"
+    assert handle.set_required_ranks.remote([0]) is True
+    assert handle.reset.remote() is True
+    # What Ray Train's own has, which other versions may call otherwise.
+    methods = {"broadcast_from_rank_zero", "set_required_ranks", "reset"}
+    actor: Any = SynchronizationActor
+    assert methods <= set(dir(actor.__ray_metadata__.modified_class))
+
+
+LIGHT = """
+import sys
+import raykfold.distributed.callback
+import raykfold.distributed.ray_private
+print("torch" in sys.modules)
+"""
+
+
+def test_what_a_controller_imports_does_not_import_what_trains() -> None:
+    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
+PLAINLY = """
+import sys
+from raykfold.distributed import ray_private
+ray_private.part = lambda path: None
+from raykfold.run import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_on_a_ray_without_any_of_these_parts_comes_to_the_same(
+    outcome: Outcome, data_dir: Path, tmp_path: Path
+) -> None:
+    arguments = command(data_dir, tmp_path, "--local_cpus", "2")[3:]
+    done = subprocess.run(
+        [sys.executable, "-c", PLAINLY, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same(outcome, Outcome.of(tmp_path))

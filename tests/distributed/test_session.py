@@ -144,10 +144,10 @@ def test_a_token_that_the_cluster_refuses_is_said_in_one_line_and_at_once(
     address, token = cluster
     empty = tmp_path / "empty"
     empty.touch()
-    wanted = "; want RAY_AUTH_MODE=token, and the cluster's own token in RAY_AUTH_TOKEN, "
+    wanted = "; expected RAY_AUTH_MODE=token, and the cluster's own token in RAY_AUTH_TOKEN, "
     for what, variables in {
         "the cluster refuses this token": {"RAY_AUTH_TOKEN": "0" * 64},
-        "the cluster wants a token, and none was sent": {
+        "the cluster requires a token, and none was sent": {
             "RAY_AUTH_MODE": "disabled",
             "RAY_AUTH_TOKEN": token,
         },
