@@ -1,0 +1,98 @@
+"""Pictures of runs and of searches to look into, and what can be read from one."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+
+from raykfold.pages import run_figures, search_figures
+from raykfold.pages.drawing import LIGHT, Picture
+from raykfold.pages.run_figures import Curve, FoldAccuracy
+from raykfold.pages.search_figures import Dimension, Trial
+from raykfold.training.statistics import ClassMetrics
+
+# Among them what could be taken for markup, mathematics, a colour of the theme or an id.
+COLOUR = f"fill: {LIGHT['ink']}"
+NAMES = ("dog", "<script>alert(1)</script>", "$x^2$", "a & b", "雨の音", "جرس", COLOUR, 'id="x"')
+DIMENSIONS = (
+    Dimension("learning_rate", [1e-4, 1e-2], is_log=True),
+    Dimension("model.dropout", [0.1, 0.5]),
+    Dimension("<b>model</b>", NAMES, is_choice=True),
+)
+
+
+def curves(folds: int = 3, epochs: int = 6) -> list[Curve]:
+    """Return curves of unequal length: the last fold has one epoch fewer."""
+    rng = np.random.default_rng(0)
+    lengths = [epochs] * (folds - 1) + [epochs - 1]
+    return [
+        Curve(fold, rng.uniform(size=n).tolist(), rng.uniform(size=n).tolist(), kept=n - 2)
+        for fold, n in enumerate(lengths, start=1)
+    ]
+
+
+def matrix(size: int) -> np.ndarray:
+    """Return the counts of a confusion matrix."""
+    return np.random.default_rng(0).poisson(0.5, (size, size)) + 30 * np.eye(size, dtype=int)
+
+
+def trials(number: int = 12) -> list[Trial]:
+    """Return trials: the first is best, each fourth has failed, those before were stopped, and
+    the last is running.
+    """
+    rng = np.random.default_rng(0)
+    statuses = ("complete", "complete", "stopped", "failed")
+    found = []
+    for each in range(number):
+        status = "running" if 0 < each == number - 1 else statuses[each % 4]
+        config = {
+            "learning_rate": float(10 ** rng.uniform(-4, -2)),
+            "model.dropout": float(rng.uniform(0.1, 0.5)),
+            "<b>model</b>": NAMES[each % len(NAMES)],
+        }
+        history = (0.2, 0.3) if status != "complete" else (0.2, 0.3, 0.5, 0.6)
+        accuracy = None if status == "failed" else 0.9 - 0.3 * each / number
+        found.append(Trial(each + 1, config, status, accuracy, history, is_best=each == 0))
+    return found
+
+
+def pictures() -> dict[str, Picture]:
+    """Return a picture of each sort by its name."""
+    accuracies = [FoldAccuracy(1, 0.9, 0.8, 0.85), FoldAccuracy(2, 0.7, None)]
+    accuracies.append(FoldAccuracy(3, None, None))
+    scores = [
+        ClassMetrics(label, name, None if label == 1 else 0.5, 0.25, 1 / 3, 8)
+        for label, name in enumerate(NAMES)
+    ]
+    found = (
+        run_figures.curves(curves()),
+        run_figures.curve(curves(), "accuracy"),
+        run_figures.curve(curves(12), "loss"),
+        run_figures.folds(accuracies, 0.8, "best epoch"),
+        run_figures.classes(scores),
+        run_figures.confusion(matrix(len(NAMES)), NAMES),
+        search_figures.parallel(DIMENSIONS, trials()),
+        search_figures.history(trials()),
+        search_figures.progress(trials()),
+        search_figures.learning(trials()),
+    )
+    return {picture.name: picture for picture in found}
+
+
+def texts(picture: Picture) -> list[str]:
+    """Return the texts of its SVG, in their order."""
+    root = ET.fromstring(picture.svg("a picture"))
+    return ["".join(element.itertext()).strip() for element in root.iter("text")]
+
+
+def points(line: str) -> list[tuple[float, float]]:
+    """Return the points that a path of an SVG goes through, and those that bend it."""
+    return [(float(x), float(y)) for x, y in re.findall(r"(-?[\d.]+) (-?[\d.]+)", line)]
+
+
+def size_of(png: bytes) -> tuple[int, int]:
+    """Return width and height in pixels."""
+    assert png.startswith(b"\x89PNG")
+    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
