@@ -17,9 +17,10 @@ import numpy as np
 from raykfold.config.command import Parser, add_flag, exit_code
 from raykfold.errors import BadInput
 from raykfold.files.remote import without_password
+from raykfold.pages import remarks
 from raykfold.state.archive import Archive, open_outputs
-from raykfold.text import counted, mean_text
-from raykfold.training.results import kept_epochs, rows_of_seeds
+from raykfold.text import counted, fold_with_seed, mean_text
+from raykfold.training.results import Summary
 from raykfold.training.statistics import (
     ROUNDING,
     McNemar,
@@ -135,10 +136,10 @@ def compare(
     runs = first, second
     summaries = [_complete_summary(run) for run in runs]
     _refuse_other_data(runs)
-    folds = _same(runs, "folds", [[row["fold"] for row in each["folds"]] for each in summaries])
+    folds = _same(runs, "folds", [[fold.fold for fold in each.folds] for each in summaries])
     seeds = [_seeds(*each) for each in zip(runs, summaries, strict=True)]
     _same(runs, "numbers of repeats", [len(each) for each in seeds])
-    kept = [kept_epochs(summary) for summary in summaries]
+    kept = [summary.kept_epochs for summary in summaries]
     if by is None:
         by = str(_same(runs, "choices of epochs (--select; see --by)", kept))
     accuracies = np.array([_accuracies(*each, by) for each in zip(runs, summaries, strict=True)])
@@ -149,27 +150,21 @@ def compare(
         seeds=(seeds[0], seeds[1]),
         folds=tuple(folds),
         accuracies=accuracies,
-        test=corrected_t_test(differences, max(map(_test_to_train, summaries))),
+        test=corrected_t_test(differences, max(summary.test_to_train for summary in summaries)),
         predictions=_of_predictions(first, second) if kept == [by, by] else None,
         settings=_settings(first.record, second.record),
     )
 
 
-def _complete_summary(run: Archive) -> Mapping[str, Any]:
+def _complete_summary(run: Archive) -> Summary:
     if run.summary is None:
         outputs = without_password(str(run.record["config"]["model_dir"]))
         where = f", or its outputs are elsewhere ({outputs})" if outputs != str(run.place) else ""
         raise BadInput(f"{run.place}: the run is not over{where}; want one that is complete")
-    if run.summary["status"] != "complete":
-        failed = ", ".join(_failed(run.summary)) or "folds"
-        raise BadInput(f"{run.place}: {failed} failed; want a run that is complete")
+    if run.summary.incomplete:
+        failed = ", ".join(fold_with_seed(each.fold, seed) for seed, each in run.summary.incomplete)
+        raise BadInput(f"{run.place}: {failed} failed; expected a run that is complete")
     return run.summary
-
-
-def _failed(summary: Mapping[str, Any]) -> Iterator[str]:
-    for seed, rows in rows_of_seeds(summary):
-        of_seed = "" if seed is None else f" with seed {seed}"
-        yield from (f"fold {row['fold']}{of_seed}" for row in rows if row["status"] != "complete")
 
 
 def _refuse_other_data(runs: Sequence[Archive]) -> None:
@@ -196,23 +191,16 @@ def _listed(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _seeds(run: Archive, summary: Mapping[str, Any]) -> tuple[int, ...]:
-    repeats = summary.get("repeats")
-    return tuple(repeats["seeds"]) if repeats else (int(run.record["identity"]["seed"]),)
+def _seeds(run: Archive, summary: Summary) -> tuple[int, ...]:
+    return summary.repeats.seeds if summary.repeats else (int(run.record["identity"]["seed"]),)
 
 
-def _accuracies(run: Archive, summary: Mapping[str, Any], by: str) -> list[list[float]]:
-    """(seeds, folds), of the epochs that are asked for."""
-    which = f"{by}_val_accuracy"
-    values: list[list[Any]] = [[row.get(which) for row in f] for _, f in rows_of_seeds(summary)]
+def _accuracies(run: Archive, summary: Summary, by: str) -> list[list[float | None]]:
+    """Return the accuracies (seeds, folds) of the epochs that are compared."""
+    values = [[fold.accuracy(by) for fold in folds] for _, folds in summary.by_seed]
     if any(value is None for folds in values for value in folds):
         raise BadInput(f"--by {by}: {run.place} has no {_EPOCHS[by]}")
     return values
-
-
-def _test_to_train(summary: Mapping[str, Any]) -> float:
-    rows = summary["folds"]
-    return float(sum(row["n_val"] for row in rows) / sum(row["n_train"] for row in rows))
 
 
 def _of_predictions(first: Archive, second: Archive) -> McNemar | None:
@@ -293,30 +281,29 @@ def _table(found: Comparison) -> Iterator[str]:
 def _tests(found: Comparison) -> Iterator[str]:
     test, pairs = found.test, found.predictions
     yield f"B - A, {_EPOCHS[found.by]}: {test.difference:+.4f}" + (
-        f", 95 % interval {test.interval[0]:+.4f} to {test.interval[1]:+.4f} (approximate)"
+        f", 95 % interval {test.interval[0]:+.4f} to {test.interval[1]:+.4f}, approximate"
         if test.interval
         else ""
     )
     if test.t is not None and test.p is not None:
         yield (
-            "Paired t-test, corrected for training sets that overlap (Nadeau and Bengio), "
-            f"approximate: t = {test.t:.2f}, {test.degrees} degrees of freedom, p = {_p(test.p)}"
+            f"Paired t-test, corrected and approximate: t = {test.t:.2f}, {test.degrees} degrees "
+            f"of freedom, p = {_p(test.p)}"
         )
     if pairs is not None:
         of_seed = " with the first seed" if len(found.seeds[0]) > 1 else ""
         yield (
             f"McNemar, on all held-out samples{of_seed}: only A is right on {pairs.only_first}, "
-            f"only B on {pairs.only_second}, p = {_p(pairs.p)}; of these trained networks, not of "
-            "others that the same settings would give"
+            f"only B on {pairs.only_second}, p = {_p(pairs.p)}"
         )
+    if test.t is not None:
+        yield remarks.APPROXIMATE
+    if pairs is not None:
+        yield remarks.MCNEMAR
     if found.by == "best":
-        line = "Best epochs are chosen by the samples they are measured on: both are optimistic"
+        yield remarks.BEST_EPOCHS
         if "epochs" in found.settings:
-            line += (
-                ", the one with more epochs to choose from the more so, which the test does not "
-                "allow for; --by last is free of that"
-            )
-        yield line
+            yield remarks.MORE_EPOCHS
 
 
 def _p(value: float) -> str:

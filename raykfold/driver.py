@@ -175,8 +175,8 @@ def train_given(config: RunConfig, given: Given) -> Summary:
             for ledger in ledgers:
                 ledger.announce_again()
         run, *others = ledgers
-        found = given.leakage.to_json()
-        return run.conclude(found, [ledger.conclude(found) for ledger in others])
+        leakage = given.leakage
+        return run.conclude(leakage, [ledger.conclude(leakage) for ledger in others])
 
 
 def set_earlier_aside(config: RunConfig, observer: Observer) -> None:

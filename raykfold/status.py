@@ -51,7 +51,7 @@ from raykfold.state.archive import Archive, Known, open_run
 from raykfold.state.heartbeat import Beat, read_pulse
 from raykfold.state.lease import is_dead
 from raykfold.text import counted, duration, mean_text, one_line
-from raykfold.training.results import FoldResult, kept_epochs, kept_estimate, rows_of_seeds
+from raykfold.training.results import FoldResult, Summary, kept_epochs
 
 Status = Literal["waiting", "running", "stopped", "complete", "failed"]
 State = Literal["at work", "silent", "stopped", "sending", "over", "unknown"]
@@ -169,16 +169,19 @@ def _look(archive: Archive, beat: Beat | None, age: float) -> Look:
     driver = None
     if beat is not None:
         driver = {"host": beat.host, "pid": beat.pid, "seconds_ago": age}
-    kept = kept_estimate(archive.summary)
-    if kept is None and beat is not None and beat.result and state in ("sending", "over"):
-        kept = {name: beat.result[f"{name}_accuracy"] for name in ("mean", "std")}
+    summary, config = archive.summary, archive.record["config"]
+    mean = std = None
+    if summary is not None and summary.kept is not None:
+        mean, std = summary.kept.mean, summary.kept.std
+    elif beat is not None and beat.result and state in ("sending", "over"):
+        mean, std = beat.result["mean_accuracy"], beat.result["std_accuracy"]
     return Look(
         run_name=archive.run_name,
-        seed=int(archive.record["config"].get("seed", 0)),
+        seed=int(config.get("seed", 0)),
         state=state,
         folds=rows,
         complete=sum(row.status == "complete" for row in rows),
-        total=len(rows) * int(archive.record["config"].get("repeats", 1)),
+        total=len(rows) * int(config.get("repeats", 1)),
         driver=driver,
         seconds_left=None if pace is None else _seconds_left(rows, lefts, pace),
         seconds_an_epoch=pace,
@@ -186,9 +189,9 @@ def _look(archive: Archive, beat: Beat | None, age: float) -> Look:
         last_failure=_last_failure(beat),
         uploads_pending=dict(beat.pending) if beat else {},
         resume=beat.resume if beat else None,
-        mean_accuracy=kept["mean"] if kept else None,
-        std_accuracy=kept["std"] if kept else None,
-        kept_epochs=kept_epochs(archive.summary or archive.record["config"]),
+        mean_accuracy=mean,
+        std_accuracy=std,
+        kept_epochs=kept_epochs(config.get("select", "best")),
     )
 
 
@@ -198,13 +201,12 @@ def _can_go_on(look: Look) -> bool:
     return look.state in ("silent", "stopped") or (look.state == "over" and failed)
 
 
-def _with(look: Look, repeats: Sequence[Look], summary: Mapping[str, Any] | None) -> Look:
+def _with(look: Look, repeats: Sequence[Look], summary: Summary | None) -> Look:
     """The run with its repeats, which one driver trains together, and one command resumes."""
     all_ = [look, *repeats]
     complete = sum(each.complete for each in all_)
     if summary is not None:  # also where the repeats themselves are out of reach
-        rows = [row for _, of_seed in rows_of_seeds(summary) for row in of_seed]
-        complete = sum(row["status"] == "complete" for row in rows)
+        complete = sum(len(folds) for _, folds in summary.by_seed) - len(summary.incomplete)
     if not repeats:
         return dataclasses.replace(look, complete=complete)
     paces = [each.seconds_an_epoch for each in all_ if each.seconds_an_epoch]

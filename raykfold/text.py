@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+
+NOTHING = "-"  # in place of a number that there is not
 
 
 def one_line(about: object, longest: int | None = 200) -> str:
-    """Text from a file or a library, made fit for one line of a terminal."""
+    """Return text from a file or a library as one printable line."""
     text = " ".join(str(about).split()) or type(about).__name__
     return "".join(mark if mark.isprintable() else "?" for mark in text)[:longest]
 
 
+def accuracy_text(value: float | None) -> str:
+    """``0.7163``."""
+    return NOTHING if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
 def mean_text(mean: float, std: float, folds: int) -> str:
-    """``0.7163 (+/- 0.1464)``; of one fold there is no spread."""
+    """``0.7163 (+/- 0.1464)``, or the mean alone of one fold, which has no spread."""
     return f"{mean:.4f} (+/- {std:.4f})" if folds > 1 else f"{mean:.4f}"
 
 
 def plus_minus(mean: float, std: float, folds: int) -> str:
-    """``0.7163 ± 0.1464``, as pages have it."""
+    """``0.7163 ± 0.1464``: `mean_text` for pages."""
     return f"{mean:.4f} ± {std:.4f}" if folds > 1 else f"{mean:.4f}"
+
+
+def interval_text(ends: Sequence[float]) -> str:
+    """``0.6012 to 0.8314``."""
+    return f"{ends[0]:.4f} to {ends[1]:.4f}"
+
+
+def epoch_text(epoch: int | None) -> str:
+    """The number of an epoch, from 1; epochs count from 0 elsewhere."""
+    return NOTHING if epoch is None else str(epoch + 1)
 
 
 def counted(number: int, noun: str) -> str:
@@ -26,16 +44,36 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+def listed(values: Iterable[object]) -> str:
+    """``1, 2, 3``."""
+    return ", ".join(map(one_line, values))
+
+
 def named(folds: Sequence[int]) -> str:
     """``fold 3``, ``folds 1, 2``."""
-    return f"fold{'s' * (len(folds) != 1)} {', '.join(map(str, folds))}"
+    return f"fold{'s' * (len(folds) != 1)} {listed(folds)}"
+
+
+def fold_with_seed(fold: int, seed: int | None) -> str:
+    """``fold 3``, or ``fold 3 with seed 1`` in a run with repeats."""
+    return f"fold {fold}" if seed is None else f"fold {fold} with seed {seed}"
 
 
 def duration(seconds: float) -> str:
-    """3 s, 2 min 05 s, 1 h 02 min."""
+    """``3 s``, ``2 min 05 s``, ``1 h 02 min``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def times(count: int) -> str:
+    """``never``, ``once``, ``2 times``."""
+    return {0: "never", 1: "once"}.get(count, f"{count} times")
+
+
+def capital(text: str) -> str:
+    """The text with a capital at its start."""
+    return text[:1].upper() + text[1:]

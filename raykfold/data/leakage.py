@@ -15,12 +15,13 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from raykfold.data.feature_set import Array, FeatureSet, Integers
+if TYPE_CHECKING:
+    from raykfold.data.feature_set import Array, FeatureSet, Integers  # imports torch
 
 Floats = npt.NDArray[np.float32]
 Booleans = npt.NDArray[np.bool_]

@@ -35,6 +35,7 @@ from raykfold.outputs.hub_client import (
     fetch_dataset,
 )
 from raykfold.outputs.model_card import model_card
+from raykfold.state.archive import read_summary
 from raykfold.text import duration, one_line
 from raykfold.training.results import EpochMetrics, FoldResult, Summary
 
@@ -325,7 +326,7 @@ class Uploader:
         outputs = self._outputs
         if not (outputs.run_record.exists() and outputs.training_state.exists()):
             return
-        summary = _json(outputs.summary) if over and outputs.summary.exists() else None
+        summary = read_summary(outputs.summary) if over else None
         card = model_card(
             self._repository.repo_id,
             _json(outputs.run_record),

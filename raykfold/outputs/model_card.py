@@ -5,12 +5,13 @@ Made from the files of `model_dir` alone, so that it can be made again long afte
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec
-from raykfold.text import counted, plus_minus
-from raykfold.training.results import kept_epochs, kept_estimate
+from raykfold.pages import remarks
+from raykfold.text import accuracy_text, counted, interval_text, plus_minus
+from raykfold.training.results import Summary, kept_epochs
 
 # Of the run's configuration, what decides results.
 _SETTINGS = (
@@ -31,7 +32,7 @@ def model_card(
     repo_id: str,
     record: Mapping[str, Any],
     state: Mapping[str, Any],
-    summary: Mapping[str, Any] | None,
+    summary: Summary | None,
     plots: Collection[str] = (),
 ) -> str:
     """The content of a repository's README.md.
@@ -40,8 +41,7 @@ def model_card(
         repo_id: the repository's.
         record: content of ``run.json``.
         state: content of ``training_state.json``.
-        summary: content of ``summary.json``; None while the run goes on, and then the card gives
-            no mean.
+        summary: results of the run; None while it trains, and then the card gives no mean.
         plots: paths in the repository of the run's pictures; shown when it is over.
     """
     sections = [
@@ -58,9 +58,7 @@ def model_card(
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _front_matter(
-    repo_id: str, record: Mapping[str, Any], summary: Mapping[str, Any] | None
-) -> str:
+def _front_matter(repo_id: str, record: Mapping[str, Any], summary: Summary | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     dataset = record["config"].get("hf_repo_id")
@@ -76,20 +74,19 @@ def _front_matter(
             metric_value=round(value, 6),
         )
 
-    folds = [] if summary is None else summary["folds"]
-    seed = _of_seed(summary)
+    folds = () if summary is None else summary.folds
+    seed = remarks.of_seed(summary)
     results = [
-        result(f"Accuracy, fold {row['fold']}{seed}", accuracy)
-        for row in folds
-        for _, accuracy in [_kept(row)]
-        if row["status"] == "complete" and accuracy is not None
+        result(f"Accuracy, fold {each.fold}{seed}", each.kept_val_accuracy)
+        for each in folds
+        if each.status == "complete" and each.kept_val_accuracy is not None
     ]
-    estimate = kept_estimate(summary)
+    estimate = summary.kept if summary else None
     if estimate is not None:
         over = f"{len(folds)} folds"
-        means = [result(f"Accuracy, mean over {over}", estimate["mean"])]
+        means = [result(f"Accuracy, mean over {over}", estimate.mean)]
         means.append(
-            result(f"Accuracy, standard deviation over {over}", estimate["std"], "accuracy-std")
+            result(f"Accuracy, standard deviation over {over}", estimate.std, "accuracy-std")
         )
         results = (means if len(folds) > 1 else []) + results  # of one fold there is neither
     data = ModelCardData(
@@ -104,9 +101,7 @@ def _front_matter(
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _opening(
-    record: Mapping[str, Any], state: Mapping[str, Any], summary: Mapping[str, Any] | None
-) -> str:
+def _opening(record: Mapping[str, Any], state: Mapping[str, Any], summary: Summary | None) -> str:
     folds = len(state["folds"])
     about = f"{counted(folds, 'fold')} of a cross-validation of `{record['config']['model']}`"
     dataset = record["config"].get("hf_repo_id")
@@ -116,94 +111,71 @@ def _opening(
     if summary is None:
         done = sum(row["status"] == "complete" for row in state["folds"].values())
         return f"{about}\n\n**In training**: {done} of {folds} folds are complete."
-    estimate = kept_estimate(summary)
+    estimate = summary.kept
     if estimate is None:
-        failed = list(_failed(summary))
-        return f"{about}\n\n**Partial**: no mean, because folds failed ({', '.join(failed)})."
-    repeats = summary.get("repeats")
-    over = f"{folds} folds" + (f" with {len(repeats['seeds'])} seeds" if repeats else "")
-    interval = _interval(estimate["interval"])
-    accuracy = f"{about}\n\n**Accuracy: {plus_minus(estimate['mean'], estimate['std'], folds)}**"
+        failed = remarks.on_failures(summary)
+        return f"{about}\n\n**Partial**: there is no mean, because folds failed ({failed})."
+    repeats = summary.repeats
+    over = f"{folds} folds" + (f" with {len(repeats.seeds)} seeds" if repeats else "")
+    accuracy = f"{about}\n\n**Accuracy: {plus_minus(estimate.mean, estimate.std, folds)}**"
     if folds == 1:
         return f"{accuracy} (on the one fold held out)"
-    return f"{accuracy} (mean ± standard deviation over {over}" + (
-        f"; 95 % interval of the mean, approximate: {interval})" if interval else ")"
-    )
+    interval = ""
+    if estimate.interval is not None:
+        interval = f"; 95 % interval, approximate: {interval_text(estimate.interval)}"
+    return f"{accuracy} (mean ± standard deviation over {over}{interval})"
 
 
-def _of_seed(summary: Mapping[str, Any] | None) -> str:
-    """Which seed it is that figures of one are of, where there are several."""
-    repeats = summary and summary.get("repeats")
-    return f", seed {repeats['seeds'][0]}" if repeats else ""
-
-
-def _failed(summary: Mapping[str, Any]) -> Iterator[str]:
-    repeats = summary.get("repeats") or {"seeds": [None], "folds": [summary["folds"]]}
-    for seed, rows in zip(repeats["seeds"], repeats["folds"], strict=True):
-        for row in rows:
-            if row["status"] != "complete":
-                yield f"{row['fold']}" if seed is None else f"{row['fold']} with seed {seed}"
-
-
-def _kept(row: Mapping[str, Any]) -> tuple[int | None, float | None]:
-    """Of a fold: the epoch whose weights were kept, and its accuracy."""
-    name = "best" if row.get("chosen_epoch") is None else "chosen"
-    return row[f"{name}_epoch"], row[f"{name}_val_accuracy"]
-
-
-def _interval(ends: Sequence[float] | None) -> str:
-    return f"{ends[0]:.4f} to {ends[1]:.4f}" if ends else ""
-
-
-def _fold_table(state: Mapping[str, Any], summary: Mapping[str, Any] | None) -> Iterator[str]:
-    if seed := _of_seed(summary):
+def _fold_table(state: Mapping[str, Any], summary: Summary | None) -> Iterator[str]:
+    if seed := remarks.of_seed(summary):
         yield f"Each fold{seed}:"
         yield ""
     yield "| fold | status | training | validation | epochs | epoch | accuracy | last |"
     yield "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     if summary is None:
         for fold, row in state["folds"].items():
-            epoch, accuracy = _kept(row)
-            kept = _from_1(epoch), accuracy
-            yield _row(fold, row["status"], None, None, row["epochs_done"], *kept, None)
+            name = "chosen" if "chosen_epoch" in row else "best"
+            epoch, accuracy = row[f"{name}_epoch"], row[f"{name}_val_accuracy"]
+            yield _row(fold, row["status"], None, None, row["epochs_done"], epoch, accuracy, None)
         return
-    for row in summary["folds"]:
-        status = f"{row['status']}{', stopped early' if row['stopped_early'] else ''}"
-        counts = (row["n_train"], row["n_val"], row["epochs_run"])
-        epoch, accuracy = _kept(row)
-        kept = _from_1(epoch), accuracy
-        yield _row(row["fold"], status, *counts, *kept, row["last_val_accuracy"])
+    for each in summary.folds:
+        status = f"{each.status}{', stopped early' if each.stopped_early else ''}"
+        counts = each.n_train, each.n_val, each.epochs_run
+        kept = each.kept_epoch, each.kept_val_accuracy
+        yield _row(each.fold, status, *counts, *kept, each.last_val_accuracy)
 
 
-def _row(*cells: Any) -> str:
-    shown = ("" if c is None else f"{c:.4f}" if isinstance(c, float) else str(c) for c in cells)
-    return f"| {' | '.join(shown)} |"
+def _row(
+    fold: Any,
+    status: str,
+    n_train: int | None,
+    n_val: int | None,
+    epochs: int,
+    epoch: int | None,
+    *accuracies: float | None,
+) -> str:
+    kept = None if epoch is None else epoch + 1
+    counts = ("" if each is None else str(each) for each in (n_train, n_val, epochs, kept))
+    shown = ("" if each is None else accuracy_text(each) for each in accuracies)
+    return f"| {' | '.join([str(fold), status, *counts, *shown])} |"
 
 
-def _from_1(epoch: int | None) -> int | None:
-    return None if epoch is None else epoch + 1
-
-
-def _reading(record: Mapping[str, Any], summary: Mapping[str, Any] | None) -> str:
-    """What the accuracies are worth."""
-    best = (
-        "the best epoch on the fold that was held out, and the same fold chose the epoch: it "
-        "flatters a little"
-    )
-    chosen = "the epoch that an inner validation split chose: the fold that was held out had no say"
-    inner = record["config"].get("select") == "inner"
-    text = f"Accuracy is that of {chosen if inner else best}."
-    if summary is None or summary["last_mean_accuracy"] is None:
-        return text
-    mean, std = summary["last_mean_accuracy"], summary["last_std_accuracy"]
-    last = plus_minus(mean, std, len(summary["folds"]))
-    text += f" At the last epoch, where training ended: {last}."
-    if summary["oof_accuracy"] is not None:
-        which = f"{kept_epochs(summary)} epochs{_of_seed(summary)}"
-        text += f" All held-out samples pooled, {which}: {summary['oof_accuracy']:.4f}"
-        interval = _interval(summary.get("oof_interval"))
-        text += f" (95 % interval {interval})." if interval else "."
-    return text
+def _reading(record: Mapping[str, Any], summary: Summary | None) -> str:
+    """Return further accuracies, and what to know of them."""
+    kept = kept_epochs(record["config"].get("select", "best"))
+    if summary is None:
+        return " ".join(remarks.on_epochs(kept))
+    lines = [f"Accuracy is that of the {kept} epoch of each fold."]
+    if summary.last is not None:
+        last = plus_minus(summary.last.mean, summary.last.std, len(summary.folds))
+        lines.append(f"At the last epoch: {last}.")
+    if (pooled := summary.out_of_fold) is not None:
+        lines.append(
+            f"All held-out samples pooled, {kept} epochs{remarks.of_seed(summary)}: "
+            f"{pooled.accuracy:.4f} (95 % interval {interval_text(pooled.interval)})."
+        )
+    notes = [f"- {remark.text}" for remark in remarks.on_summary(summary)]
+    return "\n\n".join([" ".join(lines), "\n".join(notes)])
 
 
 def _pictures(plots: Collection[str]) -> str:
@@ -246,14 +218,14 @@ def _training(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {_plain(package)} | {_plain(version)} |"
 
 
-def _classes(summary: Mapping[str, Any] | None) -> Iterator[str]:
+def _classes(summary: Summary | None) -> Iterator[str]:
     if summary is None:
         return
     yield "## Classes"
     yield ""
     yield "| output | label | name |"
     yield "| ---: | ---: | --- |"
-    for output, (label, name) in enumerate(summary["classes"].items()):
+    for output, (label, name) in enumerate(summary.classes.items()):
         yield f"| {output} | {_plain(label)} | {_plain(name)} |"
 
 

@@ -6,20 +6,16 @@ has the head, the style, what a page opens with, and the foot.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raykfold.files.atomic import write_file
 from raykfold.files.paths import ModelDir
-from raykfold.text import one_line
 
 if TYPE_CHECKING:
     from raykfold.pages.drawing import Picture
-
-NOTHING = "-"
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
@@ -78,27 +74,6 @@ def figure(picture: Picture, label: str, caption: str) -> dict[str, Any]:
         "caption": caption,
         "wide": picture.needs_scrolling,
     }
-
-
-def four(value: float | None) -> str:
-    """An accuracy, with four decimals."""
-    return NOTHING if value is None or not math.isfinite(value) else f"{value:.4f}"
-
-
-def between(ends: Sequence[float]) -> str:
-    return f"{four(ends[0])} to {four(ends[1])}"
-
-
-def times(count: int) -> str:
-    return {0: "never", 1: "once"}.get(count, f"{count} times")
-
-
-def listed(names: Iterable[str]) -> str:
-    return ", ".join(one_line(name) for name in names)
-
-
-def capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _variables(theme: Mapping[str, str]) -> str:

@@ -14,8 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from raykfold.files.paths import ModelDir
-from raykfold.pages.frame import NOTHING, between, capital, figure, four, render, times, write_page
-from raykfold.text import counted, duration, one_line, plus_minus
+from raykfold.pages.frame import figure, render, write_page
+from raykfold.text import (
+    NOTHING,
+    accuracy_text,
+    capital,
+    counted,
+    duration,
+    interval_text,
+    one_line,
+    plus_minus,
+    times,
+)
 from raykfold.training.statistics import ROUNDING
 
 if TYPE_CHECKING:
@@ -199,7 +209,7 @@ def _page(search: _Search) -> dict[str, Any]:
         "headline": _headline(search),
         "state": _state(search),
         "tiles": [{"name": n, "value": v, "note": note} for n, v, note in _tiles(search)],
-        "doubts": [{"text": text, "serious": serious} for serious, text in _doubts(search)],
+        "remarks": [{"text": text, "serious": serious} for serious, text in _doubts(search)],
         "best": _best(search),
         "nested": _nested(search),
         "parallel": _parallel(search),
@@ -228,8 +238,8 @@ def _headline(search: _Search) -> Row | None:
         return _nested_headline(search, search.nested)
     if search.best is None:
         return None
-    std = None if len(search.folds) == 1 else four(search.best["std_accuracy"])
-    mean = four(search.best["mean_accuracy"])
+    std = None if len(search.folds) == 1 else accuracy_text(search.best["std_accuracy"])
+    mean = accuracy_text(search.best["mean_accuracy"])
     is_optimistic = search.compared > 1 or search.content["score"] == "best"
     badge = "optimistic" if is_optimistic else None
     return {"mean": mean, "std": std, "badge": badge, "what": _what_the_best_is_worth(search)}
@@ -238,7 +248,7 @@ def _headline(search: _Search) -> Row | None:
 def _nested_headline(search: _Search, nested: Row) -> Row | None:
     if nested["mean_accuracy"] is None:
         return None
-    within = f", 95 % interval {between(nested['interval'])}" if nested["interval"] else ""
+    within = f", 95 % interval {interval_text(nested['interval'])}" if nested["interval"] else ""
     over = counted(len(nested["folds"]), "outer fold")
     spread = "" if len(nested["folds"]) == 1 else ": mean ± standard deviation"
     what = (
@@ -246,8 +256,8 @@ def _nested_headline(search: _Search, nested: Row) -> Row | None:
         "inside each outer fold, each epoch chosen on an inner split; the outer fold itself had no "
         "part in any choice."
     )
-    std = None if len(nested["folds"]) == 1 else four(nested["std_accuracy"])
-    return {"mean": four(nested["mean_accuracy"]), "std": std, "badge": None, "what": what}
+    std = None if len(nested["folds"]) == 1 else accuracy_text(nested["std_accuracy"])
+    return {"mean": accuracy_text(nested["mean_accuracy"]), "std": std, "badge": None, "what": what}
 
 
 def _what_the_best_is_worth(search: _Search) -> str:
@@ -399,7 +409,8 @@ def _numbered(trials: Sequence[int]) -> str:
 def _best(search: _Search) -> Row | None:
     if search.best is None:
         return None
-    folds = [(f"fold {fold}", four(value)) for fold, value in _by_fold(search, search.best)]
+    scores = _by_fold(search, search.best)
+    folds = [(f"fold {fold}", accuracy_text(value)) for fold, value in scores]
     so_far = " so far" if search.is_running else ""
     return {
         "caption": f"Configuration of trial {search.best['trial']}, the best{so_far}",
@@ -435,8 +446,8 @@ def _nested(search: _Search) -> Row | None:
                 "fold": each["fold"],
                 "status": one_line(each["status"]),
                 "cells": [
-                    four(each["inner_mean_accuracy"]),
-                    four(each["outer_accuracy"]),
+                    accuracy_text(each["inner_mean_accuracy"]),
+                    accuracy_text(each["outer_accuracy"]),
                     *_values(each["config"] or {}, names),
                 ],
             }
@@ -477,7 +488,7 @@ def _trial_row(search: _Search, rank: int | None, trial: Row, folds: Sequence[in
             NOTHING if _mean(trial) is None else _spread(trial),
             trial["rounds"],
             *_values(trial["config"], search.names),
-            *(four(scores.get(fold)) for fold in folds),
+            *(accuracy_text(scores.get(fold)) for fold in folds),
         ],
     }
 

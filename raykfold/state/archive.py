@@ -55,21 +55,18 @@ class Archive:
         return str(self.record["run_name"])
 
     @cached_property
-    def summary(self) -> Mapping[str, Any] | None:
-        """Content of ``summary.json``; None while the run is not over.
+    def summary(self) -> Summary | None:
+        """The results from ``summary.json``; None while the run is not over.
 
         Raises:
-            BadInput: it is there, and is no summary.
+            BadInput: the file is damaged.
         """
-        summary = self._json(_OUTPUTS.summary.name)
-        if summary is not None and not _is_summary(summary):
-            raise BadInput(f"{self.place / _OUTPUTS.summary.name}: is no summary of a run")
-        return summary
+        return read_summary(self.place / _OUTPUTS.summary.name)
 
     @cached_property
     def state(self) -> Mapping[str, Any] | None:
         """Content of ``training_state.json``, if it is there."""
-        return self._json(_OUTPUTS.training_state.name)
+        return _json(self.place / _OUTPUTS.training_state.name)
 
     @cached_property
     def predictions(self) -> OutOfFold | None:
@@ -80,7 +77,7 @@ class Archive:
         """
         if self.summary is None:  # what is there is of an earlier session
             return None
-        content = self._content(_OUTPUTS.predictions.name)
+        content = _content(self.place / _OUTPUTS.predictions.name)
         if content is None:
             return None
         try:
@@ -101,7 +98,7 @@ class Archive:
             BadInput: the file of a finished run is damaged.
         """
         name = _OUTPUTS.fold_results.name
-        rows = self._json(name) if self.summary is not None else None
+        rows = _json(self.place / name) if self.summary is not None else None
         if rows is None:
             return self._on_storage()
         try:
@@ -148,48 +145,35 @@ class Archive:
             return self.run_dir.root / folder.relative_to(before)
         return folder
 
-    def _json(self, name: str) -> Any:
-        content = self._content(name)
-        try:
-            return None if content is None else json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"{self.place / name}: is no JSON ({one_line(error)})") from None
 
-    def _content(self, name: str) -> bytes | None:
-        try:
-            return (self.place / name).read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise BadInput(f"{self.place / name}: cannot be read ({error.strerror})") from None
+def read_summary(file: Place) -> Summary | None:
+    """Read a ``summary.json``; None if there is none.
+
+    Raises:
+        BadInput: the file is damaged.
+    """
+    content = _json(file)
+    try:
+        return None if content is None else Summary.from_json(content)
+    except ValueError as error:
+        raise BadInput(f"{file}: is not the summary of a run ({one_line(error)})") from None
 
 
-def _is_summary(content: Any) -> bool:
-    """Whether it has what every version has written."""
-    if not (isinstance(content, dict) and {"status", "mean_accuracy"} <= content.keys()):
-        return False
-    repeats = content.get("repeats") or {"seeds": [], "folds": []}
-    if not (isinstance(repeats, dict) and {"seeds", "folds"} <= repeats.keys()):
-        return False
-    runs = repeats["folds"]
-    if not (isinstance(runs, list) and isinstance(repeats["seeds"], list)):
-        return False
-    if len(runs) != len(repeats["seeds"]):
-        return False
-    return all(
-        isinstance(rows, list) and rows and all(map(_is_row, rows))
-        for rows in (content.get("folds"), *runs)
-    )
+def _json(file: Place) -> Any:
+    content = _content(file)
+    try:
+        return None if content is None else json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{file}: is not valid JSON ({one_line(error)})") from None
 
 
-def _is_row(row: Any) -> bool:
-    known = {"fold", "status", "n_train", "n_val", "best_val_accuracy"}
-    if not (isinstance(row, dict) and known <= row.keys()):
-        return False
-    accuracies = [value for name, value in row.items() if name.endswith("_val_accuracy")]
-    return all(isinstance(row[name], int) and row[name] > 0 for name in ("n_train", "n_val")) and (
-        all(value is None or isinstance(value, int | float) for value in accuracies)
-    )
+def _content(file: Place) -> bytes | None:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BadInput(f"{file}: cannot be read ({error.strerror})") from None
 
 
 def _read_result(folder: Place) -> FoldResult | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FeatureSet, Split
+from raykfold.data.leakage import Leakage
 from raykfold.files.atomic import remove_tree
 from raykfold.files.paths import fold_name
 from raykfold.files.remote import Place, same_store
@@ -187,7 +188,7 @@ class Ledger:
             self._note_state(fold, folder / fold_name(fold))
         for fold in round_.finished:
             self._note_state(fold, self.config.run_dir.finished(fold))
-        for fold in round_.handed_over:
+        for fold in round_.kept:
             self._note_state(fold, self.config.run_dir.handed_over(fold))
 
     def _tell(self, round_: Round) -> None:
@@ -252,13 +253,11 @@ class Ledger:
         config = self.config
         return self._data.split(fold, inner=config.select == "inner", seed=config.seed)
 
-    def conclude(
-        self, leakage: Mapping[str, Any] | None = None, repeats: Sequence[Summary] = ()
-    ) -> Summary:
+    def conclude(self, leakage: Leakage | None = None, repeats: Sequence[Summary] = ()) -> Summary:
         """Put the folds together, and write the outputs.
 
         Args:
-            leakage: what was found in the data, in plain values.
+            leakage: samples that are in more than one fold.
             repeats: what has become of the run's repeats.
 
         Raises:

@@ -1,11 +1,13 @@
-"""What a cross-validation measures: of an epoch, of a fold, of the whole run."""
+"""Results: of an epoch, of a fold, and of a run with all its folds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from raykfold.data.leakage import Leakage
+from raykfold.files.json_values import parse_as
 from raykfold.training.statistics import (
     ClassMetrics,
     Estimate,
@@ -18,22 +20,23 @@ from raykfold.training.statistics import (
 )
 
 FoldStatus = Literal["running", "complete", "failed"]
+KeptEpochs = Literal["best", "chosen"]
 
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """One epoch of one fold.
+    """Metrics of one epoch of one fold.
 
     Attributes:
-        epoch: counted from 0.
+        epoch: number of the epoch, from 0.
         loss: mean cross-entropy over the training samples, in training mode.
-        accuracy: share of right training predictions, in training mode, 0 to 1.
+        accuracy: accuracy on the training samples, in training mode, from 0 to 1.
         val_loss: mean cross-entropy over the validation samples, which the fold holds out.
-        val_accuracy: share of right validation predictions, 0 to 1.
-        learning_rate: what the epoch was trained with.
+        val_accuracy: accuracy on the validation samples, from 0 to 1.
+        learning_rate: learning rate of the epoch.
         seconds: wall time of training and evaluation.
-        inner_loss: as `val_loss`, of the inner validation samples; None where there are none.
-        inner_accuracy: as `val_accuracy`, of them.
+        inner_loss: like `val_loss`, over the inner validation samples; None without a split.
+        inner_accuracy: like `val_accuracy`, on the inner validation samples.
     """
 
     epoch: int
@@ -48,59 +51,80 @@ class EpochMetrics:
 
     @property
     def deciding_loss(self) -> float:
-        """What the learning rate and early stopping follow."""
+        """The loss that the learning rate and early stopping follow."""
         return self.val_loss if self.inner_loss is None else self.inner_loss
 
     @property
     def deciding_accuracy(self) -> float:
-        """What decides which epoch's weights are kept."""
+        """The accuracy that decides which epoch's weights are kept."""
         return self.val_accuracy if self.inner_accuracy is None else self.inner_accuracy
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often values fall between `edges`: `counts` has one fewer than these."""
+    """A histogram: `counts` of values between `edges`, of which there is one more."""
 
     counts: tuple[int, ...]
     edges: tuple[float, ...]
 
 
 def best_of(history: Sequence[EpochMetrics]) -> EpochMetrics | None:
-    """The epoch of the highest validation accuracy, the first of equals; None before the first.
+    """Return the first epoch of the highest validation accuracy; None of an empty history.
 
-    Chosen by the samples that are held out: its accuracy flatters.
+    The held-out samples choose it, so its accuracy on them is optimistic.
     """
     return max(history, key=lambda each: (each.val_accuracy, -each.epoch), default=None)
 
 
 def kept_of(history: Sequence[EpochMetrics]) -> EpochMetrics | None:
-    """The epoch whose weights are kept; None before the first.
+    """Return the epoch whose weights are kept; None of an empty history.
 
-    That of the highest accuracy on the inner validation samples where there are some, which can be
-    few: of equals, that of the lowest loss on them. Else `best_of`.
+    With an inner validation split it is the epoch of the highest accuracy on that split; of several
+    (the split can be small), the one of the lowest loss. Without, it is `best_of`.
     """
     if not history or history[-1].inner_loss is None:
         return best_of(history)
     return max(history, key=lambda e: (e.deciding_accuracy, -e.deciding_loss, -e.epoch))
 
 
+def kept_epochs(select: str) -> KeptEpochs:
+    """Return which epochs' weights a run keeps, given its ``--select``."""
+    return "chosen" if select == "inner" else "best"
+
+
 @dataclass(frozen=True)
 class FoldResult:
-    """One fold: `running`, trained to its end (`complete`), or `failed` with its `error`.
+    """The result of one fold; all but the history is the fold's row in ``summary.json``.
 
-    `best_epoch` counts from 0; `chosen_epoch` also, and is None unless an inner validation split
-    chose it; `stopped_early` says that patience ended it before `--epochs`.
+    `of` computes a result from its history. A `Summary` that is read from its file has results
+    without histories.
+
+    Attributes:
+        fold: label of the fold.
+        status: ``running``, ``complete`` (trained to its end), or ``failed``.
+        n_train, n_val: numbers of training and of held-out samples.
+        epochs_run: number of epochs that are complete.
+        best_epoch, best_val_accuracy: epoch of the highest validation accuracy, from 0.
+        chosen_epoch, chosen_val_accuracy: epoch that an inner validation split chose; None without.
+        last_val_accuracy: validation accuracy after the last epoch.
+        stopped_early: whether patience ended the fold before ``--epochs``.
+        error: why the fold failed.
+        history: metrics of each epoch.
     """
 
     fold: int
     status: FoldStatus
     n_train: int
     n_val: int
-    history: tuple[EpochMetrics, ...] = ()
+    epochs_run: int = 0
     best_epoch: int | None = None
+    best_val_accuracy: float | None = None
+    chosen_epoch: int | None = None
+    chosen_val_accuracy: float | None = None
+    last_val_accuracy: float | None = None
     stopped_early: bool = False
     error: str | None = None
-    chosen_epoch: int | None = None
+    history: tuple[EpochMetrics, ...] = ()
 
     @classmethod
     def of(
@@ -109,60 +133,85 @@ class FoldResult:
         status: FoldStatus,
         n_train: int,
         n_val: int,
-        history: Sequence[EpochMetrics],
-        **more: Any,
+        history: Sequence[EpochMetrics] = (),
+        *,
+        stopped_early: bool = False,
+        error: str | None = None,
     ) -> FoldResult:
-        """With the epochs that the history names."""
+        """Return the result of a fold with this history."""
         best, kept = best_of(history), kept_of(history)
-        chosen = None if kept is None or kept.inner_accuracy is None else kept.epoch
+        chosen = None if kept is None or kept.inner_accuracy is None else kept
         return cls(
-            fold,
-            status,
-            n_train,
-            n_val,
-            tuple(history),
-            best_epoch=best.epoch if best else None,
-            chosen_epoch=chosen,
-            **more,
+            fold=fold,
+            status=status,
+            n_train=n_train,
+            n_val=n_val,
+            epochs_run=len(history),
+            best_epoch=None if best is None else best.epoch,
+            best_val_accuracy=None if best is None else best.val_accuracy,
+            chosen_epoch=None if chosen is None else chosen.epoch,
+            chosen_val_accuracy=None if chosen is None else chosen.val_accuracy,
+            last_val_accuracy=history[-1].val_accuracy if history else None,
+            stopped_early=stopped_early,
+            error=error,
+            history=tuple(history),
         )
 
     @property
-    def epochs_run(self) -> int:
-        return len(self.history)
-
-    @property
-    def best_val_accuracy(self) -> float | None:
-        return None if self.best_epoch is None else self.history[self.best_epoch].val_accuracy
-
-    @property
-    def chosen_val_accuracy(self) -> float | None:
-        return None if self.chosen_epoch is None else self.history[self.chosen_epoch].val_accuracy
-
-    @property
-    def last_val_accuracy(self) -> float | None:
-        return self.history[-1].val_accuracy if self.history else None
-
-    @property
     def kept_epoch(self) -> int | None:
-        """Whose weights are kept."""
+        """Epoch whose weights are kept."""
         return self.best_epoch if self.chosen_epoch is None else self.chosen_epoch
 
     @property
     def kept_val_accuracy(self) -> float | None:
-        return None if self.kept_epoch is None else self.history[self.kept_epoch].val_accuracy
+        """Validation accuracy of that epoch."""
+        return self.best_val_accuracy if self.chosen_epoch is None else self.chosen_val_accuracy
 
     @property
     def seconds(self) -> float:
-        """Wall time of its epochs."""
+        """Wall time of the epochs in the history."""
         return sum(metrics.seconds for metrics in self.history)
 
+    def accuracy(self, epoch: str) -> float | None:
+        """Return the validation accuracy of the ``best``, ``chosen`` or ``last`` epoch."""
+        value: float | None = getattr(self, f"{epoch}_val_accuracy")
+        return value
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return the result with its history; what that implies is left out, except epochs."""
+        return {
+            "fold": self.fold,
+            "status": self.status,
+            "n_train": self.n_train,
+            "n_val": self.n_val,
+            "history": [asdict(metrics) for metrics in self.history],
+            "best_epoch": self.best_epoch,
+            "stopped_early": self.stopped_early,
+            "error": self.error,
+            "chosen_epoch": self.chosen_epoch,
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> FoldResult:
-        history = tuple(EpochMetrics(**epoch) for epoch in values["history"])
-        return cls(**{**values, "history": history})
+        """Return the result whose `to_json` is `values`.
+
+        Raises:
+            KeyError, TypeError: `values` is not of that form.
+        """
+        return cls.of(
+            values["fold"],
+            values["status"],
+            values["n_train"],
+            values["n_val"],
+            [EpochMetrics(**epoch) for epoch in values["history"]],
+            stopped_early=values["stopped_early"],
+            error=values["error"],
+        )
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the fold's row in ``summary.json``."""
+        names = [each.name for each in fields(self) if each.name != "history"]
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -175,7 +224,7 @@ class Round:
         finished: results of folds that are over, and are on storage as such.
         failed: fold → why it cannot go on.
         released: folds given back at the driver's wish.
-        handed_over: those of them whose state was written, as they had trained an epoch.
+        kept: those of them that had an epoch behind them, and whose state was handed over.
         saved: folds that are in the round's checkpoint.
         histograms: fold → of its weights and gradients, by name; empty unless asked for.
     """
@@ -185,7 +234,7 @@ class Round:
     finished: dict[int, FoldResult] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     released: tuple[int, ...] = ()
-    handed_over: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
     saved: tuple[int, ...] = ()
     histograms: dict[int, dict[str, Histogram]] = field(default_factory=dict)
 
@@ -197,7 +246,7 @@ class Round:
             "finished": [result.to_json() for result in self.finished.values()],
             "failed": [[fold, message] for fold, message in self.failed.items()],
             "released": list(self.released),
-            "handed_over": list(self.handed_over),
+            "kept": list(self.kept),
             "saved": list(self.saved),
             "histograms": [
                 [fold, name, list(each.counts), list(each.edges)]
@@ -218,7 +267,7 @@ class Round:
             finished={result.fold: result for result in results},
             failed=dict(map(tuple, values["failed"])),
             released=tuple(values["released"]),
-            handed_over=tuple(values["handed_over"]),
+            kept=tuple(values["kept"]),
             saved=tuple(values["saved"]),
             histograms=histograms,
         )
@@ -226,12 +275,12 @@ class Round:
 
 @dataclass(frozen=True)
 class OutOfFoldMetrics:
-    """What the kept weights of each fold say of the samples that it held out, all pooled.
+    """Metrics of all held-out samples together, each predicted by the fold that held it out.
 
     Attributes:
-        accuracy: share of right predictions.
-        interval: 95 %, as `statistics.wilson_interval` has it.
-        classes: each class, in the order of the network's outputs.
+        accuracy: accuracy over all samples.
+        interval: its 95 % interval (`statistics.wilson_interval`).
+        classes: metrics of each class, in the order of the network's outputs.
         confusion: samples by true class (row) and predicted class (column), in the same order.
     """
 
@@ -240,14 +289,19 @@ class OutOfFoldMetrics:
     classes: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...] = ()
 
+    @property
+    def macro_f1(self) -> float | None:
+        """Mean F1 of the classes that have a sample."""
+        return macro_f1(self.classes)
+
 
 @dataclass(frozen=True)
 class Repeats:
-    """One cross-validation with several seeds.
+    """A cross-validation that was repeated with further seeds.
 
     Attributes:
-        seeds: of each repeat, the run's own first.
-        folds: results of each repeat, all of the same folds in the same order.
+        seeds: seed of each repeat, the run's own first.
+        folds: results of each repeat, of the same folds in the same order.
     """
 
     seeds: tuple[int, ...]
@@ -255,24 +309,39 @@ class Repeats:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """A run when it is over; `to_json` is the content of ``summary.json``.
-
-    The means are over every fold of the run, and None unless all of them are complete: a mean
-    over the folds that happened to succeed is another number, and stands in
-    `partial_mean_accuracy`. Where there are repeats, a fold's accuracy is its mean over the seeds.
+class PartialMean:
+    """The mean accuracy over some folds of a run, those that are complete with every seed.
 
     Attributes:
-        folds: one result a fold, in fold order.
-        out_of_fold: of all samples, with the run's own seed; None unless every fold is complete.
+        folds: labels of the folds.
+        mean: mean accuracy of their kept epochs; None if there is no fold.
+    """
+
+    folds: tuple[int, ...]
+    mean: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The results of a run that is over, as ``summary.json`` has them.
+
+    Means are over all folds of the run, and are None unless every fold is complete: the mean over
+    the folds that happened to succeed is another number (`partial_mean`). In a run with repeats the
+    accuracy of a fold is its mean over the seeds.
+
+    Attributes:
+        folds: result of each fold, in fold order, with the run's own seed. Their histories are in
+            ``fold_results.json``, not in ``summary.json``.
+        out_of_fold: metrics of all samples, with the run's own seed; None unless every fold is
+            complete.
         classes: label → name, in the order of the network's outputs.
-        wall_seconds: time spent on the run, summed over the sessions it took.
-        num_workers: most workers that were at work at once.
+        wall_seconds: time spent on the run, summed over its sessions.
+        num_workers: largest number of workers at a time.
         versions: package → version.
-        sessions: how many have trained: one more than the run was resumed.
-        select: what chose the epoch whose weights are kept.
-        repeats: the run and its repeats, if it has any.
-        leakage: what `raykfold.data.leakage` has found, in plain values.
+        sessions: number of sessions that trained: one more than the run was resumed.
+        select: ``inner`` if an inner validation split chose each fold's epoch, else ``best``.
+        repeats: results of every seed, if there are several.
+        leakage: samples that are in more than one fold.
     """
 
     run_name: str
@@ -285,38 +354,48 @@ class Summary:
     sessions: int = 1
     select: str = "best"
     repeats: Repeats | None = None
-    leakage: Mapping[str, Any] | None = None
+    leakage: Leakage | None = None
+
+    @property
+    def by_seed(self) -> list[tuple[int | None, tuple[FoldResult, ...]]]:
+        """Each seed with its folds; the seed of a run without repeats is None."""
+        if self.repeats is None:
+            return [(None, self.folds)]
+        return list(zip(self.repeats.seeds, self.repeats.folds, strict=True))
+
+    @property
+    def incomplete(self) -> list[tuple[int | None, FoldResult]]:
+        """Each fold that is not complete, with its seed as in `by_seed`."""
+        return [(s, fold) for s, folds in self.by_seed for fold in folds if not _is_complete(fold)]
 
     @property
     def status(self) -> Literal["complete", "partial"]:
-        results = [result for folds in self._runs() for result in folds]
-        complete = all(result.status == "complete" for result in results)
-        return "complete" if complete else "partial"
+        return "partial" if self.incomplete else "complete"
 
     @property
     def best(self) -> Estimate | None:
-        """Of each fold's best epoch: the usual protocol, and an optimistic one."""
-        return self._estimate("best_val_accuracy")
+        """Over each fold's best epoch: the usual protocol, and an optimistic one."""
+        return self._estimate("best")
 
     @property
     def last(self) -> Estimate | None:
-        """Of each fold's last epoch, which nobody chose."""
-        return self._estimate("last_val_accuracy")
+        """Over each fold's last epoch, which nobody chose."""
+        return self._estimate("last")
 
     @property
     def chosen(self) -> Estimate | None:
-        """Of the epoch that each fold's inner validation split chose; None without one."""
-        return self._estimate("chosen_val_accuracy")
+        """Over the epoch that each fold's inner validation split chose; None without a split."""
+        return self._estimate("chosen")
 
     @property
     def kept(self) -> Estimate | None:
-        """Of the epochs whose weights are kept."""
+        """Over the epochs whose weights are kept."""
         return self.chosen if self.kept_epochs == "chosen" else self.best
 
     @property
-    def kept_epochs(self) -> Literal["best", "chosen"]:
-        """Which these are."""
-        return kept_epochs({"select": self.select})
+    def kept_epochs(self) -> KeptEpochs:
+        """Which epochs' weights are kept."""
+        return kept_epochs(self.select)
 
     @property
     def mean_accuracy(self) -> float | None:
@@ -331,66 +410,85 @@ class Summary:
         return self.out_of_fold.accuracy if self.out_of_fold else None
 
     @property
-    def partial_mean_accuracy(self) -> dict[str, Any] | None:
-        """The mean over the folds that are complete, with every seed, of the epochs that are kept;
-        and which these are. None in a whole run.
-        """
+    def partial_mean(self) -> PartialMean | None:
+        """The mean over the folds that are complete with every seed; None in a complete run."""
         if self.status == "complete":
             return None
-        kept = self._of_complete_folds("kept_val_accuracy")
-        average = mean_accuracy(list(kept.values())) if kept else None
-        return {"folds": list(kept), "epochs": self.kept_epochs, "mean": average}
+        kept = self._accuracies("kept")
+        return PartialMean(tuple(kept), mean_accuracy(list(kept.values())) if kept else None)
 
     @property
     def ranked(self) -> list[tuple[int, float]]:
-        """The complete folds, the worst first, each with the accuracy of the epoch that is kept."""
-        accuracies = self._of_complete_folds("kept_val_accuracy")
-        return sorted(accuracies.items(), key=lambda pair: (pair[1], pair[0]))
+        """The complete folds, the worst first, each with the accuracy of its kept epoch."""
+        return sorted(self._accuracies("kept").items(), key=lambda pair: (pair[1], pair[0]))
 
     @property
     def folds_differ(self) -> bool:
-        """Whether one is the worst and one the best."""
+        """Whether one fold is the worst and another the best."""
         return bool(self.ranked) and self.ranked[0][1] < self.ranked[-1][1]
 
     @property
+    def worst_fold(self) -> int | None:
+        """The fold of the lowest accuracy, unless all are alike."""
+        return self.ranked[0][0] if self.folds_differ else None
+
+    @property
+    def best_fold(self) -> int | None:
+        """The fold of the highest accuracy, unless all are alike."""
+        return self.ranked[-1][0] if self.folds_differ else None
+
+    @property
     def outlier_folds(self) -> list[int]:
-        """Folds whose accuracy stands apart from the others' (`statistics.outliers`)."""
+        """Folds whose accuracy is apart from the others' (`statistics.outliers`)."""
         ranked, sizes = self.ranked, {result.fold: result.n_val for result in self.folds}
         apart = outliers([accuracy for _, accuracy in ranked], [sizes[fold] for fold, _ in ranked])
         return sorted(ranked[position][0] for position in apart)
 
     @property
     def spread(self) -> Spread | None:
-        """Of the kept epochs' accuracies over seeds and over folds; None without repeats."""
+        """How the accuracy varies over seeds and over folds; None without repeats."""
         if self.repeats is None or self.status != "complete":
             return None
         return spread([[r.kept_val_accuracy for r in folds] for folds in self.repeats.folds])
 
+    @property
+    def test_to_train(self) -> float:
+        """Held-out samples to training samples, over all folds."""
+        held_out = sum(result.n_val for result in self.folds)
+        return held_out / sum(result.n_train for result in self.folds)
+
     def to_json(self) -> dict[str, Any]:
-        best, last, pooled, ranked = self.best, self.last, self.out_of_fold, self.ranked
+        """Return the content of ``summary.json``."""
+        best, last, pooled, partial = self.best, self.last, self.out_of_fold, self.partial_mean
         estimates = {"best": best, "last": last, "chosen": self.chosen}
+        repeats = self.repeats and {
+            "seeds": list(self.repeats.seeds),
+            "folds": [[result.to_row() for result in folds] for folds in self.repeats.folds],
+            "spread": self.spread and asdict(self.spread),
+        }
         return {
             "run_name": self.run_name,
             "status": self.status,
             "select": self.select,
-            "folds": [_fold_row(result) for result in self.folds],
+            "folds": [result.to_row() for result in self.folds],
             "mean_accuracy": best.mean if best else None,
             "std_accuracy": best.std if best else None,
             "std_accuracy_sample": best.std_sample if best else None,
             "last_mean_accuracy": last.mean if last else None,
             "last_std_accuracy": last.std if last else None,
             "estimates": {name: each.to_json() for name, each in estimates.items() if each},
-            "partial_mean_accuracy": self.partial_mean_accuracy,
-            "worst_fold": ranked[0][0] if self.folds_differ else None,
-            "best_fold": ranked[-1][0] if self.folds_differ else None,
+            "partial_mean_accuracy": partial
+            and {"folds": list(partial.folds), "epochs": self.kept_epochs, "mean": partial.mean},
+            "worst_fold": self.worst_fold,
+            "best_fold": self.best_fold,
             "outlier_folds": self.outlier_folds,
             "oof_accuracy": pooled.accuracy if pooled else None,
             "oof_interval": list(pooled.interval) if pooled else None,
-            "macro_f1": macro_f1(pooled.classes) if pooled else None,
+            "macro_f1": pooled.macro_f1 if pooled else None,
             "per_class": [asdict(each) for each in pooled.classes] if pooled else None,
             "confusion_matrix": [list(row) for row in pooled.confusion] if pooled else None,
-            "repeats": self._repeats_json(),
-            "leakage": self.leakage,
+            "repeats": repeats,
+            "leakage": self.leakage and self.leakage.to_json(),
             "classes": {str(label): name for label, name in self.classes.items()},
             "wall_seconds": round(self.wall_seconds, 3),
             "num_workers": self.num_workers,
@@ -398,74 +496,74 @@ class Summary:
             "versions": dict(self.versions),
         }
 
-    def _runs(self) -> tuple[tuple[FoldResult, ...], ...]:
-        """The folds of each seed."""
-        return (self.folds,) if self.repeats is None else self.repeats.folds
+    @classmethod
+    def from_json(cls, values: Any) -> Summary:
+        """Return the summary whose `to_json` is `values`; its folds have no histories.
 
-    def _of_complete_folds(self, which: str) -> dict[int, float]:
+        What the folds imply, like means and intervals, is computed again, and not read.
+
+        Raises:
+            ValueError: `values` is not the content of a ``summary.json``; the text says why.
+        """
+        if not isinstance(values, dict):
+            raise ValueError("it is not an object")
+
+        def part(kind: Any, name: str) -> Any:
+            if name not in values:
+                raise ValueError(f"it has no {name}")
+            return parse_as(kind, values[name], name)
+
+        pooled = None
+        if values.get("oof_accuracy") is not None:
+            pooled = OutOfFoldMetrics(
+                accuracy=part(float, "oof_accuracy"),
+                interval=part(tuple[float, float], "oof_interval"),
+                classes=part(tuple[ClassMetrics, ...], "per_class"),
+                confusion=part(tuple[tuple[int, ...], ...], "confusion_matrix"),
+            )
+        summary = cls(
+            run_name=part(str, "run_name"),
+            folds=part(tuple[FoldResult, ...], "folds"),
+            out_of_fold=pooled,
+            classes=part(Mapping[int, str], "classes"),
+            wall_seconds=part(float, "wall_seconds"),
+            num_workers=part(int, "num_workers"),
+            versions=part(Mapping[str, str], "versions"),
+            sessions=part(int, "sessions"),
+            select=part(Literal["best", "inner"], "select"),
+            repeats=part(Repeats | None, "repeats"),
+            leakage=part(Leakage | None, "leakage"),
+        )
+        # A summary that has been edited is refused here, not where a mean is computed from it.
+        if summary.repeats and len(summary.repeats.seeds) != len(summary.repeats.folds):
+            raise ValueError("repeats has not one list of folds for each seed")
+        runs, kept = summary.by_seed, summary.kept_epochs
+        labels = [result.fold for result in summary.folds]
+        if not labels or any([result.fold for result in folds] != labels for _, folds in runs):
+            raise ValueError("it has no folds, or its seeds have different ones")
+        for result in (result for _, folds in runs for result in folds):
+            if min(result.n_train, result.n_val) < 1:
+                raise ValueError(f"fold {result.fold} has no samples")
+            if _is_complete(result) and None in (result.accuracy(kept), result.accuracy("last")):
+                raise ValueError(f"fold {result.fold} is complete and has no accuracy")
+        return summary
+
+    def _accuracies(self, epoch: str) -> dict[int, float]:
         """Fold → its accuracy, the mean over the seeds; of folds that are complete with each."""
         means = {}
-        for of_fold in zip(*self._runs(), strict=True):
-            accuracies = [getattr(result, which) for result in of_fold]
-            if all(result.status == "complete" for result in of_fold) and None not in accuracies:
-                means[of_fold[0].fold] = mean(accuracies)
+        for of_fold in zip(*(folds for _, folds in self.by_seed), strict=True):
+            accuracies = [result.accuracy(epoch) for result in of_fold]
+            known = [value for value in accuracies if value is not None]
+            if all(map(_is_complete, of_fold)) and len(known) == len(of_fold):
+                means[of_fold[0].fold] = mean(known)
         return means
 
-    def _estimate(self, which: str) -> Estimate | None:
-        accuracies = self._of_complete_folds(which)
+    def _estimate(self, epoch: str) -> Estimate | None:
+        accuracies = self._accuracies(epoch)
         if len(accuracies) < len(self.folds):
             return None
-        held_out = sum(result.n_val for result in self.folds)
-        test_to_train = held_out / sum(result.n_train for result in self.folds)
-        return Estimate.of(list(accuracies.values()), test_to_train)
-
-    def _repeats_json(self) -> dict[str, Any] | None:
-        if self.repeats is None:
-            return None
-        rows = [[_fold_row(result) for result in folds] for folds in self.repeats.folds]
-        apart = self.spread
-        return {
-            "seeds": list(self.repeats.seeds),
-            "folds": rows,
-            "spread": None if apart is None else asdict(apart),
-        }
+        return Estimate(tuple(accuracies.values()), self.test_to_train)
 
 
-def kept_epochs(summary: Mapping[str, Any]) -> Literal["best", "chosen"]:
-    """Which epochs' weights a run has kept, by its ``summary.json``, also of an earlier version."""
-    return "chosen" if summary.get("select") == "inner" else "best"
-
-
-def rows_of_seeds(summary: Mapping[str, Any]) -> list[tuple[int | None, list[dict[str, Any]]]]:
-    """Each seed with the rows of its folds, by a ``summary.json``; without repeats, None with those
-    of the run.
-    """
-    repeats = summary.get("repeats") or {"seeds": [None], "folds": [summary["folds"]]}
-    return list(zip(repeats["seeds"], repeats["folds"], strict=True))
-
-
-def kept_estimate(summary: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Mean, std and interval of these epochs, by a ``summary.json``; None without a mean."""
-    if summary is None or summary["mean_accuracy"] is None:
-        return None
-    # What earlier versions have written has no more than these.
-    plain = {"mean": summary["mean_accuracy"], "std": summary["std_accuracy"], "interval": None}
-    estimate: Mapping[str, Any] = summary.get("estimates", {}).get(kept_epochs(summary), plain)
-    return estimate
-
-
-def _fold_row(result: FoldResult) -> dict[str, Any]:
-    return {
-        "fold": result.fold,
-        "status": result.status,
-        "n_train": result.n_train,
-        "n_val": result.n_val,
-        "epochs_run": result.epochs_run,
-        "best_epoch": result.best_epoch,
-        "best_val_accuracy": result.best_val_accuracy,
-        "chosen_epoch": result.chosen_epoch,
-        "chosen_val_accuracy": result.chosen_val_accuracy,
-        "last_val_accuracy": result.last_val_accuracy,
-        "stopped_early": result.stopped_early,
-        "error": result.error,
-    }
+def _is_complete(result: FoldResult) -> bool:
+    return result.status == "complete"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,36 +43,49 @@ def sample_std(values: Sequence[float]) -> float | None:
 
 @dataclass(frozen=True)
 class Estimate:
-    """An accuracy over folds.
+    """The accuracy of a cross-validation, estimated over its folds.
 
     Attributes:
-        mean: over the folds.
-        std: with divisor n.
-        std_sample: with divisor n - 1; None of a single value.
-        std_error: of the mean, corrected, as `corrected_std_error` has it.
-        interval: 95 %, as `corrected_interval` has it. Both are approximate.
+        accuracies: one a fold, from 0 to 1.
+        test_to_train: held-out samples to training samples, as in `corrected_std_error`.
     """
 
-    mean: float
-    std: float
-    std_sample: float | None
-    std_error: float | None
-    interval: tuple[float, float] | None
+    accuracies: tuple[float, ...]
+    test_to_train: float
 
-    @classmethod
-    def of(cls, accuracies: Sequence[float], test_to_train: float) -> Estimate:
-        """Of accuracies from 0 to 1; `test_to_train` as in `corrected_std_error`."""
-        return cls(
-            mean=mean_accuracy(accuracies),
-            std=population_std(accuracies),
-            std_sample=sample_std(accuracies),
-            std_error=corrected_std_error(accuracies, test_to_train),
-            interval=_within(0.0, 1.0, corrected_interval(accuracies, test_to_train)),
-        )
+    @property
+    def mean(self) -> float:
+        """Mean over the folds."""
+        return mean_accuracy(self.accuracies)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over the folds, with divisor n."""
+        return population_std(self.accuracies)
+
+    @property
+    def std_sample(self) -> float | None:
+        """Standard deviation with divisor n - 1; None for a single fold."""
+        return sample_std(self.accuracies)
+
+    @property
+    def std_error(self) -> float | None:
+        """Standard error of the mean, corrected and approximate (`corrected_std_error`)."""
+        return corrected_std_error(self.accuracies, self.test_to_train)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the mean, approximate (`corrected_interval`), within 0 and 1."""
+        return _within(0.0, 1.0, corrected_interval(self.accuracies, self.test_to_train))
 
     def to_json(self) -> dict[str, Any]:
-        values = asdict(self)
-        return values | {"interval": None if self.interval is None else list(self.interval)}
+        return {
+            "mean": self.mean,
+            "std": self.std,
+            "std_sample": self.std_sample,
+            "std_error": self.std_error,
+            "interval": None if self.interval is None else list(self.interval),
+        }
 
 
 def corrected_std_error(values: Sequence[float], test_to_train: float) -> float | None:

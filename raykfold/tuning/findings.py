@@ -113,7 +113,7 @@ class Findings:
         accuracies = [each.accuracy for each in self.outer if each.accuracy is not None]
         if not self.outer or len(accuracies) < len(self.outer):
             return None
-        return Estimate.of(accuracies, self.test_to_train)
+        return Estimate(tuple(accuracies), self.test_to_train)
 
     @property
     def epochs_run(self) -> int:
@@ -129,7 +129,7 @@ class Findings:
         return {
             "run_name": self.config.run_name,
             "status": self.status,
-            "score": kept_epochs({"select": self.config.select}),
+            "score": kept_epochs(self.config.select),
             "sampler": self.config.sampler,
             "scheduler": self.config.scheduler,
             "seed": self.config.seed,
@@ -265,7 +265,7 @@ def _best_lines(findings: Findings) -> Iterator[str]:
     if best is None:
         yield "No trial is complete, so there is no best one"
         return
-    epochs = kept_epochs({"select": findings.config.select})
+    epochs = kept_epochs(findings.config.select)
     yield (
         f"Best: trial {best.number}, {_reached(best)} over "
         f"{counted(len(best.folds), 'fold')}, {epochs} epochs: {values_text(best.values)}"

@@ -182,7 +182,7 @@ class Bridge:
         """A trial is complete once its outputs are where they belong: it is not opened again."""
         with trial.resources:
             if status == "complete":
-                trial.ledger.conclude(self._given.leakage.to_json())
+                trial.ledger.conclude(self._given.leakage)
         if status == "complete":
             self._end(number, status, trial.scores.epochs_run, None)
 

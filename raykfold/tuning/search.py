@@ -314,7 +314,7 @@ class _Campaign:
                     fits.append((part, best, self._fit(part, best, dealer, taken)))
             dealer.work(self._tend)
             for part, best, ledger in fits:
-                result = ledger.conclude(self._given.leakage.to_json()).folds[0]
+                result = ledger.conclude(self._given.leakage).folds[0]
                 if result.status == "failed":
                     self._errors[result.fold] = str(result.error)
                 is_whole = result.status == "complete"

@@ -28,7 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     summary = open_run(options.model_dir).summary
     assert summary is not None, "the run is not over"
-    run = float(summary["wall_seconds"])
+    run = summary.wall_seconds
     processed_dir = Path(open_run(options.model_dir).record["config"]["processed_dir"])
     data = read_feature_set(processed_dir)
     with tempfile.TemporaryDirectory() as folder:

@@ -233,7 +233,7 @@ def seconds_a_round(folds: int, over: int, rounds: int = 200) -> float:
         ledger = Ledger(config, data, data.fold_labels, artifacts, "20260101-000000")
         for fold in data.fold_labels[folds - over :]:
             history = tuple(map(epoch, range(50)))
-            result = FoldResult(fold, "complete", 8, 2, history, best_epoch=0)
+            result = FoldResult.of(fold, "complete", 8, 2, history)
             ledger.take_in(Round(1, {fold: history[-1]}, finished={fold: result}), None)
         times = []
         for number in range(rounds):

@@ -13,6 +13,7 @@ import pytest
 from raykfold.compare import compare, main
 from raykfold.config.run_config import RunConfig
 from raykfold.errors import BadInput
+from raykfold.pages.remarks import MORE_EPOCHS
 from raykfold.state.archive import open_run, write_results
 from raykfold.state.record import identity, write_record
 from raykfold.training.predictions import OutOfFold
@@ -235,7 +236,7 @@ def test_a_summary_that_somebody_has_changed_is_named(
     content["folds"][0] |= of_fold
     file.write_text(json.dumps(content | {n: v for n, v in changes.items() if n not in of_fold}))
     assert main([a, b]) == 2
-    assert "summary.json: is no summary of a run" in capsys.readouterr().err
+    assert "summary.json: is not the summary of a run" in capsys.readouterr().err
 
 
 def test_predictions_of_several_lengths_are_refused(
@@ -255,13 +256,13 @@ def test_best_epochs_of_a_longer_training_are_the_more_optimistic(
 ) -> None:
     a, b = leave(tmp_path / "a", FIRST), leave(tmp_path / "b", WORSE)
     assert main([a, b]) == 0
-    assert "more epochs to choose from" not in capsys.readouterr().out
+    assert MORE_EPOCHS not in capsys.readouterr().out
     file = tmp_path / "b" / "run.json"
     record = json.loads(file.read_bytes())
     record["config"]["epochs"] += 10
     file.write_text(json.dumps(record))
     assert main([a, b]) == 0
-    assert "the one with more epochs to choose from the more so" in capsys.readouterr().out
+    assert MORE_EPOCHS in capsys.readouterr().out
 
 
 def test_one_fold_shows_nothing_more_than_its_difference(tmp_path: Path) -> None:
@@ -279,7 +280,7 @@ def test_one_fold_shows_nothing_more_than_its_difference(tmp_path: Path) -> None
         ({"folds": (1, 2, 3, 4, 6)}, ["different folds, 1,2,3,4,5 and 1,2,3,4,6"]),
         ({"repeats": {1: FIRST}}, ["different numbers of repeats, 1 and 2"]),
         ({"inner": True}, ["different choices of epochs", "best and chosen", "--by"]),
-        ({"failed": (2,)}, ["fold 2 failed; want a run that is complete"]),
+        ({"failed": (2,)}, ["fold 2 failed; expected a run that is complete"]),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused(

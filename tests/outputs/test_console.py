@@ -15,6 +15,7 @@ import pytest
 from raykfold.errors import StorageError
 from raykfold.observers import Audience, Observer, RunStart
 from raykfold.outputs.console import LineProgress, LiveProgress, console
+from raykfold.pages.remarks import BEST_EPOCHS, CHOSEN_EPOCHS, POOLED
 from raykfold.pages.summary_text import summary_lines
 from raykfold.text import duration
 from raykfold.training.results import EpochMetrics, FoldResult, OutOfFoldMetrics, Repeats, Summary
@@ -28,7 +29,7 @@ def epoch(number: int) -> EpochMetrics:
 
 def complete(fold: int) -> FoldResult:
     history = (epoch(0), epoch(1))
-    return FoldResult(fold, "complete", 8, 2, history=history, best_epoch=1, stopped_early=True)
+    return FoldResult.of(fold, "complete", 8, 2, history, stopped_early=True)
 
 
 def tell(observer: Observer) -> None:
@@ -37,7 +38,7 @@ def tell(observer: Observer) -> None:
     observer.run_started(RunStart("run", 5, (1, 2), {1: (epoch(0),)}))
     observer.epoch_committed(1, epoch(1))
     observer.fold_finished(complete(1))
-    observer.fold_finished(FoldResult(2, "failed", 8, 2, error="loss became [nan]"))
+    observer.fold_finished(FoldResult.of(2, "failed", 8, 2, error="loss became [nan]"))
     observer.close()
 
 
@@ -169,10 +170,8 @@ def test_a_stream_that_cannot_show_blocks_gets_none() -> None:
 
 def test_what_was_chosen_by_held_out_samples_is_called_optimistic() -> None:
     lines = summary_lines(summary(complete(1), complete(2)))
-    assert any("The best epoch is chosen by the samples that it is measured on" in x for x in lines)
-    assert any(
-        "pooled accuracy, as if samples were independent (Wilson): 0.4000" in x for x in lines
-    )
+    assert BEST_EPOCHS in lines and POOLED in lines
+    assert "95 % interval of the pooled accuracy: 0.4000 to 0.7000" in lines
 
 
 def test_with_an_inner_split_the_table_says_which_accuracy_is_which() -> None:
@@ -192,21 +191,24 @@ def test_with_an_inner_split_the_table_says_which_accuracy_is_which() -> None:
 def test_a_partial_run_with_an_inner_split_has_the_mean_of_the_epochs_that_are_kept() -> None:
     history = [replace(epoch(n), inner_loss=1.0, inner_accuracy=0.5 - n / 10) for n in range(2)]
     fold = FoldResult.of(1, "complete", 8, 2, history)
-    lines = summary_lines(replace(summary(fold, FoldResult(2, "failed", 8, 2)), select="inner"))
-    assert "Partial run: mean 0.5000 over the complete folds only (folds 1), chosen epochs" in lines
-    assert any("Best: by the samples that are held out, and so optimistic" in x for x in lines)
+    lines = summary_lines(replace(summary(fold, FoldResult.of(2, "failed", 8, 2)), select="inner"))
+    assert (
+        "Partial run: 1 of 2 folds are complete, so there is no mean. Over fold 1 alone it would "
+        "be 0.5000 at the chosen epochs, which is not the mean of the whole cross-validation."
+    ) in lines
+    assert CHOSEN_EPOCHS in lines and BEST_EPOCHS in lines
 
 
 def test_one_fold_has_no_spread_but_that_of_its_seeds() -> None:
     lines = summary_lines(summary(complete(1)))
     assert "Average Best Validation Accuracy: 0.6000" in lines
-    better = replace(complete(1), history=(replace(epoch(0), val_accuracy=0.8),), best_epoch=0)
+    better = FoldResult.of(1, "complete", 8, 2, [replace(epoch(0), val_accuracy=0.8)])
     seeds = Repeats((3, 4), ((complete(1),), (better,)))
     lines = summary_lines(replace(summary(complete(1)), repeats=seeds))
     assert "Average Best Validation Accuracy: 0.7000" in lines
     assert (
-        "Each fold's accuracy is the mean over 2 seeds. Standard deviation from seed to seed: "
-        "0.1414 of a fold" in lines
+        "The accuracy of a fold is its mean over 2 seeds. From seed to seed it varies by 0.1414 "
+        "(standard deviation)." in lines
     )
 
 
@@ -229,23 +231,26 @@ def test_an_observer_that_does_not_know_of_repeats_is_not_told_of_them() -> None
 
 
 def test_repeats_are_in_the_table_of_seeds() -> None:
-    first, second = (complete(1), complete(2)), (complete(1), FoldResult(2, "failed", 8, 2))
+    first, second = (complete(1), complete(2)), (complete(1), FoldResult.of(2, "failed", 8, 2))
     repeated = replace(summary(*first), repeats=Repeats((3, 4), (first, second)))
     lines = summary_lines(repeated)
     assert "   3  0.6000  0.6000  0.6000" in lines
     assert "   4       -  0.6000  -" in lines
     assert "seed 4, fold 2: failed: None" in lines
     assert not any("Average" in line for line in lines)
-    partial = "Partial run: mean 0.6000 over the complete folds only (folds 1 with every seed), "
-    assert f"{partial}best epochs" in lines
+    assert any(
+        "3 of 4 folds are complete, so there is no mean. Over fold 1, complete with every seed, "
+        "alone it would be 0.6000 at the best epochs" in line
+        for line in lines
+    )
     assert lines[0].split()[:3] == ["fold,", "seed", "3"]
 
 
 def test_the_summary_of_a_partial_run_has_no_mean_of_the_whole() -> None:
-    lines = summary_lines(summary(complete(1), FoldResult(2, "failed", 8, 2, error="died")))
+    lines = summary_lines(summary(complete(1), FoldResult.of(2, "failed", 8, 2, error="died")))
     assert not any("Average" in line for line in lines)
     assert "fold 2: failed: died" in lines
-    assert "Partial run: mean 0.6000 over the complete folds only (folds 1), best epochs" in lines
+    assert any("Over fold 1 alone it would be 0.6000 at the best epochs" in x for x in lines)
 
 
 class Failing(Observer):

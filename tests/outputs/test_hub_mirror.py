@@ -68,9 +68,7 @@ def train(folder: Path) -> RunConfig:
 
 def complete(config: RunConfig) -> Summary:
     """Leave what a run does at its end."""
-    results = tuple(
-        FoldResult(fold, "complete", 40, 10, history(fold), best_epoch=EPOCHS - 1) for fold in FOLDS
-    )
+    results = tuple(FoldResult.of(fold, "complete", 40, 10, history(fold)) for fold in FOLDS)
     summary = Summary(
         "run",
         results,

@@ -14,6 +14,7 @@ from markdown_it.token import Token
 
 from raykfold.config.run_config import RunConfig
 from raykfold.outputs.model_card import model_card
+from raykfold.pages.remarks import CHOSEN_EPOCHS
 from raykfold.state.record import identity, versions
 from raykfold.training.results import EpochMetrics, FoldResult, OutOfFoldMetrics, Summary
 
@@ -43,16 +44,13 @@ def result(fold: int, failed: bool = False) -> FoldResult:
         for epoch, accuracy in enumerate((0.5, ACCURACIES[fold], 0.6))
     )
     if failed:
-        return FoldResult(fold, "failed", 40, 10, history, 1, error="<b>out of memory</b>")
-    return FoldResult(fold, "complete", 40, 10, history, 1, stopped_early=fold == 2)
+        return FoldResult.of(fold, "failed", 40, 10, history, error="<b>out of memory</b>")
+    return FoldResult.of(fold, "complete", 40, 10, history, stopped_early=fold == 2)
 
 
-def summary(failed: int | None = None, classes: dict[int, str] = CLASSES) -> dict[str, Any]:
-    """Content of summary.json."""
+def summary(failed: int | None = None, classes: dict[int, str] = CLASSES) -> Summary:
     folds = tuple(result(fold, fold == failed) for fold in ACCURACIES)
-    return Summary(
-        "run", folds, OutOfFoldMetrics(0.805, (0.7, 0.9), ()), classes, 9.0, 2, {}
-    ).to_json()
+    return Summary("run", folds, OutOfFoldMetrics(0.805, (0.7, 0.9), ()), classes, 9.0, 2)
 
 
 def state(*running: int) -> dict[str, Any]:
@@ -142,8 +140,8 @@ def test_the_results_are_those_of_the_summary() -> None:
         for each in eval_results(model_card(REPO, record(), state(), final))
     }
     assert found == {
-        "Accuracy, mean over 3 folds": round(final["mean_accuracy"], 6),
-        "Accuracy, standard deviation over 3 folds": round(final["std_accuracy"], 6),
+        "Accuracy, mean over 3 folds": round(final.mean_accuracy or 0, 6),
+        "Accuracy, standard deviation over 3 folds": round(final.std_accuracy or 0, 6),
         "Accuracy, fold 1": 0.812346,
         "Accuracy, fold 2": 0.7,
         "Accuracy, fold 3": 0.91,
@@ -171,11 +169,13 @@ def test_without_a_dataset_on_the_hub_none_is_named(changes: dict[str, Any]) -> 
 
 def test_a_complete_run_gives_its_mean() -> None:
     card, final = model_card(REPO, record(), state(), summary()), summary()
-    assert f"Accuracy: {final['mean_accuracy']:.4f} ± {final['std_accuracy']:.4f}" in card
-    assert f"{final['last_mean_accuracy']:.4f} ± {final['last_std_accuracy']:.4f}" in card
+    assert final.best is not None and final.last is not None
+    assert f"Accuracy: {final.best.mean:.4f} ± {final.best.std:.4f}" in card
+    assert f"{final.last.mean:.4f} ± {final.last.std:.4f}" in card
     assert "pooled, best epochs: 0.8050 (95 % interval 0.7000 to 0.9000)" in card
-    low, high = final["estimates"]["best"]["interval"]
-    assert f"95 % interval of the mean, approximate: {low:.4f} to {high:.4f}" in card
+    assert final.best.interval is not None
+    low, high = final.best.interval
+    assert f"95 % interval, approximate: {low:.4f} to {high:.4f}" in card
     assert table(card, "fold")[1:] == [
         ["1", "complete", "40", "10", "3", "2", "0.8123", "0.6000"],
         ["2", "complete, stopped early", "40", "10", "3", "2", "0.7000", "0.6000"],
@@ -185,7 +185,7 @@ def test_a_complete_run_gives_its_mean() -> None:
 
 
 def test_one_fold_has_no_spread() -> None:
-    final = Summary("run", (result(1),), None, CLASSES, 9.0, 2, {}).to_json()
+    final = Summary("run", (result(1),), None, CLASSES, 9.0, 2, {})
     card = model_card(REPO, record(), {**state(), "folds": {"1": state()["folds"]["1"]}}, final)
     assert "1 fold of a cross-validation" in card
     assert "**Accuracy: 0.8123** (on the one fold held out)" in card and "±" not in card
@@ -197,11 +197,11 @@ def test_what_an_inner_split_chose_is_what_the_card_reports() -> None:
         for n, (accuracy, inner) in enumerate(((0.5, 0.9), (0.8, 0.1), (0.6, 0.2)))
     ]
     folds = tuple(FoldResult.of(fold, "complete", 40, 10, history) for fold in (1, 2))
-    final = Summary("run", folds, None, CLASSES, 9.0, 2, {}, select="inner").to_json()
+    final = Summary("run", folds, None, CLASSES, 9.0, 2, {}, select="inner")
     inner = record(select="inner")
     card = model_card(REPO, inner, state(), final)
     assert "Accuracy: 0.5000 ± 0.0000" in card and "0.8000" not in card
-    assert "an inner validation split chose" in card and "flatters" not in card
+    assert CHOSEN_EPOCHS in card
     assert table(card, "fold")[1][5:7] == ["1", "0.5000"]
     assert eval_results(card)[0].metric_value == 0.5
 
@@ -221,8 +221,9 @@ def test_a_run_in_training_gives_no_mean() -> None:
 def test_a_partial_run_names_what_failed_and_gives_no_mean() -> None:
     final = summary(failed=2)
     card = model_card(REPO, record(), state(), final)
-    assert "no mean, because folds failed (2)" in card
-    assert "±" not in card and f"{final['partial_mean_accuracy']['mean']:.4f}" not in card
+    assert "no mean, because folds failed (fold 2)" in card
+    assert final.partial_mean is not None and final.partial_mean.mean is not None
+    assert "±" not in card and f"{final.partial_mean.mean:.4f}" not in card
     assert [each.metric_name for each in eval_results(card)] == [
         "Accuracy, fold 1",
         "Accuracy, fold 3",

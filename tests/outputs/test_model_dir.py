@@ -68,7 +68,7 @@ def test_an_epoch_that_was_trained_again_takes_its_place(config: RunConfig) -> N
 
 def test_what_a_kill_kept_from_being_copied_is_copied_on_resume(config: RunConfig) -> None:
     histories = {1: (epoch(0, 0.5), epoch(1, 0.6))}
-    finished = FoldResult(2, "complete", 8, 2, history=(epoch(0, 0.9),), best_epoch=0)
+    finished = FoldResult.of(2, "complete", 8, 2, (epoch(0, 0.9),))
     for fold, number in ((1, 0), (1, 1), (2, 0)):
         trained(config, fold, number, f"{fold} {number}".encode())
     Artifacts(config).run_started(RunStart("run", 4, (1, 2), histories, {2: finished}))
@@ -83,7 +83,7 @@ def test_a_failed_fold_says_why_and_keeps_what_it_had(config: RunConfig) -> None
     artifacts.run_started(RunStart("run", 4, (1,), {}))
     trained(config, 1, 0, b"a")
     artifacts.epoch_committed(1, epoch(0, 0.5))
-    failed = FoldResult(1, "failed", 8, 2, (epoch(0, 0.5),), best_epoch=0, error="unplugged")
+    failed = FoldResult.of(1, "failed", 8, 2, (epoch(0, 0.5),), error="unplugged")
     artifacts.fold_finished(failed)
     artifacts.time_passed()
     assert state(config, 1)["error"] == "unplugged"

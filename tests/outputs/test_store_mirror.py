@@ -58,7 +58,7 @@ def train(outputs: ModelDir, epoch: int, content: bytes = b"") -> None:
 
 METRICS = EpochMetrics(0, 1.0, 0.5, 1.0, 0.5, 0.001, 1.0)
 START = RunStart("run", 4, (1,), {})
-RESULT = FoldResult(1, "complete", 8, 2, (METRICS,), best_epoch=0)
+RESULT = FoldResult.of(1, "complete", 8, 2, (METRICS,))
 SUMMARY = Summary("run", (RESULT,), None, {0: "a", 1: "b"}, 1.0, 1, {})
 
 

@@ -80,7 +80,7 @@ def epoch(number: int, accuracy: float = 0.5) -> EpochMetrics:
 
 def complete(fold: int, accuracy: float = 0.5, epochs: int = 3) -> FoldResult:
     history = tuple(epoch(number, accuracy) for number in range(epochs))
-    return FoldResult(fold, "complete", 8, 2, history=history, best_epoch=epochs - 1)
+    return FoldResult.of(fold, "complete", 8, 2, history)
 
 
 def summary(*folds: FoldResult) -> Summary:
@@ -210,7 +210,7 @@ def table_of(logged: Logged) -> dict[str, Any]:
 
 
 def test_a_failed_fold_is_a_failed_run(make: Callable[..., Tracker], tmp_path: Path) -> None:
-    broken = FoldResult(2, "failed", 8, 2, history=(epoch(0, math.nan),), error="loss became nan")
+    broken = FoldResult.of(2, "failed", 8, 2, (epoch(0, math.nan),), error="loss became nan")
     tracker = make()
     tracker.run_started(RunStart("run", 3, (1, 2), {}))
     tracker.fold_finished(complete(1))

@@ -400,7 +400,7 @@ def test_its_figures_are_those_of_the_search(tab: Tab) -> None:
 def test_hostile_values_are_text(tab: Tab) -> None:
     assert HOSTILE in tab.texts("td")
     assert "a <b>.toml" in tab.texts("pre")[1]
-    assert any("<b>out of memory</b>" in text for text in tab.texts(".doubts li"))
+    assert any("<b>out of memory</b>" in text for text in tab.texts(".remarks li"))
     assert any(text.startswith("<script") for text in tab.texts("svg text"))
     assert tab.evaluate("document.querySelectorAll('main b, main script').length") == 0
 

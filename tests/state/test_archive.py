@@ -28,7 +28,7 @@ def test_a_run_that_is_over_is_read_from_its_outputs(tmp_path: Path) -> None:
     conclude(config, complete(1), complete(2), failed(3, "unplugged"))
     shutil.rmtree(tmp_path / "ray")
     archive = open_run(tmp_path)
-    assert archive.summary is not None and archive.summary["status"] == "partial"
+    assert archive.summary is not None and archive.summary.status == "partial"
     assert archive.folds == {1: complete(1), 2: complete(2), 3: failed(3, "unplugged")}
     assert archive.state is not None and archive.state["folds"]["3"]["error"] == "unplugged"
     assert archive.predictions is not None
@@ -154,7 +154,7 @@ def test_a_damaged_output_is_named(tmp_path: Path) -> None:
     conclude(begin(tmp_path), complete(1))
     (tmp_path / "fold_results.json").write_text("[")
     archive = open_run(tmp_path)
-    with pytest.raises(BadInput, match=r"fold_results\.json: is no JSON"):
+    with pytest.raises(BadInput, match=r"fold_results\.json: is not valid JSON"):
         _ = archive.folds
     for content in ("{}", '{"a": 1}', "[{}]", "[1]"):
         (tmp_path / "fold_results.json").write_text(content)

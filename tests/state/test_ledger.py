@@ -67,7 +67,7 @@ def test_a_committed_round_is_in_the_index_before_anybody_hears_of_it(
 def put_state(folder: Path, fold: int, epochs: int) -> Path:
     """A whole checkpoint of a fold, as far as the ledger looks into it."""
     history = tuple(epoch(number) for number in range(epochs))
-    result = FoldResult(fold, "running", 192, 48, history=history)
+    result = FoldResult.of(fold, "running", 192, 48, history)
     facts = {"fold": fold, "epochs_run": epochs, "stopped_early": False}
     write_folder(folder, {"history.json": json.dumps(result.to_json()).encode()}, facts)
     return folder.parent
@@ -165,7 +165,7 @@ def test_a_fold_that_is_handed_over_lies_where_ray_deletes_nothing(
     tmp_path: Path, small_data: FeatureSet
 ) -> None:
     ledger, _ = new_ledger(tmp_path, small_data)
-    ledger.take_in(Round(1, epochs={1: epoch(0)}, released=(1,), handed_over=(1,)), None)
+    ledger.take_in(Round(1, epochs={1: epoch(0)}, released=(1,), kept=(1,)), None)
     assert ledger.origins([1]) == {1: tmp_path / "ray" / "run" / "handed_over" / "fold_1"}
     assert ledger.waiting == {1}
 

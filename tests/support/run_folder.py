@@ -26,15 +26,15 @@ def history(epochs: int) -> tuple[EpochMetrics, ...]:
 
 
 def running(fold: int, epochs: int) -> FoldResult:
-    return FoldResult(fold, "running", 40, 10, history(epochs), best_epoch=epochs - 1)
+    return FoldResult.of(fold, "running", 40, 10, history(epochs))
 
 
 def complete(fold: int, epochs: int = 5) -> FoldResult:
-    return FoldResult(fold, "complete", 40, 10, history(epochs), best_epoch=epochs - 1)
+    return FoldResult.of(fold, "complete", 40, 10, history(epochs))
 
 
 def failed(fold: int, error: str) -> FoldResult:
-    return FoldResult(fold, "failed", 40, 10, error=error)
+    return FoldResult.of(fold, "failed", 40, 10, error=error)
 
 
 def begin(folder: Path, folds: Sequence[int] = (1, 2, 3), **changes: Any) -> RunConfig:

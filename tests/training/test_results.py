@@ -1,12 +1,24 @@
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterator
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from raykfold.training.results import EpochMetrics, FoldResult, Repeats, Summary
-from raykfold.training.statistics import Estimate, sample_std, spread
+from raykfold.data.leakage import Leakage, Pair, Twins
+from raykfold.training.results import (
+    EpochMetrics,
+    FoldResult,
+    OutOfFoldMetrics,
+    PartialMean,
+    Repeats,
+    Summary,
+)
+from raykfold.training.statistics import ClassMetrics, Estimate, sample_std, spread
 
 
 def epoch(number: int, val_accuracy: float) -> EpochMetrics:
@@ -21,16 +33,14 @@ def epoch(number: int, val_accuracy: float) -> EpochMetrics:
     )
 
 
-def fold(label: int, accuracies: list[float], best: int) -> FoldResult:
+def fold(label: int, accuracies: list[float]) -> FoldResult:
     history = tuple(epoch(number, value) for number, value in enumerate(accuracies))
-    return FoldResult(label, "complete", 80, 20, history=history, best_epoch=best)
+    return FoldResult.of(label, "complete", 80, 20, history)
 
 
 def failed(label: int, accuracies: list[float]) -> FoldResult:
     history = tuple(epoch(number, value) for number, value in enumerate(accuracies))
-    return FoldResult(
-        label, "failed", 80, 20, history=history, best_epoch=0 if accuracies else None, error="no"
-    )
+    return FoldResult.of(label, "failed", 80, 20, history, error="no")
 
 
 def summary(*folds: FoldResult) -> Summary:
@@ -38,7 +48,7 @@ def summary(*folds: FoldResult) -> Summary:
 
 
 def test_means_are_over_best_and_over_last_epochs() -> None:
-    whole = summary(fold(1, [0.2, 0.8, 0.6], 1), fold(2, [0.5, 0.4], 0), fold(4, [0.9], 0))
+    whole = summary(fold(1, [0.2, 0.8, 0.6]), fold(2, [0.5, 0.4]), fold(4, [0.9]))
     best, last = [0.8, 0.5, 0.9], [0.6, 0.4, 0.9]
     assert whole.status == "complete"
     assert whole.mean_accuracy == pytest.approx(np.mean(best))
@@ -47,11 +57,11 @@ def test_means_are_over_best_and_over_last_epochs() -> None:
     assert values["std_accuracy_sample"] == pytest.approx(np.std(best, ddof=1))
     assert values["last_mean_accuracy"] == pytest.approx(np.mean(last))
     assert values["last_std_accuracy"] == pytest.approx(np.std(last))
-    assert whole.partial_mean_accuracy is None
+    assert whole.partial_mean is None
 
 
 def test_a_partial_run_reports_no_mean_but_says_over_which_folds_one_would_be() -> None:
-    part = summary(fold(1, [0.8], 0), failed(2, [0.1]), fold(3, [0.6], 0))
+    part = summary(fold(1, [0.8]), failed(2, [0.1]), fold(3, [0.6]))
     assert part.status == "partial"
     values = part.to_json()
     for name in ("mean", "std", "last_mean", "last_std"):
@@ -65,20 +75,16 @@ def test_a_partial_run_reports_no_mean_but_says_over_which_folds_one_would_be() 
 
 
 def test_a_run_without_a_complete_fold_has_not_even_a_partial_mean() -> None:
-    assert summary(failed(1, [])).partial_mean_accuracy == {
-        "folds": [],
-        "epochs": "best",
-        "mean": None,
-    }
+    assert summary(failed(1, [])).partial_mean == PartialMean((), None)
 
 
 def test_a_single_fold_has_no_sample_deviation() -> None:
     assert sample_std([0.5]) is None
-    assert summary(fold(1, [0.5], 0)).to_json()["std_accuracy_sample"] is None
+    assert summary(fold(1, [0.5])).to_json()["std_accuracy_sample"] is None
 
 
 def test_a_fold_survives_the_way_through_json() -> None:
-    result = fold(3, [0.1, 0.7], 1)
+    result = fold(3, [0.1, 0.7])
     assert FoldResult.from_json(result.to_json()) == result
     assert result.best_val_accuracy == 0.7
     assert result.last_val_accuracy == 0.7
@@ -100,7 +106,7 @@ def test_the_epoch_of_an_inner_split_is_the_one_that_is_kept() -> None:
     result = chosen(1, [0.2, 0.8, 0.6], [0.1, 0.3, 0.5])
     assert (result.best_epoch, result.chosen_epoch, result.kept_epoch) == (1, 2, 2)
     assert (result.best_val_accuracy, result.kept_val_accuracy) == (0.8, 0.6)
-    without = FoldResult.of(1, "complete", 80, 20, fold(1, [0.2, 0.8, 0.6], 1).history)
+    without = FoldResult.of(1, "complete", 80, 20, fold(1, [0.2, 0.8, 0.6]).history)
     assert (without.best_epoch, without.chosen_epoch, without.kept_epoch) == (1, None, 1)
 
 
@@ -110,7 +116,7 @@ def test_each_mean_has_its_interval_and_says_which_it_is() -> None:
     found = {name: each["mean"] for name, each in values["estimates"].items()}
     assert found == pytest.approx({"best": 0.75, "last": 0.55, "chosen": 0.65})
     for name, accuracies in (("best", [0.8, 0.7]), ("last", [0.6, 0.5]), ("chosen", [0.6, 0.7])):
-        assert values["estimates"][name] == Estimate.of(accuracies, 20 / 60).to_json()
+        assert values["estimates"][name] == Estimate(tuple(accuracies), 20 / 60).to_json()
     assert (values["worst_fold"], values["best_fold"]) == (1, 2)
     assert [row["chosen_epoch"] for row in values["folds"]] == [2, 0]
 
@@ -124,19 +130,19 @@ def test_of_equals_on_an_inner_split_the_lowest_loss_is_kept() -> None:
 
 
 def test_a_partial_run_has_no_estimates() -> None:
-    assert summary(fold(1, [0.8], 0), failed(2, [0.1])).to_json()["estimates"] == {}
+    assert summary(fold(1, [0.8]), failed(2, [0.1])).to_json()["estimates"] == {}
 
 
 def test_repeats_are_in_the_means_and_apart_in_the_spread() -> None:
     rows = [[0.8, 0.6, 0.7], [0.9, 0.5, 0.7]]
     first, second = (
-        tuple(fold(label, [x], 0) for label, x in enumerate(row, start=1)) for row in rows
+        tuple(fold(label, [x]) for label, x in enumerate(row, start=1)) for row in rows
     )
     repeated = replace(summary(*first), repeats=Repeats((3, 4), (first, second)))
     values = repeated.to_json()
     assert values["mean_accuracy"] == pytest.approx(0.7)
     folds = np.mean(rows, axis=0)
-    known = Estimate.of(folds.tolist(), 20 / 80)
+    known = Estimate(tuple(folds.tolist()), 20 / 80)
     assert values["estimates"]["best"]["std_error"] == pytest.approx(known.std_error)
     assert values["std_accuracy"] == pytest.approx(np.std(folds))
     assert values["repeats"]["seeds"] == [3, 4]
@@ -147,18 +153,18 @@ def test_repeats_are_in_the_means_and_apart_in_the_spread() -> None:
 
 def test_the_mean_over_folds_of_one_size_is_the_pooled_accuracy_to_the_digit() -> None:
     right = [48, 46, 52, 55, 52]  # of 160 each; summed and divided they miss it by one bit
-    values = summary(*(fold(label, [n / 160], 0) for label, n in enumerate(right))).to_json()
+    values = summary(*(fold(label, [n / 160]) for label, n in enumerate(right))).to_json()
     assert values["mean_accuracy"] == sum(right) / 800
 
 
 def test_folds_that_are_equally_good_have_no_best_and_no_worst() -> None:
-    values = summary(fold(1, [0.8], 0), fold(2, [0.8], 0)).to_json()
+    values = summary(fold(1, [0.8]), fold(2, [0.8])).to_json()
     assert values["worst_fold"] is values["best_fold"] is None
 
 
 def test_a_repeat_that_failed_leaves_no_mean_of_the_whole() -> None:
-    whole = (fold(1, [0.8], 0), fold(2, [0.6], 0))
-    broken = (fold(1, [0.7], 0), failed(2, [0.1]))
+    whole = (fold(1, [0.8]), fold(2, [0.6]))
+    broken = (fold(1, [0.7]), failed(2, [0.1]))
     repeated = replace(summary(*whole), repeats=Repeats((0, 1), (whole, broken)))
     assert repeated.status == "partial"
     values = repeated.to_json()
@@ -172,5 +178,91 @@ def test_a_repeat_that_failed_leaves_no_mean_of_the_whole() -> None:
 
 
 def test_the_outlier_is_named() -> None:
-    folds = [fold(label, [x], 0) for label, x in ((1, 0.9), (2, 0.91), (3, 0.2), (4, 0.89))]
+    folds = [fold(label, [x]) for label, x in ((1, 0.9), (2, 0.91), (3, 0.2), (4, 0.89))]
     assert summary(*folds).to_json()["outlier_folds"] == [3]
+
+
+# --- summary.json --------------------------------------------------------------------------------
+
+
+def summaries() -> Iterator[Summary]:
+    """Of every kind: complete, partial, one fold, an inner split, repeats."""
+    whole = summary(fold(1, [0.2, 0.8, 0.6]), fold(2, [0.5, 0.4]), fold(4, [0.9]))
+    pooled = OutOfFoldMetrics(
+        accuracy=0.7,
+        interval=(0.6, 0.8),
+        classes=(ClassMetrics(0, "a", None, 0.5, 0.6, 9), ClassMetrics(1, "b", 0.1, None, None, 0)),
+        confusion=((1, 2), (3, 4)),
+    )
+    twins = Twins(7, 3, 1, Pair((1, 2), (1, 3)))
+    leakage = Leakage(240, twins, Twins(), Twins(2, 1), 233)
+    yield replace(whole, out_of_fold=pooled, leakage=leakage, versions={"torch": "2.9"}, sessions=3)
+    yield summary(fold(1, [0.8]), failed(2, [0.1]), failed(3, []))
+    yield summary(fold(1, [0.5]))
+    folds = (chosen(1, [0.2, 0.8, 0.6], [0.1, 0.3, 0.5]), chosen(2, [0.7, 0.5], [0.2, 0.1]))
+    yield replace(summary(*folds), select="inner")
+    yield replace(whole, repeats=Repeats((3, 4), (whole.folds, whole.folds)))
+
+
+@pytest.mark.parametrize("given", list(summaries()))
+def test_a_summary_survives_the_way_through_its_file(given: Summary) -> None:
+    content = json.loads(json.dumps(given.to_json()))
+    read = Summary.from_json(content)
+
+    def without_histories(folds: tuple[FoldResult, ...]) -> tuple[FoldResult, ...]:
+        return tuple(replace(each, history=()) for each in folds)
+
+    repeats = given.repeats
+    if repeats is not None:
+        repeats = replace(repeats, folds=tuple(map(without_histories, repeats.folds)))
+    assert read == replace(given, folds=without_histories(given.folds), repeats=repeats)
+    assert json.loads(json.dumps(read.to_json())) == content
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"run_name": None}, "run_name is None"),
+        ({"folds": []}, "it has no folds"),
+        ({"folds": [[]]}, "folds[0] is []"),
+        ({"classes": {"a": "b"}}, "invalid literal"),
+        ({"num_workers": "2"}, "num_workers is '2'"),
+        ({"wall_seconds": True}, "wall_seconds is True"),
+        ({"select": "both"}, "select is 'both'"),
+        ({"oof_accuracy": "high"}, "oof_accuracy is 'high'"),
+        ({"oof_accuracy": 0.5}, "oof_interval is None"),
+        ({"repeats": {"seeds": [1], "folds": []}}, "repeats"),
+        ({"leakage": {"samples": 3}}, "leakage has no identical"),
+    ],
+)
+def test_a_summary_that_was_changed_is_refused(changes: dict[str, Any], named: str) -> None:
+    content = summary(fold(1, [0.8]), fold(2, [0.7])).to_json() | changes
+    with pytest.raises(ValueError, match=re.escape(named)):
+        Summary.from_json(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "named"),
+    [
+        ("fold", 7.5, "folds[1].fold is 7.5"),
+        ("status", "done", "folds[1].status is 'done'"),
+        ("n_train", 0, "fold 2 has no samples"),
+        ("n_val", None, "folds[1].n_val is None"),
+        ("best_val_accuracy", "0.8", "folds[1].best_val_accuracy is '0.8'"),
+        ("best_val_accuracy", None, "fold 2 is complete and has no accuracy"),
+        ("last_val_accuracy", None, "fold 2 is complete and has no accuracy"),
+        ("stopped_early", 1, "folds[1].stopped_early is 1"),
+        ("error", [], "folds[1].error is []"),
+    ],
+)
+def test_a_fold_that_was_changed_is_refused(name: str, value: Any, named: str) -> None:
+    content = summary(fold(1, [0.8]), fold(2, [0.7])).to_json()
+    content["folds"][1][name] = value
+    with pytest.raises(ValueError, match=re.escape(named)):
+        Summary.from_json(content)
+
+
+@pytest.mark.parametrize("content", [[], "x", {}, {"status": "complete"}])
+def test_what_is_no_summary_is_refused(content: Any) -> None:
+    with pytest.raises(ValueError, match=r"it (is not an object|has no run_name)"):
+        Summary.from_json(content)

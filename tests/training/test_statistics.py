@@ -82,13 +82,13 @@ def test_values_that_do_not_tell_how_they_vary_have_no_interval(values: list[flo
 
 
 def test_an_accuracy_has_no_interval_beyond_0_and_1() -> None:
-    estimate = Estimate.of([0.2, 0.95, 1.0], 0.5)
+    estimate = Estimate((0.2, 0.95, 1.0), 0.5)
     assert estimate.interval == (0.0, 1.0)
-    assert Estimate.of(FSDD, 0.2).interval == corrected_interval(FSDD, 0.2)
+    assert Estimate(tuple(FSDD), 0.2).interval == corrected_interval(FSDD, 0.2)
 
 
 def test_means_and_deviations_are_numpys() -> None:
-    estimate = Estimate.of(FSDD, 0.2)
+    estimate = Estimate(tuple(FSDD), 0.2)
     assert estimate.mean == pytest.approx(np.mean(FSDD))
     assert estimate.std == population_std(FSDD) == pytest.approx(np.std(FSDD))
     assert estimate.std_sample == sample_std(FSDD) == pytest.approx(np.std(FSDD, ddof=1))

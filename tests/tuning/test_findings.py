@@ -90,7 +90,7 @@ def test_an_outer_fold_with_an_error_is_failed_whatever_it_had(tmp_path: Path) -
 
 def test_the_mean_over_outer_folds_wants_all_of_them(tmp_path: Path) -> None:
     whole = findings(tmp_path, trial(1), outer=(outer(1, 0.4), outer(2, 0.6)), test_to_train=0.5)
-    assert whole.nested == Estimate.of([0.4, 0.6], 0.5)
+    assert whole.nested == Estimate((0.4, 0.6), 0.5)
     assert whole.to_json()["nested"]["mean_accuracy"] == 0.5
     assert "Nested: 0.5000 (+/- 0.1000) over 2 outer folds, 95 % interval" in "\n".join(
         lines(whole)

@@ -121,7 +121,7 @@ def test_with_an_inner_split_the_score_is_of_the_epoch_that_it_chose() -> None:
 
 def test_a_fold_that_fails_is_kept_and_no_score_is_told_without_it() -> None:
     scores, told = keeper(start(1, 2))
-    failed = FoldResult(2, "failed", 8, 4, error="out of memory")
+    failed = FoldResult.of(2, "failed", 8, 4, error="out of memory")
     scores.fold_finished(failed)
     scores.epoch_committed(1, epoch(0, 0.5))
     assert scores.failure == failed and told == []

@@ -1,0 +1,136 @@
+"""Remarks: what a reader should know of a number before trusting it, each worded once.
+
+The terminal, the pages, the model card, `raykfold.compare` and a search show these sentences beside
+their numbers. The methods and their sources are in `raykfold.training.statistics`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from raykfold.text import (
+    accuracy_text,
+    capital,
+    counted,
+    fold_with_seed,
+    listed,
+    named,
+    one_line,
+)
+from raykfold.training.results import KeptEpochs, Summary
+
+BEST_EPOCHS = (
+    "The best epoch of a fold is chosen on the samples that measure it, so its accuracy is "
+    "optimistic."
+)
+CHOSEN_EPOCHS = (
+    "The chosen epoch of a fold is chosen on an inner validation split, without the samples held "
+    "out, so the choice does not make its accuracy optimistic."
+)
+SELECT_INNER = "The last epoch is where training ended; --select inner chooses on other samples."
+APPROXIMATE = (
+    "Intervals and tests over folds are approximate: folds share training samples. The correction "
+    "of Nadeau and Bengio allows for that, but no exact method is known."
+)
+POOLED = (
+    "The interval of the pooled accuracy (Wilson) takes the samples as independent, and leaves out "
+    "that other training sets would give other networks."
+)
+ONE_FOLD = "One fold does not show how the accuracy varies from fold to fold."
+SOME_FOLDS = "Not every fold of the data was held out (--folds)."
+MCNEMAR = (
+    "McNemar's test compares these trained networks, not others that the same settings would give."
+)
+MORE_EPOCHS = (
+    "The run with more epochs to choose from is the more optimistic, which the test does not allow "
+    "for; --by last is free of that."
+)
+
+
+class Remark(NamedTuple):
+    """A sentence, and whether what it says may change what the numbers are worth."""
+
+    text: str
+    serious: bool = False
+
+
+def on_summary(summary: Summary) -> Iterator[Remark]:
+    """Yield the remarks on the numbers of a run that is over."""
+    if summary.ranked:
+        yield from map(Remark, on_epochs(summary.kept_epochs))
+    if summary.kept is not None and summary.kept.interval is not None:
+        yield Remark(APPROXIMATE)
+    if summary.out_of_fold is not None:
+        yield Remark(POOLED)
+    if len(summary.folds) == 1:
+        yield Remark(ONE_FOLD)
+    if outliers := summary.outlier_folds:
+        verb = "is" if len(outliers) == 1 else "are"
+        text = f"{capital(named(outliers))} {verb} apart from the others"
+        yield Remark(f"{text}: look at the samples before you trust the mean.", serious=True)
+    for line in summary.leakage.warnings() if summary.leakage else ():
+        yield Remark(f"Leakage: {one_line(line, longest=600)}.", serious=True)
+
+
+def on_epochs(kept: KeptEpochs) -> list[str]:
+    """Return the remarks on accuracies of the best or of the chosen epochs."""
+    return [BEST_EPOCHS, SELECT_INNER] if kept == "best" else [CHOSEN_EPOCHS, BEST_EPOCHS]
+
+
+def on_partial(summary: Summary) -> str:
+    """Return why a partial run has no mean, and the mean over the folds that are complete."""
+    total = sum(len(folds) for _, folds in summary.by_seed)
+    complete = total - len(summary.incomplete)
+    verb = "is" if total == 1 else "are"
+    text = f"{complete} of {counted(total, 'fold')} {verb} complete, so there is no mean."
+    partial = summary.partial_mean
+    if partial is None or partial.mean is None:
+        return text
+    seeds = ", complete with every seed," if summary.repeats else ""
+    return (
+        f"{text} Over {named(partial.folds)}{seeds} alone it would be "
+        f"{accuracy_text(partial.mean)} at the {summary.kept_epochs} epochs, which is not the mean "
+        "of the whole cross-validation."
+    )
+
+
+def on_failures(summary: Summary) -> str:
+    """Return the folds that failed: ``fold 3, fold 4 with seed 1``."""
+    return listed(fold_with_seed(each.fold, seed) for seed, each in summary.incomplete)
+
+
+def on_seeds(summary: Summary) -> str:
+    """Return how the accuracy varies with the seed; an empty text without repeats."""
+    if summary.repeats is None or summary.spread is None:
+        return ""
+    apart, seeds = summary.spread, len(summary.repeats.seeds)
+    text = (
+        f"The accuracy of a fold is its mean over {seeds} seeds. From seed to seed it varies by "
+        f"{apart.over_seeds:.4f} (standard deviation)"
+    )
+    if apart.over_folds is not None:
+        text += (
+            f", and the mean over folds by {apart.of_means:.4f}; from fold to fold it varies by "
+            f"{apart.over_folds:.4f}, without what seeds add"
+        )
+    return f"{text}."
+
+
+def of_seed(summary: Summary | None) -> str:
+    """Return ``, seed 0`` for numbers of the first of several seeds, else an empty text."""
+    return f", seed {summary.repeats.seeds[0]}" if summary and summary.repeats else ""
+
+
+def on_choice(compared: int, *, nested: bool) -> str:
+    """Return the remark on the best of several trials of a search.
+
+    Args:
+        compared: number of trials among which it is the best.
+        nested: whether the search was measured on outer folds.
+    """
+    text = (
+        f"The folds that measure the best trial have chosen it among {compared}, so its accuracy "
+        "is optimistic"
+    )
+    return f"{text}." if nested else f"{text}; --nested measures the whole procedure."
