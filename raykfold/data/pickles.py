@@ -1,9 +1,16 @@
-"""Pickles from strangers: read instruction by instruction, nothing being imported or called."""
+"""Reads pickles of plain arrays from strangers, without running code of theirs.
+
+A pickle is gone over twice. A scan by `pickletools` refuses opcodes that arrays and plain
+containers do not need, and whatever would take more memory than the file justifies. Then
+`pickle.Unpickler` reads it, with a `find_class` that returns checked stand-ins for a few names and
+refuses all others.
+"""
 
 from __future__ import annotations
 
 import math
 import mmap
+import pickle
 import pickletools
 import re
 from dataclasses import dataclass
@@ -16,258 +23,172 @@ import numpy.typing as npt
 from raykfold.errors import BadData
 from raykfold.text import one_line
 
-Array = npt.NDArray[Any]
-
 SAVE_AS_NPY = "save plain numbers with numpy.save as .npy"
 
-# What a pickle of plain numbers refers to, as NumPy 1 and 2 and protocols 0 to 5 write it.
-_KNOWN_NAMES = {
-    "numpy.ndarray": "ndarray",
-    "numpy.dtype": "dtype",
-    "numpy.core.multiarray._reconstruct": "_reconstruct",
-    "numpy._core.multiarray._reconstruct": "_reconstruct",
-    "numpy.core.multiarray.scalar": "scalar",
-    "numpy._core.multiarray.scalar": "scalar",
-    "numpy.core.numeric._frombuffer": "_frombuffer",
-    "numpy._core.numeric._frombuffer": "_frombuffer",
-    "_codecs.encode": "encode",
-    "__builtin__.bytes": "bytes",
-    "collections.OrderedDict": "OrderedDict",
+# What pickles of arrays and scalars name, as NumPy 1 and 2 write them with protocols 0 to 5.
+_NAMES = {
+    *("numpy.ndarray", "numpy.dtype", "_codecs.encode", "__builtin__.bytes"),
+    *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
+    *("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"),
+    *("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"),
+    "collections.OrderedDict",
 }
-_NUMBER_OR_TEXT = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|U[0-9]{1,6})")
-_LITERALS = {
+_OPCODES = {
+    *("PROTO", "FRAME", "STOP", "MARK", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
+    *("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET"),
     *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1"),
     *("LONG4", "FLOAT", "BINFLOAT", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
     *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    *("EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS"),
+    *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
 }
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_TUPLE_SIZES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_NUMBER_OR_TEXT = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|U[0-9]{1,6})")
+_MOST_TUPLES = 10_000
 
 
-@dataclass(frozen=True)
-class _Name:
-    """Stands for something that the pickle refers to by name; `role` is a value of _KNOWN_NAMES."""
-
-    role: str
-
-
-@dataclass(eq=False)
-class _PickledDtype:
-    dtype: np.dtype[Any]
-
-
-@dataclass(eq=False)
-class _PickledArray:
-    array: Array | None = None  # None until its BUILD instruction
+class _Refused(Exception):
+    """The pickle is sound, and holds more than plain data."""
 
 
 def read_pickle(path: Path) -> Any:
-    """What a pickle of numbers, strings, arrays, lists, tuples and dicts holds.
+    """Return what a pickle of numbers, strings, arrays, lists, tuples and dicts holds.
 
-    Arrays are found at the top, or as the items of a list or tuple at the top.
+    Arrays are read at the top, and as items of a list, tuple or dict at the top.
 
     Raises:
-        BadData: the file is damaged, or holds or does anything else.
+        BadData: the file is damaged, or holds anything else.
     """
     try:
-        # Mapped, because it is read in many small pieces, and none can be longer than the file.
-        with (
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-        ):
-            content = _PickleReader(path).read(cast(IO[bytes], mapped))
-            if isinstance(content, list | tuple):
-                return [_finished(item) for item in content]
-            return _finished(content)
-    except BadData:
-        raise
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            # No argument of an opcode is longer than the map, whatever its length claims.
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                _scan(cast(IO[bytes], mapped), size)
+            content = _PlainUnpickler(file, size).load()
+        if isinstance(content, list | tuple):
+            return [_plain(item) for item in content]
+        if isinstance(content, dict):
+            return {key: _plain(item) for key, item in content.items()}
+        return _plain(content)
+    except _Refused as error:
+        raise BadData(
+            f"{path}: holds {one_line(error)}, which is refused: only NumPy arrays of numbers and "
+            f"plain containers are read; {SAVE_AS_NPY}"
+        ) from None
     except Exception as error:  # garbage can raise nearly anything, MemoryError included
         raise BadData(
-            f"{path}: damaged, or no pickle of an array ({one_line(error)}); {SAVE_AS_NPY}"
+            f"{path}: damaged, or not a pickle of an array ({one_line(error)}); {SAVE_AS_NPY}"
         ) from error
 
 
-def _finished(item: Any) -> Any:
-    if not isinstance(item, _PickledArray):
-        return item
-    if item.array is None:
-        raise ValueError("an array without values")
-    return item.array
+def _scan(file: IO[bytes], size: int) -> None:
+    """Refuse what `pickle.Unpickler` would obey before `find_class` has a say."""
+    tuples, has_dict = 0, False
+    for opcode, argument, position in pickletools.genops(file):
+        name = opcode.name
+        if name not in _OPCODES:
+            raise _Refused(f"the opcode {name}")
+        # The unpickler reserves memory for a frame, and for all memo entries up to an index.
+        if name == "FRAME" or name.endswith("PUT"):
+            number = int(argument or 0)
+            if number > (size if name == "FRAME" else position):
+                raise ValueError(f"{name} {number} in a file of {size} bytes")
+        tuples += "TUPLE" in name
+        has_dict |= name in ("DICT", "SETITEM", "SETITEMS")
+    # Hashing tuples within tuples, as a key of a dict, overflows the C stack and ends the process.
+    if has_dict and tuples > _MOST_TUPLES:
+        raise _Refused(f"a dict and {tuples} tuples, one of which may be too deep for a key")
 
 
-class _PickleReader:
-    """Follows the instructions of a pickle, and has none that imports or calls.
+class _PlainUnpickler(pickle.Unpickler):
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        super().__init__(file)
+        self.encodable = size
 
-    `pickle.Unpickler` with a strict `find_class` would keep foreign code out as well, but a file
-    of ten bytes makes it take 32 GB (for the memo), and a megabyte of nested tuples as a key of a
-    dict crashes the process. Here memory stays in proportion to the file, and keys are plain.
+    def find_class(self, module: str, name: str) -> _Name:
+        if f"{module}.{name}" not in _NAMES:
+            raise _Refused(f"the foreign object {module}.{name}")
+        return _Name(name, self)
+
+
+@dataclass(eq=False)
+class _Dtype:
+    """Stands for a dtype, whose byte order comes after it."""
+
+    value: np.dtype[Any]
+
+    def __setstate__(self, state: Any) -> None:
+        match state:
+            case int(), "<" | ">" | "|" | "=" as order, None, None, None, *_:
+                self.value = np.dtype(order + self.value.str[1:])
+            case _:
+                raise _Refused("a state for a dtype that no number needs")
+
+
+@dataclass(eq=False)
+class _Array:
+    """Stands for an array, whose values come after it."""
+
+    value: npt.NDArray[Any] | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        match state:
+            case int(), shape, _Dtype(dtype), fortran, bytes(data) if self.value is None:
+                self.value = _shaped(data, dtype, shape, "F" if fortran else "C")
+            case _:
+                raise _Refused("a state for an array that no numbers need")
+
+
+@dataclass(eq=False)
+class _Name:
+    """Stands for a function or class; `name` is the last part of one of `_NAMES`.
+
+    Only the calls in NumPy's own pickles do something, and they call nothing foreign.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._size = path.stat().st_size
-        self._encoded = 0
-        self._stack: list[Any] = []
-        self._marks: list[int] = []
-        self._memo: dict[int, Any] = {}
+    name: str
+    unpickler: _PlainUnpickler
 
-    def read(self, file: IO[bytes]) -> Any:
-        for instruction, argument, _ in pickletools.genops(file):
-            if instruction.name == "STOP":
-                return self._stack.pop()
-            self._follow(instruction.name, argument)
-        raise ValueError("no STOP instruction")
+    def __setstate__(self, state: Any) -> None:
+        raise _Refused(f"a state for {self.name}")
 
-    def _follow(self, instruction: str, argument: Any) -> None:
-        stack, memo = self._stack, self._memo
-        match instruction:
-            case "PROTO" | "FRAME":
-                return
-            case _ if instruction in _LITERALS:
-                stack.append(_CONSTANTS.get(instruction, argument))
-            case "PUT" | "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "GET" | "BINGET" | "LONG_BINGET":
-                stack.append(memo[argument])
-            case "MARK":
-                self._marks.append(len(stack))
-            case "EMPTY_LIST":
-                stack.append([])
-            case "LIST":
-                stack.append(self._pop_to_mark())
-            case "EMPTY_TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack.append(tuple(self._pop(_TUPLE_SIZES[instruction])))
-            case "TUPLE":
-                stack.append(tuple(self._pop_to_mark()))
-            case "EMPTY_DICT":
-                stack.append({})
-            case "DICT":
-                items = self._pop_to_mark()
-                stack.append({})
-                self._set_items(items)
-            case "APPEND":
-                self._extend(self._pop(1))
-            case "APPENDS":
-                self._extend(self._pop_to_mark())
-            case "SETITEM":
-                self._set_items(self._pop(2))
-            case "SETITEMS":
-                self._set_items(self._pop_to_mark())
-            case "GLOBAL":
-                stack.append(self._name(argument.replace(" ", ".", 1)))
-            case "STACK_GLOBAL":
-                module, name = self._pop(2)
-                if not (isinstance(module, str) and isinstance(name, str)):
-                    raise TypeError("a name that is no string")
-                stack.append(self._name(f"{module}.{name}"))
-            case "REDUCE":
-                callee, arguments = self._pop(2)
-                stack.append(self._made(callee, arguments))
-            case "BUILD":
-                (state,) = self._pop(1)
-                self._complete(stack[-1], state)
-            case _:
-                about = f" {argument}" if isinstance(argument, str) else ""
-                raise self._foreign(f"the instruction {instruction}{about}")
-
-    def _pop(self, count: int) -> list[Any]:
-        start = len(self._stack) - count
-        if start < (self._marks[-1] if self._marks else 0):
-            raise ValueError("an instruction without its operands")
-        items = self._stack[start:]
-        del self._stack[start:]
-        return items
-
-    def _pop_to_mark(self) -> list[Any]:
-        return self._pop(len(self._stack) - self._marks.pop())
-
-    def _extend(self, items: list[Any]) -> None:
-        target = self._stack[-1]
-        if not isinstance(target, list):
-            raise TypeError(f"items for a {kind_of(target)}")
-        target.extend(items)
-
-    def _set_items(self, items: list[Any]) -> None:
-        target = self._stack[-1]
-        keys = items[::2]
-        if not isinstance(target, dict):
-            raise TypeError(f"keys for a {kind_of(target)}")
-        if not all(isinstance(key, str | int | np.integer) for key in keys):
-            raise TypeError("a dict key that is neither a string nor an integer")
-        target.update(zip(keys, items[1::2], strict=True))
-
-    def _name(self, name: str) -> _Name:
-        if name not in _KNOWN_NAMES:
-            raise self._foreign(f"the foreign object {name}")
-        return _Name(_KNOWN_NAMES[name])
-
-    def _made(self, callee: _Name, arguments: tuple[Any, ...]) -> Any:
-        """What a call gives in the pickles that NumPy writes; any other call is refused."""
-        match callee.role, arguments:
+    def __call__(self, *arguments: Any) -> Any:
+        match self.name, arguments:
             case "_reconstruct", (_Name("ndarray"), (0,), _):
-                return _PickledArray()
+                return _Array()
             case "dtype", (str(code), *_):
-                return _PickledDtype(self._dtype(code))
-            case "_frombuffer", (data, _PickledDtype(dtype), shape, "C" | "F" as order):
-                return _PickledArray(_shaped(data, dtype, shape, order))
-            case "_frombuffer", (data, _PickledDtype(dtype), shape, "K", tuple(axes)):
-                return _PickledArray(_shaped(data, dtype, shape, "C").transpose(axes))
-            case "scalar", (_PickledDtype(dtype), bytes(data)):
+                if not _NUMBER_OR_TEXT.fullmatch(code):
+                    kind = "Python objects" if code.startswith("O") else f"dtype {code}"
+                    raise _Refused(f"an array of {kind}")
+                return _Dtype(np.dtype(code))
+            case "_frombuffer", (data, _Dtype(dtype), shape, "C" | "F" as order):
+                return _Array(_shaped(data, dtype, shape, order))
+            case "_frombuffer", (data, _Dtype(dtype), shape, "K", tuple(axes)):
+                return _Array(_shaped(data, dtype, shape, "C").transpose(axes))
+            case "scalar", (_Dtype(dtype), bytes(data)):
                 return _shaped(data, dtype, (1,), "C")[0]
             case "encode", (str(text), "latin1"):
-                return self._encode(text)
+                # Each byte is in the file once; more come from one text that is used many times.
+                self.unpickler.encodable -= len(text)
+                if self.unpickler.encodable < 0:
+                    raise _Refused("more bytes than the file has")
+                return text.encode("latin1")
             case "bytes", ():
                 return b""
             case "OrderedDict", ():
                 return {}
-        raise self._foreign(f"a call of {callee.role} that no array needs")
-
-    def _dtype(self, code: str) -> np.dtype[Any]:
-        if not _NUMBER_OR_TEXT.fullmatch(code):
-            holds = "Python objects" if code.startswith("O") else f"dtype {code}"
-            raise self._foreign(f"an array of {holds}")
-        return np.dtype(code)
-
-    def _encode(self, text: str) -> bytes:
-        # Each byte stands in the file once; more than that comes from a text used many times.
-        self._encoded += len(text)
-        if self._encoded > self._size:
-            raise self._foreign("more bytes than the file has")
-        return text.encode("latin1")
-
-    def _complete(self, target: Any, state: Any) -> None:
-        match target, state:
-            case _PickledDtype(dtype), (
-                int(),
-                "<" | ">" | "|" | "=" as order,
-                None,
-                None,
-                None,
-                *_,
-            ):
-                target.dtype = np.dtype(order + dtype.str[1:])
-            case _PickledArray(None), (int(), shape, _PickledDtype(dtype), fortran, bytes(data)):
-                target.array = _shaped(data, dtype, shape, "F" if fortran else "C")
-            case _:
-                raise self._foreign(f"a state for a {kind_of(target)} that no array needs")
-
-    def _foreign(self, what: str) -> BadData:
-        return BadData(
-            f"{self._path}: holds {one_line(what)}, which is refused: only NumPy arrays of "
-            f"numbers and plain containers are read; {SAVE_AS_NPY}"
-        )
+        raise _Refused(f"a call of {self.name} that no array needs")
 
 
-def _shaped(data: bytes | bytearray, dtype: np.dtype[Any], shape: Any, order: Any) -> Array:
+def _plain(item: Any) -> Any:
+    if isinstance(item, _Array) and item.value is None:
+        raise ValueError("an array without values")
+    return item.value if isinstance(item, _Array | _Dtype) else item
+
+
+def _shaped(data: bytes | bytearray, dtype: np.dtype[Any], shape: Any, order: Any) -> Any:
     if len(shape) > 32 or not all(isinstance(size, int) and size >= 0 for size in shape):
         raise ValueError("an impossible shape")
     if math.prod(shape) * dtype.itemsize != len(data):
         raise ValueError(f"{len(data)} bytes for an array of {dtype} {shape}")
     return np.ndarray(shape, dtype, buffer=data, order=order)
-
-
-def kind_of(value: Any) -> str:
-    """What a message calls something that was read from a pickle or from JSON."""
-    return "NumPy array" if isinstance(value, np.ndarray | _PickledArray) else type(value).__name__

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raykfold.data.feature_set import Array, FeatureSet, Integers, SoundClass
-from raykfold.data.pickles import SAVE_AS_NPY, kind_of, read_pickle
+from raykfold.data.pickles import SAVE_AS_NPY, read_pickle
 from raykfold.errors import BadData, StorageError
 from raykfold.text import one_line
 
@@ -208,12 +208,12 @@ def _read_pickled_array(path: Path) -> Array:
     if isinstance(content, np.ndarray):
         return content
     if not isinstance(content, list | tuple):
-        raise BadData(f"{path}: holds a {kind_of(content)}, not an array; {SAVE_AS_NPY}")
+        raise BadData(f"{path}: holds a {_kind_of(content)}, not an array; {SAVE_AS_NPY}")
     if content and all(isinstance(item, np.ndarray) for item in content):
         return _stack(path, list(content))
     if all(isinstance(item, int | float | np.number | np.bool_) for item in content):
         return np.array(content)
-    kinds = ", ".join(sorted({kind_of(item) for item in content}))
+    kinds = ", ".join(sorted({_kind_of(item) for item in content}))
     raise BadData(f"{path}: holds a list of {kinds}; {SAVE_AS_NPY}")
 
 
@@ -236,7 +236,7 @@ def _read_mapping(path: Path) -> dict[Any, Any]:
         return _read_json_object(path)
     content = read_pickle(path)
     if not isinstance(content, dict):
-        raise BadData(f"{path}: holds a {kind_of(content)}; it should be a dict, label to name")
+        raise BadData(f"{path}: holds a {_kind_of(content)}; it should be a dict, label to name")
     return content
 
 
@@ -248,7 +248,7 @@ def _read_json_object(path: Path) -> dict[str, Any]:
             f"{path}: damaged, or not JSON ({one_line(error)}); it should be one JSON object"
         ) from error
     if not isinstance(content, dict):
-        raise BadData(f"{path}: holds a {kind_of(content)}; it should be one JSON object, {{...}}")
+        raise BadData(f"{path}: holds a {_kind_of(content)}; it should be one JSON object, {{...}}")
     return content
 
 
@@ -375,7 +375,7 @@ def _classes(
             raise BadData(f"{name}: label {label} stands twice; each should have one name")
         if not isinstance(class_name, str):
             raise BadData(
-                f"{name}: the name of label {label} is a {kind_of(class_name)}; "
+                f"{name}: the name of label {label} is a {_kind_of(class_name)}; "
                 "it should be a string"
             )
         class_names[label] = str(class_name)
@@ -399,7 +399,7 @@ def _label_of(name: str, key: Any) -> int:
     else:
         integer = isinstance(key, int | np.integer) and not isinstance(key, bool)
         label = int(key) if integer else None
-        shown = f"of type {kind_of(key)}"
+        shown = f"of type {_kind_of(key)}"
     if label is None or not -(2**63) <= label < 2**63:
         raise BadData(
             f"{name}: key {shown}; it should map labels, which are integers, to names, "
@@ -474,3 +474,7 @@ def _fingerprint(
 
 def _little_endian(values: Array) -> np.dtype[Any]:
     return values.dtype.newbyteorder("<")
+
+
+def _kind_of(value: Any) -> str:
+    return "NumPy array" if isinstance(value, np.ndarray) else type(value).__name__

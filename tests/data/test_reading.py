@@ -491,7 +491,7 @@ def test_every_altered_byte_of_a_pickle_is_read_or_refused(tmp_path: Path) -> No
 def test_a_far_memo_index_takes_no_memory(tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     save(tmp_path, labels_npy=None, labels_pkl=b"\x80\x02Nr\xff\xff\xff\x07.")
-    assert "NoneType" in refusal(tmp_path, "labels.pkl")
+    assert "LONG_BINPUT 134217727" in refusal(tmp_path, "labels.pkl")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
 
@@ -693,7 +693,7 @@ def test_bad_class_mapping(tmp_path: Path, mapping: bytes, said: str) -> None:
         ({3: "a", 7: "b", 9: None}, "name of label 9 is a NoneType"),
         ({3: "a", 7: "b", 9: LABELS}, "name of label 9 is a NumPy array"),
         ({2**80: "a"}, "of type int"),
-        ({1.0: "a"}, "neither a string nor an integer"),
+        ({1.0: "a"}, "of type float"),
     ],
 )
 def test_bad_pickled_mapping(tmp_path: Path, mapping: Any, said: str) -> None:
