@@ -91,7 +91,7 @@ def _scan(file: IO[bytes], size: int) -> None:
         # The unpickler reserves memory for a frame, and for all memo entries up to an index.
         if name == "FRAME" or name.endswith("PUT"):
             number = int(argument or 0)
-            if number > (size if name == "FRAME" else position):
+            if number > (size if name == "FRAME" else position or 0):
                 raise ValueError(f"{name} {number} in a file of {size} bytes")
         tuples += "TUPLE" in name
         has_dict |= name in ("DICT", "SETITEM", "SETITEMS")
