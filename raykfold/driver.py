@@ -24,9 +24,10 @@ from raykfold.errors import BadInput
 from raykfold.files.remote import RemotePath, fetched
 from raykfold.files.scratch import scratch_dir
 from raykfold.observers import Audience, Observer
-from raykfold.outputs.hub_mirror import fetch_missing, mirror
+from raykfold.outputs.hub_dataset import fetch_missing
+from raykfold.outputs.hub_mirror import hub_mirror
 from raykfold.outputs.model_dir import Artifacts
-from raykfold.outputs.store_mirror import Outbox
+from raykfold.outputs.store_mirror import StoreMirror
 from raykfold.outputs.tensorboard import TensorBoard
 from raykfold.outputs.wandb_runs import Tracker
 from raykfold.pages.run_page import Reporter
@@ -237,12 +238,12 @@ def open_ledger(
     audience.add(Reporter(config, data))
     # Before those who send files, so that it is closed after them: it says what they wait for.
     audience.add(Pulse(config.run_dir, run.command(), audience.pending))
-    if config.tensorboard:  # before the outbox: what an earlier session has left is gone then
+    if config.tensorboard:  # before the mirror: what an earlier session has left is gone then
         audience.add(TensorBoard(config.outputs, config.to_json()))
     if isinstance(config.model_place, RemotePath):
         others = (run.hf_model_repo_id, run.wandb_project)
         keep = any(each is not None for each in others)
-        audience.add(Outbox(config.outputs, config.model_place, audience.noticed, keep=keep))
+        audience.add(StoreMirror(config.outputs, config.model_place, audience.noticed, keep=keep))
     for service in _services(config, given.credentials, first_started, audience):
         audience.add(service)
     name = f"seed {config.seed}" if repeat_of else name
@@ -270,7 +271,7 @@ def _services(
 ) -> Iterator[Observer]:
     """The observers that speak to services outside."""
     if config.hf_model_repo_id is not None:
-        yield mirror(config, credentials.hf_token, observer.noticed)
+        yield hub_mirror(config, credentials.hf_token, observer.noticed)
     if config.wandb_project is not None:
         yield Tracker(
             project=config.wandb_project,

@@ -17,7 +17,8 @@ from raykfold.config.environment import without_secrets
 from raykfold.errors import BadInput
 from raykfold.files.paths import ModelDir, absolute
 from raykfold.outputs.hub_client import ModelRepository
-from raykfold.outputs.hub_mirror import Uploader, some_of, wait_for
+from raykfold.outputs.hub_mirror import HubMirror
+from raykfold.outputs.sync import some_of
 from raykfold.text import one_line
 
 
@@ -52,21 +53,22 @@ def _upload(options: argparse.Namespace) -> int:
     repo_id = options.repo or told.get("hf_model_repo_id")
     if not repo_id:
         raise BadInput("--repo: the run was started without --hf_model_repo_id; want owner/name")
+    private = bool(told.get("hf_private", False))
     with without_secrets(os.environ) as credentials:
-        uploader = Uploader(
+        repository = ModelRepository(repo_id, credentials.hf_token, private=private)
+        mirror = HubMirror(
             outputs,
-            ModelRepository(
-                repo_id, credentials.hf_token, private=bool(told.get("hf_private", False))
-            ),
+            repository,
+            lambda line: print(line, flush=True),
             upload=options.hub_upload or told.get("hub_upload", "all"),
         )
-    uploader.finish()
-    uploader.start()
-    wait_for(uploader, options.hub_timeout, lambda line: print(line, flush=True))
-    uploader.stop()
-    left = uploader.left()
-    print(f"Hub: not up yet: {some_of(left)}" if left else f"Hub: all is up in {repo_id}")
-    return 1 if left else 0
+    mirror.finish()
+    mirror.start()
+    mirror.wait(options.hub_timeout)
+    mirror.stop()
+    missing = mirror.missing()
+    print(f"Hub: not sent yet: {some_of(missing)}" if missing else f"Hub: all is up in {repo_id}")
+    return 1 if missing else 0
 
 
 def _told(outputs: ModelDir) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
+from raykfold.outputs.sync import Unavailable
 from raykfold.text import one_line
 
 # The client itself waits for ever for a reply. A second for each step of a large upload is plenty;
@@ -36,18 +37,6 @@ _LOCAL = {
     *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR),
     *(errno.EROFS, errno.ENOSPC, errno.EDQUOT),
 }
-
-
-class Unavailable(Exception):
-    """The Hub cannot be reached, or not now.
-
-    Attributes:
-        retry_after: seconds that the Hub wants left in peace; None if it did not say.
-    """
-
-    def __init__(self, reason: str, retry_after: float | None = None) -> None:
-        super().__init__(reason)
-        self.retry_after = retry_after
 
 
 class Refused(Exception):

@@ -30,7 +30,8 @@ from raykfold.files.paths import ModelDir, fold_of_best_weights
 from raykfold.files.remote import Place, RemotePath, fetched, place, without_password
 from raykfold.files.scratch import scratch_dir
 from raykfold.models import AudioCNN
-from raykfold.outputs.hub_client import ModelRepository, Refused, Unavailable
+from raykfold.outputs.hub_client import ModelRepository, Refused
+from raykfold.outputs.sync import Unavailable
 from raykfold.text import one_line
 from raykfold.training.network import build_model
 

@@ -25,7 +25,8 @@ from raykfold.files.paths import ModelDir
 from raykfold.hub import main
 from raykfold.observers import RunStart
 from raykfold.outputs.hub_client import ModelRepository
-from raykfold.outputs.hub_mirror import Mirror, Uploader, fetch_missing, mirror
+from raykfold.outputs.hub_dataset import fetch_missing
+from raykfold.outputs.hub_mirror import HubMirror, hub_mirror
 from raykfold.outputs.model_dir import Artifacts
 from raykfold.state.archive import write_results
 from raykfold.state.record import identity, write_record
@@ -37,9 +38,9 @@ FOLDS = (1, 2)
 EPOCHS = 2
 PLOTS = ("plots/confusion.png", "plots/curves.png")
 CLOSED = "http://127.0.0.1:9"
-OPEN, OUTAGE, REACHED = "is open", "not to be reached", "reached again"
+OPEN, OUTAGE, REACHED = "uploads go to the repository", "cannot be reached", "reached again"
 
-MakeUploader = Callable[..., Uploader]
+MakeMirror = Callable[..., HubMirror]
 
 
 # --- a run, and the Hub ----------------------------------------------------------------------
@@ -139,28 +140,38 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 
 @pytest.fixture
-def make(hub: HubServer) -> Iterator[MakeUploader]:
-    """An uploader that is not started yet, in a hurry; it has ended when the test has."""
-    made: list[Uploader] = []
+def said() -> list[str]:
+    """What the user was told."""
+    return []
 
-    def make_uploader(outputs: ModelDir, token: str = hub.token, **changes: object) -> Uploader:
+
+@pytest.fixture
+def make(hub: HubServer, said: list[str]) -> Iterator[MakeMirror]:
+    """Makes mirrors that are in a hurry and not started yet; they end with the test."""
+    made: list[HubMirror] = []
+
+    def say(line: str) -> None:
+        if "waiting for" not in line:  # that depends on the machine
+            said.append(line)
+
+    def make_mirror(outputs: ModelDir, token: str = hub.token, **changes: object) -> HubMirror:
         options: dict[str, object] = {"interval": 0.05, "first_pause": 0.05, **changes}
-        made.append(Uploader(outputs, ModelRepository(REPO, token), **options))  # type: ignore[arg-type]
+        repository = ModelRepository(REPO, token)
+        made.append(HubMirror(outputs, repository, say, **options))  # type: ignore[arg-type]
         return made[-1]
 
-    yield make_uploader
+    yield make_mirror
     hub.clear_faults()
-    for uploader in made:
-        uploader.stop()
-        assert uploader.wait(20)
+    for mirror in made:
+        mirror.stop()
+        assert not mirror.started or mirror.wait(20)
 
 
-def upload_all(uploader: Uploader, seconds: float = 30) -> list[str]:
-    """Its notices, after it has come to its end."""
-    uploader.finish()
-    uploader.start()
-    assert uploader.wait(seconds)
-    return uploader.notices()
+def upload_all(mirror: HubMirror, seconds: float = 30) -> None:
+    """Run a mirror to its end."""
+    mirror.finish()
+    mirror.start()
+    assert mirror.wait(seconds)
 
 
 def files(hub: HubServer) -> dict[str, bytes]:
@@ -182,8 +193,8 @@ def check_all_up_once(hub: HubServer, outputs: ModelDir) -> None:
     assert times == dict.fromkeys(to_go_up(outputs).keys() - {".gitattributes"}, 1)
 
 
-def count(notices: list[str], text: str) -> int:
-    return sum(text in line for line in notices)
+def count(said: list[str], text: str) -> int:
+    return sum(text in line for line in said)
 
 
 def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
@@ -197,7 +208,7 @@ def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
 
 
 def test_everything_goes_up_and_nothing_else(
-    hub: HubServer, outputs: ModelDir, make: MakeUploader
+    hub: HubServer, outputs: ModelDir, make: MakeMirror, said: list[str]
 ) -> None:
     """Byte for byte, into this tree:
 
@@ -217,7 +228,7 @@ def test_everything_goes_up_and_nothing_else(
     report.html
     summary.json
     """
-    notices = upload_all(make(outputs))
+    upload_all(make(outputs))
     assert sorted(files(hub)) == [
         ".gitattributes",
         "README.md",
@@ -238,65 +249,65 @@ def test_everything_goes_up_and_nothing_else(
     card = outputs.card.read_text()
     assert all(f"]({name})" in card for name in PLOTS) and "plots/folds.png" not in card
     check_all_up_once(hub, outputs)
-    assert len(notices) == 1 and f"{hub.endpoint}/{REPO}" in notices[0] and OPEN in notices[0]
+    assert len(said) == 1 and f"{hub.endpoint}/{REPO}" in said[0] and OPEN in said[0]
 
 
 def test_repeats_go_up_in_folders_of_their_own(
-    hub: HubServer, outputs: ModelDir, make: MakeUploader
+    hub: HubServer, outputs: ModelDir, make: MakeMirror, said: list[str]
 ) -> None:
     repeat = train(outputs.root / "seed_1")
     complete(repeat)
-    notices = upload_all(make(outputs))
+    upload_all(make(outputs))
     of_repeat = {f"seed_1/{path}": content for path, content in to_go_up_of(repeat.outputs).items()}
     assert files(hub) == to_go_up(outputs) | of_repeat
     last = commits(hub)[-1]
     assert {"summary.json", "seed_1/summary.json"} <= set(last)
-    assert count(notices, "of another run") == 0
+    assert count(said, "of another run") == 0
 
 
 def test_files_of_others_stay_and_are_told_of(
-    hub: HubServer, outputs: ModelDir, make: MakeUploader
+    hub: HubServer, outputs: ModelDir, make: MakeMirror, said: list[str]
 ) -> None:
     """Another run's folds in the repository, and somebody's copy among our own weights."""
     others = {"model_fold_7_best.safetensors": b"7", "fold_1/epoch_9.safetensors": b"9", "a": b"a"}
     hub.add_repository(REPO, files=others)
     copy = outputs.epoch_weights(1, 0).with_name("epoch_0 (copy).safetensors")
     copy.write_bytes(b"copied by hand")
-    notices = upload_all(make(outputs))
+    upload_all(make(outputs))
     assert files(hub).keys() == without_card(outputs) | {"README.md"} | others.keys()
-    assert count(notices, "of another run, not touched") == 1
-    assert any("model_fold_7_best.safetensors" in line for line in notices)
+    assert count(said, "of another run, not touched") == 1
+    assert any("model_fold_7_best.safetensors" in line for line in said)
 
 
 def test_what_is_pending_is_told_without_reading_files(
-    hub: HubServer, outputs: ModelDir, make: MakeUploader
+    hub: HubServer, outputs: ModelDir, make: MakeMirror
 ) -> None:
-    uploader = make(outputs)
-    uploader.finish()
-    waiting = uploader.pending()
-    uploader.start()
-    assert uploader.wait(30)
+    mirror = make(outputs)
+    mirror.finish()
+    waiting = mirror.pending()["Hub"]
+    mirror.start()
+    assert mirror.wait(30)
     assert waiting == len(files(hub)) - len({".gitattributes", "README.md"})
-    assert uploader.pending() == 0
+    assert mirror.pending()["Hub"] == 0
     add_weights(outputs, range(7, 9))
-    assert uploader.pending() == 2
+    assert mirror.pending()["Hub"] == 2
     outputs.epoch_weights(1, 7).unlink()
-    assert uploader.pending() == 1
+    assert mirror.pending()["Hub"] == 1
     outputs.histories.write_bytes(b"others")
-    assert uploader.pending() == 2
+    assert mirror.pending()["Hub"] == 2
 
 
 def test_a_card_that_the_hub_refuses_keeps_nothing_else_back(
-    hub: HubServer, outputs: ModelDir, make: MakeUploader
+    hub: HubServer, outputs: ModelDir, make: MakeMirror, said: list[str]
 ) -> None:
     hub.fault("validate_yaml", Fault("status", status=400))
-    notices = upload_all(make(outputs))
+    upload_all(make(outputs))
     assert files(hub).keys() == without_card(outputs) | {".gitattributes"}
-    assert count(notices, "HTTP 400") == count(notices, "going on without the model card") == 1
+    assert count(said, "HTTP 400") == count(said, "going on without the model card") == 1
 
 
 def test_the_interval_is_from_the_end_of_a_slow_upload(
-    hub: HubServer, outputs: ModelDir, make: MakeUploader
+    hub: HubServer, outputs: ModelDir, make: MakeMirror
 ) -> None:
     add_weights(outputs, range(10, 110))  # more than go into one commit
     hub.fault("lfs_put", Fault("slow", seconds=0.7, times=1))
@@ -308,7 +319,7 @@ def test_the_interval_is_from_the_end_of_a_slow_upload(
 
 
 def test_only_the_best_weights_go_up_where_that_is_wanted(
-    hub: HubServer, outputs: ModelDir, make: MakeUploader
+    hub: HubServer, outputs: ModelDir, make: MakeMirror
 ) -> None:
     upload_all(make(outputs, upload="best"))
     everything = to_go_up(outputs)
@@ -317,7 +328,7 @@ def test_only_the_best_weights_go_up_where_that_is_wanted(
 
 
 def test_nothing_is_left_beside_the_outputs(
-    hub: HubServer, outputs: ModelDir, make: MakeUploader
+    hub: HubServer, outputs: ModelDir, make: MakeMirror
 ) -> None:
     before = set(outputs.root.rglob("*"))
     upload_all(make(outputs))
@@ -325,17 +336,17 @@ def test_nothing_is_left_beside_the_outputs(
 
 
 def test_a_second_uploader_finds_nothing_to_do(
-    hub: HubServer, outputs: ModelDir, make: MakeUploader
+    hub: HubServer, outputs: ModelDir, make: MakeMirror
 ) -> None:
     upload_all(make(outputs))
     again = make(outputs)
     upload_all(again)
-    assert again.left() == []
+    assert again.missing() == []
     assert seen(hub).count("commit") == 1 and len(commits(hub)) == 1
 
 
 def test_what_is_there_of_old_is_replaced(
-    hub: HubServer, outputs: ModelDir, make: MakeUploader
+    hub: HubServer, outputs: ModelDir, make: MakeMirror
 ) -> None:
     same = outputs.epoch_weights(1, 0).read_bytes()
     held = {"fold_1/epoch_0.safetensors": same, "fold_1/epoch_1.safetensors": b"older"}
@@ -348,19 +359,19 @@ def test_what_is_there_of_old_is_replaced(
 
 
 def test_files_go_up_while_the_run_goes_on(
-    hub: HubServer, tmp_path: Path, make: MakeUploader
+    hub: HubServer, tmp_path: Path, make: MakeMirror
 ) -> None:
     config = train(tmp_path / "out")
-    uploader = make(config.outputs)
-    uploader.start()
+    mirror = make(config.outputs)
+    mirror.start()
     until(lambda: hub.repositories and "model_fold_2_best.safetensors" in files(hub))
     assert b"In training" in files(hub)["README.md"] and "summary.json" not in files(hub)
     add_weights(config.outputs, range(2, 3))
-    uploader.wake()
+    mirror.wake()
     until(lambda: "fold_1/epoch_2.safetensors" in files(hub))
     complete(config)
-    uploader.finish()
-    assert uploader.wait(20)
+    mirror.finish()
+    assert mirror.wait(20)
     assert {**to_go_up(config.outputs), "fold_1/epoch_2.safetensors": b"further epoch 2\n"} == (
         files(hub)
     )
@@ -368,40 +379,41 @@ def test_files_go_up_while_the_run_goes_on(
 
 
 def test_a_run_that_goes_on_takes_an_earlier_summary_away_first(
-    hub: HubServer, tmp_path: Path, make: MakeUploader
+    hub: HubServer, tmp_path: Path, make: MakeMirror
 ) -> None:
     hub.add_repository(REPO, files={"summary.json": b"{}", "mine.txt": b"stays"})
-    uploader = make(train(tmp_path / "out").outputs)
-    uploader.start()
+    mirror = make(train(tmp_path / "out").outputs)
+    mirror.start()
     until(lambda: len(hub.repository(REPO).commits) > 1)
     assert hub.repository(REPO).commits[1].deleted == ("summary.json",)
     assert "mine.txt" in files(hub) and "summary.json" not in files(hub)
 
 
 def test_a_summary_that_was_taken_away_without_a_reply_is_not_missed(
-    hub: HubServer, tmp_path: Path, make: MakeUploader
+    hub: HubServer, tmp_path: Path, make: MakeMirror, said: list[str]
 ) -> None:
     hub.add_repository(REPO, files={"summary.json": b"{}"})
     hub.fault("commit", Fault("lost_reply", times=1))
-    uploader = make(train(tmp_path / "out").outputs)
-    assert count(upload_all(uploader), "uploads stop") == 0
-    assert uploader.left() == [] and "summary.json" not in files(hub)
+    mirror = make(train(tmp_path / "out").outputs)
+    upload_all(mirror)
+    assert count(said, "uploads stop") == 0
+    assert mirror.missing() == [] and "summary.json" not in files(hub)
 
 
 # --- how often, and how much at once -------------------------------------------------------------
 
 
-def test_commits_keep_their_distance(hub: HubServer, tmp_path: Path, make: MakeUploader) -> None:
+def test_commits_keep_their_distance(hub: HubServer, tmp_path: Path, make: MakeMirror) -> None:
     config = train(tmp_path / "out")
-    uploader = make(config.outputs, interval=0.5)
-    uploader.start()
+    mirror = make(config.outputs, interval=0.5)
+    mirror.start()
     for epoch in range(EPOCHS, 42):
         add_weights(config.outputs, range(epoch, epoch + 1))
-        uploader.wake()
+        mirror.wake()
         time.sleep(0.05)
     complete(config)
-    uploader.finish()
-    assert uploader.wait(20)
+    mirror.finish()
+    assert mirror.wait(20)
 
     # Each commit begins with one of these; how long it then takes is not the uploader's.
     began = [request.time for request in hub.requests if request.endpoint == "preupload"]
@@ -411,11 +423,11 @@ def test_commits_keep_their_distance(hub: HubServer, tmp_path: Path, make: MakeU
     assert ["summary.json" in paths for paths in commits(hub)] == (
         [False] * (len(began) - 1) + [True]
     )
-    assert uploader.left() == []
+    assert mirror.missing() == []
 
 
 def test_many_files_go_up_in_several_commits(
-    hub: HubServer, outputs: ModelDir, make: MakeUploader
+    hub: HubServer, outputs: ModelDir, make: MakeMirror
 ) -> None:
     add_weights(outputs, range(EPOCHS, 190))
     upload_all(make(outputs))
@@ -454,25 +466,25 @@ STRUCK = [
 
 @pytest.mark.parametrize(("endpoint", "kind"), STRUCK)
 def test_a_fault_that_passes_costs_nothing(
-    hub: HubServer, outputs: ModelDir, make: MakeUploader, endpoint: str, kind: str
+    hub: HubServer, outputs: ModelDir, make: MakeMirror, endpoint: str, kind: str, said: list[str]
 ) -> None:
     times = 1 if endpoint in PATIENT else 2
     hub.fault(endpoint, Fault(**{**vars(FAULTS[kind]), "times": times}))
-    uploader = make(outputs)
-    notices = upload_all(uploader)
+    mirror = make(outputs)
+    upload_all(mirror)
     check_all_up_once(hub, outputs)
     assert all(commits(hub)), "a commit of nothing new"
-    assert uploader.left() == []
+    assert mirror.missing() == []
     assert endpoint in seen(hub)
-    assert count(notices, OPEN) == 1
-    assert count(notices, OUTAGE) == count(notices, REACHED) <= 1, notices
+    assert count(said, OPEN) == 1
+    assert count(said, OUTAGE) == count(said, REACHED) <= 1, said
     if endpoint not in PATIENT and kind != "slow":
-        assert count(notices, OUTAGE) == 1
+        assert count(said, OUTAGE) == 1
 
 
 @pytest.mark.parametrize("endpoint", ["create", "commit"])
 def test_the_hub_is_left_in_peace_for_as_long_as_it_says(
-    hub: HubServer, outputs: ModelDir, make: MakeUploader, endpoint: str
+    hub: HubServer, outputs: ModelDir, make: MakeMirror, endpoint: str
 ) -> None:
     hub.fault(endpoint, Fault("status", 429, retry_after=2, times=1))
     upload_all(make(outputs))
@@ -481,17 +493,17 @@ def test_the_hub_is_left_in_peace_for_as_long_as_it_says(
 
 
 def test_pauses_grow_while_commits_fail(
-    hub: HubServer, outputs: ModelDir, make: MakeUploader
+    hub: HubServer, outputs: ModelDir, make: MakeMirror, said: list[str]
 ) -> None:
     hub.fault("commit", Fault("status", 503, times=5))
-    notices = upload_all(make(outputs))
+    upload_all(make(outputs))
     tried = [request.time for request in hub.requests if request.endpoint == "commit"]
     assert len(tried) == 6 and tried[5] - tried[4] > 0.7  # 0.05 s, doubled four times
-    assert count(notices, OUTAGE) == count(notices, REACHED) == 1, notices
+    assert count(said, OUTAGE) == count(said, REACHED) == 1, said
 
 
 def test_a_repository_that_is_not_seen_at_once_is_waited_for(
-    hub: HubServer, outputs: ModelDir, make: MakeUploader
+    hub: HubServer, outputs: ModelDir, make: MakeMirror
 ) -> None:
     hub.fault("tree", Fault("status", 404, times=3))
     upload_all(make(outputs))
@@ -499,20 +511,19 @@ def test_a_repository_that_is_not_seen_at_once_is_waited_for(
 
 
 def test_a_gateway_that_answers_in_html_is_an_outage(
-    monkeypatch: pytest.MonkeyPatch, outputs: ModelDir
+    monkeypatch: pytest.MonkeyPatch, outputs: ModelDir, said: list[str]
 ) -> None:
     """What stands before the Hub has an answer of its own when nobody is behind it."""
     with Gateway() as gateway:
         monkeypatch.setenv("HF_ENDPOINT", gateway.url)
-        uploader = Uploader(outputs, ModelRepository(REPO, "hf_test"), first_pause=0.05)
-        uploader.start()
+        mirror = HubMirror(outputs, ModelRepository(REPO, "hf_test"), said.append, first_pause=0.05)
+        mirror.start()
         try:
-            until(lambda: gateway.asked > 1 or uploader.wait(0))
+            until(lambda: gateway.asked > 1 or mirror.wait(0))
         finally:
-            uploader.stop()
-            assert uploader.wait(20)
-    notices = uploader.notices()
-    assert count(notices, OUTAGE) == 1 and count(notices, "uploads stop") == 0, notices
+            mirror.stop()
+            assert mirror.wait(20)
+    assert count(said, OUTAGE) == 1 and count(said, "uploads stop") == 0, said
 
 
 class Gateway(ThreadingHTTPServer):
@@ -557,45 +568,45 @@ class _Answer(BaseHTTPRequestHandler):
 
 
 def test_it_stops_in_the_middle_of_a_pause(
-    hub: HubServer, outputs: ModelDir, make: MakeUploader
+    hub: HubServer, outputs: ModelDir, make: MakeMirror
 ) -> None:
     hub.fault("commit", Fault("status", 503))
-    uploader = make(outputs, first_pause=200)
-    uploader.start()
+    mirror = make(outputs, first_pause=200)
+    mirror.start()
     until(lambda: "commit" in seen(hub))
-    uploader.stop()
-    assert uploader.wait(20)
-    assert uploader.left()
+    mirror.stop()
+    assert mirror.wait(20)
+    assert mirror.missing()
 
 
 def test_it_stops_while_it_waits_for_the_next_commit(
-    hub: HubServer, outputs: ModelDir, make: MakeUploader
+    hub: HubServer, outputs: ModelDir, make: MakeMirror
 ) -> None:
-    uploader = make(outputs, interval=200)
-    uploader.start()
+    mirror = make(outputs, interval=200)
+    mirror.start()
     until(lambda: hub.repositories and commits(hub))
-    uploader.finish()  # the summary has still to go up
-    uploader.stop()
-    assert uploader.wait(20)
-    assert "summary.json" in uploader.left()
+    mirror.finish()  # the summary has still to go up
+    mirror.stop()
+    assert mirror.wait(20)
+    assert "summary.json" in mirror.missing()
     assert len(commits(hub)) == 1
 
 
 @pytest.mark.parametrize("endpoint", ["lfs_batch", "lfs_put", "commit"])
 def test_a_file_may_be_replaced_while_it_goes_up(
-    hub: HubServer, outputs: ModelDir, make: MakeUploader, endpoint: str
+    hub: HubServer, outputs: ModelDir, make: MakeMirror, endpoint: str, said: list[str]
 ) -> None:
     hub.fault(endpoint, Fault("slow", seconds=0.5, times=1))
-    uploader = make(outputs)
-    uploader.start()
+    mirror = make(outputs)
+    mirror.start()
     until(lambda: endpoint in seen(hub))
     write_file(outputs.best_weights(1), b"better weights")
     write_file(outputs.epoch_weights(2, 0), b"trained again after a death")
-    uploader.finish()
-    assert uploader.wait(20)
+    mirror.finish()
+    assert mirror.wait(20)
     assert files(hub) == to_go_up(outputs)
     assert files(hub)["model_fold_1_best.safetensors"] == b"better weights"
-    assert len(uploader.notices()) == 1  # what went up was whole, of the older file too
+    assert len(said) == 1  # what went up was whole, of the older file too
 
 
 # --- faults that stay ----------------------------------------------------------------------------
@@ -615,22 +626,23 @@ REFUSALS = [
 def test_a_refusal_is_said_once_and_what_is_left_can_be_sent_later(
     hub: HubServer,
     outputs: ModelDir,
-    make: MakeUploader,
+    make: MakeMirror,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     endpoint: str,
     status: int,
     advice: str,
+    said: list[str],
 ) -> None:
     hub.fault(endpoint, Fault("status", status))
-    uploader = make(outputs)
-    notices = upload_all(uploader)
-    (refusal,) = [line for line in notices if "uploads stop here" in line]
+    mirror = make(outputs)
+    upload_all(mirror)
+    (refusal,) = [line for line in said if "uploads stop here" in line]
     assert advice in refusal and "\n" not in refusal
-    assert refusal == notices[-1]
+    assert refusal == said[-1]
     # The card is made when it is known what the repository holds.
     card = {"README.md"} if endpoint == "commit" else set()
-    assert set(uploader.left()) == without_card(outputs) | card
+    assert set(mirror.missing()) == without_card(outputs) | card
     if hub.repositories:
         assert list(files(hub)) == [".gitattributes"]
 
@@ -638,23 +650,27 @@ def test_a_refusal_is_said_once_and_what_is_left_can_be_sent_later(
     monkeypatch.setenv("HF_TOKEN", hub.token)
     for _ in range(2):
         assert main(["upload", "--model_dir", str(outputs.root)]) == 0
-        said = capsys.readouterr()
-        assert f"Hub: all is up in {REPO}" in said.out and said.err == ""
+        printed = capsys.readouterr()
+        assert f"Hub: all is up in {REPO}" in printed.out and printed.err == ""
         check_all_up_once(hub, outputs)
     assert os.environ["HF_TOKEN"] == hub.token
 
 
 def test_a_token_is_shown_nowhere(
-    hub: HubServer, outputs: ModelDir, make: MakeUploader, monkeypatch: pytest.MonkeyPatch
+    hub: HubServer,
+    outputs: ModelDir,
+    make: MakeMirror,
+    monkeypatch: pytest.MonkeyPatch,
+    said: list[str],
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_SeCrEt")
-    notices = upload_all(make(outputs, token="hf_SeCrEt"))
-    notices += upload_all(make(outputs, token=None))  # the one of the environment
-    assert count(notices, "HTTP 401") == 2 and count(notices, "hf_SeCrEt") == 0
+    upload_all(make(outputs, token="hf_SeCrEt"))
+    upload_all(make(outputs, token=None))  # the one of the environment
+    assert count(said, "HTTP 401") == 2 and count(said, "hf_SeCrEt") == 0
     hub.add_repository(DATASET, "dataset", {"folds.npy": b"folds"})
     with pytest.raises(BadData, match="401") as refused:
-        fetch_missing(outputs.root / "data", DATASET, "hf_SeCrEt", notices.append)
-    assert "hf_SeCrEt" not in f"{refused.value!r} {notices}"
+        fetch_missing(outputs.root / "data", DATASET, "hf_SeCrEt", said.append)
+    assert "hf_SeCrEt" not in f"{refused.value!r} {said}"
 
     monkeypatch.setenv("HF_TOKEN", hub.token)
     assert main(["upload", "--model_dir", str(outputs.root)]) == 0
@@ -672,19 +688,18 @@ def start() -> RunStart:
 
 
 def test_a_run_is_mirrored_and_waits_for_the_end(
-    hub: HubServer, tmp_path: Path, make: MakeUploader
+    hub: HubServer, tmp_path: Path, make: MakeMirror, said: list[str]
 ) -> None:
     config = train(tmp_path / "out")
-    said: list[str] = []
-    follower = Mirror(make(config.outputs), timeout=20, say=said.append, again="COMMAND")
-    follower.run_started(start())
-    follower.epoch_committed(1, history(1)[0])
+    mirror = make(config.outputs, timeout=20)
+    mirror.run_started(start())
+    mirror.epoch_committed(1, history(1)[0])
     until(lambda: hub.repositories and len(files(hub)) > 1)
-    follower.time_passed()
+    mirror.time_passed()
     assert count(said, OPEN) == 1
     hub.fault("lfs_put", Fault("slow", seconds=0.3))  # so that there is something to wait for
-    follower.run_finished(complete(config))
-    follower.close()
+    mirror.run_finished(complete(config))
+    mirror.close()
     assert files(hub) == to_go_up(config.outputs)
     assert said[-1] == "Hub: everything is up"
     assert count(said, OPEN) == 1
@@ -692,46 +707,43 @@ def test_a_run_is_mirrored_and_waits_for_the_end(
 
 def closed_mirror(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, said: list[str], timeout: float
-) -> Mirror:
+) -> HubMirror:
     monkeypatch.setenv("HF_ENDPOINT", CLOSED)
     changed = RunConfig(
         run_name="run", model_dir=config.model_dir, hf_model_repo_id=REPO, hub_timeout=timeout
     )
-    return mirror(changed, "hf_test", said.append)
+    return hub_mirror(changed, "hf_test", said.append)
 
 
 def test_a_hub_that_is_not_there_does_not_hold_up_the_end(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
-    said: list[str] = []
-    follower = closed_mirror(config, monkeypatch, said, timeout=1.2)
-    follower.run_started(start())
-    follower.run_finished(complete(config))
+    mirror = closed_mirror(config, monkeypatch, said, timeout=1.2)
+    mirror.run_started(start())
+    mirror.run_finished(complete(config))
     began = time.monotonic()
-    follower.close()
+    mirror.close()
     assert time.monotonic() - began > 1.1
     assert count(said, OUTAGE) == 1 and count(said, OPEN) == 0
-    assert count(said, "waiting for 13 files") == 1
+    assert count(said, "waiting for 13 files to be sent") == 1
     last = said[-1]
-    assert "not up yet: 13 files (fold_1/epoch_0.safetensors" in last
+    assert "not sent yet: 13 files (fold_1/epoch_0.safetensors" in last
     assert f"python -m raykfold.hub upload --model_dir {config.model_path}" in last
 
 
 def test_a_session_that_is_interrupted_does_not_wait(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
-    said: list[str] = []
-    follower = closed_mirror(config, monkeypatch, said, timeout=20)
-    follower.run_started(start())
-    follower.close()
+    mirror = closed_mirror(config, monkeypatch, said, timeout=20)
+    mirror.run_started(start())
+    mirror.close()
     assert count(said, "waiting") == 0
-    assert "not up yet" in said[-1] and "summary.json" not in said[-1]
+    assert "not sent yet" in said[-1] and "summary.json" not in said[-1]
 
 
 def test_a_session_that_never_began_says_nothing(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
-    said: list[str] = []
     closed_mirror(config, monkeypatch, said, timeout=200).close()
     assert said == []
 
@@ -741,21 +753,21 @@ def test_a_session_that_never_began_says_nothing(
 UPLOAD = """
 import sys
 from pathlib import Path
-from raykfold.outputs.hub_mirror import Uploader
 from raykfold.files.paths import ModelDir
-from raykfold.hub import main
 from raykfold.outputs.hub_client import ModelRepository
+from raykfold.outputs.hub_mirror import HubMirror
 
-uploader = Uploader(ModelDir(Path(sys.argv[1])), ModelRepository(sys.argv[2], "hf_test"))
-uploader.finish()
-uploader.start()
-uploader.wait(200)
+repository = ModelRepository(sys.argv[2], "hf_test")
+mirror = HubMirror(ModelDir(Path(sys.argv[1])), repository, print)
+mirror.finish()
+mirror.start()
+mirror.wait(200)
 """
 
 FETCH = """
 import sys
 from pathlib import Path
-from raykfold.outputs.hub_mirror import fetch_missing
+from raykfold.outputs.hub_dataset import fetch_missing
 
 fetch_missing(Path(sys.argv[1]), sys.argv[2], None, print)
 """
@@ -773,7 +785,7 @@ def kill_when(condition: Callable[[], object], script: str, *arguments: str) -> 
 
 @pytest.mark.parametrize(("endpoint", "requests"), [("create", 1), ("lfs_put", 3), ("commit", 1)])
 def test_a_kill_in_the_middle_loses_nothing(
-    hub: HubServer, outputs: ModelDir, make: MakeUploader, endpoint: str, requests: int
+    hub: HubServer, outputs: ModelDir, make: MakeMirror, endpoint: str, requests: int
 ) -> None:
     hub.fault(endpoint, Fault("slow", seconds=0.5))
     kill_when(lambda: seen(hub).count(endpoint) >= requests, UPLOAD, str(outputs.root), REPO)
@@ -784,7 +796,7 @@ def test_a_kill_in_the_middle_loses_nothing(
 
 
 def test_a_commit_that_a_killed_uploader_has_asked_for_is_not_made_again(
-    hub: HubServer, outputs: ModelDir, make: MakeUploader
+    hub: HubServer, outputs: ModelDir, make: MakeMirror
 ) -> None:
     hub.fault("commit", Fault("slow", seconds=0.3))
     kill_when(lambda: "commit" in seen(hub), UPLOAD, str(outputs.root), REPO)
@@ -795,7 +807,7 @@ def test_a_commit_that_a_killed_uploader_has_asked_for_is_not_made_again(
 
 
 def test_a_kill_between_two_commits_loses_nothing(
-    hub: HubServer, outputs: ModelDir, make: MakeUploader
+    hub: HubServer, outputs: ModelDir, make: MakeMirror
 ) -> None:
     add_weights(outputs, range(EPOCHS, 92))
     kill_when(
@@ -861,7 +873,7 @@ def test_the_command_says_what_is_not_up(outputs: ModelDir) -> None:
     )
     assert (ended.returncode, ended.stderr) == (1, "")
     assert ended.stdout.count(OUTAGE) == 1
-    assert "Hub: not up yet: 13 files (" in ended.stdout.splitlines()[-1]
+    assert "Hub: not sent yet: 13 files (" in ended.stdout.splitlines()[-1]
 
 
 # --- data sets from the Hub ----------------------------------------------------------------------
@@ -879,11 +891,6 @@ SOUNDS = {
     "audio/folds.npy": b"elsewhere",
 }
 WANTED = ("features.npy", "labels.pkl", "folds.npy", "class_mapping.json", "features.json")
-
-
-@pytest.fixture
-def said() -> list[str]:
-    return []
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ from raykfold.errors import StorageError
 from raykfold.files.paths import ModelDir
 from raykfold.files.remote import RemotePath, place
 from raykfold.observers import RunStart
-from raykfold.outputs.store_mirror import Outbox
+from raykfold.outputs.store_mirror import StoreMirror
 from raykfold.training.results import EpochMetrics, FoldResult, Summary
 
 
@@ -33,7 +33,7 @@ def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     yield server
     server.faults.clear()
     for thread in threading.enumerate():
-        if thread.name == "outbox":  # one that a test has left in an outage
+        if thread.name.startswith("mirror s3"):  # one that a test has left in an outage
             thread.join(60)
 
 
@@ -82,21 +82,21 @@ def test_files_go_as_they_come_and_the_summary_last(
 ) -> None:
     (target / "summary.json").write_bytes(b"of before")
     said: list[str] = []
-    outbox = Outbox(outputs, target, said.append)
+    mirror = StoreMirror(outputs, target, said.append)
     train(outputs, 0)
-    outbox.run_started(START)
+    mirror.run_started(START)
     wait_for(target, "model_fold_1_best.safetensors", "0")
     assert "summary.json" not in contents(target)
     train(outputs, 1)
-    outbox.epoch_committed(1, METRICS)
+    mirror.epoch_committed(1, METRICS)
     wait_for(target, "model_fold_1_best.safetensors", "1")
     outputs.summary.write_text("{}")
-    outbox.run_finished(SUMMARY)
+    mirror.run_finished(SUMMARY)
     outputs.card.write_text("a card")  # of an observer that is closed before
     outputs.report.write_text("a page")
     outputs.plots.mkdir()
     (outputs.plots / "curves.png").write_text("a picture")
-    outbox.close()
+    mirror.close()
     assert contents(target) == {
         "checkpoints/fold_1/epoch_0.safetensors": "0",
         "checkpoints/fold_1/epoch_1.safetensors": "1",
@@ -115,12 +115,12 @@ def test_files_go_as_they_come_and_the_summary_last(
 
 def test_a_later_session_sends_the_difference(outputs: ModelDir, target: RemotePath) -> None:
     train(outputs, 0)
-    first = Outbox(outputs, target, print)
+    first = StoreMirror(outputs, target, print)
     first.run_started(START)
     wait_for(target, "training_state.json", "epoch 0")
     first.close()
     train(outputs, 1)
-    second = Outbox(outputs, target, print, keep=True)
+    second = StoreMirror(outputs, target, print, keep=True)
     second.run_started(START)
     second.run_finished(SUMMARY)
     second.close()
@@ -133,16 +133,16 @@ def test_an_outage_is_outlasted_and_blocks_nobody(
     s3: S3Server, outputs: ModelDir, target: RemotePath
 ) -> None:
     s3.fault("internal", for_seconds=4)
-    outbox = Outbox(outputs, target, print)
-    outbox.run_started(START)
+    mirror = StoreMirror(outputs, target, print)
+    mirror.run_started(START)
     began = time.monotonic()
     for epoch in range(3):
         train(outputs, epoch)
-        outbox.epoch_committed(1, METRICS)
-        outbox.time_passed()
+        mirror.epoch_committed(1, METRICS)
+        mirror.time_passed()
     assert time.monotonic() - began < 1
-    outbox.run_finished(SUMMARY)
-    outbox.close()
+    mirror.run_finished(SUMMARY)
+    mirror.close()
     assert len(contents(target)) == 5
 
 
@@ -151,11 +151,11 @@ def test_what_cannot_be_sent_is_said_and_ends_the_run(
 ) -> None:
     train(outputs, 0)
     s3.fault("slow_down")
-    outbox = Outbox(outputs, target, print, wait_seconds=1)
-    outbox.run_started(START)
-    outbox.run_finished(SUMMARY)
-    with pytest.raises(StorageError, match=r"not there yet: epoch_0.*the same command sends"):
-        outbox.close()
+    mirror = StoreMirror(outputs, target, print, timeout=1)
+    mirror.run_started(START)
+    mirror.run_finished(SUMMARY)
+    with pytest.raises(StorageError, match=r"not sent yet: epoch_0.*the same command sends"):
+        mirror.close()
     assert outputs.training_state.exists()
 
 
@@ -165,27 +165,27 @@ def test_a_run_that_is_stopped_does_not_wait(
     train(outputs, 0)
     s3.fault("slow_down")
     said: list[str] = []
-    outbox = Outbox(outputs, target, said.append)
-    outbox.run_started(START)
+    mirror = StoreMirror(outputs, target, said.append)
+    mirror.run_started(START)
     began = time.monotonic()
-    outbox.close()
+    mirror.close()
     assert time.monotonic() - began < 1
-    assert len(said) == 1 and "not there yet" in said[0]
+    assert len(said) == 1 and "not sent yet" in said[0]
 
 
 def test_what_is_pending_is_what_has_still_to_go(
     s3: S3Server, outputs: ModelDir, target: RemotePath
 ) -> None:
     train(outputs, 0)
-    outbox = Outbox(outputs, target, print, keep=True)
-    assert outbox.pending() == {"s3": 3}
-    outbox.run_started(START)
+    mirror = StoreMirror(outputs, target, print, keep=True)
+    assert mirror.pending() == {"s3": 3}
+    mirror.run_started(START)
     wait_for(target, "training_state.json", "epoch 0")
     train(outputs, 1)
-    assert outbox.pending() == {"s3": 3}  # the best weights again, and the state
-    outbox.run_finished(SUMMARY)
-    outbox.close()
-    assert outbox.pending() == {"s3": 0}
+    assert mirror.pending() == {"s3": 3}  # the best weights again, and the state
+    mirror.run_finished(SUMMARY)
+    mirror.close()
+    assert mirror.pending() == {"s3": 0}
 
 
 def test_event_files_of_an_earlier_session_go_when_new_ones_come(
@@ -198,17 +198,17 @@ def test_event_files_of_an_earlier_session_go_when_new_ones_come(
             former.unlink()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"events.out.tfevents.{session}.host").write_text(session)
-        outbox = Outbox(outputs, target, print, keep=session == "1")
-        outbox.run_started(START)
-        outbox.run_finished(SUMMARY)
-        outbox.close()
+        mirror = StoreMirror(outputs, target, print, keep=session == "1")
+        mirror.run_started(START)
+        mirror.run_finished(SUMMARY)
+        mirror.close()
         assert contents(target) == {
             f"tensorboard/fold_1/events.out.tfevents.{session}.host": session
         }
 
     train(outputs, 0)  # elsewhere, and without new ones
-    outbox = Outbox(outputs, target, print)
-    outbox.run_started(START)
-    outbox.run_finished(SUMMARY)
-    outbox.close()
+    mirror = StoreMirror(outputs, target, print)
+    mirror.run_started(START)
+    mirror.run_finished(SUMMARY)
+    mirror.close()
     assert "tensorboard/fold_1/events.out.tfevents.2.host" in contents(target)

@@ -36,16 +36,20 @@ from raykfold.files.paths import ModelDir
 UPLOAD = """
 import sys
 from pathlib import Path
-from raykfold.outputs.hub_mirror import Uploader
 from raykfold.files.paths import ModelDir
 from raykfold.outputs.hub_client import ModelRepository
+from raykfold.outputs.hub_mirror import HubMirror
+
+def say(line):
+    if "waiting for" not in line:  # that depends on the machine
+        print(line)
 
 repository = ModelRepository(sys.argv[2], sys.argv[3])
-uploader = Uploader(ModelDir(Path(sys.argv[1])), repository, interval=0.05, first_pause=0.05)
-uploader.finish()
-uploader.start()
-uploader.wait(60)
-print(*uploader.notices(), sep="\\n")
+outputs = ModelDir(Path(sys.argv[1]))
+mirror = HubMirror(outputs, repository, say, interval=0.05, first_pause=0.05)
+mirror.finish()
+mirror.start()
+mirror.wait(60)
 """
 
 
