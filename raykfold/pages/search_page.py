@@ -1,7 +1,7 @@
-"""The page of a search: which configuration has won, and what its accuracy is worth.
+"""The page of a search: which configuration is best, and what its accuracy is worth.
 
-What it shows is in ``search.json`` alone, while the search goes on or after. A trial is a whole
-cross-validation, and has a page of its own (`raykfold.pages.run_page`) that this one leads to.
+Each trial is a whole cross-validation and has a page of its own (`raykfold.pages.run_page`), to
+which this one links.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -26,45 +25,82 @@ from raykfold.text import (
     plus_minus,
     times,
 )
+from raykfold.training.search_results import TRIAL_STATUSES, SearchResults, Trial, ranked
 from raykfold.training.statistics import ROUNDING
 
 if TYPE_CHECKING:
-    from raykfold.pages.drawing import Picture
-    from raykfold.pages.search_figures import Dimension, Trial
+    from raykfold.pages import search_figures
 
 MOST_FOLDS_SHOWN = 10
 _MOST_ERRORS = 12
-_FEW_CHOICES = 8  # numbers to choose from that get an evenly spaced place each
+_FEW_CHOICES = 8  # numbers that get an evenly spaced place each
 _LONGEST_VALUE = 28
 _LONGEST_ERROR = 400
-_STATUSES = ("complete", "stopped", "running", "failed")
 _TEMPLATE = "search_page.html.j2"
 
 Row: TypeAlias = Mapping[str, Any]
 
 
-def overview(search: Mapping[str, Any]) -> str:
-    """The page, as HTML.
+def search_page(results: SearchResults) -> str:
+    """Return the page as HTML."""
+    status = {"best": "its best", "chosen": "the one that an inner validation split chose"}
+    facts = [
+        ("status", results.status),
+        ("wall time", duration(results.wall_seconds)),
+        ("resumed", times(max(results.sessions - 1, 0))),
+        ("sampler", results.sampler),
+        ("scheduler", results.scheduler),
+        ("seed", str(results.seed)),
+        ("folds", ", ".join(map(str, results.folds))),
+        ("epochs of a fold, at most", str(results.epochs)),
+        ("epoch of a fold that counts", status[results.score]),
+    ]
+    shown = {"epochs", "folds", "sampler", "scheduler", "seed", "space"}
+    facts += [
+        ("fingerprint of the data" if name == "data" else _text(name), _text(value, longest=200))
+        for name, value in results.identity.items()
+        if name not in shown
+    ]
+    values = {
+        "run_name": one_line(results.run_name),
+        "made_from": "search.json",
+        "about": (
+            f"search over {counted(len(results.space), 'hyper-parameter')}; each trial is a "
+            f"cross-validation of {counted(len(results.folds), 'fold')}, up to "
+            f"{counted(results.epochs, 'epoch')}"
+        ),
+        "headline": _headline(results),
+        "state": _state(results),
+        "tiles": [{"name": n, "value": v, "note": note} for n, v, note in _tiles(results)],
+        "remarks": [{"text": text, "serious": serious} for serious, text in _remarks(results)],
+        "best": _best(results),
+        "nested": _nested(results),
+        "parallel": _parallel(results),
+        "pictures": list(_pictures(results)),
+        "table": _table(results) if results.trials else None,
+        "errors": list(_errors(results)),
+        "space": [(_name(name), _domain_text(each)) for name, each in results.space.items()],
+        "command": one_line(results.command, longest=None),
+        "facts": facts,
+        "versions": list(results.versions.items()),
+    }
+    return render(_TEMPLATE, values)
 
-    Args:
-        search: the content of ``search.json``.
-    """
-    return render(_TEMPLATE, _page(_Search(search)))
 
-
-def search_plots(search: Mapping[str, Any]) -> dict[str, bytes]:
-    """Name → PNG, of what there is to draw: ``parallel``, ``history``."""
+def search_plots(results: SearchResults) -> dict[str, bytes]:
+    """Return the pictures that there is something to draw for: name → PNG."""
     from raykfold.pages import search_figures
 
-    found = _Search(search)
-    drawn = [found.parallel()]
-    if found.has_accuracies:
-        drawn.append(search_figures.history(found.drawn))
-    return {picture.name: picture.png() for picture in drawn if picture is not None}
+    if not _has_accuracies(results):
+        return {}
+    pictures = [search_figures.history(_drawn(results))]
+    if results.space:
+        pictures.append(search_figures.parallel(_dimensions(results), _drawn(results)))
+    return {picture.name: picture.png() for picture in pictures}
 
 
-def write_overview(search: Mapping[str, Any], outputs: ModelDir) -> Path:
-    """Write the page and its pictures into `outputs`; pictures of an earlier page go.
+def write_search_page(results: SearchResults, outputs: ModelDir) -> Path:
+    """Write the page and its pictures into `outputs`, and remove pictures of an earlier page.
 
     Returns:
         Where the page is.
@@ -72,333 +108,342 @@ def write_overview(search: Mapping[str, Any], outputs: ModelDir) -> Path:
     Raises:
         StorageError: it cannot be written.
     """
-    return write_page(outputs, overview(search), search_plots(search))
+    return write_page(outputs, search_page(results), search_plots(results))
 
 
-# --- what is known of a search -------------------------------------------------------------------
+# --- the top of the page -------------------------------------------------------------------------
 
 
-class _Search:
-    """A search in plain values, and in pictures."""
-
-    def __init__(self, content: Mapping[str, Any]) -> None:
-        self.content = content
-        self.trials: Sequence[Row] = content["trials"]
-        self.folds: Sequence[int] = content["folds"]
-        self.best: Row | None = content["best"]
-        self.nested: Row | None = content["nested"]
-        self.is_running = content["status"] == "running"
-
-    @cached_property
-    def names(self) -> list[str]:
-        """Of the hyper-parameters: those that are searched, and what else trials were told."""
-        told = (name for trial in self.trials for name in trial["config"])
-        return list(dict.fromkeys([*self.content["space"], *told]))
-
-    @cached_property
-    def counts(self) -> Mapping[str, int]:
-        """Status → trials that have it."""
-        return Counter(trial["status"] for trial in self.trials)
-
-    @cached_property
-    def complete(self) -> list[Row]:
-        """With an accuracy, best first; of equal ones the earlier."""
-        known = [each for each in self.trials if each["status"] == "complete"]
-        known = [each for each in known if _mean(each) is not None]
-        return sorted(known, key=lambda each: (-each["mean_accuracy"], each["trial"]))
-
-    @cached_property
-    def compared(self) -> int:
-        """Trials among which the best was chosen."""
-        return sum(_mean(each) is not None for each in self.trials if each["status"] != "running")
-
-    def is_best(self, trial: Row) -> bool:
-        return self.best is not None and trial["trial"] == self.best["trial"]
-
-    @cached_property
-    def ranked(self) -> list[tuple[int | None, Row]]:
-        """Rank and trial: first the best and what else is complete, then the others.
-
-        Trials that are equal share a rank. One that is not complete has none: its accuracy is of
-        fewer epochs.
-        """
-
-        def order(trial: Row) -> tuple[bool, int, float, int]:
-            status = trial["status"]
-            place = _STATUSES.index(status) if status in _STATUSES else len(_STATUSES)
-            return (not self.is_best(trial), place, -(_mean(trial) or 0.0), trial["trial"])
-
-        return [(self._rank(trial), trial) for trial in sorted(self.trials, key=order)]
-
-    def _rank(self, trial: Row) -> int | None:
-        if self.is_best(trial):
-            return 1
-        if trial["status"] != "complete" or _mean(trial) is None:
+def _headline(results: SearchResults) -> Row | None:
+    """Return the number at the top, if there is one; with --nested only the nested one."""
+    if results.status == "running":
+        return None
+    if results.outer:
+        estimate, count = results.nested, len(results.outer)
+        if estimate is None:
             return None
-        own = trial["mean_accuracy"] + ROUNDING
-        return 1 + sum(each["mean_accuracy"] > own for each in self.complete)
-
-    @property
-    def has_accuracies(self) -> bool:
-        return any(_mean(trial) is not None for trial in self.trials)
-
-    @cached_property
-    def drawn(self) -> list[Trial]:
-        from raykfold.pages.search_figures import Trial
-
-        return [
-            Trial(
-                number=each["trial"],
-                config=each["config"],
-                status=each["status"],
-                accuracy=_mean(each),
-                history=each["history"] or (),
-                is_best=self.is_best(each),
-            )
-            for each in self.trials
-        ]
-
-    @cached_property
-    def dimensions(self) -> list[Dimension]:
-        return [_dimension(name, domain) for name, domain in self.content["space"].items()]
-
-    def parallel(self) -> Picture | None:
-        from raykfold.pages import search_figures
-
-        if not self.has_accuracies or not self.dimensions:
-            return None
-        return search_figures.parallel(self.dimensions, self.drawn)
-
-
-def _mean(trial: Row) -> float | None:
-    """None of a trial that has failed: what it has of some folds is not to be compared."""
-    return None if trial["status"] == "failed" else trial["mean_accuracy"]
-
-
-def _dimension(name: str, domain: Any) -> Dimension:
-    from raykfold.pages.search_figures import Dimension
-
-    kind, values = _kind_and_values(domain)
-    if kind in ("choice", "grid"):
-        numbers = all(isinstance(each, int | float) for each in values)
-        if not numbers or len(values) <= _FEW_CHOICES:
-            return Dimension(name, sorted(values) if numbers else values, is_choice=True)
-        return Dimension(name, values)
-    ends = values[:2] if kind.endswith(("uniform", "randint")) else []
-    return Dimension(name, ends, is_log="log" in kind)
-
-
-def _kind_and_values(domain: Any) -> tuple[str, list[Any]]:
-    """``loguniform`` and its ends, ``choice`` and what there is to choose."""
-    if not isinstance(domain, Mapping) or len(domain) != 1:
-        return "choice", [domain]
-    (kind, values), *_ = domain.items()
-    is_list = isinstance(values, Sequence) and not isinstance(values, str)
-    return str(kind), list(values) if is_list else [values]
-
-
-# --- what the page says --------------------------------------------------------------------------
-
-
-def _page(search: _Search) -> dict[str, Any]:
-    """The template's values."""
-    return {
-        "run_name": one_line(search.content["run_name"]),
-        "made_from": "search.json",
-        "about": _about(search),
-        "headline": _headline(search),
-        "state": _state(search),
-        "tiles": [{"name": n, "value": v, "note": note} for n, v, note in _tiles(search)],
-        "remarks": [{"text": text, "serious": serious} for serious, text in _doubts(search)],
-        "best": _best(search),
-        "nested": _nested(search),
-        "parallel": _parallel(search),
-        "pictures": list(_pictures(search)),
-        "table": _table(search) if search.trials else None,
-        "errors": list(_errors(search)),
-        "space": [(_name(n), _domain(d)) for n, d in search.content["space"].items()],
-        "command": one_line(search.content["command"], longest=None),
-        "facts": list(_facts(search)),
-        "versions": [(one_line(name), one_line(value)) for name, value in _versions(search)],
-    }
-
-
-def _about(search: _Search) -> str:
-    parameters = counted(len(search.content["space"]), "hyper-parameter")
-    folds = counted(len(search.folds), "fold")
-    epochs = counted(search.content["epochs"], "epoch")
-    return f"search over {parameters}; each trial is a cross-validation of {folds}, up to {epochs}"
-
-
-def _headline(search: _Search) -> Row | None:
-    """The figure that comes first, if there is one: of a nested search only the nested one."""
-    if search.is_running:
+        interval = (
+            f", 95 % interval {interval_text(estimate.interval)}" if estimate.interval else ""
+        )
+        what = (
+            f"Accuracy of the whole procedure over {counted(count, 'outer fold')}"
+            f"{_plus_minus_meaning(count)}{interval}. Each outer fold had a search of its own on "
+            "the other folds, and an inner split chose the epoch; the outer fold itself had no "
+            "part in any choice."
+        )
+        return {
+            "mean": accuracy_text(estimate.mean),
+            "std": accuracy_text(estimate.std) if count > 1 else None,
+            "badge": None,
+            "what": what,
+        }
+    best, count = results.best, len(results.folds)
+    if best is None:
         return None
-    if search.nested is not None:
-        return _nested_headline(search, search.nested)
-    if search.best is None:
-        return None
-    std = None if len(search.folds) == 1 else accuracy_text(search.best["std_accuracy"])
-    mean = accuracy_text(search.best["mean_accuracy"])
-    is_optimistic = search.compared > 1 or search.content["score"] == "best"
-    badge = "optimistic" if is_optimistic else None
-    return {"mean": mean, "std": std, "badge": badge, "what": _what_the_best_is_worth(search)}
-
-
-def _nested_headline(search: _Search, nested: Row) -> Row | None:
-    if nested["mean_accuracy"] is None:
-        return None
-    within = f", 95 % interval {interval_text(nested['interval'])}" if nested["interval"] else ""
-    over = counted(len(nested["folds"]), "outer fold")
-    spread = "" if len(nested["folds"]) == 1 else ": mean ± standard deviation"
+    compared = len(results.compared)
     what = (
-        f"Accuracy of the whole procedure over {over}{spread}{within}. The search was done anew "
-        "inside each outer fold, each epoch chosen on an inner split; the outer fold itself had no "
-        "part in any choice."
+        f"Accuracy of trial {best.number}, the best, over {counted(count, 'fold')}"
+        f"{_plus_minus_meaning(count)}. "
     )
-    std = None if len(nested["folds"]) == 1 else accuracy_text(nested["std_accuracy"])
-    return {"mean": accuracy_text(nested["mean_accuracy"]), "std": std, "badge": None, "what": what}
-
-
-def _what_the_best_is_worth(search: _Search) -> str:
-    assert search.best is not None
-    folds = counted(len(search.folds), "fold")
-    spread = "" if len(search.folds) == 1 else ": mean ± standard deviation"
-    what = f"Accuracy of trial {search.best['trial']}, the best, over {folds}{spread}. "
-    if search.compared > 1:
-        return what + (
+    if compared > 1:
+        what += (
             "The folds that it is measured on have chosen this configuration among "
-            f"{search.compared}, so it is optimistic; --nested measures the whole procedure."
+            f"{compared}, so it is optimistic; --nested measures the whole procedure."
         )
-    return what + "No other trial has an accuracy: nothing was chosen."
-
-
-def _state(search: _Search) -> Row:
-    """What stands in place of a mean where there is none."""
-    if search.is_running:
-        now = time.strftime("%Y-%m-%d %H:%M:%S")
-        what = f"As of {now}: {_trials_so_far(search)}; {_epochs_so_far(search)}."
-        if search.nested is not None:
-            done = sum(each["status"] == "complete" for each in search.nested["folds"])
-            what += f" {done} of {counted(len(search.nested['folds']), 'outer fold')} are complete."
-        if search.best is not None:
-            what += (
-                f" The best so far is trial {search.best['trial']}, with {_spread(search.best)}: "
-                "optimistic, as these folds choose it."
-            )
-        return {"title": "Searching", "what": what}
-    if search.nested is not None:
-        rows = search.nested["folds"]
-        done = sum(each["status"] == "complete" for each in rows)
-        what = f"{done} of {counted(len(rows), 'outer fold')} are complete, so there is no mean."
-        return {"title": "Partial", "what": what}
+    else:
+        what += "No other trial has an accuracy: nothing was chosen."
     return {
-        "title": "No result",
-        "what": f"No configuration was chosen, of {_trials_so_far(search)}.",
+        "mean": accuracy_text(best.mean),
+        "std": accuracy_text(best.std) if count > 1 else None,
+        "badge": "optimistic" if compared > 1 or results.score == "best" else None,
+        "what": what,
     }
 
 
-def _trials_so_far(search: _Search) -> str:
-    counts = [f"{search.counts[name]} {name}" for name in _STATUSES if search.counts[name]]
-    return counted(len(search.trials), "trial") + (f" ({', '.join(counts)})" if counts else "")
+def _plus_minus_meaning(folds: int) -> str:
+    return ": mean ± standard deviation" if folds > 1 else ""
 
 
-def _epochs_so_far(search: _Search) -> str:
-    run, most = search.content["epochs_run"], search.content["epochs_of_all"]
-    return f"{counted(run, 'epoch')} trained, of at most {most}"
+def _state(results: SearchResults) -> Row:
+    """Return what takes the place of the number at the top if there is none."""
+    counts = _counts(results)
+    listed = [f"{counts[status]} {status}" for status in TRIAL_STATUSES if counts[status]]
+    trials = counted(len(results.trials), "trial") + (f" ({', '.join(listed)})" if listed else "")
+    outer = counted(len(results.outer), "outer fold")
+    complete = sum(each.status == "complete" for each in results.outer)
+    if results.status != "running":
+        if results.outer:
+            what = f"{complete} of {outer} are complete, so there is no mean."
+            return {"title": "Partial", "what": what}
+        return {"title": "No result", "what": f"No configuration was chosen, of {trials}."}
+    what = (
+        f"As of {time.strftime('%Y-%m-%d %H:%M:%S')}: {trials}; "
+        f"{counted(results.epochs_run, 'epoch')} trained, of at most {results.epochs_of_all}."
+    )
+    if results.outer:
+        what += f" {complete} of {outer} are complete."
+    if results.best is not None:
+        what += (
+            f" The best so far is trial {results.best.number}, with {_spread(results.best)}: "
+            "optimistic, as these folds choose it."
+        )
+    return {"title": "Searching", "what": what}
 
 
-def _tiles(search: _Search) -> Iterator[tuple[str, str, str]]:
-    """Name, value and note."""
-    if search.nested is not None and search.best is not None:
+def _tiles(results: SearchResults) -> Iterator[tuple[str, str, str]]:
+    """Yield names, values and notes."""
+    counts, compared = _counts(results), len(results.compared)
+    if results.outer and results.best is not None:
         note = "optimistic: the folds that it is measured on have chosen it"
-        if search.compared > 1:
-            note += f" among {search.compared}"
-        yield f"Trial {search.best['trial']}, the best, by itself", _spread(search.best), note
-    counts = search.counts
+        if compared > 1:
+            note += f" among {compared}"
+        name = f"Trial {results.best.number}, the best, by itself"
+        yield name, _spread(results.best), note
     others = [f"{counts[name]} {name}" for name in ("stopped", "failed", "running") if counts[name]]
-    yield "Trials complete", f"{counts['complete']} of {len(search.trials)}", ", ".join(others)
-    run, most = search.content["epochs_run"], search.content["epochs_of_all"]
-    fewer = ""
-    if most and run < most and not search.is_running:
-        fewer = f"{1 - run / most:.0%} left out, by stopped trials and folds that stopped early"
-    yield "Epochs trained, of all folds", f"{run} of at most {most}", fewer.replace("%", " %")
-    if search.nested is not None:
-        within = sum(each["epochs_run"] for each in search.nested["folds"])
-        yield "Epochs of the searches within outer folds", str(within), "trained besides"
-    seconds = search.content.get("wall_seconds")
-    if seconds is not None:
-        resumes = (search.content.get("sessions") or 1) - 1
-        yield "Time", duration(seconds), f"resumed {times(resumes)}" if resumes > 0 else ""
-    yield "Sampler and scheduler", _how(search), _what_the_scheduler_does(search)
+    yield "Trials complete", f"{counts['complete']} of {len(results.trials)}", ", ".join(others)
+    epochs, most, note = results.epochs_run, results.epochs_of_all, ""
+    if epochs < most and results.status != "running":
+        share = round(100 * (1 - epochs / most))
+        note = f"{share} % left out, by stopped trials and folds that stopped early"
+    yield "Epochs trained, of all folds", f"{epochs} of at most {most}", note
+    if results.outer:
+        inner = sum(each.epochs_run for each in results.outer)
+        yield "Epochs of the searches within outer folds", str(inner), "trained besides"
+    resumes = results.sessions - 1
+    note = f"resumed {times(resumes)}" if resumes > 0 else ""
+    yield "Time", duration(results.wall_seconds), note
+    names = {"random": "random", "optuna": "Optuna"}
+    schedulers = {
+        "asha": ("ASHA", "stops at each rung the trials that lag behind"),
+        "median": ("median", "stops trials below the median of the others"),
+        "none": ("no scheduler", "every trial is trained to its end"),
+    }
+    scheduler, note = schedulers[results.scheduler]
+    yield "Sampler and scheduler", f"{names[results.sampler]}, {scheduler}", note
 
 
-def _how(search: _Search) -> str:
-    names = {"optuna": "Optuna", "asha": "ASHA", "none": "no scheduler"}
-    told = (search.content["sampler"], search.content["scheduler"])
-    return ", ".join(names.get(each, one_line(each)) for each in told)
-
-
-def _what_the_scheduler_does(search: _Search) -> str:
-    return {
-        "asha": "what lags behind at a rung is stopped there",
-        "median": "what falls below the median of the others is stopped",
-        "none": "every trial is trained to its end",
-    }.get(search.content["scheduler"], "")
-
-
-def _doubts(search: _Search) -> Iterator[tuple[bool, str]]:
-    """What a reader of the figures should know, and whether it may change what they are worth."""
-    if failed := search.counts["failed"]:
-        errors = "Their errors stand" if failed > 1 else "Its error stands"
+def _remarks(results: SearchResults) -> Iterator[tuple[bool, str]]:
+    """Yield remarks, each with whether it may change what the numbers are worth."""
+    if failed := _counts(results)["failed"]:
+        errors = "Their errors are" if failed > 1 else "Its error is"
         yield True, f"{counted(failed, 'trial')} failed. {errors} below the table of trials."
-    if search.nested is not None:
-        for each in search.nested["folds"]:
-            if each["status"] == "failed":
-                error = one_line(each["error"] or "unknown", longest=_LONGEST_ERROR)
-                yield True, f"Outer fold {each['fold']} failed: {error}"
-    if search.content["score"] == "best" and search.has_accuracies:
+    for each in results.outer:
+        if each.error is not None:
+            yield True, f"Outer fold {each.fold} failed: {one_line(each.error, _LONGEST_ERROR)}"
+    if results.score == "best" and _has_accuracies(results):
         yield (
             False,
-            (
-                "A trial's accuracy is that of each fold's best epoch, which the fold held out has "
-                "chosen itself: that flatters all of them."
-            ),
+            "A trial's accuracy is that of each fold's best epoch, which the fold held out has "
+            "chosen itself: that flatters all of them.",
         )
-    yield from _doubts_of_the_choice(search)
-    if (search.nested or {}).get("interval"):
+    best = results.best
+    if best is not None and results.status != "running" and len(results.folds) > 1:
+        least = (best.mean or 0.0) - (best.std or 0.0)
+        others = [each for each in _complete(results) if each.number != best.number]
+        near = [each.number for each in others if (each.mean or 0.0) >= least]
+        if near:
+            verb = "is" if len(near) == 1 else "are"
+            yield (
+                False,
+                f"{_numbered(near)} {verb} less than one standard deviation over folds from the "
+                "best: another seed may well put them in another order.",
+            )
+    if results.nested is not None and results.nested.interval:
         yield (
             False,
-            (
-                "The interval of the mean is approximate: outer folds share training samples, and "
-                "nobody has an exact one."
-            ),
+            "The interval of the mean is approximate: outer folds share training samples, and "
+            "nobody has an exact one.",
         )
-    for line in search.content["warnings"] or ():
+    for line in results.warnings:
         yield True, f"{capital(one_line(line, longest=600)).rstrip('.')}."
 
 
-def _doubts_of_the_choice(search: _Search) -> Iterator[tuple[bool, str]]:
-    """How clearly the best stands out."""
-    if search.best is None or search.is_running or len(search.folds) == 1:
-        return
-    least = search.best["mean_accuracy"] - search.best["std_accuracy"]
-    others = [each for each in search.complete if not search.is_best(each)]
-    near = [each for each in others if each["mean_accuracy"] >= least]
-    if near:
-        which = _numbered([each["trial"] for each in near])
-        is_are = "is" if len(near) == 1 else "are"
-        yield (
-            False,
-            (
-                f"{which} {is_are} less than one standard deviation over folds from the best: "
-                "another seed may well put them in another order."
-            ),
+# --- best trial, outer folds and trials ----------------------------------------------------------
+
+
+def _best(results: SearchResults) -> Row | None:
+    best = results.best
+    if best is None:
+        return None
+    so_far = " so far" if results.status == "running" else ""
+    folds = [(f"fold {fold}", accuracy_text(best.folds.get(fold))) for fold in results.folds]
+    return {
+        "caption": f"Configuration of trial {best.number}, the best{so_far}",
+        "config": [
+            (_name(name), _text(value, digits=6, longest=200))
+            for name, value in best.values.items()
+        ],
+        "folds": folds if len(folds) <= MOST_FOLDS_SHOWN else [],
+        "command": one_line(results.best_command, longest=None),
+        "file": Path(results.best_config).name,
+    }
+
+
+def _nested(results: SearchResults) -> Row | None:
+    if not results.outer:
+        return None
+    rows = []
+    for each in results.outer:
+        winner = each.winner
+        accuracies = [accuracy_text(winner.mean if winner else None), accuracy_text(each.accuracy)]
+        values = _values(results, winner.values if winner else {})
+        rows.append({"fold": each.fold, "status": each.status, "cells": accuracies + values})
+    return {
+        "caption": (
+            "Each outer fold had a search on the other folds alone. Inner is the accuracy of the "
+            "winner in that search, and is optimistic; outer is the accuracy of the winner on the "
+            "outer fold, which had no part in the choice."
+        ),
+        "columns": ["inner", "outer", *map(_name, results.space)],
+        "rows": rows,
+    }
+
+
+def _table(results: SearchResults) -> Row:
+    folds = results.folds if len(results.folds) <= MOST_FOLDS_SHOWN else ()
+    spread = " ± std" if len(results.folds) > 1 else ""
+    best, complete = results.best, _complete(results)
+    rows = []
+    for trial in ranked(results.trials):
+        is_complete, rank = trial.status == "complete", NOTHING
+        if is_complete and trial.mean is not None:  # trials that are equal share a rank
+            better = [each for each in complete if (each.mean or 0.0) > trial.mean + ROUNDING]
+            rank = str(1 + len(better))
+        accuracies = {} if trial.mean is None else trial.folds
+        rows.append(
+            {
+                "rank": rank,
+                "trial": trial.number,
+                # The page of an unfinished trial may still change, or be missing.
+                "page": f"trials/{trial.number}/report.html" if is_complete else None,
+                "is_best": trial is best,
+                "badge": {"stopped": "plain", "failed": "bad"}.get(trial.status),
+                "status": trial.status,
+                "cells": [
+                    _spread(trial),
+                    len(trial.history),
+                    *_values(results, trial.values),
+                    *(accuracy_text(accuracies.get(fold)) for fold in folds),
+                ],
+            }
         )
+    return {
+        "caption": (
+            "Accuracy is the mean over the folds. Complete trials come first, the best on top. A "
+            "stopped trial has no rank, because its accuracy is of fewer epochs. Epochs are those "
+            "that all folds have completed."
+        ),
+        "columns": [
+            *("status", f"mean{spread}", "epochs"),
+            *map(_name, results.space),
+            *(f"fold {fold}" for fold in folds),
+        ],
+        "rows": rows,
+    }
+
+
+def _errors(results: SearchResults) -> Iterator[tuple[str, str]]:
+    """Yield the errors of failed trials, each with the trials that have it."""
+    trials: dict[str, list[int]] = {}
+    for each in results.trials:
+        if each.status == "failed":
+            error = one_line(each.error or "unknown", longest=_LONGEST_ERROR)
+            trials.setdefault(error, []).append(each.number)
+    found = [(_numbered(numbers), error) for error, numbers in trials.items()]
+    yield from found[:_MOST_ERRORS]
+    if len(found) > _MOST_ERRORS:
+        yield "Others", f"{counted(len(found) - _MOST_ERRORS, 'more error')}, in search.json"
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def _parallel(results: SearchResults) -> Row | None:
+    from raykfold.pages import search_figures
+
+    if not _has_accuracies(results) or not results.space:
+        return None
+    counts = _counts(results)
+    caption = "A line a trial, through its values to its accuracy, which colours it. "
+    if counts["complete"] > 1 and counts["stopped"]:
+        caption += (
+            "Colours span the complete trials; a stopped one below them has the lowest colour, "
+            "and a fainter line. "
+        )
+    ends = {"failed": "has failed", "running": "is running"}
+    if ends := {status: text for status, text in ends.items() if counts[status]}:
+        caption += f"One that {' or '.join(ends.values())} ends before the accuracy."
+    picture = search_figures.parallel(_dimensions(results), _drawn(results))
+    return figure(picture, "Hyper-parameters and accuracy of each trial", caption)
+
+
+def _pictures(results: SearchResults) -> Iterator[Row]:
+    from raykfold.pages import search_figures
+
+    if not _has_accuracies(results):
+        return
+    drawn = _drawn(results)
+    yield figure(
+        search_figures.progress(drawn),
+        "Accuracy of each trial and the best so far",
+        "Each trial's accuracy, in the order in which they began; the line is the best of the "
+        "complete trials so far.",
+    )
+    stopped = ", and the dot is where one was stopped" if _counts(results)["stopped"] else ""
+    yield figure(
+        search_figures.learning(drawn),
+        "Accuracy of each trial after each epoch",
+        f"The mean over the folds after each epoch, coloured by where it led{stopped}.",
+    )
+
+
+def _drawn(results: SearchResults) -> list[search_figures.Trial]:
+    from raykfold.pages import search_figures
+
+    best = results.best
+    return [
+        search_figures.Trial(
+            each.number, each.values, each.status, each.mean, each.history, is_best=each is best
+        )
+        for each in results.trials
+    ]
+
+
+def _dimensions(results: SearchResults) -> list[search_figures.Dimension]:
+    from raykfold.pages.search_figures import Dimension
+
+    dimensions = []
+    for name, domain in results.space.items():
+        ((kind, values),) = domain.items()
+        if kind not in ("choice", "grid"):
+            dimensions.append(Dimension(name, values[:2], is_log="log" in kind))
+        elif not all(isinstance(each, int | float) for each in values):
+            dimensions.append(Dimension(name, values, is_choice=True))
+        elif len(values) <= _FEW_CHOICES:
+            dimensions.append(Dimension(name, sorted(values), is_choice=True))
+        else:
+            dimensions.append(Dimension(name, values))
+    return dimensions
+
+
+# --- parts of it all -----------------------------------------------------------------------------
+
+
+def _counts(results: SearchResults) -> Mapping[str, int]:
+    """Return the number of trials of each status."""
+    return Counter(trial.status for trial in results.trials)
+
+
+def _complete(results: SearchResults) -> list[Trial]:
+    return [each for each in ranked(results.trials) if each.status == "complete"]
+
+
+def _has_accuracies(results: SearchResults) -> bool:
+    return any(trial.mean is not None for trial in results.trials)
 
 
 def _numbered(trials: Sequence[int]) -> str:
-    """``Trial 3``, ``Trials 3, 4``, ``Trials 3, 4 and 20 others``."""
+    """Return ``Trial 3``, ``Trials 3, 4`` or ``Trials 3, 4 and 20 others``."""
     if len(trials) == 1:
         return f"Trial {trials[0]}"
     named = ", ".join(map(str, trials[:8]))
@@ -406,195 +451,21 @@ def _numbered(trials: Sequence[int]) -> str:
     return f"Trials {named}" + (f" and {counted(more, 'other')}" if more > 0 else "")
 
 
-def _best(search: _Search) -> Row | None:
-    if search.best is None:
-        return None
-    scores = _by_fold(search, search.best)
-    folds = [(f"fold {fold}", accuracy_text(value)) for fold, value in scores]
-    so_far = " so far" if search.is_running else ""
-    return {
-        "caption": f"Configuration of trial {search.best['trial']}, the best{so_far}",
-        "config": [
-            (_name(name), _text(value, digits=6, longest=200))
-            for name, value in search.best["config"].items()
-        ],
-        "folds": folds if len(folds) <= MOST_FOLDS_SHOWN else [],
-        "command": one_line(search.best["command"], longest=None),
-        "file": Path(str(search.best["config_file"])).name,
-    }
-
-
-def _by_fold(search: _Search, trial: Row) -> list[tuple[int, float | None]]:
-    return [(fold, trial["fold_scores"].get(str(fold))) for fold in search.folds]
-
-
-def _nested(search: _Search) -> Row | None:
-    if search.nested is None:
-        return None
-    rows = search.nested["folds"]
-    told = [name for each in rows for name in each["config"] or {}]
-    names = list(dict.fromkeys([*search.content["space"], *told]))
-    return {
-        "caption": (
-            "For each outer fold, a search on the other folds alone. Inner is the accuracy that "
-            "this search saw of its choice, and is optimistic; outer is what the choice reached on "
-            "the outer fold, which had no part in it."
-        ),
-        "columns": ["inner", "outer", *map(_name, names)],
-        "rows": [
-            {
-                "fold": each["fold"],
-                "status": one_line(each["status"]),
-                "cells": [
-                    accuracy_text(each["inner_mean_accuracy"]),
-                    accuracy_text(each["outer_accuracy"]),
-                    *_values(each["config"] or {}, names),
-                ],
-            }
-            for each in rows
-        ],
-    }
-
-
-def _table(search: _Search) -> Row:
-    folds = list(search.folds) if len(search.folds) <= MOST_FOLDS_SHOWN else []
-    spread = "" if len(search.folds) == 1 else " ± std"
-    names = list(map(_name, search.names))
-    return {
-        "caption": (
-            "Accuracy is the mean over the folds. Trials that are complete come first, the best on "
-            "top; one that was stopped has no rank, as its accuracy is of fewer epochs. Epochs are "
-            "those that all folds have behind them."
-        ),
-        "columns": ["status", f"mean{spread}", "epochs", *names, *(f"fold {f}" for f in folds)],
-        "rows": [_trial_row(search, rank, trial, folds) for rank, trial in search.ranked],
-    }
-
-
-def _trial_row(search: _Search, rank: int | None, trial: Row, folds: Sequence[int]) -> Row:
-    badge = {"stopped": "plain", "failed": "bad"}.get(trial["status"])
-    scores = dict(_by_fold(search, trial)) if trial["fold_scores"] else {}
-    return {
-        "rank": NOTHING if rank is None else rank,
-        "trial": trial["trial"],
-        # Only what is over has a page that will stay as it is.
-        "page": f"trials/{int(trial['trial'])}/report.html"
-        if trial["status"] == "complete"
-        else None,
-        "is_best": search.is_best(trial),
-        "badge": badge,
-        "status": one_line(trial["status"]),
-        "cells": [
-            NOTHING if _mean(trial) is None else _spread(trial),
-            trial["rounds"],
-            *_values(trial["config"], search.names),
-            *(accuracy_text(scores.get(fold)) for fold in folds),
-        ],
-    }
-
-
-def _errors(search: _Search) -> Iterator[tuple[str, str]]:
-    """Trials and what they failed of; those with the same error together."""
-    trials: dict[str, list[int]] = {}
-    for each in search.trials:
-        if each["status"] == "failed":
-            error = one_line(each["error"] or "unknown", longest=_LONGEST_ERROR)
-            trials.setdefault(error, []).append(each["trial"])
-    found = [(_numbered(numbers), error) for error, numbers in trials.items()]
-    yield from found[:_MOST_ERRORS]
-    if len(found) > _MOST_ERRORS:
-        yield "Others", f"{counted(len(found) - _MOST_ERRORS, 'more error')}, in search.json"
-
-
-def _parallel(search: _Search) -> dict[str, Any] | None:
-    picture = search.parallel()
-    if picture is None:
-        return None
-    caption = (
-        "A line a trial, through its values to its accuracy, which colours it. "
-        f"{_colours(search)}{_left_out(search)}"
-    )
-    label = "Hyper-parameters and accuracy of each trial"
-    return figure(picture, label, caption)
-
-
-def _colours(search: _Search) -> str:
-    if len(search.complete) > 1 and search.counts["stopped"]:
-        return (
-            "Colours span the complete trials; a stopped one below them has the lowest colour, "
-            "and a fainter line. "
-        )
-    return ""
-
-
-def _left_out(search: _Search) -> str:
-    words = {"failed": "has failed", "running": "goes on"}
-    ends = [text for status, text in words.items() if search.counts[status]]
-    return f"One that {' or '.join(ends)} ends before the accuracy." if ends else ""
-
-
-def _pictures(search: _Search) -> Iterator[dict[str, Any]]:
-    from raykfold.pages import search_figures
-
-    if not search.has_accuracies:
-        return
-    caption = "Each trial's accuracy, in the order in which they began; the line is the best so far"
-    yield figure(
-        search_figures.progress(search.drawn),
-        "Accuracy of each trial and the best so far",
-        f"{caption} of those that are complete.",
-    )
-    if any(trial.history for trial in search.drawn):
-        stopped = ", and the dot is where one was stopped" if search.counts["stopped"] else ""
-        yield figure(
-            search_figures.learning(search.drawn),
-            "Accuracy of each trial after each epoch",
-            f"The mean over the folds after each epoch, coloured by where it led{stopped}.",
-        )
-
-
-def _facts(search: _Search) -> Iterator[tuple[str, str]]:
-    content = search.content
-    yield "status", one_line(content["status"])
-    if content.get("wall_seconds") is not None:
-        yield "wall time", duration(content["wall_seconds"])
-    yield "resumed", times(max((content.get("sessions") or 1) - 1, 0))
-    yield "sampler", one_line(content["sampler"])
-    yield "scheduler", one_line(content["scheduler"])
-    yield "seed", one_line(content["seed"])
-    yield "folds", ", ".join(map(str, search.folds))
-    yield "epochs of a fold, at most", one_line(content["epochs"])
-    epoch = {"best": "its best", "chosen": "the one that an inner validation split chose"}
-    yield "epoch of a fold that counts", epoch.get(content["score"], one_line(content["score"]))
-    for name, value in (content.get("identity") or {}).items():
-        if name in content:  # told already
-            continue
-        yield (
-            "fingerprint of the data" if name == "data" else _text(name),
-            _text(value, longest=200),
-        )
-
-
-def _versions(search: _Search) -> Sequence[tuple[str, Any]]:
-    return list((search.content.get("versions") or {}).items())
-
-
-def _domain(domain: Any) -> str:
-    """What is tried of a hyper-parameter, in words."""
-    kind, values = _kind_and_values(domain)
-    listed = ", ".join(_text(value, longest=100) for value in values)
+def _domain_text(domain: Mapping[str, Sequence[Any]]) -> str:
+    """Return what is tried of a hyper-parameter, in words."""
+    ((kind, values),) = domain.items()
     if kind in ("choice", "grid"):
+        listed = ", ".join(_text(value, longest=100) for value in values)
         return f"{'each' if kind == 'grid' else 'one'} of {listed}" if len(values) > 1 else listed
-    if kind.endswith(("uniform", "randint")) and len(values) >= 2:
-        step = f", in steps of {_text(values[2])}" if len(values) > 2 else ""
-        whole = "whole numbers, " if "int" in kind else ""
-        log = " on a log scale" if "log" in kind else ""
-        return f"{whole}{_text(values[0])} to {_text(values[1])}{step}, evenly{log}"
-    return f"{one_line(kind)}: {listed}"
+    lower, upper, *step = map(_text, values)
+    whole = "whole numbers, " if "int" in kind else ""
+    steps = f", in steps of {step[0]}" if step else ""
+    log = " on a log scale" if "log" in kind else ""
+    return f"{whole}{lower} to {upper}{steps}, evenly{log}"
 
 
-def _values(config: Row, names: Sequence[str]) -> list[str]:
-    return [_text(config[name]) if name in config else NOTHING for name in names]
+def _values(results: SearchResults, values: Row) -> list[str]:
+    return [_text(values[name]) if name in values else NOTHING for name in results.space]
 
 
 def _name(parameter: str) -> str:
@@ -608,6 +479,8 @@ def _text(value: Any, digits: int = 3, longest: int = _LONGEST_VALUE) -> str:
     return cut(as_text(value, digits), longest)
 
 
-def _spread(each: Row) -> str:
-    """Mean and deviation of a trial, or of the best; one fold has no deviation."""
-    return plus_minus(each["mean_accuracy"], each["std_accuracy"], len(each["fold_scores"]))
+def _spread(trial: Trial) -> str:
+    """Return mean ± deviation of a trial; one fold has no deviation."""
+    if trial.mean is None or trial.std is None:
+        return NOTHING
+    return plus_minus(trial.mean, trial.std, len(trial.folds))

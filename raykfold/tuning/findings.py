@@ -1,315 +1,197 @@
-"""What a search has found: its trials, which of them is best, and how far to trust that."""
+"""The files of a search: ``search.json``, ``best.toml`` and the page."""
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from raykfold.config.run_config import RunConfig
+from raykfold.errors import RaykfoldError
 from raykfold.files.atomic import write_file, write_json
-from raykfold.files.remote import RemotePath
-from raykfold.pages.search_page import write_overview
+from raykfold.files.remote import Place, RemotePath
+from raykfold.pages.search_page import write_search_page
 from raykfold.state.record import versions
-from raykfold.text import counted, mean_text
+from raykfold.text import one_line
 from raykfold.training.results import kept_epochs
-from raykfold.training.statistics import Estimate
-from raykfold.tuning.journal import Trial, best_of_trials, ranked, value_text, values_text
-from raykfold.tuning.space import SearchConfig, best_toml
+from raykfold.training.search_results import OuterFold, SearchResults, Trial
+from raykfold.tuning.journal import Journal
+from raykfold.tuning.observer import SearchObserver
+from raykfold.tuning.scores import Score
+from raykfold.tuning.space import SearchConfig, search_identity
 
-_MOST_SHOWN = 20  # trials of the table on the terminal
-
-
-@dataclass(frozen=True)
-class OuterFold:
-    """A fold that a search of its own has left out, and what the winner of it does there.
-
-    Attributes:
-        fold: its label.
-        winner: the best trial on the other folds; None before there is one.
-        epochs_run: of that search, summed over trials and folds.
-        accuracy: on this fold, of the epoch that an inner validation split chose; None before.
-        failed: trials of that search that have failed.
-        error: why there is none.
-    """
-
-    fold: int
-    winner: Trial | None
-    epochs_run: int
-    accuracy: float | None
-    failed: int = 0
-    error: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        over = "failed" if self.error else "running" if self.accuracy is None else "complete"
-        return {
-            "fold": self.fold,
-            "status": over,
-            "trial": self.winner.number if self.winner else None,
-            "config": dict(self.winner.values) if self.winner else {},
-            "epochs_run": self.epochs_run,
-            "inner_mean_accuracy": self.winner.mean if self.winner else None,
-            "outer_accuracy": self.accuracy,
-            "error": self.error,
-        }
+_WRITE_SECONDS = 5.0  # between two versions of search.json, while trials are scored
+_DRAW_SECONDS = 60.0  # between two pages, each of which takes a second of a core
 
 
-@dataclass(frozen=True)
-class Findings:
-    """A search as it stands; `to_json` is the content of ``search.json``.
+def search_results(
+    config: SearchConfig,
+    journal: Journal,
+    *,
+    folds: tuple[int, ...],
+    fingerprint: str,
+    warnings: Sequence[str] = (),
+    outer: Sequence[OuterFold] = (),
+    test_to_train: float = 0.0,
+) -> SearchResults:
+    """Return what a search has found so far.
 
-    Attributes:
+    Args:
         config: the search's.
+        journal: its trials.
         folds: those that each trial holds out.
-        trials: in order of number.
-        is_over: no trial is left to train.
-        wall_seconds: summed over the sessions.
-        sessions: how many there were.
-        identity: what makes two searches the same one.
-        warnings: of the data.
+        fingerprint: of the data.
+        warnings: about the data.
         outer: with --nested, each outer fold.
-        test_to_train: of these, as in `statistics.corrected_std_error`.
+        test_to_train: of the outer folds, as in `statistics.corrected_std_error`.
+    """
+    trials, best_config = tuple(journal), str(config.outputs.best_config)
+    all_began = len(trials) >= config.num_trials
+    return SearchResults(
+        run_name=config.run_name,
+        score=kept_epochs(config.select),
+        sampler=config.sampler,
+        scheduler=config.scheduler,
+        seed=config.seed,
+        epochs=config.most_epochs,
+        folds=folds,
+        space=config.space.to_json(),
+        trials=trials,
+        is_over=all_began and all(trial.status != "running" for trial in trials),
+        epochs_of_all=len(folds) * sum(config.epochs_of(trial.values) for trial in trials),
+        command=shlex.join(config.command()),
+        best_command=shlex.join(["python", "-m", "raykfold.run", "--config", best_config]),
+        best_config=best_config,
+        trials_dir=config.model_place / "trials",
+        wall_seconds=journal.wall_seconds,
+        sessions=journal.sessions,
+        identity=search_identity(config, fingerprint),
+        versions=versions(),
+        warnings=tuple(warnings),
+        outer=tuple(outer),
+        test_to_train=test_to_train,
+    )
+
+
+def best_run(config: SearchConfig, results: SearchResults) -> RunConfig | None:
+    """Return the run that is the best trial; it goes to the Hub if the search was told to."""
+    if results.best is None:
+        return None
+    run = config.trial(results.best.number, results.best.values)
+    return replace(run, hf_model_repo_id=config.hf_model_repo_id)
+
+
+def write_results(config: SearchConfig, results: SearchResults) -> None:
+    """Write ``search.json``, and ``best.toml`` if there is a best trial.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    outputs, run, best = config.outputs, best_run(config, results), results.best
+    if run is not None and best is not None:
+        note = f"Trial {best.number} of a search: mean accuracy {best.mean:.4f}"
+        write_file(outputs.best_config, best_toml(run, note).encode())
+    write_json(outputs.search, results.to_json())
+    _copy_to_store(config, outputs.run_record, outputs.best_config, outputs.search)
+
+
+def write_page(config: SearchConfig, results: SearchResults, say: Callable[[str], None]) -> None:
+    """Write the page and its pictures; a failure is reported by `say` and ends no search."""
+    try:
+        page = write_search_page(results, config.outputs)
+        _copy_to_store(config, *config.outputs.all_plots(), page)
+    except Exception as error:
+        say(f"{config.outputs.report}: could not be made ({one_line(error)})")
+
+
+class ResultsWriter(SearchObserver):
+    """Keeps ``search.json`` and the page up to date, and passes each event on to an observer.
+
+    Args:
+        config: the search's.
+        results: returns what it has found so far.
+        observer: dropped, as in a run, if it raises.
     """
 
-    config: SearchConfig
-    folds: tuple[int, ...]
-    trials: tuple[Trial, ...]
-    is_over: bool
-    wall_seconds: float
-    sessions: int
-    identity: Mapping[str, Any]
-    warnings: Sequence[str] = ()
-    outer: tuple[OuterFold, ...] = ()
-    test_to_train: float = 0.0
+    def __init__(
+        self, config: SearchConfig, results: Callable[[], SearchResults], observer: SearchObserver
+    ) -> None:
+        self._config = config
+        self._results = results
+        self._observer: SearchObserver | None = observer
+        self._wrote = 0.0
+        self._drew = 0.0
+        self._lock = threading.Lock()  # complete trials end in a thread of their own
 
-    @property
-    def status(self) -> Literal["running", "complete", "partial"]:
-        """`partial`: a trial, also of a search within an outer fold, or an outer fold failed."""
-        pending = [each for each in self.outer if each.accuracy is None and each.error is None]
-        if not self.is_over or pending:
-            return "running"
-        failed = [each for each in self.trials if each.status == "failed"]
-        without = [each for each in self.outer if each.error is not None or each.failed]
-        return "partial" if failed or without else "complete"
+    def trial_began(self, trial: Trial) -> None:
+        self._write()
+        self._pass_on("trial_began", trial)
 
-    @property
-    def best(self) -> Trial | None:
-        """Of the trials that were trained to their end."""
-        return best_of_trials(self.trials)
+    def trial_scored(self, trial: Trial, score: Score) -> None:
+        if time.monotonic() - self._wrote >= _WRITE_SECONDS:
+            self._write()
+        self._pass_on("trial_scored", trial, score)
 
-    @property
-    def best_run(self) -> RunConfig | None:
-        """The best trial as the run that it is; told to go to the Hub, if the search was."""
-        if self.best is None:
-            return None
-        run = self.config.trial(self.best.number, self.best.values)
-        return replace(run, hf_model_repo_id=self.config.hf_model_repo_id)
+    def trial_ended(self, trial: Trial) -> None:
+        self._write()
+        # Draw only in the thread in which complete trials end, because nothing waits for that.
+        if trial.status == "complete" and time.monotonic() - self._drew >= _DRAW_SECONDS:
+            self._drew = time.monotonic()
+            write_page(self._config, self._results(), self.noticed)
+        self._pass_on("trial_ended", trial)
 
-    @property
-    def nested(self) -> Estimate | None:
-        """Over the outer folds: what the search and the training together are worth."""
-        accuracies = [each.accuracy for each in self.outer if each.accuracy is not None]
-        if not self.outer or len(accuracies) < len(self.outer):
-            return None
-        return Estimate(tuple(accuracies), self.test_to_train)
+    def noticed(self, text: str) -> None:
+        self._pass_on("noticed", text)
 
-    @property
-    def epochs_run(self) -> int:
-        """Of all trials, summed over their folds; not those under way when a trial is stopped."""
-        return sum(trial.epochs_run for trial in self.trials)
+    def _write(self) -> None:
+        with self._lock:
+            self._wrote = time.monotonic()
+            write_results(self._config, self._results())
 
-    @property
-    def epochs_of_all(self) -> int:
-        """What these trials would have taken at most, had each been trained to its end."""
-        return len(self.folds) * sum(self.config.epochs_of(each.values) for each in self.trials)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "run_name": self.config.run_name,
-            "status": self.status,
-            "score": kept_epochs(self.config.select),
-            "sampler": self.config.sampler,
-            "scheduler": self.config.scheduler,
-            "seed": self.config.seed,
-            "epochs": self.config.most_epochs,
-            "folds": list(self.folds),
-            "space": self.config.space.to_json(),
-            "trials": [self._row(trial) for trial in self.trials],
-            "best": self._best_row(),
-            "epochs_run": self.epochs_run,
-            "epochs_of_all": self.epochs_of_all,
-            "nested": self._nested_row(),
-            "command": shlex.join(self.config.command()),
-            "wall_seconds": round(self.wall_seconds, 3),
-            "sessions": self.sessions,
-            "identity": dict(self.identity),
-            "warnings": list(self.warnings),
-            "versions": versions(),
-        }
-
-    def _row(self, trial: Trial) -> dict[str, Any]:
-        place = self.config.trial(trial.number, trial.values).model_dir
-        return {**trial.to_json(), "model_dir": str(place)}
-
-    def _best_row(self) -> dict[str, Any] | None:
-        if self.best is None:
-            return None
-        row = self._row(self.best)
-        names = ("trial", "config", "mean_accuracy", "std_accuracy", "fold_scores", "model_dir")
-        told = {"config_file": self._config_file, "command": self.best_command}
-        return {name: row[name] for name in names} | told
-
-    def _nested_row(self) -> dict[str, Any] | None:
-        if not self.outer:
-            return None
-        estimate = self.nested
-        return {
-            "folds": [each.to_json() for each in self.outer],
-            "mean_accuracy": estimate.mean if estimate else None,
-            "std_accuracy": estimate.std if estimate else None,
-            "interval": list(estimate.interval) if estimate and estimate.interval else None,
-        }
-
-    @property
-    def _note(self) -> str:
-        assert self.best is not None
-        return f"Trial {self.best.number} of a search: mean accuracy {_four(self.best.mean)}"
-
-    @property
-    def _config_file(self) -> str:
-        """On this machine: `raykfold.run` reads no other."""
-        return str(self.config.outputs.best_config)
-
-    @property
-    def best_command(self) -> str:
-        """What runs, or goes on with, the best trial."""
-        return shlex.join(["python", "-m", "raykfold.run", "--config", self._config_file])
-
-    def write(self) -> None:
-        """Write ``search.json``, and ``best.toml`` if there is a best.
-
-        Raises:
-            StorageError: they cannot be written.
-        """
-        outputs, run = self.config.outputs, self.best_run
-        if run is not None:
-            write_file(outputs.best_config, best_toml(run, self._note).encode())
-        write_json(outputs.search, self.to_json())
-        self._send(outputs.run_record, outputs.best_config, outputs.search)
-
-    def write_page(self) -> None:
-        """Write the page and its pictures.
-
-        Raises:
-            StorageError: they cannot be written.
-        """
-        outputs = self.config.outputs
-        page = write_overview(self.to_json(), outputs)
-        self._send(*outputs.all_plots(), page)
-
-    def _send(self, *files: Path) -> None:
-        """Where outputs belong on a store, what was made here is a copy."""
-        place = self.config.model_place
-        if isinstance(place, RemotePath):
-            for file in filter(Path.is_file, files):
-                name = file.relative_to(self.config.outputs.root).as_posix()
-                write_file(place / name, file.read_bytes())
+    def _pass_on(self, event: str, *args: Any) -> None:
+        try:
+            if self._observer is not None:
+                getattr(self._observer, event)(*args)
+        except RaykfoldError:
+            raise
+        except Exception:
+            self._observer = None
 
 
-def lines(findings: Findings) -> Iterator[str]:
-    """What is printed at the end of a search."""
-    yield from _table(findings)
-    yield ""
-    yield from _best_lines(findings)
-    yield from _nested_lines(findings)
-    full = findings.epochs_of_all
-    if full:
-        yield (
-            f"Epochs trained, summed over folds: {findings.epochs_run} of at most {full} for "
-            f"{counted(len(findings.trials), 'trial')} ({findings.epochs_run / full:.0%})"
-        )
-    if findings.best is not None:
-        yield f"To run the best: {findings.best_command}"
+def _copy_to_store(config: SearchConfig, *files: Path) -> None:
+    """Copy files to a `model_dir` on a store; they were written to its working copy."""
+    place = config.model_place
+    if isinstance(place, RemotePath):
+        for file in filter(Path.is_file, files):
+            name = file.relative_to(config.outputs.root).as_posix()
+            write_file(place / name, file.read_bytes())
 
 
-def _table(findings: Findings) -> Iterator[str]:
-    names = list(findings.config.space.domains)
-    shown = ranked(findings.trials)[:_MOST_SHOWN]
-    rows = [["trial", *names, "mean", "std", "epochs", "status"]]
-    rows += [
-        [
-            str(trial.number),
-            *(value_text(trial.values[name]) for name in names),
-            _four(trial.mean),
-            _four(trial.std),
-            str(len(trial.history)),
-            trial.status,
-        ]
-        for trial in shown
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-    left = len(findings.trials) - len(shown)
-    if left:
-        yield f"and {counted(left, 'trial')} more: see search.json, or the page"
-    for trial in findings.trials:
-        if trial.status == "failed":
-            yield f"trial {trial.number} failed: {trial.error}"
+def best_toml(config: RunConfig, note: str = "") -> str:
+    """Return a TOML file with which `raykfold.run --config` starts or resumes the same run.
+
+    It does not name a cluster: where a run trains is not part of it.
+
+    Args:
+        note: a comment on its first line.
+    """
+    lines = [f"# {note}"] if note else []
+    values = config.changed()
+    if not config.demo:  # the default depends on the working directory
+        values = {"processed_dir": config.processed_dir, **values}
+    lines += [f"{name} = {_toml(value)}" for name, value in values.items() if name != "address"]
+    return "\n".join(lines) + "\n"
 
 
-def _best_lines(findings: Findings) -> Iterator[str]:
-    best = findings.best
-    if best is None:
-        yield "No trial is complete, so there is no best one"
-        return
-    epochs = kept_epochs(findings.config.select)
-    yield (
-        f"Best: trial {best.number}, {_reached(best)} over "
-        f"{counted(len(best.folds), 'fold')}, {epochs} epochs: {values_text(best.values)}"
-    )
-    complete = sum(trial.status == "complete" for trial in findings.trials)
-    if len(findings.trials) > 1:
-        yield (
-            f"That is the highest of {len(findings.trials)} trials ({complete} to their end), on "
-            "the folds that chose it, and so optimistic"
-            + ("" if findings.outer else "; --nested measures the search on folds it has not seen")
-        )
-
-
-def _reached(trial: Trial) -> str:
-    if trial.mean is None or trial.std is None:
-        return "-"
-    return mean_text(trial.mean, trial.std, len(trial.folds))
-
-
-def _nested_lines(findings: Findings) -> Iterator[str]:
-    if not findings.outer:
-        return
-    yield ""
-    yield "outer fold  inner mean  accuracy  chosen on the other folds"
-    for each in findings.outer:
-        inner = each.winner.mean if each.winner else None
-        chosen = each.error or (values_text(each.winner.values) if each.winner else "-")
-        yield f"{each.fold:>10}  {_four(inner):>10}  {_four(each.accuracy):>8}  {chosen}"
-    epochs = sum(each.epochs_run for each in findings.outer)
-    yield f"The searches within outer folds trained {counted(epochs, 'epoch')}, summed over folds"
-    estimate = findings.nested
-    if estimate is None:
-        yield "Nested: no mean, because not every outer fold has an accuracy"
-        return
-    outer, interval = len(findings.outer), ""
-    if estimate.interval:
-        low, high = estimate.interval
-        interval = f", 95 % interval {low:.4f} to {high:.4f} (approximate)"
-    yield (
-        f"Nested: {mean_text(estimate.mean, estimate.std, outer)} over "
-        f"{counted(outer, 'outer fold')}{interval}: of search and training together, on folds that "
-        "chose neither configuration nor epoch"
-    )
-
-
-def _four(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, Place | str):
+        # JSON's strings are TOML's basic strings, except for this character.
+        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(value)

@@ -1,8 +1,8 @@
-"""Where the scores of trials wait for Ray Tune's actors, and what runs in these.
+"""The actor that passes scores from the driver to Ray Tune's actors, and what those run.
 
-A module of its own, because the actors import it: one a trial, a process of some 100 MB without
-torch, which only passes on to Ray Tune what the trial's cross-validation has reached. That one is
-trained by the driver's workers, as any other; so no trial holds a slot while it waits for one.
+Ray Tune's actors import this module without torch: each is a process of some 100 MB that only
+reports to Ray Tune what the trial's cross-validation reaches. The dealer's workers train that
+cross-validation like any other, so a trial that waits for a slot holds none.
 """
 
 from __future__ import annotations
@@ -16,57 +16,60 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
-class ScoreBoard:
-    """Rows of each trial, in order, and whether there will be more."""
+class ScoreActor:
+    """Keeps the scores of each trial in order, and whether more may come."""
 
     def __init__(self) -> None:
-        self._rows: defaultdict[int, list[Mapping[str, Any]]] = defaultdict(list)
-        self._over: set[int] = set()
-        self._news: defaultdict[int, asyncio.Condition] = defaultdict(asyncio.Condition)
+        self._scores: defaultdict[int, list[Mapping[str, Any]]] = defaultdict(list)
+        self._ended: set[int] = set()
+        self._changes: defaultdict[int, asyncio.Condition] = defaultdict(asyncio.Condition)
 
-    async def post(self, trial: int, row: Mapping[str, Any]) -> None:
-        """One more row of a trial; which one stands in it, so it can come twice."""
-        async with self._news[trial]:
-            if row["epoch"] == len(self._rows[trial]) + 1:
-                self._rows[trial].append(row)
-            self._news[trial].notify_all()
+    async def add(self, trial: int, score: Mapping[str, Any]) -> None:
+        """Add a trial's next score; one that was added before is ignored."""
+        async with self._changes[trial]:
+            if score["epoch"] == len(self._scores[trial]) + 1:
+                self._scores[trial].append(score)
+            self._changes[trial].notify_all()
 
     async def end(self, trial: int) -> None:
-        """No more rows of that trial."""
-        async with self._news[trial]:
-            self._over.add(trial)
-            self._news[trial].notify_all()
+        """Declare that a trial gets no more scores."""
+        async with self._changes[trial]:
+            self._ended.add(trial)
+            self._changes[trial].notify_all()
 
-    async def rows_from(self, trial: int, number: int) -> list[Mapping[str, Any]]:
-        """Rows from `number`, counted from 0, on; waits for one. None are left when it is empty."""
-        async with self._news[trial]:
-            await self._news[trial].wait_for(
-                lambda: len(self._rows[trial]) > number or trial in self._over
+    async def scores_from(self, trial: int, start: int) -> list[Mapping[str, Any]]:
+        """Wait for a trial's score `start`, from 0, and return it and those after it.
+
+        The list is empty once the trial has ended and has no such score.
+        """
+        async with self._changes[trial]:
+            await self._changes[trial].wait_for(
+                lambda: len(self._scores[trial]) > start or trial in self._ended
             )
-        return self._rows[trial][number:]
+        return self._scores[trial][start:]
 
 
-def open_score_board() -> Any:
-    """Start the board on this process's node; it ends with the driver.
+def start_score_actor() -> Any:
+    """Start a `ScoreActor` on this node, and return its handle; it ends with the driver.
 
-    As with the board of events, each call may come twice on a bad network.
+    Calls are retried, so on a bad network each may arrive twice.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "scheduling_strategy": here, "max_task_retries": -1}
-    return ray.remote(ScoreBoard).options(**options).remote()
+    return ray.remote(ScoreActor).options(**options).remote()
 
 
-def follow(config: Mapping[str, Any], board: Any) -> None:
-    """What Ray Tune runs as a trial: report its scores, from the first, until there are no more.
+def report_scores(config: Mapping[str, Any], score_actor: Any) -> None:
+    """Report a trial's scores to Ray Tune, from the first until it ends: what its actor runs.
 
     Args:
         config: ``trial``, its number.
-        board: the handle of a `ScoreBoard`.
+        score_actor: the handle of a `ScoreActor`.
     """
     from ray import tune
 
-    seen = 0
-    while rows := ray.get(board.rows_from.remote(config["trial"], seen)):
-        for row in rows:
-            tune.report(dict(row))
-        seen += len(rows)
+    reported = 0
+    while scores := ray.get(score_actor.scores_from.remote(config["trial"], reported)):
+        for score in scores:
+            tune.report(dict(score))
+        reported += len(scores)

@@ -1,20 +1,18 @@
-"""A search from its start to its end: over all folds, and with --nested within each outer fold.
+"""A search from start to end: over all folds, and with --nested also within each outer fold.
 
-    findings = search(parse_search(["--config", "search.toml"], os.environ))
+    results = search(parse_search(["--config", "search.toml"], os.environ))
 
-Each trial is a whole cross-validation, the same run as `raykfold.driver.cross_validate` makes, in
-one session of Ray with the others, whose object store holds the data once.
+Each trial is a whole cross-validation, the same run as `raykfold.driver.cross_validate` makes. All
+trials share one session of Ray, whose object store holds the data once.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from raykfold.data.feature_set import FeatureSet
 from raykfold.driver import (
@@ -29,30 +27,28 @@ from raykfold.driver import (
     set_to_work,
     train_given,
 )
-from raykfold.errors import BadInput, RaykfoldError
+from raykfold.errors import BadInput
 from raykfold.files.scratch import scratch_dir
 from raykfold.observers import Audience, Voice
 from raykfold.state.ledger import Ledger
 from raykfold.state.record import check_identity, created, write_record
-from raykfold.text import counted, one_line
+from raykfold.text import counted
 from raykfold.training.network import check_model
-from raykfold.tuning.findings import Findings, OuterFold
-from raykfold.tuning.journal import (
-    Journal,
-    Score,
-    SearchObserver,
-    Trial,
-    best_of_trials,
-    values_text,
+from raykfold.training.search_results import OuterFold, SearchResults, Trial, best_trial
+from raykfold.tuning.findings import (
+    ResultsWriter,
+    best_run,
+    search_results,
+    write_page,
+    write_results,
 )
-from raykfold.tuning.runner import Bridge, concurrent_trials
-from raykfold.tuning.space import SearchConfig, search_identity
+from raykfold.tuning.journal import Journal
+from raykfold.tuning.observer import SearchObserver
+from raykfold.tuning.runner import TrialRunner, concurrent_trials
+from raykfold.tuning.space import SearchConfig, search_identity, values_text
 
 if TYPE_CHECKING:
     from raykfold.distributed.dealer import Dealer
-
-_WRITE_SECONDS = 5.0  # from one writing of search.json to the next, while trials go on
-_DRAW_SECONDS = 60.0  # from one page to the next, which takes a second of a core
 
 
 def search(
@@ -60,34 +56,77 @@ def search(
     *,
     data: FeatureSet | None = None,
     observer: SearchObserver | None = None,
-) -> Findings:
-    """Try configurations, or go on with those that an earlier session has begun.
+) -> SearchResults:
+    """Search for the best hyper-parameters, or resume an earlier session's search.
 
     Args:
         config: what to search, and how.
         data: the samples, instead of those in ``config.processed_dir``.
-        observer: told of trials.
+        observer: follows the trials.
 
     Returns:
-        What was found; its status is ``partial`` if trials failed.
+        The results; their status is ``partial`` if trials failed.
 
     Raises:
         BadInput: a value, a file or an earlier search does not fit, and nothing has been written;
-            or no slot came in time, and what was complete is safe.
-        StorageError: the disk is full, or the store was away for long; or another process has
-            taken the search over.
+            or no slot became free in time, and complete trials are safe.
+        StorageError: the disk is full, the store was away for long, or another process has taken
+            the search over.
     """
     observer = observer or SearchObserver()
     _check_sampler(config)
     with reading(config, data, [Voice(observer.noticed)]) as given:
         _check_space(config, given.data)
-        outer = _outer(config, given)
+        without = _without_outer_folds(config, given)
         with claimed(config, given.audience):
             set_earlier_aside(config, given.audience)
-            return _Campaign(config, given, outer, observer).run()
+            return _search(config, given, without, observer)
 
 
-# --- before anything starts ----------------------------------------------------------------------
+def _search(
+    config: SearchConfig, given: Given, without: dict[int, Given], observer: SearchObserver
+) -> SearchResults:
+    # Read what earlier sessions did.
+    inner = {
+        fold: _FoldSearch(config.outer(fold), rest, observer.of_outer(fold))
+        for fold, rest in without.items()
+    }
+    whole = _FoldSearch(config, given, observer, inner)
+    searches = [whole, *inner.values()]
+
+    # Train what is left: the trials of each search, then each inner winner on its outer fold.
+    measured = all(each.outer_accuracy is not None for each in inner.values())
+    if not measured or not all(each.results().is_over for each in searches):
+        for line in _remarks(config):
+            observer.noticed(line)
+        whole.journal.start_clock()
+        with dealing(config, given.data, given.audience) as dealer:
+            for each in searches:
+                each.write_record(dealer)
+            for each in searches:
+                if not each.results().is_over:
+                    each.tune(dealer)
+                    each.journal.stop_clock()
+            _measure_winners(given, inner, dealer)
+        whole.journal.stop_clock()
+
+    # Write the results, and send the best trial to the Hub.
+    for each in (*inner.values(), whole):
+        write_results(each.config, each.results())
+        write_page(each.config, each.results(), each.observer.noticed)
+    results = whole.results()
+    run = best_run(config, results)
+    if results.is_over and run is not None and run.hf_model_repo_id is not None:
+        audience = Audience([Voice(observer.noticed)])
+        try:
+            with claimed_part(run, audience):
+                train_given(run, replace(given, audience=audience))
+        except BadInput as error:  # another process works on it, or has trained it further
+            observer.noticed(f"the best trial was not sent to the Hub: {error}")
+    return results
+
+
+# --- checks before anything starts ---------------------------------------------------------------
 
 
 def _check_sampler(config: SearchConfig) -> None:
@@ -95,20 +134,20 @@ def _check_sampler(config: SearchConfig) -> None:
         return
     if importlib.util.find_spec("optuna") is None:
         raise BadInput(
-            "--sampler optuna: is not installed; want pip install 'raykfold[optuna]', or random"
+            "--sampler optuna: is not installed; expected pip install 'raykfold[optuna]', or random"
         )
     for name, domain in config.space.domains.items():
         if domain.kind == "grid":
-            raise BadInput(f"--sampler optuna: {name} is a grid; want choice there, or random")
-        if domain.kind.startswith("qlog"):
+            raise BadInput(f"--sampler optuna: {name} is a grid; expected choice there, or random")
+        if domain.is_log and domain.has_step:
             raise BadInput(
-                f"--sampler optuna: {name} is a {domain.kind}, whose steps it does not have; want "
-                f"{domain.kind.removeprefix('q')} there, or random"
+                f"--sampler optuna: {name} is a {domain.kind}, and Optuna has no steps in it; "
+                f"expected {domain.kind.removeprefix('q')} there, or random"
             )
 
 
 def _check_space(config: SearchConfig, data: FeatureSet) -> None:
-    """Build the network at the ends of what is searched: what is wrong there is known now."""
+    """Build the network at the ends of each domain, so that errors there come at the start."""
     seen: set[str] = set()
     for values in config.space.probes():
         network = config.trial(1, values).model
@@ -126,303 +165,163 @@ def _check_space(config: SearchConfig, data: FeatureSet) -> None:
             ) from error
 
 
-def _doubts(config: SearchConfig) -> Iterator[str]:
-    """What a user may not have meant."""
+def _without_outer_folds(config: SearchConfig, given: Given) -> dict[int, Given]:
+    """Return what the search within each outer fold starts from; nothing without --nested."""
+    if not config.nested:
+        return {}
+    if len(given.data.fold_labels) < 3:
+        raise BadInput("--nested true: the data has two folds; expected three or more")
+    without = {}
+    for fold in given.folds:
+        rest = given.data.without(fold)
+        # These raise where a split is impossible.
+        rest.warnings(inner=config.select == "inner", seed=config.seed)
+        given.data.warnings([fold], inner=True, seed=config.seed)
+        without[fold] = replace(given, data=rest, folds=rest.fold_labels)
+    return without
+
+
+def _remarks(config: SearchConfig) -> Iterator[str]:
+    """Yield remarks on the number of trials, if it looks unintended."""
     grid, combinations = config.space.grid_size(), config.space.combinations()
     if config.num_trials < grid:
         yield f"--trials {config.num_trials}: the grid has {grid} combinations; some are left out"
     elif combinations is not None and config.num_trials > combinations:
         yield (
-            f"--trials {config.num_trials}: there are no more than "
-            f"{counted(combinations, 'configuration')}; some are tried again, which gives the same"
+            f"--trials {config.num_trials}: there are only "
+            f"{counted(combinations, 'configuration')}; some are tried again, with the same result"
         )
 
 
-def _outer(config: SearchConfig, given: Given) -> dict[int, Given]:
-    """What the search within each outer fold has to start from; nothing without --nested."""
-    if not config.nested:
-        return {}
-    if len(given.data.fold_labels) < 3:
-        raise BadInput("--nested true: the data has two folds; want three or more")
-    within = {}
-    for fold in given.folds:
-        rest = given.data.without(fold)
-        inner = config.select == "inner"
-        rest.warnings(inner=inner, seed=config.seed)  # raises where a split cannot be made
-        given.data.warnings([fold], inner=True, seed=config.seed)
-        within[fold] = replace(given, data=rest, folds=rest.fold_labels)
-    return within
+# --- one search ----------------------------------------------------------------------------------
 
 
-# --- a search over some folds --------------------------------------------------------------------
+class _FoldSearch:
+    """A search over some folds: the whole search, or the one within an outer fold.
 
-
-@dataclass(frozen=True)
-class _Part:
-    """A search over some folds: the whole one, or that within an outer fold.
-
-    Attributes:
+    Args:
         config: its own.
         given: what its trials start from.
-        journal: its trials.
-        observer: told of them.
-        outer: the fold that is left out; None of the whole one.
+        observer: follows its trials.
+        inner: for the whole search with --nested: outer fold → the search within it.
+
+    Attributes:
+        outer_error: why the winner has no accuracy on the outer fold.
+
+    Raises:
+        BadInput: an earlier search of that name differs, or has more trials.
     """
-
-    config: SearchConfig
-    given: Given
-    journal: Journal
-    observer: SearchObserver
-    outer: int | None
-
-    @property
-    def is_over(self) -> bool:
-        trials = list(self.journal)
-        begun = len(trials) >= self.config.num_trials
-        return begun and all(trial.status != "running" for trial in trials)
-
-    @property
-    def measured(self) -> float | None:
-        """Accuracy of the winner on the outer fold, if it is known."""
-        best = best_of_trials(list(self.journal))
-        return None if best is None else self.journal.measured(best.number)
-
-    def findings(self, outer: Sequence[OuterFold] = (), test_to_train: float = 0.0) -> Findings:
-        return Findings(
-            config=self.config,
-            folds=self.given.folds,
-            trials=tuple(self.journal),
-            is_over=self.is_over,
-            wall_seconds=self.journal.wall_seconds,
-            sessions=self.journal.sessions,
-            identity=search_identity(self.config, self.given.data.fingerprint),
-            warnings=self.given.leakage.warnings(),
-            outer=tuple(outer),
-            test_to_train=test_to_train,
-        )
-
-
-class _Campaign:
-    """The whole search, the searches within outer folds, and what comes of them."""
 
     def __init__(
         self,
         config: SearchConfig,
         given: Given,
-        outer: dict[int, Given],
         observer: SearchObserver,
+        inner: dict[int, _FoldSearch] | None = None,
     ) -> None:
-        self._config = config
-        self._given = given
-        self._observer = observer
-        self._errors: dict[int, str] = {}  # of outer folds
-        self._whole = self._part(config, given, observer)
-        self._outer = {
-            fold: self._part(config.outer(fold), within, observer.of_outer(fold), fold)
-            for fold, within in outer.items()
-        }
-
-    def _part(
-        self,
-        config: SearchConfig,
-        given: Given,
-        observer: SearchObserver,
-        outer: int | None = None,
-    ) -> _Part:
+        self.config = config
+        self.given = given
+        self.observer = observer
+        self.outer_error: str | None = None
+        self._inner = inner or {}
         check_identity(config, search_identity(config, given.data.fingerprint))
-        journal = Journal(config.run_dir.journal)
-        if config.num_trials < len(journal):
+        self.journal = Journal(config.run_dir.journal)
+        if config.num_trials < len(self.journal):
             raise BadInput(
-                f"--trials {config.num_trials}: the search has begun {len(journal)} already; want "
-                "at least that, or --fresh"
+                f"--trials {config.num_trials}: the search has begun {len(self.journal)} already; "
+                "expected at least that, or --fresh"
             )
-        return _Part(config, given, journal, observer, outer)
+        splits = [given.data.split(fold, inner=True, seed=config.seed) for fold in self._inner]
+        trained = sum(len(split.train) for split in splits)
+        held_out = sum(len(split.validation) for split in splits)
+        self._test_to_train = held_out / trained if trained else 0.0
 
-    def run(self) -> Findings:
-        parts = [self._whole, *self._outer.values()]
-        measured = all(part.measured is not None for part in self._outer.values())
-        if not (measured and all(part.is_over for part in parts)):
-            for line in _doubts(self._config):
-                self._observer.noticed(line)
-            self._whole.journal.start()
-            with dealing(self._config, self._given.data, self._given.audience) as dealer:
-                for part in parts:
-                    self._record(part, dealer)
-                for part in parts:
-                    if not part.is_over:
-                        self._tune(part, dealer)
-                self._measure(dealer)
-            self._whole.journal.stop()
-        for part in self._outer.values():
-            part.findings().write()
-            _draw(part.findings(), part.observer.noticed)
-        findings = self._findings()
-        findings.write()
-        _draw(findings, self._observer.noticed)
-        self._publish(findings)
-        return findings
+    @property
+    def outer_accuracy(self) -> float | None:
+        """Accuracy of the winner on the outer fold; None before it is measured."""
+        best = best_trial(self.journal)
+        return None if best is None else self.journal.outer_accuracy(best.number)
 
-    def _record(self, part: _Part, dealer: Dealer) -> None:
-        """Say beside outputs and checkpoints what lies there."""
-        config, data = part.config, part.given.data
-        there = identity_there(config, data, dealer.size)
-        current = search_identity(config, data.fingerprint, there["device"], there["precision"])
-        check_identity(config, current)
-        write_record(config, current, created(config), part.given.folds)
-
-    def _findings(self) -> Findings:
+    def results(self) -> SearchResults:
         outer = [
             OuterFold(
                 fold,
-                winner=best_of_trials(list(part.journal)),
-                epochs_run=sum(trial.epochs_run for trial in part.journal),
-                failed=sum(trial.status == "failed" for trial in part.journal),
-                accuracy=part.measured,
-                error=self._errors.get(fold),
+                winner=best_trial(each.journal),
+                epochs_run=sum(trial.epochs_run for trial in each.journal),
+                accuracy=each.outer_accuracy,
+                failed=sum(trial.status == "failed" for trial in each.journal),
+                error=each.outer_error,
             )
-            for fold, part in self._outer.items()
+            for fold, each in self._inner.items()
         ]
-        config, data = self._config, self._given.data
-        splits = [data.split(fold, inner=True, seed=config.seed) for fold in self._outer]
-        trained = sum(len(split.train) for split in splits)
-        held_out = sum(len(split.validation) for split in splits)
-        return self._whole.findings(outer, test_to_train=held_out / trained if trained else 0.0)
+        return search_results(
+            self.config,
+            self.journal,
+            folds=self.given.folds,
+            fingerprint=self.given.data.fingerprint,
+            warnings=self.given.leakage.warnings(),
+            outer=outer,
+            test_to_train=self._test_to_train,
+        )
 
-    def _tune(self, part: _Part, dealer: Dealer) -> None:
-        if part is self._whole:
-            _tune(part, dealer, self._findings)
-        else:
-            _tune(part, dealer, part.findings)
-            part.journal.stop()
+    def write_record(self, dealer: Dealer) -> None:
+        """Write beside outputs and checkpoints which search they belong to."""
+        config, data = self.config, self.given.data
+        there = identity_there(config, data, dealer.size)
+        identity = search_identity(config, data.fingerprint, there["device"], there["precision"])
+        check_identity(config, identity)
+        write_record(config, identity, created(config), self.given.folds)
 
-    # --- outer folds -------------------------------------------------------------------------
+    def tune(self, dealer: Dealer) -> None:
+        """Let Ray Tune try the configurations that are left."""
+        from raykfold.tuning.score_actor import start_score_actor
+        from raykfold.tuning.tune import TuneRun
 
-    def _measure(self, dealer: Dealer) -> None:
-        """Train each winner on all but the outer fold that it has not seen, and measure it there.
+        config, given, journal = self.config, self.given, self.journal
+        concurrent = config.concurrent_trials
+        concurrent = concurrent or concurrent_trials(dealer.slots(), len(given.folds))
+        actor = start_score_actor()
+        writer = ResultsWriter(config, self.results, self.observer)
+        with scratch_dir() as folder:
+            tune_run = TuneRun(config, journal, actor, concurrent=concurrent, folder=folder)
+            runner = TrialRunner(config, given, journal, dealer, actor, tune_run, writer)
+            with closing(runner):
+                journal.start_clock()
+                tune_run.start()
+                dealer.work(runner.tend)
 
-        All at once: each is a run of one fold. An inner split chooses its epoch, so the outer fold
-        has no part in what it measures.
-        """
-        with ExitStack() as taken:
-            fits: list[tuple[_Part, Trial, Ledger]] = []
-            for part in self._outer.values():
-                best = best_of_trials(list(part.journal))
-                if best is None:
-                    assert part.outer is not None
-                    self._errors[part.outer] = "no trial of its search is complete"
-                elif part.measured is None:
-                    fits.append((part, best, self._fit(part, best, dealer, taken)))
-            dealer.work(self._tend)
-            for part, best, ledger in fits:
-                result = ledger.conclude(self._given.leakage).folds[0]
-                if result.status == "failed":
-                    self._errors[result.fold] = str(result.error)
-                is_whole = result.status == "complete"
-                accuracy = result.chosen_val_accuracy if is_whole else None
-                part.journal.measure(best.number, accuracy)
-                if is_whole:
-                    ledger.remove_rounds()
 
-    def _fit(self, part: _Part, best: Trial, dealer: Dealer, taken: ExitStack) -> Ledger:
-        assert part.outer is not None
-        config = part.config.fit(best.number, best.values, part.outer)
-        audience = Audience([Voice(part.observer.noticed)])
-        taken.enter_context(claimed_part(config, audience))
-        given = replace(self._given, folds=(part.outer,), audience=audience)
-        ledger = open_ledger(config, given, audience)
-        set_to_work(ledger, given.data, dealer)
-        return ledger
+def _measure_winners(given: Given, inner: dict[int, _FoldSearch], dealer: Dealer) -> None:
+    """Train the winner of each inner search on all but its outer fold, and measure it there.
 
-    def _tend(self) -> bool:
-        self._given.audience.time_passed()
+    All winners train at once; each is a run of one fold. An inner split chooses its epoch, so the
+    outer fold has no part in what it measures.
+    """
+
+    def tend() -> bool:
+        given.audience.time_passed()
         return False
 
-    # --- the end -----------------------------------------------------------------------------
-
-    def _publish(self, findings: Findings) -> None:
-        """To the Hub goes the winner, and nothing else."""
-        run = findings.best_run
-        if run is None or run.hf_model_repo_id is None or not findings.is_over:
-            return
-        audience = Audience([Voice(self._observer.noticed)])
-        try:
-            with claimed_part(run, audience):
-                train_given(run, replace(self._given, audience=audience))
-        except BadInput as error:  # somebody is at work on it, or has trained it further
-            self._observer.noticed(f"the best trial was not sent to the Hub: {error}")
-
-
-def _tune(part: _Part, dealer: Dealer, findings: Callable[[], Findings]) -> None:
-    """Have Ray Tune try what is left to be tried.
-
-    Args:
-        findings: what to write into ``search.json`` as it goes on.
-    """
-    from raykfold.tuning.score_actor import open_score_board
-    from raykfold.tuning.tune import Tuning
-
-    config, folds = part.config, len(part.given.folds)
-    concurrent = config.concurrent_trials or concurrent_trials(dealer.slots(), folds)
-    board = open_score_board()
-    with scratch_dir() as folder:
-        tuning = Tuning(config, part.journal, board, concurrent=concurrent, folder=folder)
-        recorder = _Recorder(part.observer, findings)
-        bridge = Bridge(config, part.given, part.journal, dealer, board, tuning, recorder)
-        with closing(bridge):
-            part.journal.start()
-            tuning.start()
-            dealer.work(bridge.tend)
-
-
-class _Recorder(SearchObserver):
-    """Keeps ``search.json`` up to date, and passes everything on."""
-
-    def __init__(self, observer: SearchObserver, findings: Callable[[], Findings]) -> None:
-        self._observer: SearchObserver | None = observer
-        self._findings = findings
-        self._wrote = 0.0
-        self._drew = 0.0
-        self._lock = threading.Lock()  # trials end in a thread of their own
-
-    def trial_began(self, trial: Trial) -> None:
-        self._write()
-        self._tell("trial_began", trial)
-
-    def trial_scored(self, trial: Trial, score: Score) -> None:
-        if time.monotonic() - self._wrote >= _WRITE_SECONDS:
-            self._write()
-        self._tell("trial_scored", trial, score)
-
-    def trial_ended(self, trial: Trial) -> None:
-        self._write()
-        # In the thread in which complete trials end, and nobody waits for it.
-        if trial.status == "complete" and time.monotonic() - self._drew >= _DRAW_SECONDS:
-            self._drew = time.monotonic()
-            _draw(self._findings(), self.noticed)
-        self._tell("trial_ended", trial)
-
-    def noticed(self, text: str) -> None:
-        self._tell("noticed", text)
-
-    def _tell(self, what: str, *args: Any) -> None:
-        """An observer that raises is not told any more, as of a run, and the search goes on."""
-        try:
-            if self._observer is not None:
-                getattr(self._observer, what)(*args)
-        except RaykfoldError:
-            raise
-        except Exception:
-            self._observer = None
-
-    def _write(self) -> None:
-        with self._lock:
-            self._wrote = time.monotonic()
-            self._findings().write()
-
-
-def _draw(findings: Findings, say: Callable[[str], None]) -> None:
-    """A page that cannot be made ends no search."""
-    try:
-        findings.write_page()
-    except Exception as error:
-        say(f"{findings.config.outputs.report}: could not be made ({one_line(error)})")
+    with ExitStack() as claims:
+        fits: list[tuple[_FoldSearch, Trial, Ledger]] = []
+        for fold, each in inner.items():
+            best = best_trial(each.journal)
+            if best is None:
+                each.outer_error = "no trial of its search is complete"
+            elif each.outer_accuracy is None:
+                config = each.config.fit(best.number, best.values, fold)
+                audience = Audience([Voice(each.observer.noticed)])
+                claims.enter_context(claimed_part(config, audience))
+                fit = replace(given, folds=(fold,), audience=audience)
+                ledger = open_ledger(config, fit, audience)
+                set_to_work(ledger, given.data, dealer)
+                fits.append((each, best, ledger))
+        dealer.work(tend)
+        for each, best, ledger in fits:
+            result = ledger.conclude(given.leakage).folds[0]
+            if result.status == "complete":
+                each.journal.set_outer_accuracy(best.number, result.chosen_val_accuracy)
+                ledger.remove_rounds()
+            else:
+                each.journal.set_outer_accuracy(best.number, None)
+                each.outer_error = str(result.error)

@@ -1,11 +1,11 @@
-"""What a search is told: a run's configuration, and ranges in place of some of its values.
+"""The configuration of a search: that of a run, with ranges in place of some of its values.
 
     [search]
     learning_rate = {loguniform = [1e-4, 1e-2]}
     batch_size = {choice = [16, 32, 64]}
     model.dropout = {uniform = [0.1, 0.5]}
 
-Ranges have the names, and the meaning, that they have in Ray Tune (`ray.tune.loguniform`).
+Ranges have the names and meanings that they have in Ray Tune (`ray.tune.loguniform`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,67 +38,65 @@ from raykfold.config.options import (
 from raykfold.config.run_config import RunConfig
 from raykfold.errors import BadInput
 from raykfold.files.paths import absolute, outer_name
-from raykfold.files.remote import Place
 from raykfold.state.record import identity
 
-_OF_MODEL = "model."
+_MODEL_PREFIX = "model."
 _LISTS = ("choice", "grid")
-_FEWEST_TRIALS = 20  # where no grid says how many
+_RANGES = (
+    *("uniform", "quniform", "loguniform", "qloguniform"),
+    *("randint", "qrandint", "lograndint", "qlograndint"),
+)
+_KINDS = (*_RANGES, *_LISTS, "grid_search")
+_DEFAULT_TRIALS = 20  # without a grid
 _LARGEST_GRID = 100_000
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """A kind of range. The upper end is no part of it, as Ray Tune has it, without a step."""
-
-    whole: bool = False
-    log: bool = False
-    step: bool = False
-
-
-_KINDS = {
-    "uniform": _Kind(),
-    "quniform": _Kind(step=True),
-    "loguniform": _Kind(log=True),
-    "qloguniform": _Kind(log=True, step=True),
-    "randint": _Kind(whole=True),
-    "qrandint": _Kind(whole=True, step=True),
-    "lograndint": _Kind(whole=True, log=True),
-    "qlograndint": _Kind(whole=True, log=True, step=True),
-}
-
-
-_NAMES = (*_KINDS, *_LISTS, "grid_search")
-
-
-@dataclass(frozen=True)
 class Domain:
-    """What one value is drawn from.
+    """The values that a hyper-parameter can take.
 
     Attributes:
-        kind: Ray Tune's name of it; ``grid`` is its grid_search.
-        arguments: the values of a ``choice`` or ``grid``; else lower end, upper end and, of the
-            kinds that begin with q, the step.
+        kind: Ray Tune's name for it; ``grid`` is its grid_search.
+        arguments: the values of a ``choice`` or ``grid``; for the other kinds the lower end, the
+            upper end and, for kinds that begin with q, the step.
     """
 
     kind: str
     arguments: tuple[Any, ...]
 
     @property
+    def is_list(self) -> bool:
+        return self.kind in _LISTS
+
+    @property
+    def is_whole(self) -> bool:
+        return self.kind.endswith("int")
+
+    @property
+    def is_log(self) -> bool:
+        return "log" in self.kind
+
+    @property
+    def has_step(self) -> bool:
+        return self.kind.startswith("q")
+
+    @property
     def ends(self) -> tuple[Any, ...]:
-        """Of a range its lowest and highest value; of a list all that there are."""
-        if self.kind in _LISTS:
+        """The lowest and highest value of a range; all values of a list.
+
+        As in Ray Tune, a range without a step does not include its upper end.
+        """
+        if self.is_list:
             return self.arguments
         lower, upper = self.arguments[:2]
-        kind = _KINDS[self.kind]
-        if not kind.whole:
-            return float(lower), float(upper) if kind.step else math.nextafter(upper, lower)
-        return lower, upper if kind.step else upper - 1
+        if self.is_whole:
+            return lower, upper if self.has_step else upper - 1
+        return float(lower), float(upper) if self.has_step else math.nextafter(upper, lower)
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """What is searched → what it is drawn from, in the order of the file.
+    """The searched hyper-parameters and their domains, in the order of the file.
 
     Names are those of a run's flags; ``model.NAME`` is a keyword argument of the network.
     """
@@ -108,18 +104,18 @@ class SearchSpace:
     domains: Mapping[str, Domain] = field(default_factory=dict)
 
     def grid_size(self) -> int:
-        """Combinations of what is a grid; 1 where nothing is."""
+        """Return the number of combinations of the grids; 1 without a grid."""
         grids = (each for each in self.domains.values() if each.kind == "grid")
         return math.prod(len(each.arguments) for each in grids)
 
     def combinations(self) -> int | None:
-        """Configurations that there are; None where a range is not of a few values."""
-        if any(each.kind not in _LISTS for each in self.domains.values()):
+        """Return the number of different configurations; None if there are ranges."""
+        if not all(each.is_list for each in self.domains.values()):
             return None
         return math.prod(len(each.arguments) for each in self.domains.values())
 
     def probes(self) -> Iterator[dict[str, Any]]:
-        """Values that reach each end of each range once, with the others at their first."""
+        """Yield configurations that reach each end of each domain, the others at their first."""
         first = {name: domain.ends[0] for name, domain in self.domains.items()}
         yield first
         for name, domain in self.domains.items():
@@ -127,12 +123,22 @@ class SearchSpace:
                 yield {**first, name: value}
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in the file."""
+        """Return the [search] table."""
         return {name: {each.kind: list(each.arguments)} for name, each in self.domains.items()}
 
 
+def values_text(values: Mapping[str, Any]) -> str:
+    """Return the values of a trial as text: ``learning_rate 0.00123, batch_size 16``."""
+    return ", ".join(f"{name} {value_text(value)}" for name, value in values.items())
+
+
+def value_text(value: Any) -> str:
+    """Return a value as text, a number with four digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _above_one(value: float) -> str | None:
-    return "want more than 1" if not value > 1 else positive(value)
+    return "expected more than 1" if not value > 1 else positive(value)
 
 
 _search = partial(option, group="search")
@@ -140,12 +146,12 @@ _search = partial(option, group="search")
 
 @dataclass(frozen=True)
 class SearchConfig(RunConfig):
-    """Everything that a search is told: what its trials have in common, and what it tries."""
+    """The options of a search: those that its trials share, and how and what it searches."""
 
     module: ClassVar[str] = "raykfold.search"
     about: ClassVar[str] = (
         "Tune hyper-parameters: each trial is a whole cross-validation, and poor ones are stopped. "
-        "What is searched stands in the [search] table of the --config file."
+        "The [search] table of the --config file holds the ranges to search."
     )
     exit_codes: ClassVar[str] = "3 some trials failed"
     examples: ClassVar[tuple[str, ...]] = (
@@ -154,61 +160,62 @@ class SearchConfig(RunConfig):
     )
 
     trials: int | None = _search(None, OrWord("auto", integer), positive)
-    """Configurations to try (auto: every combination of a grid, else 20)."""
+    """Configurations to try (auto: every combination of the grids, or 20 without a grid)."""
 
     sampler: str = _search("random", str, one_of("random", "optuna"))
-    """Who draws values from ranges: random, or optuna (its TPE, which learns from trials)."""
+    """How values are drawn from ranges: random, or optuna (TPE, which learns from trials)."""
 
     scheduler: str = _search("asha", str, one_of("asha", "median", "none"))
     """Ray Tune's rule that stops poor trials: asha (successive halving), median or none."""
 
     grace_period: int | None = _search(None, OrWord("auto", integer), positive)
-    """Epochs of all folds before which no trial is stopped (auto: a ninth of the epochs)."""
+    """Epochs of all folds before a trial can be stopped (auto: a ninth of the epochs)."""
 
     reduction_factor: float = _search(2.0, number, _above_one)
-    """Of asha: one in so many goes on from each rung, and rungs are so many times as far apart."""
+    """For asha: one trial in so many continues at each rung, and rungs are so far apart."""
 
     concurrent_trials: int | None = _search(None, OrWord("auto", integer), positive)
-    """Most trials at a time (auto: as many as the slots hold, and one more)."""
+    """Most trials at once (auto: as many as fill the slots, and one more)."""
 
     nested: bool = _search(False, switch)
-    """Search within each outer fold, too, and measure the winner on that fold."""
+    """Also search within each outer fold, and measure each winner on its outer fold."""
 
     space: SearchSpace = field(default_factory=SearchSpace)
-    config_file: Path | None = None  # that the space stood in
+    config_file: Path | None = None  # which holds the space
 
     def __post_init__(self) -> None:
-        """As `RunConfig` does.
+        """Check the values, after `RunConfig` has checked its own.
 
         Raises:
-            BadInput: a value is out of range, or makes no search.
+            BadInput: a value is out of range, or does not fit a search.
         """
         super().__post_init__()
         if not self.space.domains:
-            raise BadInput("[search]: nothing is searched; want a range in it at least")
+            raise BadInput("[search]: is empty; expected at least one range")
         if self.space.grid_size() > _LARGEST_GRID:
             raise BadInput(
-                f"[search]: the grid has {self.space.grid_size()} combinations; want at most "
-                f"{_LARGEST_GRID}, or choice"
+                f"[search]: the grid has {self.space.grid_size()} combinations; expected at most "
+                f"{_LARGEST_GRID}, or choice instead of grid"
             )
         if self.repeats != 1:
             raise BadInput(
-                f"--repeats {self.repeats}: want 1 for a search; repeat the best one, with "
+                f"--repeats {self.repeats}: expected 1 for a search; to repeat its best trial, use "
                 "raykfold.run --config best.toml --repeats"
             )
         if self.grace_epochs > self.most_epochs:
             raise BadInput(
-                f"--grace_period {self.grace_period}: want at most the {self.most_epochs} --epochs"
+                f"--grace_period {self.grace_period}: expected at most the {self.most_epochs} "
+                "--epochs"
             )
 
     @property
     def num_trials(self) -> int:
         has_grid = any(each.kind == "grid" for each in self.space.domains.values())
-        return self.trials or (self.space.grid_size() if has_grid else _FEWEST_TRIALS)
+        return self.trials or (self.space.grid_size() if has_grid else _DEFAULT_TRIALS)
 
     @property
     def most_epochs(self) -> int:
-        """That a trial can have."""
+        """The most epochs that a trial can have."""
         domain = self.space.domains.get("epochs")
         return max(domain.ends) if domain else self.epochs
 
@@ -217,18 +224,18 @@ class SearchConfig(RunConfig):
         return self.grace_period or max(1, self.most_epochs // 9)
 
     def epochs_of(self, values: Mapping[str, Any]) -> int:
-        """At most, of a trial with these values."""
+        """Return the most epochs of a trial with these values."""
         return int(values.get("epochs", self.epochs))
 
     def trial(self, number: int, values: Mapping[str, Any]) -> RunConfig:
-        """A trial as the run of its own that it is.
+        """Return the configuration of a trial, which is a run of its own.
 
         Args:
             number: of the trial, from 1.
-            values: what is searched → what the trial has of it.
+            values: searched hyper-parameter → this trial's value.
 
         Raises:
-            BadInput: no run can have such values.
+            BadInput: a run cannot have such values.
         """
         return self._run(
             values,
@@ -238,7 +245,7 @@ class SearchConfig(RunConfig):
         )
 
     def outer(self, fold: int) -> SearchConfig:
-        """The search within an outer fold: on all folds but that one."""
+        """Return the configuration of the search within an outer fold: on all other folds."""
         return dataclasses.replace(
             self,
             run_name=f"{self.run_name}-{outer_name(fold)}",
@@ -251,7 +258,7 @@ class SearchConfig(RunConfig):
         )
 
     def fit(self, number: int, values: Mapping[str, Any], fold: int) -> RunConfig:
-        """The run that measures a trial of the search within an outer fold on that fold.
+        """Return the run that measures a trial of the search within an outer fold on that fold.
 
         An inner validation split chooses its epoch.
         """
@@ -265,17 +272,17 @@ class SearchConfig(RunConfig):
         )
 
     def _run(self, values: Mapping[str, Any], **own: Any) -> RunConfig:
+        shared = {name: getattr(self, name) for name in options(RunConfig)}
+        shared |= {"fresh": False, "hf_model_repo_id": None, "named": self.named}
         arguments = {
-            name.removeprefix(_OF_MODEL): value
+            name.removeprefix(_MODEL_PREFIX): value
             for name, value in values.items()
-            if name.startswith(_OF_MODEL)
+            if name.startswith(_MODEL_PREFIX)
         }
-        plain = {name: value for name, value in values.items() if not name.startswith(_OF_MODEL)}
-        common = {name: getattr(self, name) for name in options(RunConfig)}
-        common |= {"fresh": False, "hf_model_repo_id": None, "named": self.named}
-        told = {**common, **plain, **own}
-        told["model"] = str(ModelSpec.parse(told["model"]).with_arguments(arguments))
-        return RunConfig(**told)
+        plain = {name: v for name, v in values.items() if not name.startswith(_MODEL_PREFIX)}
+        fields = {**shared, **plain, **own}
+        fields["model"] = str(ModelSpec.parse(fields["model"]).with_arguments(arguments))
+        return RunConfig(**fields)
 
     def command(self) -> list[str]:
         if self.config_file is None:
@@ -293,14 +300,16 @@ def search_identity(
     device: str | None = None,
     precision: str | None = None,
 ) -> dict[str, Any]:
-    """The fields that must be equal for a search to be resumed; the number of trials is not one.
+    """Return the fields that must be equal for a search to be resumed.
+
+    The number of trials is not one of them.
 
     Args:
         fingerprint, device, precision: as in `raykfold.state.record.identity`.
     """
-    known = identity(config, fingerprint, device, precision)
+    run = identity(config, fingerprint, device, precision)
     searched = config.space.domains
-    return {name: value for name, value in known.items() if name not in searched} | {
+    return {name: value for name, value in run.items() if name not in searched} | {
         "space": config.space.to_json(),
         "epochs": config.epochs,
         "folds": "all" if config.folds is None else list(config.folds),
@@ -315,118 +324,91 @@ def parse_search(argv: Sequence[str], environ: Mapping[str, str]) -> SearchConfi
     """Read the command line, the environment and the TOML file that they name.
 
     Raises:
-        BadInput: as `config.parse_config`, or what is searched cannot be.
+        BadInput: as for `parse_config`, or a range is wrong.
         SystemExit: after --help or --version.
     """
     values, table = parse_values(SearchConfig, argv, environ)
     if table.file is None:
-        raise BadInput("--config: is missing; want a TOML file with a [search] table")
+        raise BadInput("--config: is missing; expected a TOML file with a [search] table")
     where = f"--config {table.file}"
     if not isinstance(table.rows, Mapping) or not table.rows:
         raise BadInput(
             f"{where}: has no [search] table with ranges, as in "
             "learning_rate = {loguniform = [1e-4, 1e-2]}"
         )
-    rows: dict[str, Any] = {}
+    domains: dict[str, Domain] = {}
     for name, row in _flat(table.rows):
-        if name in rows:
-            raise BadInput(f"{where}: search.{name}: stands there twice")
-        rows[name] = row
-    domains = {name: _domain(f"{where}: search.{name}", name, row) for name, row in rows.items()}
+        if name in domains:
+            raise BadInput(f"{where}: search.{name}: appears twice")
+        domains[name] = _domain(f"{where}: search.{name}", name, row)
     config = SearchConfig(**values, space=SearchSpace(domains), config_file=absolute(table.file))
-    arguments = {f"{_OF_MODEL}{each}" for each in ModelSpec.parse(config.model).arguments}
+    arguments = {f"{_MODEL_PREFIX}{each}" for each in ModelSpec.parse(config.model).arguments}
     for name in domains:
         if name in values or name in arguments:
-            raise BadInput(f"{where}: search.{name}: is also given a value; want one of the two")
+            raise BadInput(
+                f"{where}: search.{name}: also has a fixed value; expected one of the two"
+            )
     return config
 
 
-def best_toml(config: RunConfig, note: str = "") -> str:
-    """The text of a TOML file that `raykfold.run --config` takes, for the same run.
-
-    Without the address of a cluster: where a run is trained is no part of it.
-
-    Args:
-        note: a line to begin with, as a comment.
-    """
-    lines = [f"# {note}"] if note else []
-    values = config.changed()
-    if not config.demo:  # whose default depends on where a command is typed
-        values = {"processed_dir": config.processed_dir, **values}
-    for name, value in values.items():
-        if name != "address":
-            lines.append(f"{name} = {_in_toml(value)}")
-    return "\n".join(lines) + "\n"
-
-
-def _in_toml(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_in_toml, value))}]"
-    if isinstance(value, Place | str):
-        # JSON's strings are TOML's basic ones, but for this character.
-        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
-    return json.dumps(value)
-
-
-# --- the [search] table --------------------------------------------------------------------------
-
-
 def _flat(rows: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Names and ranges; ``model.dropout`` is a table within one in TOML, unless it is quoted."""
+    """Yield names and ranges. Unquoted, ``model.dropout`` is a table in the table ``model``."""
     for key, value in rows.items():
         name = key.replace("-", "_")
         if name == "model" and isinstance(value, Mapping) and not _is_range(value):
             for argument, row in value.items():
-                yield f"{_OF_MODEL}{argument.replace('-', '_')}", row
+                yield f"{_MODEL_PREFIX}{argument.replace('-', '_')}", row
         else:
             yield name, value
 
 
 def _is_range(value: Mapping[str, Any]) -> bool:
-    """Whether it is one for the network itself, and not of its arguments."""
+    """Whether this is a range of the network itself, and not a table of its arguments."""
     return any(
-        isinstance(row, list) and difflib.get_close_matches(kind, _NAMES, n=1)
+        isinstance(row, list) and difflib.get_close_matches(kind, _KINDS, n=1)
         for kind, row in value.items()
     )
 
 
 def _domain(where: str, name: str, row: Any) -> Domain:
+    """Parse one row of the [search] table."""
     _check_name(where, name)
     if not isinstance(row, Mapping) or len(row) != 1:
         raise BadInput(
-            f"{where}: want one range, as in {{choice = [1, 2]}}; a value that all have "
-            "stands above [search]"
+            f"{where}: expected one range, as in {{choice = [1, 2]}}; a value that all trials "
+            "share belongs above [search]"
         )
     ((kind, arguments),) = row.items()
-    if kind not in _NAMES:
-        near = difflib.get_close_matches(kind, _NAMES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"want {', '.join(_NAMES)}"
+    if kind not in _KINDS:
+        near = difflib.get_close_matches(kind, _KINDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(_KINDS)}"
         raise BadInput(f"{where}: unknown range {kind!r}; {hint}")
     kind = kind.removesuffix("_search")
     if not isinstance(arguments, list):
-        raise BadInput(f"{where}: {kind} {arguments!r}: want a list, as in {kind} = [1, 2]")
-    if kind in _LISTS:
+        raise BadInput(f"{where}: {kind} {arguments!r}: expected a list, as in {kind} = [1, 2]")
+    domain = Domain(kind, tuple(arguments))
+    if domain.is_list:
         return Domain(kind, _values(f"{where}: {kind}", name, arguments))
-    values = _range(f"{where}: {kind}", name, kind, arguments)
-    if _KINDS[kind].whole and values[2:] == (1,):
-        # A step that is none: Ray Tune itself then leaves the upper end out, and Optuna does not.
-        return Domain(kind.removeprefix("q"), values[:2])
-    return Domain(kind, values)
+    _check_range(f"{where}: {kind}", name, domain)
+    if domain.is_whole and arguments[2:] == [1]:
+        # With a step of 1 Ray Tune leaves the upper end out, and Optuna would not.
+        return Domain(kind.removeprefix("q"), tuple(arguments[:2]))
+    return domain
 
 
 def _check_name(where: str, name: str) -> None:
     searchable = options_that_are(RunConfig, "search")
     if name in searchable:
         return
-    if name.startswith(_OF_MODEL):
+    if name.startswith(_MODEL_PREFIX):
         try:
-            ModelSpec().with_arguments({name.removeprefix(_OF_MODEL): 0})
+            ModelSpec().with_arguments({name.removeprefix(_MODEL_PREFIX): 0})
         except ValueError as error:
             raise BadInput(f"{where}: {error}") from None
         return
     if name in options(SearchConfig):
         why_not = options(SearchConfig)[name].metadata["search"]
-        why = why_not or "it is not of training; expected it above [search]"
+        why = why_not or "it does not affect training; expected it above [search]"
         raise BadInput(f"{where}: cannot be searched: {why}")
     near = difflib.get_close_matches(name, searchable, n=1)
     hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(searchable)} or model.NAME"
@@ -434,73 +416,63 @@ def _check_name(where: str, name: str) -> None:
 
 
 def _values(where: str, name: str, values: Sequence[Any]) -> tuple[Any, ...]:
+    """Parse the values of a choice or grid."""
     if not values:
-        raise BadInput(f"{where}: is empty; want a value at least")
-    read = tuple(_read(f"{where}:", name, value) for value in values)
-    for one, other in itertools.combinations(read, 2):
-        # A number is the same written as 1 or 1.0; True is none.
+        raise BadInput(f"{where}: is empty; expected at least one value")
+    parsed = tuple(_value(f"{where}:", name, value) for value in values)
+    for one, other in itertools.combinations(parsed, 2):
+        # 1 and 1.0 are the same value; True is another.
         if one == other and isinstance(one, bool) == isinstance(other, bool):
-            raise BadInput(f"{where}: has {one!r} twice")
-    return read
+            raise BadInput(f"{where}: {one!r} appears twice")
+    return parsed
 
 
-def _range(where: str, name: str, kind: str, arguments: Sequence[Any]) -> tuple[Any, ...]:
-    about = _KINDS[kind]
-    parse = None if name.startswith(_OF_MODEL) else options(RunConfig)[name].metadata["parse"]
-    if parse not in (None, integer, number):
-        raise BadInput(f"{where}: is of numbers; want choice or grid")
-    if parse is integer and not about.whole:
-        raise BadInput(f"{where}: is not of whole numbers; want randint, lograndint or choice")
-    what = "lower end, upper end" + (" and step" if about.step else "")
-    if len(arguments) != 2 + about.step:
-        raise BadInput(f"{where}: has {len(arguments)} values; want {what}")
+def _check_range(where: str, name: str, domain: Domain) -> None:
+    parse = None
+    if not name.startswith(_MODEL_PREFIX):
+        parse = options(RunConfig)[name].metadata["parse"]
+        if parse not in (integer, number):
+            raise BadInput(f"{where}: is a range of numbers; expected choice or grid")
+    if parse is integer and not domain.is_whole:
+        raise BadInput(
+            f"{where}: is not a range of whole numbers; expected randint, lograndint or choice"
+        )
+    arguments = domain.arguments
+    parts = "lower end, upper end" + (" and step" if domain.has_step else "")
+    if len(arguments) != 2 + domain.has_step:
+        raise BadInput(f"{where}: has {len(arguments)} values; expected {parts}")
     for value in arguments:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not (whole or (isinstance(value, float) and math.isfinite(value) and not about.whole)):
-            noun = "whole numbers" if about.whole else "numbers"
-            raise BadInput(f"{where} {value!r}: want {noun}: {what}")
-        if abs(value) >= 2**63:  # NumPy draws no larger ones
-            raise BadInput(f"{where} {value!r}: want less than 2**63")
-    lower, upper = arguments[:2]
+        is_int = isinstance(value, int) and not isinstance(value, bool)
+        is_float = isinstance(value, float) and math.isfinite(value)
+        if not (is_int or (is_float and not domain.is_whole)):
+            numbers = "whole numbers" if domain.is_whole else "numbers"
+            raise BadInput(f"{where} {value!r}: expected {numbers}: {parts}")
+        if abs(value) >= 2**63:  # NumPy does not draw larger ones
+            raise BadInput(f"{where} {value!r}: expected less than 2**63")
+    lower, upper, *step = arguments
     if lower >= upper:
-        raise BadInput(f"{where} {lower!r}: want a lower end below the upper one, {upper!r}")
-    if about.log and lower <= 0:
-        raise BadInput(f"{where} {lower!r}: want more than 0, because it is logarithmic")
-    if about.step:
-        _check_step(where, lower, upper, arguments[2])
-    for end in Domain(kind, tuple(arguments)).ends:
-        _read(where, name, end)
-    return tuple(arguments)
+        raise BadInput(f"{where} {lower!r}: expected a lower end below the upper one, {upper!r}")
+    if domain.is_log and lower <= 0:
+        raise BadInput(f"{where} {lower!r}: expected more than 0 for a logarithmic range")
+    for each in step:
+        if each <= 0:
+            raise BadInput(f"{where} {each!r}: expected a step above 0")
+        for end in (lower, upper):  # as Ray Tune requires
+            if not math.isclose(end / each, round(end / each)):
+                raise BadInput(f"{where} {end!r}: expected a multiple of the step, {each!r}")
+    for end in domain.ends:
+        _value(where, name, end)
 
 
-def _check_step(where: str, lower: float, upper: float, step: float) -> None:
-    """As Ray Tune has it."""
-    if step <= 0:
-        raise BadInput(f"{where} {step!r}: want a step above 0")
-    for end in (lower, upper):
-        if not math.isclose(end / step, round(end / step)):
-            raise BadInput(f"{where} {end!r}: want a multiple of the step, {step!r}")
-
-
-def _read(where: str, name: str, value: Any) -> Any:
-    """A value as the run would be told it."""
-    if not name.startswith(_OF_MODEL):
-        if not isinstance(value, str | int | float) or isinstance(value, bool):
-            raise BadInput(f"{where} {value!r}: want a number or a text")
-        read = read_option(RunConfig, name, toml_text(value), where)
-        if name != "model":
-            return read
-        with _named(where, value):
-            return str(ModelSpec.parse(read))
-    argument = name.removeprefix(_OF_MODEL)
-    with _named(where, value):
-        return ModelSpec("").with_arguments({argument: value}).arguments[argument]
-
-
-@contextmanager
-def _named(where: str, value: Any) -> Iterator[None]:
-    """What a spec refuses is bad input that stands there."""
+def _value(where: str, name: str, value: Any) -> Any:
+    """Parse a value as a run would."""
     try:
-        yield
+        if name.startswith(_MODEL_PREFIX):
+            argument = name.removeprefix(_MODEL_PREFIX)
+            return ModelSpec().with_arguments({argument: value}).arguments[argument]
+        if not isinstance(value, str | int | float) or isinstance(value, bool):
+            raise BadInput(f"{where} {value!r}: expected a number or a text")
+        parsed = read_option(RunConfig, name, toml_text(value), where)
+        return str(ModelSpec.parse(parsed)) if name == "model" else parsed
     except ValueError as error:
         raise BadInput(f"{where} {value!r}: {error}") from None

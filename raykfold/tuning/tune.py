@@ -1,11 +1,11 @@
-"""Ray Tune at work: which trials begin, and which of them are stopped. It trains none itself.
+"""Ray Tune decides which trials begin and which are stopped. It trains none itself.
 
-    Tuner ── trial begins ──▶ news ──▶ driver ── trains ──▶ ScoreBoard ──▶ Tune's actor of the trial
-      ▲                                                                        │
-      └────────────────── scheduler: stop it, or go on ◀── tune.report ────────┘
+    TuneRun ── trial begins ──▶ events ──▶ TrialRunner ── trains ──▶ ScoreActor
+       ▲                                                                 │
+       └──── scheduler: stop, or continue ◀── tune.report ◀── Tune's actor of the trial
 
-What Ray Tune knows is made anew in each session, from the journal: its own record of an experiment
-is written now and then, and names neither what came after that nor the schedulers' state.
+Each session builds what Ray Tune knows from the journal. Ray Tune's own checkpoint of an experiment
+is written only now and then, and holds neither later trials nor the state of a scheduler.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
 from raykfold.errors import RaykfoldError
-from raykfold.tuning.journal import Journal, Trial
-from raykfold.tuning.score_actor import follow
+from raykfold.training.search_results import Trial
+from raykfold.tuning.journal import Decision, Journal
+from raykfold.tuning.score_actor import report_scores
 from raykfold.tuning.space import SearchConfig, SearchSpace
 
 METRIC = "mean_accuracy"
 _EPOCH = "epoch"
 _STOP_SECONDS = 10.0
-_DEATHS = 3  # of the actor that stands for a trial
+_MAX_FAILURES = 3  # of Ray Tune's actor of a trial
 _SETTINGS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the driver's observers log
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial can fail before its first score
@@ -49,13 +50,13 @@ _SETTINGS = {
 
 
 @dataclass(frozen=True)
-class News:
-    """What Ray Tune has decided of a trial: that it begins, or that it ends.
+class TuneEvent:
+    """Ray Tune lets a trial begin, or ends it.
 
     Attributes:
         trial: its number.
-        begins: or begins anew, when its actor had died.
-        error: of its actor, too often.
+        begins: also True when it begins again because its actor died.
+        error: set if its actor died too often.
     """
 
     trial: int
@@ -63,43 +64,54 @@ class News:
     error: str | None = None
 
 
-class Tuning:
-    """A run of Ray Tune in a thread of its own.
+class TuneRun:
+    """Runs Ray Tune in a thread.
 
     Args:
         config: the search's.
-        journal: its trials; those that are not over begin first.
-        board: the handle of a `ScoreBoard`, which the driver fills.
-        concurrent: most trials at a time.
-        folder: for what Ray Tune writes; nobody reads it.
+        journal: its trials; the unfinished ones begin first.
+        score_actor: the handle of a `ScoreActor`.
+        concurrent: most trials at once.
+        folder: for the files that Ray Tune writes, which nobody reads.
     """
 
     def __init__(
-        self, config: SearchConfig, journal: Journal, board: Any, *, concurrent: int, folder: Path
+        self,
+        config: SearchConfig,
+        journal: Journal,
+        score_actor: Any,
+        *,
+        concurrent: int,
+        folder: Path,
     ) -> None:
-        self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[TuneEvent] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._error: BaseException | None = None
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
         unfinished = [trial for trial in journal if trial.status == "running"]
-        to_come = max(0, config.num_trials - len(journal))
+        new = max(0, config.num_trials - len(journal))
+        # An actor on this node that takes no CPU stands for each trial.
+        here = f"node:{ray.util.get_node_ip_address()}"
+        trainable = tune.with_resources(
+            tune.with_parameters(report_scores, score_actor=score_actor), {"cpu": 0, here: 0.001}
+        )
         self._tuner = tune.Tuner(
-            _standing_in(board),
+            trainable,
             tune_config=tune.TuneConfig(
                 metric=METRIC,
                 mode="max",
-                num_samples=len(unfinished) + to_come,
+                num_samples=len(unfinished) + new,
                 max_concurrent_trials=concurrent,
-                search_alg=_Suggestions(config, journal, unfinished),
-                scheduler=_Judge(config, journal),
+                search_alg=_JournalSearcher(config, journal, unfinished),
+                scheduler=_JournalScheduler(config, journal),
             ),
             run_config=tune.RunConfig(
                 name="search",
                 storage_path=str(folder),
-                callbacks=[_Reporter(self._news), _Silent()],
-                failure_config=tune.FailureConfig(max_failures=_DEATHS),
-                stop=_Stop(self._stopping),
+                callbacks=[_EventCallback(self._events), _SilentProgress()],
+                failure_config=tune.FailureConfig(max_failures=_MAX_FAILURES),
+                stop=_StopWithDriver(self._stopping),
                 verbose=0,
             ),
         )
@@ -111,53 +123,54 @@ class Tuning:
     def _run(self) -> None:
         try:
             self._tuner.fit()
-        except BaseException as error:  # whatever it is, the driver is to hear of it
+        except BaseException as error:  # raised in the driver's thread by `is_running`
             self._error = error
 
-    def news(self) -> Iterator[News]:
-        """What has been decided since the last time."""
-        while not self._news.empty():
-            yield self._news.get()
+    def events(self) -> Iterator[TuneEvent]:
+        """Yield the events since the last call."""
+        while not self._events.empty():
+            yield self._events.get()
 
-    def is_at_work(self) -> bool:
+    def is_running(self) -> bool:
         """Whether more trials may begin.
 
         Raises:
-            Exception: what has ended Ray Tune before its time.
+            Exception: the error that ended Ray Tune.
         """
         if self._thread.is_alive():
             return True
         if self._error is not None:
-            raise _own(self._error)
-        return not self._news.empty()
+            raise _root_cause(self._error)
+        return not self._events.empty()
 
     def stop(self) -> None:
-        """Have it end soon; nothing of it is needed any more."""
+        """Make Ray Tune end soon, without waiting for it."""
         self._stopping.set()
 
     def close(self) -> None:
-        """Wait until it has ended."""
+        """Stop Ray Tune and wait for its end."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(_STOP_SECONDS)
 
 
-def _own(error: BaseException) -> BaseException:
-    """What ended Ray Tune, if it was an error of ours: Ray Tune wraps it in its own."""
+def _root_cause(error: BaseException) -> BaseException:
+    """Return the `RaykfoldError` that Ray Tune wrapped in its own error, or else that error."""
     inner: BaseException | None = error
     while inner is not None and not isinstance(inner, RaykfoldError):
         inner = inner.__cause__ or inner.__context__
     return inner or error
 
 
-def sampled(space: SearchSpace, seed: int, number: int) -> dict[str, Any]:
-    """The values of a trial: of grids the next combination, of ranges random ones.
+def sample_values(space: SearchSpace, seed: int, number: int) -> dict[str, Any]:
+    """Return the values of a trial: the next combination of the grids, random values of ranges.
 
-    They follow from these arguments alone, so a search that is resumed or extended goes on with
-    the trials that it would have had. Combinations come in random order: a scheduler that compares
-    with what came before stops nothing as long as each is better than the last.
+    They depend on the arguments alone, so a search that is resumed or extended has the same trials
+    as one that was not. Combinations come in random order: a scheduler compares a trial with the
+    earlier ones, and would stop none if each were better than the last.
 
     Args:
+        space: what is searched.
         seed: of the search.
         number: of the trial, from 1.
     """
@@ -178,13 +191,65 @@ def sampled(space: SearchSpace, seed: int, number: int) -> dict[str, Any]:
     return {name: values[name] for name in space.domains}
 
 
-def _standing_in(board: Any) -> Any:
-    """What Ray Tune runs for a trial: an actor on this node that takes no CPU."""
-    here = f"node:{ray.util.get_node_ip_address()}"
-    return tune.with_resources(tune.with_parameters(follow, board=board), {"cpu": 0, here: 0.001})
+class _NotPickled:
+    """Base of what Ray Tune would pickle into its checkpoint of an experiment."""
+
+    def __reduce__(self) -> Any:
+        return object, ()
 
 
-def _rule(config: SearchConfig) -> TrialScheduler:
+@dataclass(frozen=True)
+class _SchedulerTrial:
+    """A trial as Ray Tune's schedulers know it: with an ID that is the same in every session."""
+
+    trial_id: str
+
+
+class _JournalScheduler(_NotPickled, FIFOScheduler):
+    """Asks a scheduler of Ray Tune about each score once, however often a search is resumed."""
+
+    def __init__(self, config: SearchConfig, journal: Journal) -> None:
+        super().__init__()
+        self._config = config
+        self._journal = journal
+        self._scheduler = _scheduler(config)
+        self._trials: dict[int, Any] = {}
+        self._decided: set[tuple[int, int]] = set()
+        self._stopped: set[int] = set()
+        # Tell the scheduler what its predecessors were told. Their decisions stand.
+        for number, epoch, stops in journal.decisions:
+            self._ask(None, number, epoch, journal[number].history[epoch - 1])
+            if stops:
+                self._stopped.add(number)
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        return True
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        number, epoch = trial.config["trial"], result[_EPOCH]
+        if number in self._stopped:  # a scheduler does not expect scores of a stopped trial
+            return str(TrialScheduler.STOP)
+        if (number, epoch) in self._decided:
+            return str(TrialScheduler.CONTINUE)
+        decision = self._ask(tune_controller, number, epoch, result[METRIC])
+        if epoch >= self._config.epochs_of(self._journal[number].values):
+            decision = str(TrialScheduler.CONTINUE)  # it ends by itself
+        stops = decision == TrialScheduler.STOP
+        if stops:
+            self._stopped.add(number)
+        self._journal.add_decision(Decision(number, epoch, stops))
+        return decision
+
+    def _ask(self, controller: Any, number: int, epoch: int, mean: float) -> str:
+        self._decided.add((number, epoch))
+        if number not in self._trials:
+            self._trials[number] = _SchedulerTrial(str(number))
+            self._scheduler.on_trial_add(controller, self._trials[number])
+        result = {_EPOCH: epoch, METRIC: mean}
+        return str(self._scheduler.on_trial_result(controller, self._trials[number], result))
+
+
+def _scheduler(config: SearchConfig) -> TrialScheduler:
     if config.scheduler == "asha":
         return ASHAScheduler(
             time_attr=_EPOCH,
@@ -200,71 +265,14 @@ def _rule(config: SearchConfig) -> TrialScheduler:
             metric=METRIC,
             mode="max",
             grace_period=config.grace_epochs,
-            # Else it pauses trials, whose workers would go on.
+            # With a time slice it would pause trials, whose workers would train on.
             min_time_slice=math.inf,  # type: ignore[arg-type]
         )
     return FIFOScheduler()
 
 
-class _Unkept:
-    """Ray Tune pickles what it is given into its record of an experiment, which nobody reads."""
-
-    def __reduce__(self) -> Any:
-        return object, ()
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A trial as a scheduler knows it: the same in every session."""
-
-    trial_id: str
-
-
-class _Judge(_Unkept, FIFOScheduler):
-    """Asks a scheduler of Ray Tune's about each score once, however often a search is resumed."""
-
-    def __init__(self, config: SearchConfig, journal: Journal) -> None:
-        super().__init__()
-        self._config = config
-        self._rule = _rule(config)
-        self._journal = journal
-        self._entries: dict[int, Any] = {}
-        self._judged: set[tuple[int, int]] = set()
-        self._stopped: set[int] = set()
-        for number, epoch, stops in journal.judged:
-            self._ask(None, number, epoch, journal[number].history[epoch - 1])
-            if stops:
-                self._stopped.add(number)
-
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        return True
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        number, epoch = trial.config["trial"], result[_EPOCH]
-        if number in self._stopped:  # no rule is asked of a trial that it has stopped
-            return str(TrialScheduler.STOP)
-        if (number, epoch) in self._judged:
-            return str(TrialScheduler.CONTINUE)
-        decision = self._ask(tune_controller, number, epoch, result[METRIC])
-        if epoch >= self._config.epochs_of(self._journal[number].values):
-            decision = str(TrialScheduler.CONTINUE)  # it ends by itself
-        stops = decision == TrialScheduler.STOP
-        if stops:
-            self._stopped.add(number)
-        self._journal.judge(number, epoch, stops=stops)
-        return decision
-
-    def _ask(self, controller: Any, number: int, epoch: int, mean: float) -> str:
-        self._judged.add((number, epoch))
-        if number not in self._entries:
-            self._entries[number] = _Entry(str(number))
-            self._rule.on_trial_add(controller, self._entries[number])
-        row = {_EPOCH: epoch, METRIC: mean}
-        return str(self._rule.on_trial_result(controller, self._entries[number], row))
-
-
-class _Suggestions(_Unkept, Searcher):
-    """First the trials that are not over, then new ones, each put down before it begins."""
+class _JournalSearcher(_NotPickled, Searcher):
+    """Suggests the unfinished trials first, then new ones, each in the journal before it begins."""
 
     def __init__(self, config: SearchConfig, journal: Journal, unfinished: list[Trial]) -> None:
         super().__init__(metric=METRIC, mode="max")
@@ -283,19 +291,18 @@ class _Suggestions(_Unkept, Searcher):
         if self._unfinished:
             trial = self._unfinished.pop(0)
             if self._optuna is not None:
-                self._optuna.suggest(trial_id)  # the same, which it was given in that order
+                self._optuna.suggest(trial_id)  # which has the same trials in the same order
         elif len(self._journal) < self._config.num_trials:
-            trial = self._journal.begin(self._values(trial_id))
+            trial = self._journal.add_trial(self._values(trial_id))
         else:
             return Searcher.FINISHED
         self._numbers[trial_id] = trial.number
         return {"trial": trial.number}
 
     def _values(self, trial_id: str) -> Mapping[str, Any]:
-        if self._optuna is None:
-            number = len(self._journal) + 1
-            return sampled(self._config.space, self._config.seed, number)
-        return dict(self._optuna.suggest(trial_id))
+        if self._optuna is not None:
+            return dict(self._optuna.suggest(trial_id))
+        return sample_values(self._config.space, self._config.seed, len(self._journal) + 1)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if self._optuna is not None:
@@ -307,19 +314,19 @@ class _Suggestions(_Unkept, Searcher):
         if self._optuna is None:
             return
         trial = self._journal[self._numbers[trial_id]]
-        failed = error or trial.status == "failed" or not trial.history
-        told = None if failed else {METRIC: trial.history[-1], _EPOCH: len(trial.history)}
-        self._optuna.on_trial_complete(trial_id, told, error=failed)
+        failed = error or trial.mean is None
+        final = None if failed else {METRIC: trial.mean, _EPOCH: len(trial.history)}
+        self._optuna.on_trial_complete(trial_id, final, error=failed)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the journal is what a search goes on from."""
+        """Does nothing: a search resumes from the journal."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, either."""
+        """Does nothing, like `save`."""
 
 
 def _optuna(config: SearchConfig, journal: Journal, unfinished: list[Trial]) -> Any:
-    """Optuna's sampler (TPE), told of the trials that are over."""
+    """Return Optuna's sampler (TPE), which knows the trials that are over."""
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
@@ -330,12 +337,11 @@ def _optuna(config: SearchConfig, journal: Journal, unfinished: list[Trial]) -> 
         else getattr(tune, domain.kind)(*domain.arguments)
         for name, domain in config.space.domains.items()
     }
-    waiting = [dict(trial.values) for trial in unfinished]
-    # Another seed for what comes after a kill: the same one would draw the first trials again.
+    # The same seed as in an earlier session would draw the first trials again.
     seed = (config.seed + len(journal)) % 2**32
     sampler = OptunaSearch(
         OptunaSearch.convert_search_space(space),
-        points_to_evaluate=waiting,
+        points_to_evaluate=[dict(trial.values) for trial in unfinished],
         metric=METRIC,
         mode="max",
         seed=seed,
@@ -346,7 +352,7 @@ def _optuna(config: SearchConfig, journal: Journal, unfinished: list[Trial]) -> 
     return sampler
 
 
-class _Stop(_Unkept, Stopper):
+class _StopWithDriver(_NotPickled, Stopper):
     """Ends Ray Tune when the driver ends."""
 
     def __init__(self, stopping: threading.Event) -> None:
@@ -359,27 +365,25 @@ class _Stop(_Unkept, Stopper):
         return self._stopping.is_set()
 
 
-class _Reporter(_Unkept, tune.Callback):
-    """Passes on, from Ray Tune's thread, what it has decided."""
+class _EventCallback(_NotPickled, tune.Callback):
+    """Passes Ray Tune's decisions on from its thread."""
 
-    def __init__(self, news: queue.SimpleQueue[News]) -> None:
-        self._news = news
+    def __init__(self, events: queue.SimpleQueue[TuneEvent]) -> None:
+        self._events = events
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._news.put(News(trial.config["trial"], begins=True))
+        self._events.put(TuneEvent(trial.config["trial"], begins=True))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._news.put(News(trial.config["trial"], begins=False))
+        self._events.put(TuneEvent(trial.config["trial"], begins=False))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        error = f"Ray Tune's actor for it ended {_DEATHS + 1} times"
-        self._news.put(News(trial.config["trial"], begins=False, error=error))
+        error = f"Ray Tune's actor for it ended {_MAX_FAILURES + 1} times"
+        self._events.put(TuneEvent(trial.config["trial"], begins=False, error=error))
 
 
-class _Silent(_Unkept, TrialProgressCallback):
-    """Stands where Ray Tune's own would, which prints of trials that end early whatever `verbose`
-    says.
-    """
+class _SilentProgress(_NotPickled, TrialProgressCallback):
+    """Takes the place of Ray Tune's own callback, which prints despite ``verbose=0``."""
 
     def on_trial_result(self, *args: Any, **info: Any) -> None:
         pass

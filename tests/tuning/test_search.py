@@ -215,7 +215,7 @@ def test_a_search_is_not_gone_on_with_as_another(searched: Searched, tmp_path: P
     before = (searched.model_dir / "search.json").read_bytes()
     same = ("--scheduler", "none")
     fewer = refused(searched.config, *same, "--trials", "2")
-    assert fewer.startswith("--trials 2: the search has begun 4 already; want at least that")
+    assert fewer.startswith("--trials 2: the search has begun 4 already; expected at least that")
     epochs = refused(searched.config, *same, "--epochs", "7")
     assert "is taken by a search with epochs 6, and this one has 7" in epochs
     assert "a search with scheduler none, and this one has asha" in refused(searched.config)
@@ -253,7 +253,7 @@ def test_other_commands_know_a_search_from_a_run(searched: Searched, module: str
         (
             "batch_size = {qlograndint = [8, 64, 8]}",
             ("--sampler", "optuna"),
-            "want lograndint there",
+            "expected lograndint there",
         ),
     ],
 )
@@ -272,7 +272,7 @@ def test_nested_wants_folds_to_search_on(tmp_path: Path) -> None:
     places = {"data_dir": tmp_path / "two", "model_dir": tmp_path / "out"}
     config = write_config(tmp_path, BASE.replace("folds =", "#"), space, **places)
     assert refused(config, "--nested") == (
-        "--nested true: the data has two folds; want three or more"
+        "--nested true: the data has two folds; expected three or more"
     )
 
 
@@ -298,7 +298,7 @@ def test_a_killed_search_goes_on_with_what_its_trials_have(
     sent = ("--hf_model_repo_id", "tester/best", "--hub_interval", "0.5")
     done = run(config, "--trials", "2", *arguments, *sent)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^trial 1 goes on, after epoch \d", done.stdout, re.MULTILINE)
+    assert re.search(r"^trial 1 resumes after epoch \d", done.stdout, re.MULTILINE)
     assert re.search(r"^trial 1: fold 4: resumes after epoch \d", done.stdout, re.MULTILINE)
     assert "trial 2 begins: " in done.stdout
     found = found_in(model_dir)

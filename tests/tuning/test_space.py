@@ -6,13 +6,19 @@ import dataclasses
 import math
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from raykfold.config.run_config import RunConfig, parse_config
 from raykfold.errors import BadInput
-from raykfold.tuning.space import Domain, SearchConfig, SearchSpace, best_toml, parse_search
+from raykfold.tuning.space import (
+    Domain,
+    SearchConfig,
+    SearchSpace,
+    parse_search,
+    value_text,
+    values_text,
+)
 
 RATE = "learning_rate = {loguniform = [1e-4, 1e-2]}"
 
@@ -112,9 +118,12 @@ def test_epochs_can_be_searched(tmp_path: Path) -> None:
     [
         ("seed = {choice = [1, 2]}", "search.seed: cannot be searched: the best of several seeds"),
         ("folds = {choice = [1, 2]}", "search.folds: cannot be searched: it decides what is meas"),
-        ("model_dir = {choice = ['a']}", "search.model_dir: cannot be searched: it is not of tra"),
-        ("trials = {choice = [1]}", "cannot be searched: it is not of training; expected it above"),
-        ("batch-size = {choice = [1]}\nbatch_size = {choice = [2]}", "batch_size: stands there tw"),
+        ("model_dir = {choice = ['a']}", "search.model_dir: cannot be searched: it does not aff"),
+        (
+            "trials = {choice = [1]}",
+            "it does not affect training; expected it above [search]",
+        ),
+        ("batch-size = {choice = [1]}\nbatch_size = {choice = [2]}", "batch_size: appears tw"),
         (
             "batch_size = {choice = [10000000000000000000]}",
             "expected a whole number of less than 64 bits",
@@ -123,48 +132,75 @@ def test_epochs_can_be_searched(tmp_path: Path) -> None:
             "model = {choise = ['a:B']}",
             "search.model: unknown range 'choise'; did you mean choice?",
         ),
-        ("model.dropout = [0.3, 0.4]", "search.model.dropout: want one range, as in {choice ="),
-        ("model.dropout = 0.3", "search.model.dropout: want one range, as in {choice = [1, 2]}"),
-        ("model.x = {choice = [1, 1.0]}", "search.model.x: choice: has 1 twice"),
+        ("model.dropout = [0.3, 0.4]", "search.model.dropout: expected one range, as in {choice ="),
+        (
+            "model.dropout = 0.3",
+            "search.model.dropout: expected one range, as in {choice = [1, 2]}",
+        ),
+        ("model.x = {choice = [1, 1.0]}", "search.model.x: choice: 1 appears twice"),
         ("learning_rat = {choice = [1]}", "search.learning_rat: unknown; did you mean learning_"),
         ("zzz = {choice = [1]}", "search.zzz: unknown; expected epochs, batch_size"),
-        ("learning_rate = 0.1", "search.learning_rate: want one range, as in {choice = [1, 2]}"),
-        ("learning_rate = {}", "search.learning_rate: want one range"),
-        ("learning_rate = {choice = [1], grid = [2]}", "search.learning_rate: want one range"),
+        (
+            "learning_rate = 0.1",
+            "search.learning_rate: expected one range, as in {choice = [1, 2]}",
+        ),
+        ("learning_rate = {}", "search.learning_rate: expected one range"),
+        ("learning_rate = {choice = [1], grid = [2]}", "search.learning_rate: expected one range"),
         ("learning_rate = {loguniformly = [1, 2]}", "unknown range 'loguniformly'; did you mean l"),
-        ("learning_rate = {zzz = [1, 2]}", "unknown range 'zzz'; want uniform, "),
-        ("learning_rate = {choice = 1}", "choice 1: want a list, as in choice = [1, 2]"),
+        ("learning_rate = {zzz = [1, 2]}", "unknown range 'zzz'; expected uniform, "),
+        ("learning_rate = {choice = 1}", "choice 1: expected a list, as in choice = [1, 2]"),
         ("learning_rate = {choice = []}", "learning_rate: choice: is empty"),
-        ("learning_rate = {choice = [0.1, 0.1]}", "learning_rate: choice: has 0.1 twice"),
+        ("learning_rate = {choice = [0.1, 0.1]}", "learning_rate: choice: 0.1 appears twice"),
         ("learning_rate = {grid = [0.1, 0]}", "learning_rate: grid: '0': expected more than 0"),
-        ("learning_rate = {choice = [true]}", "choice: True: want a number or a text"),
+        ("learning_rate = {choice = [true]}", "choice: True: expected a number or a text"),
         ("learning_rate = {choice = ['x']}", "choice: 'x': expected a number"),
         (
             "learning_rate = {uniform = [-1, 1]}",
             "learning_rate: uniform '-1.0': expected more than 0",
         ),
-        ("learning_rate = {uniform = [1]}", "uniform: has 1 values; want lower end, upper end"),
-        ("learning_rate = {quniform = [1, 2]}", "has 2 values; want lower end, upper end and step"),
-        ("learning_rate = {uniform = [0.2, 0.1]}", "uniform 0.2: want a lower end below the upper"),
-        ("learning_rate = {uniform = [0.1, 0.1]}", "uniform 0.1: want a lower end below the upper"),
-        ("learning_rate = {uniform = [0.1, inf]}", "uniform inf: want numbers"),
-        ("learning_rate = {uniform = [nan, 1]}", "uniform nan: want numbers"),
-        ("learning_rate = {uniform = ['a', 1]}", "uniform 'a': want numbers"),
-        ("learning_rate = {loguniform = [0, 1]}", "loguniform 0: want more than 0, because it is"),
-        ("learning_rate = {quniform = [0.1, 1, 0.3]}", "quniform 0.1: want a multiple of the step"),
-        ("learning_rate = {quniform = [0.1, 1, 0]}", "quniform 0: want a step above 0"),
-        ("batch_size = {uniform = [1, 2]}", "uniform: is not of whole numbers; want randint, log"),
-        ("batch_size = {randint = [1.5, 2]}", "randint 1.5: want whole numbers"),
+        ("learning_rate = {uniform = [1]}", "uniform: has 1 values; expected lower end, upper end"),
+        (
+            "learning_rate = {quniform = [1, 2]}",
+            "has 2 values; expected lower end, upper end and step",
+        ),
+        (
+            "learning_rate = {uniform = [0.2, 0.1]}",
+            "uniform 0.2: expected a lower end below the upper",
+        ),
+        (
+            "learning_rate = {uniform = [0.1, 0.1]}",
+            "uniform 0.1: expected a lower end below the upper",
+        ),
+        ("learning_rate = {uniform = [0.1, inf]}", "uniform inf: expected numbers"),
+        ("learning_rate = {uniform = [nan, 1]}", "uniform nan: expected numbers"),
+        ("learning_rate = {uniform = ['a', 1]}", "uniform 'a': expected numbers"),
+        (
+            "learning_rate = {loguniform = [0, 1]}",
+            "loguniform 0: expected more than 0 for a logarithmic",
+        ),
+        (
+            "learning_rate = {quniform = [0.1, 1, 0.3]}",
+            "quniform 0.1: expected a multiple of the step",
+        ),
+        ("learning_rate = {quniform = [0.1, 1, 0]}", "quniform 0: expected a step above 0"),
+        (
+            "batch_size = {uniform = [1, 2]}",
+            "uniform: is not a range of whole numbers; expected randint, log",
+        ),
+        ("batch_size = {randint = [1.5, 2]}", "randint 1.5: expected whole numbers"),
         ("batch_size = {randint = [0, 4]}", "batch_size: randint '0': expected more than 0"),
-        ("batch_size = {randint = [1, 10000000000000000000]}", "want less than 2**63"),
-        ("model = {uniform = [0, 4]}", "search.model: uniform: is of numbers; want choice or grid"),
+        ("batch_size = {randint = [1, 10000000000000000000]}", "expected less than 2**63"),
+        (
+            "model = {uniform = [0, 4]}",
+            "search.model: uniform: is a range of numbers; expected choice or grid",
+        ),
         (
             "precision = {choice = ['fp8']}",
             "precision: choice: 'fp8': expected auto or fp32 or bf16",
         ),
         ("model.n_mels = {choice = [1]}", "search.model.n_mels: n_mels follows from the data"),
         ("model = {choice = ['a:B(']}", "search.model: choice: 'a:B(': expected module:Class"),
-        ("model = {choice = ['a:B( )', 'a:B']}", "search.model: choice: has 'a:B' twice"),
+        ("model = {choice = ['a:B( )', 'a:B']}", "search.model: choice: 'a:B' appears twice"),
         ("model.x = {choice = [[1]]}", "search.model.x: choice: [1]: expected "),
         ("", "has no [search] table with ranges"),
     ],
@@ -175,12 +211,12 @@ def test_a_range_that_is_none_is_named(tmp_path: Path, space: str, line: str) ->
 
 
 def test_a_value_is_given_above_or_searched_and_not_both(tmp_path: Path) -> None:
-    line = "--config FILE: search.learning_rate: is also given a value; want one of the two"
+    line = "--config FILE: search.learning_rate: also has a fixed value; expected one of the two"
     assert refused(tmp_path, RATE, above="learning_rate = 0.1") == line
     assert refused(tmp_path, RATE, "--learning_rate", "0.1") == line
     assert refused(tmp_path, RATE, RAYKFOLD_LEARNING_RATE="0.1") == line
     dropout = "model.dropout = {uniform = [0.1, 0.5]}"
-    line = "--config FILE: search.model.dropout: is also given a value; want one of the two"
+    line = "--config FILE: search.model.dropout: also has a fixed value; expected one of the two"
     assert refused(tmp_path, dropout, above="model.dropout = 0.2") == line
     assert refused(tmp_path, dropout, "--model", "a:B(dropout=0.2)") == line
     assert parsed(tmp_path, dropout, above="model.head-dropout = 0.2")
@@ -189,9 +225,12 @@ def test_a_value_is_given_above_or_searched_and_not_both(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("--repeats", "2"), "--repeats 2: want 1 for a search"),
-        (("--epochs", "5", "--grace_period", "6"), "--grace_period 6: want at most the 5 --epochs"),
-        (("--reduction_factor", "1"), "--reduction_factor '1': want more than 1"),
+        (("--repeats", "2"), "--repeats 2: expected 1 for a search"),
+        (
+            ("--epochs", "5", "--grace_period", "6"),
+            "--grace_period 6: expected at most the 5 --epochs",
+        ),
+        (("--reduction_factor", "1"), "--reduction_factor '1': expected more than 1"),
         (("--trials", "0"), "--trials '0': expected more than 0"),
         (("--sampler", "grid"), "--sampler 'grid': expected random or optuna"),
         (("--trial", "3"), "--trial: unknown flag; did you mean --trials?"),
@@ -211,9 +250,11 @@ def test_a_step_of_one_is_none(tmp_path: Path) -> None:
 
 
 def test_a_search_wants_a_file_with_ranges(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="--config: is missing; want a TOML file with a \\[search"):
+    with pytest.raises(
+        BadInput, match="--config: is missing; expected a TOML file with a \\[search"
+    ):
         parse_search(["--demo"], {})
-    with pytest.raises(BadInput, match="nothing is searched"):
+    with pytest.raises(BadInput, match="is empty; expected"):
         SearchConfig(demo=True)
 
 
@@ -266,46 +307,6 @@ def test_the_command_that_resumes_says_what_the_file_would_not(tmp_path: Path) -
     assert again == dataclasses.replace(config, fresh=False)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"learning_rate": 1e-05, "batch_size": 7, "folds": (1, 3), "tensorboard": True},
-        {
-            "model": "a.b:C(x='\"q\"\\\\n', y=0.5)",
-            "run_name": 'é "quoted" \x7f \t ✓',
-            "model_dir": "/tmp/a\\b",
-        },
-        {"processed_dir": "s3://bucket/a?scheme=http", "wait_timeout": 2.5, "use_gpu": False},
-    ],
-)
-def test_the_best_is_a_file_that_reads_back_as_the_same_run(
-    tmp_path: Path, changes: dict[str, Any]
-) -> None:
-    config = RunConfig(**{"processed_dir": tmp_path, **changes})
-    file = tmp_path / "best.toml"
-    file.write_text(best_toml(config, "the best"), encoding="utf-8")
-    assert file.read_text(encoding="utf-8").startswith("# the best\n")
-    assert parse_config(["--config", str(file)], {}) == config
-
-
-def test_the_best_names_its_data_wherever_it_is_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    config, file = RunConfig(), tmp_path / "best.toml"
-    file.write_text(best_toml(config))
-    monkeypatch.chdir(tmp_path.parent)
-    assert parse_config(["--config", str(file)], {}) == config
-
-
-def test_the_best_does_not_name_a_cluster(tmp_path: Path) -> None:
-    config = RunConfig(demo=True, address="10.0.0.1:6379")
-    file = tmp_path / "best.toml"
-    file.write_text(best_toml(config))
-    assert parse_config(["--config", str(file)], {}).address is None
-
-
 def test_arguments_of_the_network_can_stand_in_the_file_of_a_run(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("demo = true\nmodel.dropout = 0.3\n")
@@ -322,3 +323,11 @@ def test_arguments_of_the_network_can_stand_in_the_file_of_a_run(tmp_path: Path)
 def test_the_command_is_one_that_a_shell_takes(tmp_path: Path) -> None:
     config = RunConfig(demo=True, model="a:B(x='q r')")
     assert parse_config(shlex.split(shlex.join(config.command()))[3:], {}) == config
+
+
+def test_values_are_shown_with_four_figures() -> None:
+    values = {"learning_rate": 0.00012345678, "batch_size": 16, "model": "a:B", "model.deep": True}
+    assert values_text(values) == (
+        "learning_rate 0.0001235, batch_size 16, model a:B, model.deep True"
+    )
+    assert value_text(0.5) == "0.5"

@@ -1,0 +1,244 @@
+"""What a search measures: of a trial, of an outer fold, of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from raykfold.files.remote import Place
+from raykfold.training.results import KeptEpochs
+from raykfold.training.statistics import Estimate, population_std
+
+TrialStatus = Literal["running", "complete", "stopped", "failed"]
+
+# How trials are ranked. A stopped trial has a score of fewer epochs, which is not comparable.
+TRIAL_STATUSES: Sequence[TrialStatus] = ("complete", "stopped", "running", "failed")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration, and how far its cross-validation has come.
+
+    Attributes:
+        number: from 1.
+        values: searched hyper-parameter → this trial's value.
+        status: `stopped` is by the scheduler.
+        history: mean accuracy over the folds after each epoch that all folds have completed.
+        folds: fold → held-out accuracy after the last of these epochs.
+        epochs_run: summed over the folds.
+        error: why it failed.
+    """
+
+    number: int
+    values: Mapping[str, Any]
+    status: TrialStatus = "running"
+    history: tuple[float, ...] = ()
+    folds: Mapping[int, float] = field(default_factory=dict)
+    epochs_run: int = 0
+    error: str | None = None
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over the folds; None before the first epoch of all folds, and of a failed trial."""
+        return self.history[-1] if self.history and self.status != "failed" else None
+
+    @property
+    def std(self) -> float | None:
+        """Standard deviation over the folds (ddof 0); None where `mean` is."""
+        return None if self.mean is None else population_std(list(self.folds.values()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the trial's row of ``search.json``."""
+        folds = {} if self.mean is None else self.folds
+        return {
+            "trial": self.number,
+            "config": dict(self.values),
+            "status": self.status,
+            "rounds": len(self.history),
+            "epochs_run": self.epochs_run,
+            "fold_scores": {str(fold): accuracy for fold, accuracy in folds.items()},
+            "mean_accuracy": self.mean,
+            "std_accuracy": self.std,
+            "history": list(self.history),
+            "error": self.error,
+        }
+
+
+def ranked(trials: Iterable[Trial]) -> list[Trial]:
+    """Sort trials by status, as in `TRIAL_STATUSES`, then by mean, then by number."""
+    order = {status: place for place, status in enumerate(TRIAL_STATUSES)}
+    return sorted(trials, key=lambda each: (order[each.status], -(each.mean or 0.0), each.number))
+
+
+def best_trial(trials: Iterable[Trial]) -> Trial | None:
+    """Return the complete trial of the highest mean, the first of equals; None if there is none."""
+    first = next(iter(ranked(trials)), None)
+    return first if first is not None and first.status == "complete" else None
+
+
+@dataclass(frozen=True)
+class OuterFold:
+    """A fold that an inner search left out, and what the winner of that search reaches on it.
+
+    Attributes:
+        fold: its label.
+        winner: the best trial on the other folds; None before one is complete.
+        accuracy: on this fold, of the epoch that an inner validation split chose; None before.
+        epochs_run: of the inner search, summed over trials and folds.
+        failed: trials of the inner search that failed.
+        error: why there is no accuracy.
+    """
+
+    fold: int
+    winner: Trial | None
+    accuracy: float | None
+    epochs_run: int = 0
+    failed: int = 0
+    error: str | None = None
+
+    @property
+    def status(self) -> Literal["running", "complete", "failed"]:
+        if self.error is not None:
+            return "failed"
+        return "running" if self.accuracy is None else "complete"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "fold": self.fold,
+            "status": self.status,
+            "trial": self.winner.number if self.winner else None,
+            "config": dict(self.winner.values) if self.winner else {},
+            "epochs_run": self.epochs_run,
+            "inner_mean_accuracy": self.winner.mean if self.winner else None,
+            "outer_accuracy": self.accuracy,
+            "error": self.error,
+        }
+
+
+@dataclass(frozen=True)
+class SearchResults:
+    """A search as it stands; `to_json` is the content of ``search.json``.
+
+    Attributes:
+        run_name: the search's name.
+        score: which epoch of each fold counts: its best, or the one an inner split chose.
+        sampler, scheduler, seed: as in the search's configuration.
+        epochs: most epochs of a fold.
+        folds: those that each trial holds out.
+        space: searched hyper-parameter → kind of range → its values.
+        trials: in order of number.
+        is_over: no trial is left to train.
+        epochs_of_all: epochs, summed over folds, if each of these trials were trained to its end.
+        command: starts or resumes the search.
+        best_command: runs or resumes the best trial.
+        best_config: the file that `best_command` reads.
+        trials_dir: each trial's outputs are in the folder of its number in here.
+        wall_seconds: summed over the sessions.
+        sessions: how many there were.
+        identity: the fields that must be equal for the search to be resumed.
+        warnings: about the data.
+        versions: package → version.
+        outer: with --nested, each outer fold.
+        test_to_train: of the outer folds, as in `statistics.corrected_std_error`.
+    """
+
+    run_name: str
+    score: KeptEpochs
+    sampler: str
+    scheduler: str
+    seed: int
+    epochs: int
+    folds: tuple[int, ...]
+    space: Mapping[str, Mapping[str, Sequence[Any]]]
+    trials: tuple[Trial, ...]
+    is_over: bool
+    epochs_of_all: int
+    command: str
+    best_command: str
+    best_config: str
+    trials_dir: Place
+    wall_seconds: float
+    sessions: int
+    identity: Mapping[str, Any]
+    versions: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+    outer: tuple[OuterFold, ...] = ()
+    test_to_train: float = 0.0
+
+    @property
+    def status(self) -> Literal["running", "complete", "partial"]:
+        """`partial`: a trial failed, also of an inner search, or an outer fold did."""
+        if not self.is_over or any(each.status == "running" for each in self.outer):
+            return "running"
+        failed = [each for each in self.trials if each.status == "failed"]
+        without = [each for each in self.outer if each.status == "failed" or each.failed]
+        return "partial" if failed or without else "complete"
+
+    @property
+    def best(self) -> Trial | None:
+        return best_trial(self.trials)
+
+    @property
+    def compared(self) -> list[Trial]:
+        """The trials among which the best was chosen: those that are over, with an accuracy."""
+        return [t for t in self.trials if t.status != "running" and t.mean is not None]
+
+    @property
+    def nested(self) -> Estimate | None:
+        """What search and training together reach; None unless every outer fold is complete."""
+        accuracies = [each.accuracy for each in self.outer if each.accuracy is not None]
+        if not self.outer or len(accuracies) < len(self.outer):
+            return None
+        return Estimate(tuple(accuracies), self.test_to_train)
+
+    @property
+    def epochs_run(self) -> int:
+        """Summed over trials and folds, without the epochs under way when a trial was stopped."""
+        return sum(trial.epochs_run for trial in self.trials)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run_name": self.run_name,
+            "status": self.status,
+            "score": self.score,
+            "sampler": self.sampler,
+            "scheduler": self.scheduler,
+            "seed": self.seed,
+            "epochs": self.epochs,
+            "folds": list(self.folds),
+            "space": {name: dict(domain) for name, domain in self.space.items()},
+            "trials": [self._row(trial) for trial in self.trials],
+            "best": self._best_row(),
+            "epochs_run": self.epochs_run,
+            "epochs_of_all": self.epochs_of_all,
+            "nested": self._nested_row(),
+            "command": self.command,
+            "wall_seconds": round(self.wall_seconds, 3),
+            "sessions": self.sessions,
+            "identity": dict(self.identity),
+            "warnings": list(self.warnings),
+            "versions": dict(self.versions),
+        }
+
+    def _row(self, trial: Trial) -> dict[str, Any]:
+        return {**trial.to_json(), "model_dir": str(self.trials_dir / str(trial.number))}
+
+    def _best_row(self) -> dict[str, Any] | None:
+        if self.best is None:
+            return None
+        row = self._row(self.best)
+        names = ("trial", "config", "mean_accuracy", "std_accuracy", "fold_scores", "model_dir")
+        run = {"config_file": self.best_config, "command": self.best_command}
+        return {name: row[name] for name in names} | run
+
+    def _nested_row(self) -> dict[str, Any] | None:
+        if not self.outer:
+            return None
+        estimate = self.nested
+        return {
+            "folds": [each.to_json() for each in self.outer],
+            "mean_accuracy": estimate.mean if estimate else None,
+            "std_accuracy": estimate.std if estimate else None,
+            "interval": list(estimate.interval) if estimate and estimate.interval else None,
+        }
