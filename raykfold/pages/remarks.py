@@ -6,7 +6,7 @@ their numbers. The methods and their sources are in `raykfold.training.statistic
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from raykfold.text import (
@@ -19,6 +19,7 @@ from raykfold.text import (
     one_line,
 )
 from raykfold.training.results import KeptEpochs, Summary
+from raykfold.training.search_results import SearchResults
 
 BEST_EPOCHS = (
     "The best epoch of a fold is chosen on the samples that measure it, so its accuracy is "
@@ -45,6 +46,11 @@ MCNEMAR = (
 MORE_EPOCHS = (
     "The run with more epochs to choose from is the more optimistic, which the test does not allow "
     "for; --by last is free of that."
+)
+
+NESTED = (
+    "The nested accuracy is of search and training together: an outer fold has no part in the "
+    "choice of the configuration and the epoch that are measured on it."
 )
 
 
@@ -122,15 +128,37 @@ def of_seed(summary: Summary | None) -> str:
     return f", seed {summary.repeats.seeds[0]}" if summary and summary.repeats else ""
 
 
-def on_choice(compared: int, *, nested: bool) -> str:
-    """Return the remark on the best of several trials of a search.
+def on_search(results: SearchResults) -> Iterator[Remark]:
+    """Yield the remarks on the numbers of a search."""
+    best, compared = results.best, len(results.compared)
+    if results.nested is not None:
+        yield Remark(NESTED)
+        if results.nested.interval is not None:
+            yield Remark(APPROXIMATE)
+    if best is not None and compared > 1:
+        text = (
+            f"The folds that measure the best trial have chosen it among {compared}, so its "
+            "accuracy is optimistic"
+        )
+        yield Remark(
+            f"{text}{'.' if results.outer else '; --nested measures the whole procedure.'}"
+        )
+    if results.score == "best" and compared:
+        yield Remark(BEST_EPOCHS)
+    if results.close_to_best:
+        trials = numbered([each.number for each in results.close_to_best])
+        verb = "is" if len(results.close_to_best) == 1 else "are"
+        yield Remark(
+            f"{trials} {verb} less than one standard deviation over folds below the best: another "
+            "seed may put them in another order."
+        )
+    for line in results.warnings:
+        yield Remark(f"Leakage: {one_line(line, longest=600)}.", serious=True)
 
-    Args:
-        compared: number of trials among which it is the best.
-        nested: whether the search was measured on outer folds.
-    """
-    text = (
-        f"The folds that measure the best trial have chosen it among {compared}, so its accuracy "
-        "is optimistic"
-    )
-    return f"{text}." if nested else f"{text}; --nested measures the whole procedure."
+
+def numbered(trials: Sequence[int]) -> str:
+    """Return ``Trial 3``, ``Trials 3, 4`` or ``Trials 3, 4 and 20 others``."""
+    if len(trials) == 1:
+        return f"Trial {trials[0]}"
+    more = len(trials) - 8
+    return f"Trials {listed(trials[:8])}" + (f" and {counted(more, 'other')}" if more > 0 else "")

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from raykfold.files.paths import ModelDir
 from raykfold.pages.frame import figure, render, write_page
+from raykfold.pages.remarks import Remark, numbered, on_search
 from raykfold.text import (
     NOTHING,
     accuracy_text,
-    capital,
     counted,
     duration,
     interval_text,
@@ -72,7 +72,7 @@ def search_page(results: SearchResults) -> str:
         "headline": _headline(results),
         "state": _state(results),
         "tiles": [{"name": n, "value": v, "note": note} for n, v, note in _tiles(results)],
-        "remarks": [{"text": text, "serious": serious} for serious, text in _remarks(results)],
+        "remarks": list(_remarks(results)),
         "best": _best(results),
         "nested": _nested(results),
         "parallel": _parallel(results),
@@ -116,52 +116,29 @@ def write_search_page(results: SearchResults, outputs: ModelDir) -> Path:
 
 def _headline(results: SearchResults) -> Row | None:
     """Return the number at the top, if there is one; with --nested only the nested one."""
+    best, nested = results.best, results.nested
     if results.status == "running":
         return None
     if results.outer:
-        estimate, count = results.nested, len(results.outer)
-        if estimate is None:
+        if nested is None:
             return None
-        interval = (
-            f", 95 % interval {interval_text(estimate.interval)}" if estimate.interval else ""
-        )
-        what = (
-            f"Accuracy of the whole procedure over {counted(count, 'outer fold')}"
-            f"{_plus_minus_meaning(count)}{interval}. Each outer fold had a search of its own on "
-            "the other folds, and an inner split chose the epoch; the outer fold itself had no "
-            "part in any choice."
-        )
-        return {
-            "mean": accuracy_text(estimate.mean),
-            "std": accuracy_text(estimate.std) if count > 1 else None,
-            "badge": None,
-            "what": what,
-        }
-    best, count = results.best, len(results.folds)
-    if best is None:
+        count, mean, std = len(results.outer), nested.mean, nested.std
+        what = f"Accuracy of the whole procedure over {counted(count, 'outer fold')}"
+        interval = f", 95 % interval {interval_text(nested.interval)}" if nested.interval else ""
+        is_optimistic = False
+    elif best is None or best.mean is None or best.std is None:
         return None
-    compared = len(results.compared)
-    what = (
-        f"Accuracy of trial {best.number}, the best, over {counted(count, 'fold')}"
-        f"{_plus_minus_meaning(count)}. "
-    )
-    if compared > 1:
-        what += (
-            "The folds that it is measured on have chosen this configuration among "
-            f"{compared}, so it is optimistic; --nested measures the whole procedure."
-        )
     else:
-        what += "No other trial has an accuracy: nothing was chosen."
+        count, mean, std = len(results.folds), best.mean, best.std
+        what = f"Accuracy of trial {best.number}, the best, over {counted(count, 'fold')}"
+        interval = ""
+        is_optimistic = len(results.compared) > 1 or results.score == "best"
     return {
-        "mean": accuracy_text(best.mean),
-        "std": accuracy_text(best.std) if count > 1 else None,
-        "badge": "optimistic" if compared > 1 or results.score == "best" else None,
-        "what": what,
+        "mean": accuracy_text(mean),
+        "std": accuracy_text(std) if count > 1 else None,
+        "badge": "optimistic" if is_optimistic else None,
+        "what": f"{what}{': mean ± standard deviation' if count > 1 else ''}{interval}.",
     }
-
-
-def _plus_minus_meaning(folds: int) -> str:
-    return ": mean ± standard deviation" if folds > 1 else ""
 
 
 def _state(results: SearchResults) -> Row:
@@ -183,22 +160,16 @@ def _state(results: SearchResults) -> Row:
     if results.outer:
         what += f" {complete} of {outer} are complete."
     if results.best is not None:
-        what += (
-            f" The best so far is trial {results.best.number}, with {_spread(results.best)}: "
-            "optimistic, as these folds choose it."
-        )
+        what += f" The best so far is trial {results.best.number}, with {_spread(results.best)}."
     return {"title": "Searching", "what": what}
 
 
 def _tiles(results: SearchResults) -> Iterator[tuple[str, str, str]]:
     """Yield names, values and notes."""
-    counts, compared = _counts(results), len(results.compared)
+    counts = _counts(results)
     if results.outer and results.best is not None:
-        note = "optimistic: the folds that it is measured on have chosen it"
-        if compared > 1:
-            note += f" among {compared}"
         name = f"Trial {results.best.number}, the best, by itself"
-        yield name, _spread(results.best), note
+        yield name, _spread(results.best), "optimistic"
     others = [f"{counts[name]} {name}" for name in ("stopped", "failed", "running") if counts[name]]
     yield "Trials complete", f"{counts['complete']} of {len(results.trials)}", ", ".join(others)
     epochs, most, note = results.epochs_run, results.epochs_of_all, ""
@@ -222,40 +193,16 @@ def _tiles(results: SearchResults) -> Iterator[tuple[str, str, str]]:
     yield "Sampler and scheduler", f"{names[results.sampler]}, {scheduler}", note
 
 
-def _remarks(results: SearchResults) -> Iterator[tuple[bool, str]]:
-    """Yield remarks, each with whether it may change what the numbers are worth."""
+def _remarks(results: SearchResults) -> Iterator[Remark]:
     if failed := _counts(results)["failed"]:
         errors = "Their errors are" if failed > 1 else "Its error is"
-        yield True, f"{counted(failed, 'trial')} failed. {errors} below the table of trials."
+        text = f"{counted(failed, 'trial')} failed. {errors} below the table of trials."
+        yield Remark(text, serious=True)
     for each in results.outer:
         if each.error is not None:
-            yield True, f"Outer fold {each.fold} failed: {one_line(each.error, _LONGEST_ERROR)}"
-    if results.score == "best" and _has_accuracies(results):
-        yield (
-            False,
-            "A trial's accuracy is that of each fold's best epoch, which the fold held out has "
-            "chosen itself: that flatters all of them.",
-        )
-    best = results.best
-    if best is not None and results.status != "running" and len(results.folds) > 1:
-        least = (best.mean or 0.0) - (best.std or 0.0)
-        others = [each for each in _complete(results) if each.number != best.number]
-        near = [each.number for each in others if (each.mean or 0.0) >= least]
-        if near:
-            verb = "is" if len(near) == 1 else "are"
-            yield (
-                False,
-                f"{_numbered(near)} {verb} less than one standard deviation over folds from the "
-                "best: another seed may well put them in another order.",
-            )
-    if results.nested is not None and results.nested.interval:
-        yield (
-            False,
-            "The interval of the mean is approximate: outer folds share training samples, and "
-            "nobody has an exact one.",
-        )
-    for line in results.warnings:
-        yield True, f"{capital(one_line(line, longest=600)).rstrip('.')}."
+            error = one_line(each.error, _LONGEST_ERROR)
+            yield Remark(f"Outer fold {each.fold} failed: {error}", serious=True)
+    yield from on_search(results)
 
 
 # --- best trial, outer folds and trials ----------------------------------------------------------
@@ -349,7 +296,7 @@ def _errors(results: SearchResults) -> Iterator[tuple[str, str]]:
         if each.status == "failed":
             error = one_line(each.error or "unknown", longest=_LONGEST_ERROR)
             trials.setdefault(error, []).append(each.number)
-    found = [(_numbered(numbers), error) for error, numbers in trials.items()]
+    found = [(numbered(numbers), error) for error, numbers in trials.items()]
     yield from found[:_MOST_ERRORS]
     if len(found) > _MOST_ERRORS:
         yield "Others", f"{counted(len(found) - _MOST_ERRORS, 'more error')}, in search.json"
@@ -440,15 +387,6 @@ def _complete(results: SearchResults) -> list[Trial]:
 
 def _has_accuracies(results: SearchResults) -> bool:
     return any(trial.mean is not None for trial in results.trials)
-
-
-def _numbered(trials: Sequence[int]) -> str:
-    """Return ``Trial 3``, ``Trials 3, 4`` or ``Trials 3, 4 and 20 others``."""
-    if len(trials) == 1:
-        return f"Trial {trials[0]}"
-    named = ", ".join(map(str, trials[:8]))
-    more = len(trials) - 8
-    return f"Trials {named}" + (f" and {counted(more, 'other')}" if more > 0 else "")
 
 
 def _domain_text(domain: Mapping[str, Sequence[Any]]) -> str:

@@ -185,6 +185,18 @@ class SearchResults:
         return [t for t in self.trials if t.status != "running" and t.mean is not None]
 
     @property
+    def close_to_best(self) -> list[Trial]:
+        """The complete trials less than one standard deviation over folds below the best.
+
+        None are known while the search is running, or with one fold.
+        """
+        best = self.best
+        if best is None or best.mean is None or not best.std or self.status == "running":
+            return []
+        complete = [t for t in ranked(self.trials) if t.status == "complete" and t is not best]
+        return [each for each in complete if (each.mean or 0.0) >= best.mean - best.std]
+
+    @property
     def nested(self) -> Estimate | None:
         """What search and training together reach; None unless every outer fold is complete."""
         accuracies = [each.accuracy for each in self.outer if each.accuracy is not None]

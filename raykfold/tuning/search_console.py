@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from raykfold.text import counted, mean_text
+from raykfold.pages.remarks import on_search
+from raykfold.text import NOTHING, accuracy_text, counted, interval_text, mean_text
 from raykfold.training.search_results import SearchResults, Trial, ranked
 from raykfold.tuning.observer import SearchObserver
 from raykfold.tuning.scores import Score
@@ -53,87 +54,70 @@ class SearchConsole(SearchObserver):
 
 def result_lines(results: SearchResults) -> Iterator[str]:
     """Yield the lines that a search prints at its end."""
-    yield from _trial_table(results)
-    yield ""
-    yield from _best_lines(results)
-    yield from _nested_lines(results)
-    most, count = results.epochs_of_all, len(results.trials)
-    if most:
-        yield (
-            f"Epochs trained, summed over folds: {results.epochs_run} of at most {most} for "
-            f"{counted(count, 'trial')} ({results.epochs_run / most:.0%})"
-        )
-    if results.best is not None:
-        yield f"To run the best: {results.best_command}"
-
-
-def _trial_table(results: SearchResults) -> Iterator[str]:
+    # The trials, best first.
     shown = ranked(results.trials)[:_MOST_TRIALS_SHOWN]
     rows = [["trial", *results.space, "mean", "std", "epochs", "status"]]
     for trial in shown:
         values = (value_text(trial.values[name]) for name in results.space)
-        figures = (_four(trial.mean), _four(trial.std), str(len(trial.history)))
-        rows.append([str(trial.number), *values, *figures, trial.status])
+        accuracies = (accuracy_text(trial.mean), accuracy_text(trial.std))
+        rows.append(
+            [str(trial.number), *values, *accuracies, str(len(trial.history)), trial.status]
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-    left = len(results.trials) - len(shown)
-    if left:
-        yield f"and {counted(left, 'trial')} more: see search.json, or the page"
+    count = len(results.trials)
+    if count > len(shown):
+        yield f"and {counted(count - len(shown), 'trial')} more: see search.json, or the page"
     for trial in results.trials:
         if trial.status == "failed":
             yield f"trial {trial.number} failed: {trial.error}"
 
-
-def _best_lines(results: SearchResults) -> Iterator[str]:
+    # The best of them.
+    yield ""
     best = results.best
     if best is None:
         yield "No trial is complete, so there is no best one"
-        return
-    yield (
-        f"Best: trial {best.number}, {_accuracy(best)} over {counted(len(best.folds), 'fold')}, "
-        f"{results.score} epochs: {values_text(best.values)}"
-    )
-    complete = sum(trial.status == "complete" for trial in results.trials)
-    if len(results.trials) > 1:
+    else:
+        over = counted(len(best.folds), "fold")
         yield (
-            f"That is the highest of {len(results.trials)} trials ({complete} complete), on the "
-            "folds that chose it, and so optimistic"
-            + ("" if results.outer else "; --nested measures the search on folds it has not seen")
+            f"Best: trial {best.number}, {_accuracy(best)} over {over}, {results.score} epochs: "
+            f"{values_text(best.values)}"
         )
 
+    # With --nested, the winner on each outer fold, and what search and training reach together.
+    if results.outer:
+        yield ""
+        yield "outer fold  inner mean  accuracy  chosen on the other folds"
+        for each in results.outer:
+            inner = accuracy_text(each.winner.mean if each.winner else None)
+            chosen = each.error or (values_text(each.winner.values) if each.winner else NOTHING)
+            yield f"{each.fold:>10}  {inner:>10}  {accuracy_text(each.accuracy):>8}  {chosen}"
+        epochs = counted(sum(each.epochs_run for each in results.outer), "epoch")
+        yield f"The searches within outer folds trained {epochs}, summed over folds"
+        nested, folds = results.nested, len(results.outer)
+        if nested is None:
+            yield "Nested: no mean, because not every outer fold has an accuracy"
+        else:
+            mean = mean_text(nested.mean, nested.std, folds)
+            interval = (
+                f", 95 % interval {interval_text(nested.interval)}" if nested.interval else ""
+            )
+            yield f"Nested: {mean} over {counted(folds, 'outer fold')}{interval}"
 
-def _nested_lines(results: SearchResults) -> Iterator[str]:
-    if not results.outer:
-        return
+    if results.epochs_of_all:
+        share = results.epochs_run / results.epochs_of_all
+        yield (
+            f"Epochs trained, summed over folds: {results.epochs_run} of at most "
+            f"{results.epochs_of_all} for {counted(count, 'trial')} ({share:.0%})"
+        )
     yield ""
-    yield "outer fold  inner mean  accuracy  chosen on the other folds"
-    for each in results.outer:
-        inner = each.winner.mean if each.winner else None
-        chosen = each.error or (values_text(each.winner.values) if each.winner else "-")
-        yield f"{each.fold:>10}  {_four(inner):>10}  {_four(each.accuracy):>8}  {chosen}"
-    epochs = sum(each.epochs_run for each in results.outer)
-    yield f"The searches within outer folds trained {counted(epochs, 'epoch')}, summed over folds"
-    estimate, count = results.nested, len(results.outer)
-    if estimate is None:
-        yield "Nested: no mean, because not every outer fold has an accuracy"
-        return
-    interval = ""
-    if estimate.interval:
-        low, high = estimate.interval
-        interval = f", 95 % interval {low:.4f} to {high:.4f} (approximate)"
-    yield (
-        f"Nested: {mean_text(estimate.mean, estimate.std, count)} over "
-        f"{counted(count, 'outer fold')}{interval}: of search and training together, on folds that "
-        "chose neither configuration nor epoch"
-    )
+    yield from (remark.text for remark in on_search(results))
+    if best is not None:
+        yield f"To run the best: {results.best_command}"
 
 
 def _accuracy(trial: Trial) -> str:
     if trial.mean is None or trial.std is None:
-        return "-"
+        return NOTHING
     return mean_text(trial.mean, trial.std, len(trial.folds))
-
-
-def _four(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

@@ -177,7 +177,7 @@ def test_the_table_names_the_best_and_how_far_to_trust_it(searched: Searched) ->
     assert best["mean_accuracy"] == max(row["mean_accuracy"] for row in complete)
     output = searched.done.stdout
     assert f"Best: trial {best['trial']}, {best['mean_accuracy']:.4f} (+/- " in output
-    assert "and so optimistic; --nested measures the search on folds it has not seen" in output
+    assert "have chosen it among 2, so its accuracy is optimistic; --nested measures" in output
     assert f"page: {searched.model_dir / 'report.html'}\n" in output
     assert "<html" in (searched.model_dir / "report.html").read_text()
 

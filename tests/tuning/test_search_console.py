@@ -32,7 +32,7 @@ def test_the_nested_mean_needs_all_outer_folds() -> None:
     whole = text_of(search(outer=(outer(1, 0.4), outer(2, 0.6))))
     assert "Nested: 0.5000 (+/- 0.1000) over 2 outer folds, 95 % interval" in whole
     one = text_of(search(outer=(outer(1, 0.4),)))
-    assert "Nested: 0.4000 over 1 outer fold: of search" in one  # whose spread nobody knows
+    assert "Nested: 0.4000 over 1 outer fold\n" in one  # whose spread nobody knows
     part = text_of(search(outer=(outer(1, 0.4), outer(2, None, error="no memory"))))
     assert "Nested: no mean" in part and "no memory" in part
 
