@@ -19,6 +19,7 @@ from raykfold.errors import BadInput
 from raykfold.files.remote import without_password
 from raykfold.pages import remarks
 from raykfold.state.archive import Archive, open_outputs
+from raykfold.state.record import RunRecord
 from raykfold.text import counted, fold_with_seed, mean_text
 from raykfold.training.results import Summary
 from raykfold.training.statistics import (
@@ -158,7 +159,7 @@ def compare(
 
 def _complete_summary(run: Archive) -> Summary:
     if run.summary is None:
-        outputs = without_password(str(run.record["config"]["model_dir"]))
+        outputs = without_password(str(run.record.config["model_dir"]))
         where = f", or its outputs are elsewhere ({outputs})" if outputs != str(run.place) else ""
         raise BadInput(f"{run.place}: the run is not over{where}; want one that is complete")
     if run.summary.incomplete:
@@ -168,7 +169,7 @@ def _complete_summary(run: Archive) -> Summary:
 
 
 def _refuse_other_data(runs: Sequence[Archive]) -> None:
-    prints = [str(run.record["identity"]["data"]) for run in runs]
+    prints = [run.record.fingerprint for run in runs]
     if prints[0] != prints[1]:
         raise BadInput(
             f"{runs[0].place} and {runs[1].place}: are of different data or folds (fingerprints "
@@ -192,7 +193,7 @@ def _listed(value: Any) -> str:
 
 
 def _seeds(run: Archive, summary: Summary) -> tuple[int, ...]:
-    return summary.repeats.seeds if summary.repeats else (int(run.record["identity"]["seed"]),)
+    return summary.repeats.seeds if summary.repeats else (int(run.record.identity["seed"]),)
 
 
 def _accuracies(run: Archive, summary: Summary, by: str) -> list[list[float | None]]:
@@ -212,9 +213,9 @@ def _of_predictions(first: Archive, second: Archive) -> McNemar | None:
     return mcnemar(a.prediction == a.label, b.prediction == b.label)
 
 
-def _settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _settings(first: RunRecord, second: RunRecord) -> dict[str, tuple[Any, Any]]:
     """What decides results, where the two differ in it; as far as both say it."""
-    a, b = ({**run["identity"], "epochs": run["config"]["epochs"]} for run in (first, second))
+    a, b = ({**run.identity, "epochs": run.epochs} for run in (first, second))
     return {name: (a[name], b[name]) for name in a if name in b and a[name] != b[name]}
 
 

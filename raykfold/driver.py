@@ -1,4 +1,15 @@
-"""The driver: finds the data and what an earlier session left, connects to Ray, has folds dealt."""
+"""The driver: `cross_validate`, which wires the layers in the order in which a run happens.
+
+Words:
+
+    run     one cross-validation; with ``repeats``, each further seed is a run within it
+    fold    named by its label in the data, never by its index
+    slot    room for one worker: a GPU, or ``cpus_per_worker`` CPUs of one node
+    share   the folds that one slot works through, and the Ray Train run that does it
+    round   one epoch of every active fold of a share; then a checkpoint is committed
+    ledger  what a run knows of its folds: which wait, are being trained, are over
+    dealer  gives the waiting folds of ledgers to free slots, until none is left
+"""
 
 from __future__ import annotations
 
@@ -31,16 +42,11 @@ from raykfold.outputs.store_mirror import StoreMirror
 from raykfold.outputs.tensorboard import TensorBoard
 from raykfold.outputs.wandb_runs import Tracker
 from raykfold.pages.run_page import Reporter
-from raykfold.state.heartbeat import Pulse
+from raykfold.state.claim import claim
+from raykfold.state.folders import check_writable, set_aside
+from raykfold.state.heartbeat import Heartbeat
 from raykfold.state.ledger import Ledger
-from raykfold.state.record import (
-    check_identity,
-    check_writable,
-    created,
-    identity,
-    locked,
-    set_aside,
-)
+from raykfold.state.record import EarlierRun, identity
 from raykfold.training.network import check_model
 from raykfold.training.results import Summary
 
@@ -56,7 +62,7 @@ def cross_validate(
     data: FeatureSet | None = None,
     observers: Sequence[Observer] = (),
 ) -> Summary:
-    """Train every fold that `config` names, or go on with those that are not complete.
+    """Train every fold that `config` names, or resume those that are not complete.
 
     Args:
         config: what to do.
@@ -72,23 +78,26 @@ def cross_validate(
         StorageError: the disk is full, or the store was away for long; or another process has
             taken the run over.
     """
-    with reading(config, data, observers) as given:
-        data = given.data
+    with open_inputs(config, data, observers) as inputs:
+        data = inputs.data
         check_model(config.model, data.n_mels, data.num_classes, data.time)
-        with claimed(config, given.audience):
-            set_earlier_aside(config, given.audience)
-            return train_given(config, given)
+        with claim_run(config, inputs.audience):
+            set_earlier_aside(config, inputs.audience)
+            return train(config, inputs)
+
+
+# --- before anything is written ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a run has to start from.
+class Inputs:
+    """What a run starts from.
 
     Attributes:
         data: the samples.
-        folds: those that are held out.
-        leakage: between them.
-        credentials: for services outside; they are in no process's environment.
+        folds: labels of the folds that are held out.
+        leakage: what the folds have in common and should not.
+        credentials: for outside services; no process has them in its environment.
         audience: told of everything.
     """
 
@@ -100,10 +109,10 @@ class Given:
 
 
 @contextmanager
-def reading(
+def open_inputs(
     config: RunConfig, data: FeatureSet | None, observers: Sequence[Observer]
-) -> Iterator[Given]:
-    """The data, checked, and what is to say of them said; nothing is written.
+) -> Iterator[Inputs]:
+    """Read and check the data, and report what the user should know about it. Writes nothing.
 
     Raises:
         BadInput: the data cannot be used.
@@ -114,38 +123,81 @@ def reading(
         ExitStack() as scratch,
         without_secrets(os.environ) as credentials,
     ):
-        data = data or _read_data(config, credentials.hf_token, audience, scratch)
-        folds = _chosen_folds(config, data)
+        if data is None:
+            data = _read_data(config, credentials.hf_token, audience, scratch)
+        folds = config.folds or data.fold_labels
+        unknown = [fold for fold in folds if fold not in data.fold_labels]
+        if unknown:
+            raise BadInput(
+                f"--folds {','.join(map(str, unknown))}: not in the data, which has "
+                f"{', '.join(map(str, data.fold_labels))}"
+            )
         leakage = find_leakage(data)
         about_splits = data.warnings(folds, inner=config.select == "inner", seed=config.seed)
         for line in (*data.notes, *about_splits, *leakage.warnings()):
             audience.noticed(line)
-        yield Given(data, folds, leakage, credentials, audience)
+        yield Inputs(data, folds, leakage, credentials, audience)
+
+
+def _read_data(
+    config: RunConfig, hf_token: str | None, observer: Observer, scratch: ExitStack
+) -> FeatureSet:
+    if config.demo:
+        return demo_feature_set()
+    if isinstance(config.processed_dir, RemotePath):
+        folder = scratch.enter_context(scratch_dir())  # features stay there, memory-mapped
+        with fetched(config.processed_dir, files_to_read, folder):
+            return read_feature_set(folder)
+    if config.hf_repo_id is not None:
+        fetch_missing(config.processed_dir, config.hf_repo_id, hf_token, observer.noticed)
+    return read_feature_set(config.processed_dir)
+
+
+# --- the folder of a run -------------------------------------------------------------------------
 
 
 @contextmanager
-def claimed(config: RunConfig, audience: Audience) -> Iterator[None]:
-    """Have the folder of a run for this process alone; the audience is closed at the end.
+def claim_run(config: RunConfig, audience: Audience) -> Iterator[None]:
+    """Keep other drivers out of the run's folder; close the audience at the end.
 
     Raises:
-        BadInput: it cannot be written, or another process is at work there; or the body raised it,
-            and what was made to claim the folder is undone.
-        StorageError: another process has taken it over.
+        BadInput: the folder cannot be written, or another process works there; or the body raised
+            it, and then the folders made for the claim are removed.
+        StorageError: another process has taken the run over.
     """
     check_writable(config)
-    missing = _missing_folders(config)
-    # Observers are closed while the run is locked: a mirror may be at work until then.
-    with (
-        locked(config, audience.noticed) as check,
-        _undone_if_refused(config, missing),
-        closing(audience),
-    ):
-        audience.add(_LockWatch(check))
+    root = config.run_dir.root
+    wanted = [] if isinstance(root, RemotePath) else [root, *root.parents]
+    missing = [folder for folder in wanted if not folder.exists()]
+    # The audience is closed while the claim holds: a mirror may be at work until then.
+    with claim(config, audience.noticed) as check:
+        try:
+            with closing(audience):
+                audience.add(_ClaimWatch(check))
+                yield
+                check()
+        except BadInput:
+            if missing:
+                config.run_dir.lock.unlink(missing_ok=True)
+            for folder in missing:
+                if folder.exists() and not any(folder.iterdir()):
+                    folder.rmdir()
+            raise
+
+
+@contextmanager
+def claim_part(config: RunConfig, audience: Audience) -> Iterator[None]:
+    """Keep other drivers out of a run that is part of another one, like a repeat or a trial.
+
+    Raises:
+        BadInput, StorageError: as `raykfold.state.claim.claim`.
+    """
+    with claim(config, audience.noticed) as check, closing(audience):
+        audience.add(_ClaimWatch(check))
         yield
-        check()
 
 
-class _LockWatch(Observer):
+class _ClaimWatch(Observer):
     """Ends the run when another process has taken it over."""
 
     def __init__(self, check: Callable[[], None]) -> None:
@@ -155,200 +207,135 @@ class _LockWatch(Observer):
         self._check()
 
 
-def train_given(config: RunConfig, given: Given) -> Summary:
-    """Train what is left of a run whose folder is claimed; or only put it together again.
+def set_earlier_aside(config: RunConfig, observer: Observer) -> None:
+    """Move what an earlier run left out of the way, with --fresh.
+
+    Raises:
+        BadInput: another process works on a part of it, which is a run that can also be run by
+            itself. On a store, whoever holds such a part notices soon that its lease has gone.
+    """
+    if not config.fresh:
+        return
+    run_dir = config.run_dir
+    with ExitStack() as claims:
+        for folder in (run_dir.repeats, run_dir.trials, run_dir.fits):
+            for path in folder.glob("*") if isinstance(folder, Path) else ():
+                part = dataclasses.replace(config, run_name=path.name, storage_path=folder)
+                claims.enter_context(claim(part))
+        places = set_aside(config)
+    for place in places:
+        observer.noticed(f"the earlier run was set aside in {place}")
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def train(config: RunConfig, inputs: Inputs) -> Summary:
+    """Train what is left of a run whose folder is claimed, and put its results together.
 
     Raises:
         BadInput, StorageError: as `cross_validate`.
     """
-    repeats = [config.repeat(number) for number in range(1, config.repeats)]
-    for each in (config, *repeats):
-        check_identity(each, identity(each, given.data.fingerprint))
-    with ExitStack() as taken:
-        ledgers = [open_ledger(config, given, given.audience)]
-        for repeat in repeats:
-            told = given.audience.of_repeat(repeat.seed)
-            taken.enter_context(claimed_part(repeat, told))
-            ledgers.append(open_ledger(repeat, given, told, repeat_of=config))
+    # Nothing is written before every seed's earlier run is known to fit.
+    seeds = [config.repeat(number) for number in range(config.repeats)]
+    earlier = [EarlierRun.read(each) for each in seeds]
+    for each in earlier:
+        each.check(identity(each.config, inputs.data.fingerprint))
+
+    with ExitStack() as claims:
+        # Each seed has a ledger, which learns from storage what is left to do.
+        ledgers = [open_ledger(earlier[0], inputs, inputs.audience)]
+        for each in earlier[1:]:
+            audience = inputs.audience.of_repeat(each.config.seed)
+            claims.enter_context(claim_part(each.config, audience))
+            ledgers.append(open_ledger(each, inputs, audience, repeat_of=config))
+        run, *repeats = ledgers
+
+        # Ray starts only if a fold is left.
         if any(ledger.waiting for ledger in ledgers):
-            _train(config, given.data, ledgers, given.audience)
+            with connect_dealer(earlier[0], inputs) as dealer:
+                whole = [known_identity(each, inputs.data, dealer.size) for each in earlier]
+                for each, there in zip(earlier, whole, strict=True):
+                    each.check(there)
+                for ledger, there in zip(ledgers, whole, strict=True):
+                    # The run's own summary speaks for all seeds: it is stale while one trains.
+                    if ledger.waiting or ledger is run:
+                        ledger.begin(there)
+                    else:
+                        ledger.announce_again()
+                    dealer.add(ledger, part_of=run)
+                dealer.work()
         else:
             for ledger in ledgers:
                 ledger.announce_again()
-        run, *others = ledgers
-        leakage = given.leakage
-        return run.conclude(leakage, [ledger.conclude(leakage) for ledger in others])
 
-
-def set_earlier_aside(config: RunConfig, observer: Observer) -> None:
-    """With --fresh, move what lies there out of the way."""
-    if config.fresh:
-        with _parts_locked(config):
-            places = set_aside(config)
-        for place in places:
-            observer.noticed(f"the earlier run was set aside in {place}")
-
-
-@contextmanager
-def claimed_part(config: RunConfig, audience: Audience) -> Iterator[None]:
-    """Have a run that is part of another, like a repeat, for this process alone."""
-    with locked(config, audience.noticed) as check, closing(audience):
-        audience.add(_LockWatch(check))
-        yield
-
-
-@contextmanager
-def _parts_locked(config: RunConfig) -> Iterator[None]:
-    """Nobody works on a repeat, or a trial, that is there: each can also be run by itself.
-
-    On a store a lock is an object that is set aside like others: who holds it is told soon.
-
-    Raises:
-        BadInput: somebody does.
-    """
-    run_dir = config.run_dir
-    with ExitStack() as taken:
-        for folder in (run_dir.repeats, run_dir.trials, run_dir.fits):
-            for place in folder.glob("*") if isinstance(folder, Path) else ():
-                part = dataclasses.replace(config, run_name=place.name, storage_path=folder)
-                taken.enter_context(locked(part))
-        yield
+        leakage = inputs.leakage
+        return run.conclude(leakage, [ledger.conclude(leakage) for ledger in repeats])
 
 
 def open_ledger(
-    config: RunConfig,
-    given: Given,
+    earlier: EarlierRun,
+    inputs: Inputs,
     audience: Audience,
     *,
     repeat_of: RunConfig | None = None,
     name: str = "",
 ) -> Ledger:
-    """Of a run, or of one of its repeats, with what storage knows; its audience gets its observers.
+    """Return the ledger of a run, with what storage knows; add the run's observers to `audience`.
 
     Args:
-        config: the run's, or the repeat's.
-        given: what it starts from.
-        audience: its own.
-        repeat_of: the run that it is a repeat of.
-        name: what to call it among several.
+        earlier: what lies in the run's folders, with its configuration.
+        inputs: what the run starts from.
+        audience: the run's own.
+        repeat_of: the run that this one repeats with another seed.
+        name: how messages call this run among several.
     """
-    run, data = repeat_of or config, given.data
-    first_started = created(config)
+    config = earlier.config
+    run = repeat_of or config
     audience.add(Artifacts(config))
-    audience.add(Reporter(config, data))
-    # Before those who send files, so that it is closed after them: it says what they wait for.
-    audience.add(Pulse(config.run_dir, run.command(), audience.pending))
-    if config.tensorboard:  # before the mirror: what an earlier session has left is gone then
-        audience.add(TensorBoard(config.outputs, config.to_json()))
+    audience.add(Reporter(config, inputs.data))
+    # Observers are closed last to first: the heartbeat tells what those after it still send.
+    audience.add(Heartbeat(config.run_dir, run.command(), audience.pending))
+    if config.tensorboard:  # clears what an earlier session left before a mirror sees it
+        audience.add(TensorBoard(config.outputs, config.hyperparameters()))
     if isinstance(config.model_place, RemotePath):
-        others = (run.hf_model_repo_id, run.wandb_project)
-        keep = any(each is not None for each in others)
+        # The local copies stay where another service needs them.
+        keep = run.hf_model_repo_id is not None or run.wandb_project is not None
         audience.add(StoreMirror(config.outputs, config.model_place, audience.noticed, keep=keep))
-    for service in _services(config, given.credentials, first_started, audience):
-        audience.add(service)
+    if config.hf_model_repo_id is not None:
+        audience.add(hub_mirror(config, inputs.credentials.hf_token, audience.noticed))
+    if config.wandb_project is not None:
+        audience.add(
+            Tracker(
+                project=config.wandb_project,
+                entity=config.wandb_entity,
+                mode=config.wandb_mode,
+                # With --fresh a run has the name of the earlier one, and is another.
+                run_id=f"{config.run_name}-{earlier.created}",
+                folder=config.model_path,
+                config=config.to_json(),
+                api_key=inputs.credentials.wandb_api_key,
+                say=audience.noticed,
+            )
+        )
     name = f"seed {config.seed}" if repeat_of else name
-    ledger = Ledger(config, data, given.folds, audience, first_started, name)
+    ledger = Ledger(earlier, inputs.data, inputs.folds, audience, name)
     ledger.find_states()
     return ledger
 
 
-def _read_data(
-    config: RunConfig, hf_token: str | None, observer: Observer, scratch: ExitStack
-) -> FeatureSet:
-    if config.demo:
-        return demo_feature_set()
-    if isinstance(config.processed_dir, RemotePath):
-        folder = scratch.enter_context(scratch_dir())  # features are read from there all along
-        with fetched(config.processed_dir, files_to_read, folder):
-            return read_feature_set(folder)
-    if config.hf_repo_id is not None:
-        fetch_missing(config.processed_dir, config.hf_repo_id, hf_token, observer.noticed)
-    return read_feature_set(config.processed_dir)
-
-
-def _services(
-    config: RunConfig, credentials: Credentials, first_started: str, observer: Observer
-) -> Iterator[Observer]:
-    """The observers that speak to services outside."""
-    if config.hf_model_repo_id is not None:
-        yield hub_mirror(config, credentials.hf_token, observer.noticed)
-    if config.wandb_project is not None:
-        yield Tracker(
-            project=config.wandb_project,
-            entity=config.wandb_entity,
-            mode=config.wandb_mode,
-            # A run that was started anew has the name of the earlier one, and is another.
-            run_id=f"{config.run_name}-{first_started}",
-            folder=config.model_path,
-            config=config.to_json(),
-            api_key=credentials.wandb_api_key,
-            say=observer.noticed,
-        )
-
-
-def _chosen_folds(config: RunConfig, data: FeatureSet) -> tuple[int, ...]:
-    if config.folds is None:
-        return data.fold_labels
-    unknown = [fold for fold in config.folds if fold not in data.fold_labels]
-    if unknown:
-        there = ", ".join(map(str, data.fold_labels))
-        raise BadInput(f"--folds {','.join(map(str, unknown))}: not in the data, which has {there}")
-    return config.folds
-
-
-def _missing_folders(config: RunConfig) -> list[Path]:
-    """Of the run's folder and those above it, innermost first; an object store has none."""
-    if isinstance(config.run_dir.root, RemotePath):
-        return []
-    wanted = [config.run_dir.root, *config.run_dir.root.parents]
-    return [folder for folder in wanted if not folder.exists()]
-
-
 @contextmanager
-def _undone_if_refused(config: RunConfig, missing: Sequence[Path]) -> Iterator[None]:
-    """Take away the folders that were made to hold the lock, when the input turns out bad."""
-    try:
-        yield
-    except BadInput:
-        if missing:
-            config.run_dir.lock.unlink(missing_ok=True)
-        for folder in missing:
-            if folder.exists() and not any(folder.iterdir()):
-                folder.rmdir()
-        raise
+def connect_dealer(earlier: EarlierRun, inputs: Inputs) -> Iterator[Dealer]:
+    """Connect to Ray and yield a dealer without ledgers.
 
-
-def _train(
-    config: RunConfig, data: FeatureSet, ledgers: Sequence[Ledger], observer: Observer
-) -> None:
-    """Connect to Ray and work until every fold is over.
+    Args:
+        earlier: what lies in the run's folders, with its configuration.
+        inputs: what the run starts from.
 
     Raises:
-        BadInput: Ray has not what the flags ask for; the run is another one on this device.
-        StorageError: results cannot be written.
+        BadInput: Ray does not have what the flags ask for.
     """
-    with dealing(config, data, observer) as dealer:
-        run = ledgers[0]
-        identities = [identity_there(ledger.config, data, dealer.size) for ledger in ledgers]
-        for ledger, current in zip(ledgers, identities, strict=True):
-            check_identity(ledger.config, current)
-        for ledger, current in zip(ledgers, identities, strict=True):
-            # The run's own summary speaks for its repeats, and is not true while one trains.
-            if ledger.waiting or ledger is run:
-                ledger.begin(current)
-            else:
-                ledger.announce_again()
-            dealer.add(ledger, part_of=run)
-        dealer.work()
-
-
-@contextmanager
-def dealing(config: RunConfig, data: FeatureSet, observer: Observer) -> Iterator[Dealer]:
-    """Connect to Ray; a dealer for it, which has no ledger yet.
-
-    Raises:
-        BadInput: Ray has not what the flags ask for.
-    """
+    config = earlier.config
     with ray_session(
         config.address,
         local_cpus=config.local_cpus,
@@ -360,55 +347,63 @@ def dealing(config: RunConfig, data: FeatureSet, observer: Observer) -> Iterator
         from raykfold.distributed.preflight import check_slots, storage_marker, worker_size
 
         _log.info("connected to Ray")
-        size = worker_size(config, own_instance)
-        marker = None  # nodes need not be asked where there is one machine only
+        size = worker_size(config, own_instance, earlier.identity_value("device"))
         with ExitStack() as stack:
+            marker = None  # on one machine, every worker sees the storage
             if own_instance:
                 check_slots(config, size)
             else:
                 marker = stack.enter_context(storage_marker(config, size))
             dealer = Dealer(
-                config, data, observer, size=size, marker=marker, own_instance=own_instance
+                config,
+                inputs.data,
+                inputs.audience,
+                size=size,
+                marker=marker,
+                own_instance=own_instance,
             )
             yield stack.enter_context(closing(dealer))
 
 
-def set_to_work(ledger: Ledger, data: FeatureSet, dealer: Dealer, *, rank: int = 0) -> None:
-    """Have a dealer that is at work train what is left of one more run; it may be nothing.
+def _import_dealer() -> None:
+    """Import Ray Train while Ray starts: it takes three quarters of a second."""
+    with without_gc():
+        import raykfold.distributed.dealer
+        import raykfold.distributed.preflight  # noqa: F401
+
+
+def known_identity(earlier: EarlierRun, data: FeatureSet, size: WorkerSize) -> dict[str, Any]:
+    """Return a run's whole identity, with the device and the precision that Ray's nodes decide.
 
     Args:
-        ledger: of the run.
-        data: of the ledger.
-        dealer: has the slots.
-        rank: as of `Dealer.add`.
-
-    Raises:
-        BadInput: the run is another one on this device.
-        StorageError: its record cannot be written.
-    """
-    current = identity_there(ledger.config, data, dealer.size)
-    check_identity(ledger.config, current)
-    if ledger.waiting:
-        ledger.begin(current)
-    else:
-        ledger.announce_again()
-    dealer.add(ledger, rank=rank)
-
-
-def identity_there(config: RunConfig, data: FeatureSet, size: WorkerSize) -> dict[str, Any]:
-    """A run's identity, with what only Ray's nodes could tell.
-
-    Args:
+        earlier: what lies in the run's folders, with its configuration.
+        data: the run's data.
         size: of its workers.
     """
     from raykfold.distributed.preflight import precision
 
     device = "gpu" if size.gpus else f"cpu x{size.cpus}"
-    return identity(config, data.fingerprint, device, precision(config, size))
+    chosen = precision(earlier.config, size, earlier.identity_value("precision"))
+    return identity(earlier.config, data.fingerprint, device, chosen)
 
 
-def _import_dealer() -> None:
-    """Three quarters of a second, for Ray Train; Ray itself must have been set up and imported."""
-    with without_gc():
-        import raykfold.distributed.dealer
-        import raykfold.distributed.preflight  # noqa: F401
+def add_run(ledger: Ledger, data: FeatureSet, dealer: Dealer, *, rank: int = 0) -> None:
+    """Give one more run to a dealer that is at work; it may have nothing left to train.
+
+    Args:
+        ledger: of the run.
+        data: its data.
+        dealer: has the slots.
+        rank: as of `Dealer.add`.
+
+    Raises:
+        BadInput: an earlier run in its folders is another one on this device.
+        StorageError: its record cannot be written.
+    """
+    there = known_identity(ledger.earlier, data, dealer.size)
+    ledger.earlier.check(there)
+    if ledger.waiting:
+        ledger.begin(there)
+    else:
+        ledger.announce_again()
+    dealer.add(ledger, rank=rank)

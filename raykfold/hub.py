@@ -6,11 +6,9 @@ python -m raykfold.hub upload --model_dir runs/demo
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from raykfold.config.command import Parser, add_flag, exit_code
 from raykfold.config.environment import without_secrets
@@ -19,7 +17,7 @@ from raykfold.files.paths import ModelDir, absolute
 from raykfold.outputs.hub_client import ModelRepository
 from raykfold.outputs.hub_mirror import HubMirror
 from raykfold.outputs.sync import some_of
-from raykfold.text import one_line
+from raykfold.state.record import read_record
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,18 +47,21 @@ def _parser() -> Parser:
 
 def _upload(options: argparse.Namespace) -> int:
     outputs = ModelDir(absolute(options.model_dir))
-    told = _told(outputs)
+    record = read_record(outputs.run_record)
+    if record is None:
+        raise BadInput(f"--model_dir {outputs.root}: there is no run; expected that of a run")
+    told = record.config
     repo_id = options.repo or told.get("hf_model_repo_id")
     if not repo_id:
         raise BadInput("--repo: the run was started without --hf_model_repo_id; want owner/name")
-    private = bool(told.get("hf_private", False))
+    private = bool(told["hf_private"])
     with without_secrets(os.environ) as credentials:
         repository = ModelRepository(repo_id, credentials.hf_token, private=private)
         mirror = HubMirror(
             outputs,
             repository,
             lambda line: print(line, flush=True),
-            upload=options.hub_upload or told.get("hub_upload", "all"),
+            upload=options.hub_upload or told["hub_upload"],
         )
     mirror.finish()
     mirror.start()
@@ -69,19 +70,6 @@ def _upload(options: argparse.Namespace) -> int:
     missing = mirror.missing()
     print(f"Hub: not sent yet: {some_of(missing)}" if missing else f"Hub: all is up in {repo_id}")
     return 1 if missing else 0
-
-
-def _told(outputs: ModelDir) -> dict[str, Any]:
-    """What the run in a folder was told.
-
-    Raises:
-        BadInput: there is none.
-    """
-    try:
-        told: dict[str, Any] = json.loads(outputs.run_record.read_bytes())["config"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"--model_dir {outputs.root}: holds no run ({one_line(error)})") from None
-    return told
 
 
 if __name__ == "__main__":

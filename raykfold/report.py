@@ -127,7 +127,7 @@ def _data(archive: Archive, named: str | None) -> FeatureSet | None:
             file=sys.stderr,
         )
         return None
-    if data.fingerprint == archive.record["identity"]["data"]:
+    if data.fingerprint == archive.record.fingerprint:
         return data
     if named is not None:
         raise BadInput(f"--processed_dir {named}: is not the data of this run")
@@ -139,7 +139,7 @@ def _read(archive: Archive, named: str | None) -> FeatureSet:
     from raykfold.data.demo import demo_feature_set
     from raykfold.data.reading import read_feature_set
 
-    config = archive.record["config"]
+    config = archive.record.config
     if named is None and config.get("demo"):
         return demo_feature_set()
     folder: Place = place(named or config["processed_dir"])

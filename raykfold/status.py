@@ -48,8 +48,8 @@ from typing import Any, Literal, TextIO
 from raykfold.config.command import Parser, add_flag, exit_code
 from raykfold.errors import RaykfoldError
 from raykfold.state.archive import Archive, Known, open_run
-from raykfold.state.heartbeat import Beat, read_pulse
-from raykfold.state.lease import is_dead
+from raykfold.state.claim import is_dead
+from raykfold.state.heartbeat import Beat, read_heartbeat
 from raykfold.text import counted, duration, mean_text, one_line
 from raykfold.training.results import FoldResult, Summary, kept_epochs
 
@@ -140,9 +140,9 @@ class Watcher:
             StorageError: the store cannot be reached.
         """
         archive = open_run(self._run, self._known)
-        beat = read_pulse(archive.run_dir)
+        beat = read_heartbeat(archive.run_dir)
         age = self._age(beat)
-        repeats = [_look(each, read_pulse(each.run_dir), age) for each in archive.repeats()]
+        repeats = [_look(each, read_heartbeat(each.run_dir), age) for each in archive.repeats()]
         look = _with(_look(archive, beat, age), repeats, archive.summary)
         return look if _can_go_on(look) else dataclasses.replace(look, resume=None)
 
@@ -169,7 +169,7 @@ def _look(archive: Archive, beat: Beat | None, age: float) -> Look:
     driver = None
     if beat is not None:
         driver = {"host": beat.host, "pid": beat.pid, "seconds_ago": age}
-    summary, config = archive.summary, archive.record["config"]
+    summary = archive.summary
     mean = std = None
     if summary is not None and summary.kept is not None:
         mean, std = summary.kept.mean, summary.kept.std
@@ -177,11 +177,11 @@ def _look(archive: Archive, beat: Beat | None, age: float) -> Look:
         mean, std = beat.result["mean_accuracy"], beat.result["std_accuracy"]
     return Look(
         run_name=archive.run_name,
-        seed=int(config.get("seed", 0)),
+        seed=archive.record.seed,
         state=state,
         folds=rows,
         complete=sum(row.status == "complete" for row in rows),
-        total=len(rows) * int(config.get("repeats", 1)),
+        total=len(rows) * archive.record.repeats,
         driver=driver,
         seconds_left=None if pace is None else _seconds_left(rows, lefts, pace),
         seconds_an_epoch=pace,
@@ -191,7 +191,7 @@ def _look(archive: Archive, beat: Beat | None, age: float) -> Look:
         resume=beat.resume if beat else None,
         mean_accuracy=mean,
         std_accuracy=std,
-        kept_epochs=kept_epochs(config.get("select", "best")),
+        kept_epochs=kept_epochs(archive.record.config["select"]),
     )
 
 
@@ -241,11 +241,11 @@ def _state(archive: Archive, beat: Beat | None, age: float) -> State:
 
 
 def _rows(archive: Archive, beat: Beat | None, state: State) -> Iterator[FoldRow]:
-    epochs = int(archive.record["config"]["epochs"])
+    epochs = archive.record.epochs
     results = archive.folds
     failed = dict(beat.failed) if beat else {}
     at_work = {fold for folds in beat.workers for fold in folds} if beat else set()
-    for fold in sorted({*archive.record.get("folds", ()), *results}):
+    for fold in sorted({*archive.record.folds, *results}):
         result = results.get(fold, FoldResult(fold, "running", 0, 0))
         if fold in failed and result.status == "running":
             result = dataclasses.replace(result, status="failed", error=failed[fold])

@@ -75,14 +75,12 @@ SOURCES = {
 
 
 def test_the_package_has_these_folders_and_modules_and_no_others() -> None:
-    found = {module.partition(".")[0] for module in SOURCES} | {"text"}
+    found = {module.partition(".")[0] for module in SOURCES}
     assert found == {*ORDER, *COMMANDS} - {"commands"}
 
 
 @pytest.mark.parametrize("module", SOURCES)
 def test_a_module_imports_only_from_folders_named_before_its_own(module: str) -> None:
-    if module == "pages.run_page" or module.startswith("state."):
-        pytest.skip("is being moved")
     assert violations(module, SOURCES[module]) == set()
 
 

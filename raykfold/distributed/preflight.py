@@ -13,15 +13,15 @@ from raykfold.distributed.nodes import blind_nodes, free_slots, gpus_have_bf16, 
 from raykfold.errors import BadInput, StorageError
 from raykfold.files.atomic import write_file
 from raykfold.files.remote import Place, RemotePath
-from raykfold.state.record import recorded
 from raykfold.training.fold import Precision
 
 
-def worker_size(config: RunConfig, own_instance: bool) -> WorkerSize:
+def worker_size(config: RunConfig, own_instance: bool, before: str | None) -> WorkerSize:
     """Return what each worker takes of a node, as the flags and the cluster's GPUs decide.
 
     Args:
         own_instance: Ray was started by this process, and never grows.
+        before: the device of an earlier session of the run, if there was one.
 
     Raises:
         BadInput: --use_gpu is true, and an instance of our own has no GPU.
@@ -31,7 +31,6 @@ def worker_size(config: RunConfig, own_instance: bool) -> WorkerSize:
         raise BadInput("--use_gpu true: Ray has no GPU here; want false or auto")
     if config.use_gpu is None:
         # Of a cluster that is only coming up again, the nodes with GPUs may not be there yet.
-        before = recorded(config, "device")
         use_gpu = has_gpu if own_instance or before is None else before == "gpu"
     else:
         use_gpu = config.use_gpu
@@ -88,12 +87,12 @@ def storage_marker(config: RunConfig, size: WorkerSize) -> Iterator[Place]:
             marker.unlink(missing_ok=True)
 
 
-def precision(config: RunConfig, size: WorkerSize) -> Precision:
-    """Return what `--precision` stands for; a run that was begun keeps its own."""
+def precision(config: RunConfig, size: WorkerSize, before: str | None) -> Precision:
+    """Return what `--precision` stands for; a run that was begun has that of `before`."""
     chosen = config.precision
     if chosen == "auto":
         # bf16 may not suit every part of a network of the user's own.
         default = ModelSpec.parse(config.model).name == DEFAULT_MODEL
         suited = default and size.gpus and gpus_have_bf16()
-        chosen = recorded(config, "precision") or ("bf16" if suited else "fp32")
+        chosen = before or ("bf16" if suited else "fp32")
     return "bf16" if chosen == "bf16" else "fp32"

@@ -246,9 +246,9 @@ class RunDir:
         return self.root / "trials.json"
 
     @property
-    def pulse(self) -> Place:
+    def heartbeat(self) -> Place:
         """How the run is doing, for those who look from outside."""
-        return self.root / "pulse.json"
+        return self.root / "heartbeat.json"
 
     @property
     def lock(self) -> Place:

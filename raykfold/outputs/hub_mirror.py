@@ -21,6 +21,7 @@ from raykfold.outputs.hub_client import ModelRepository, Refused, content_ids
 from raykfold.outputs.model_card import model_card
 from raykfold.outputs.sync import FIRST_PAUSE, LONGEST_WAIT_AT_END, Mirror, Unavailable, some_of
 from raykfold.state.archive import read_summary
+from raykfold.state.record import read_record
 from raykfold.text import counted
 from raykfold.training.results import Summary
 
@@ -183,11 +184,12 @@ class HubMirror(Mirror):
 
     def _write_card(self, final: bool) -> None:
         outputs = self._outputs
-        if not (outputs.run_record.exists() and outputs.training_state.exists()):
+        record = read_record(outputs.run_record)
+        if record is None or not outputs.training_state.exists():
             return
         card = model_card(
             self._repository.repo_id,
-            _json(outputs.run_record),
+            record,
             _json(outputs.training_state),
             read_summary(outputs.summary) if final else None,
             [f"{file.parent.name}/{file.name}" for file in outputs.all_plots()],

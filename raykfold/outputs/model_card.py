@@ -10,14 +10,9 @@ from typing import Any
 
 from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec
 from raykfold.pages import remarks
+from raykfold.state.record import RunRecord
 from raykfold.text import accuracy_text, counted, interval_text, plus_minus
 from raykfold.training.results import Summary, kept_epochs
-
-# Of the run's configuration, what decides results.
-_SETTINGS = (
-    *("model", "epochs", "batch_size", "learning_rate", "early_stopping_patience", "seed"),
-    *("repeats", "select"),
-)
 
 # What each of the report's pictures shows, in the order of the card.
 _PLOTS = {
@@ -30,7 +25,7 @@ _PLOTS = {
 
 def model_card(
     repo_id: str,
-    record: Mapping[str, Any],
+    record: RunRecord,
     state: Mapping[str, Any],
     summary: Summary | None,
     plots: Collection[str] = (),
@@ -39,14 +34,14 @@ def model_card(
 
     Args:
         repo_id: the repository's.
-        record: content of ``run.json``.
+        record: what the run is.
         state: content of ``training_state.json``.
         summary: results of the run; None while it trains, and then the card gives no mean.
         plots: paths in the repository of the run's pictures; shown when it is over.
     """
     sections = [
         _front_matter(repo_id, record, summary),
-        f"# {_plain(record['run_name'])}",
+        f"# {_plain(record.run_name)}",
         _opening(record, state, summary),
         "\n".join(_fold_table(state, summary)),
         _reading(record, summary),
@@ -58,16 +53,16 @@ def model_card(
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _front_matter(repo_id: str, record: Mapping[str, Any], summary: Summary | None) -> str:
+def _front_matter(repo_id: str, record: RunRecord, summary: Summary | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    dataset = record["config"].get("hf_repo_id")
+    dataset = record.config["hf_repo_id"]
 
     def result(name: str, value: float, metric: str = "accuracy") -> EvalResult:
         return EvalResult(
             task_type="audio-classification",
-            dataset_type=dataset or record["run_name"],
-            dataset_name=dataset or record["run_name"],
+            dataset_type=dataset or record.run_name,
+            dataset_name=dataset or record.run_name,
             dataset_split="cross-validation",
             metric_type=metric,
             metric_name=name,
@@ -101,10 +96,10 @@ def _front_matter(repo_id: str, record: Mapping[str, Any], summary: Summary | No
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _opening(record: Mapping[str, Any], state: Mapping[str, Any], summary: Summary | None) -> str:
+def _opening(record: RunRecord, state: Mapping[str, Any], summary: Summary | None) -> str:
     folds = len(state["folds"])
-    about = f"{counted(folds, 'fold')} of a cross-validation of `{record['config']['model']}`"
-    dataset = record["config"].get("hf_repo_id")
+    about = f"{counted(folds, 'fold')} of a cross-validation of `{record.config['model']}`"
+    dataset = record.config["hf_repo_id"]
     if dataset:
         about += f" on [{dataset}](https://huggingface.co/datasets/{dataset})"
     about += ", trained with raykfold. Each fold has weights of its own."
@@ -160,9 +155,9 @@ def _row(
     return f"| {' | '.join([str(fold), status, *counts, *shown])} |"
 
 
-def _reading(record: Mapping[str, Any], summary: Summary | None) -> str:
+def _reading(record: RunRecord, summary: Summary | None) -> str:
     """Return further accuracies, and what to know of them."""
-    kept = kept_epochs(record["config"].get("select", "best"))
+    kept = kept_epochs(record.config["select"])
     if summary is None:
         return " ".join(remarks.on_epochs(kept))
     lines = [f"Accuracy is that of the {kept} epoch of each fold."]
@@ -182,9 +177,9 @@ def _pictures(plots: Collection[str]) -> str:
     return "\n\n".join(f"![{text}]({path})" for path, text in _PLOTS.items() if path in plots)
 
 
-def _loading(repo_id: str, record: Mapping[str, Any], state: Mapping[str, Any]) -> str:
+def _loading(repo_id: str, record: RunRecord, state: Mapping[str, Any]) -> str:
     fold = next(iter(state["folds"]), "1")
-    own = ModelSpec.parse(record["config"]["model"]).name  # of its arguments the weights know
+    own = ModelSpec.parse(record.config["model"]).name  # of its arguments the weights know
     named = "" if own == DEFAULT_MODEL else f', model="{own}"'
     flag = "" if own == DEFAULT_MODEL else f" --model {own}"
     return f"""## Use
@@ -202,19 +197,17 @@ Or from the shell, where the features are those of `raykfold.prepare`, all folds
 `python -m raykfold.predict recording.wav --repo {repo_id}{flag}`"""
 
 
-def _training(record: Mapping[str, Any]) -> Iterator[str]:
+def _training(record: RunRecord) -> Iterator[str]:
     yield "## Training"
     yield ""
     yield "| setting | value |"
     yield "| --- | --- |"
-    for name in _SETTINGS:
-        if name in record["config"]:  # earlier versions did not have all of them
-            yield f"| {name} | {_plain(record['config'][name])} |"
-    for name in ("device", "precision", "data"):
-        if name in record["identity"]:
-            shown = "fingerprint of the data" if name == "data" else name
-            yield f"| {shown} | {_plain(record['identity'][name])} |"
-    for package, version in record["versions"].items():
+    for name in record.hyperparameters:  # the identity knows what "auto" stood for
+        yield f"| {name} | {_plain(record.identity.get(name, record.config[name]))} |"
+    if "device" in record.identity:
+        yield f"| device | {_plain(record.identity['device'])} |"
+    yield f"| fingerprint of the data | {_plain(record.fingerprint)} |"
+    for package, version in record.versions.items():
         yield f"| {_plain(package)} | {_plain(version)} |"
 
 

@@ -6,7 +6,6 @@ The page is one HTML file that loads nothing from the network; its pictures are 
 from __future__ import annotations
 
 import base64
-import json
 import math
 import shlex
 import time
@@ -26,9 +25,10 @@ from raykfold.pages import remarks
 from raykfold.pages.frame import figure, render, write_page
 from raykfold.pages.remarks import Remark
 from raykfold.state.archive import Archive
-from raykfold.state.heartbeat import Beat, read_pulse
-from raykfold.state.lease import is_dead
-from raykfold.state.record import read_index
+from raykfold.state.claim import is_dead
+from raykfold.state.heartbeat import Beat, read_heartbeat
+from raykfold.state.record import read_record
+from raykfold.state.states import read_index
 from raykfold.text import (
     NOTHING,
     accuracy_text,
@@ -72,7 +72,8 @@ class Reporter(Observer):
     def run_finished(self, summary: Summary) -> None:
         outputs = self._config.outputs
         try:
-            record = json.loads(outputs.run_record.read_bytes())
+            record = read_record(outputs.run_record)
+            assert record is not None, "a run that is over has a record"
             archive = Archive(outputs.root, record, self._config.run_dir)
             write_report(archive, outputs, self._data)
         except RaykfoldError as error:  # which would end the run
@@ -140,10 +141,10 @@ class _Run:
 
     def __init__(self, archive: Archive) -> None:
         self.archive = archive
-        self.config: Mapping[str, Any] = archive.record["config"]
+        self.config: Mapping[str, Any] = archive.record.config
         self.summary = archive.summary
         is_complete = self.summary is not None and self.summary.status == "complete"
-        self.beat: Beat | None = None if is_complete else read_pulse(archive.run_dir)
+        self.beat: Beat | None = None if is_complete else read_heartbeat(archive.run_dir)
         self.is_stopped = False
         if self.summary is None and self.beat is not None:
             self.is_stopped = self.beat.phase == "stopped" or is_dead(self.beat.to_json())
@@ -269,7 +270,7 @@ def _results(archive: Archive, beat: Beat | None) -> tuple[FoldResult, ...]:
     failed = {name: row.get("error") for name, row in states.items() if row["status"] == "failed"}
     failed |= {str(fold): error for fold, error in (beat.failed if beat else {}).items()}
     found = []
-    for fold in archive.record["folds"]:
+    for fold in archive.record.folds:
         state = states.get(str(fold), {})
         result = known.get(fold) or FoldResult(
             fold,
@@ -551,7 +552,7 @@ def _mistakes(run: _Run, data: FeatureSet | None) -> Values | None:
 def _facts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[str, str]]:
     """Yield name and value of what is known of the run besides its settings."""
     record, summary = run.archive.record, run.summary
-    yield "started", _date(record["created"])
+    yield "started", _date(record.created)
     if summary is not None:
         yield "status", summary.status
         yield "wall time", duration(summary.wall_seconds)
@@ -567,15 +568,15 @@ def _facts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[str, str]]:
         shortest, longest = duration(min(seconds)), duration(max(seconds))
         yield "time per fold", shortest if shortest == longest else f"{shortest} to {longest}"
     for name in ("device", "precision"):
-        if name in record["identity"]:
-            yield name, one_line(record["identity"][name])
+        if name in record.identity:
+            yield name, one_line(record.identity[name])
     source = one_line(run.config["processed_dir"], longest=None)
     if run.config.get("demo"):
         source = "built in (--demo)"
     elif hub := run.config.get("hf_repo_id"):
         source += f" (from {one_line(hub)} on the Hub)"
     yield "data", source
-    yield "fingerprint of the data", one_line(record["identity"]["data"])
+    yield "fingerprint of the data", one_line(record.identity["data"])
     if data is not None:
         yield "samples", f"{len(data)}, of {data.n_mels} mel bands and {data.time} frames"
     if summary is not None:
@@ -590,7 +591,7 @@ def _facts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[str, str]]:
                 ),
             )
     yield "outputs", one_line(run.config["model_dir"], longest=None)
-    for package, version in (summary.versions if summary else record["versions"]).items():
+    for package, version in (summary.versions if summary else record.versions).items():
         yield one_line(package), one_line(version)
 
 

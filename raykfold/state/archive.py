@@ -20,7 +20,8 @@ from raykfold.errors import BadInput, StorageError
 from raykfold.files.atomic import Damaged, read_folder, write_file, write_json
 from raykfold.files.paths import HISTORY, RUN_RECORD, ModelDir, RunDir, whole
 from raykfold.files.remote import Place, RemotePath, place, reason, without_password
-from raykfold.state.record import read_index
+from raykfold.state.record import RunRecord
+from raykfold.state.states import read_index
 from raykfold.text import one_line
 from raykfold.training.predictions import OutOfFold
 from raykfold.training.results import FoldResult, Summary
@@ -40,19 +41,19 @@ class Archive:
 
     Attributes:
         place: the run's outputs (`--model_dir`), or its folder on storage where that was named.
-        record: content of ``run.json``.
+        record: what the run is.
         run_dir: what the run resumes from; it may be out of reach from here.
         known: what this look and those before have read of folds.
     """
 
     place: Place
-    record: Mapping[str, Any]
+    record: RunRecord
     run_dir: RunDir
     known: Known = field(default_factory=dict)
 
     @property
     def run_name(self) -> str:
-        return str(self.record["run_name"])
+        return self.record.run_name
 
     @cached_property
     def summary(self) -> Summary | None:
@@ -110,7 +111,7 @@ class Archive:
 
     def repeats(self) -> Iterator[Archive]:
         """Repeats of the run that have begun: each is a run of its own, within its storage."""
-        if int(self.record["config"].get("repeats", 1)) > 1:
+        if self.record.repeats > 1:
             records: list[Place] = sorted(self.run_dir.repeats.glob(f"*/{RUN_RECORD}"))
             for record in records:
                 yield open_run(record.parent, self.known)
@@ -130,7 +131,7 @@ class Archive:
 
     def _result(self, session: int, folder: Place) -> FoldResult | None:
         """From an earlier look, where nobody writes that folder twice in a session."""
-        key = (str(self.record.get("created")), session, folder)
+        key = (self.record.created, session, folder)
         if key in self.known:
             return self.known[key]
         result = _read_result(folder)
@@ -140,7 +141,7 @@ class Archive:
 
     def _here(self, folder: Place) -> Place:
         """Where a folder that the index names is now: on a disk it names them from the root."""
-        before = Path(self.record["config"]["storage_path"]) / self.run_name
+        before = Path(self.record.config["storage_path"]) / self.run_name
         if isinstance(folder, Path) and folder.is_relative_to(before):
             return self.run_dir.root / folder.relative_to(before)
         return folder
@@ -238,17 +239,13 @@ def open_run(named: str | Place, known: Known | None = None) -> Archive:
     except ValueError as error:
         raise BadInput(f"{shown}: {error}") from None
     try:
-        content = (folder / RUN_RECORD).read_bytes()
-        record = json.loads(content)
-        config = record["config"]
-        storage, name = _impatient(place(config["storage_path"])), str(record["run_name"])
-        int(config["epochs"]), str(config["model_dir"]), dict(record["identity"])["data"]
-        int(config.get("seed", 0)), int(config.get("repeats", 1))
+        record = RunRecord.from_json(json.loads((folder / RUN_RECORD).read_bytes()))
+        storage, name = _impatient(place(record.config["storage_path"])), record.run_name
     except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f"{shown}: no run is there; want the --model_dir of one") from None
     except (OSError, StorageError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(f"{shown}: its {RUN_RECORD} cannot be read ({_why(error)})") from None
-    if "space" in record["identity"]:
+    if record.is_search:
         raise BadInput(
             f"{shown}: is a search, and {_OUTPUTS.search.name} there says how it is; want the "
             "folder of one of its trials, as in trials/1"
@@ -256,7 +253,9 @@ def open_run(named: str | Place, known: Known | None = None) -> Archive:
     # The folder may have been moved, be a copy, or be seen here under another path.
     inside = folder / "ray" / name
     candidates = [folder, storage / name, inside]
-    if config["storage_path"] == f"{config['model_dir']}/ray":  # where a copy has a copy of it
+    if (
+        record.config["storage_path"] == f"{record.config['model_dir']}/ray"
+    ):  # where a copy has a copy of it
         candidates.insert(1, inside)
     there = next((each for each in candidates if RunDir(each).index.exists()), storage / name)
     known = {} if known is None else known
@@ -271,10 +270,10 @@ def open_outputs(named: str | Place) -> Archive:
     if archive.place != archive.run_dir.root:
         return archive
     try:
-        there = open_run(archive.record["config"]["model_dir"])
+        there = open_run(archive.record.config["model_dir"])
     except BadInput:
         return archive
-    return there if there.record.get("created") == archive.record.get("created") else archive
+    return there if there.record.created == archive.record.created else archive
 
 
 def _impatient(place: Place) -> Place:

@@ -1,6 +1,6 @@
 """An observer: keeps on storage how the run is doing, for those who look from outside.
 
-``pulse.json`` says what no other file of a run does: whether a driver is at work, what failed
+``heartbeat.json`` says what no other file of a run does: whether a driver is at work, what failed
 last, what is still to be sent. Nothing is resumed from it, and a run does not need it: what cannot
 be written is left out, without a word, until the next beat.
 """
@@ -24,7 +24,7 @@ from raykfold.files.atomic import write_json
 from raykfold.files.paths import RunDir
 from raykfold.files.remote import Place, RemotePath
 from raykfold.observers import Observer, RunStart
-from raykfold.state.lease import machine
+from raykfold.state.claim import machine
 from raykfold.text import named, one_line
 from raykfold.training.results import EpochMetrics, FoldResult, Summary
 
@@ -96,20 +96,20 @@ class Beat:
         )
 
 
-def read_pulse(run_dir: RunDir) -> Beat | None:
+def read_heartbeat(run_dir: RunDir) -> Beat | None:
     """The last beat; None if there is none that can be read, as of an earlier version.
 
     Raises:
         StorageError: the store cannot be reached.
     """
     try:
-        return Beat.from_json(json.loads(run_dir.pulse.read_bytes()))
+        return Beat.from_json(json.loads(run_dir.heartbeat.read_bytes()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-class Pulse(Observer):
-    """Writes `RunDir.pulse` in a thread of its own, from the start of the session to its close.
+class Heartbeat(Observer):
+    """Writes `RunDir.heartbeat` in a thread of its own, from the start of the session to its close.
 
     No call waits for the disk or the store but `close`, and that for seconds only. The thread
     beats on while the driver waits for uploads at the end.
@@ -137,7 +137,7 @@ class Pulse(Observer):
         self._pending = pending
         self._pause = pause or (_REMOTE_PAUSE_SECONDS if remote else PAUSE_SECONDS)
         self._every = every or (_REMOTE_BEAT_SECONDS if remote else BEAT_SECONDS)
-        self._thread = threading.Thread(target=self._work, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="heartbeat", daemon=True)
         self._changed = threading.Condition()
         self._started = False
         self._news = False
@@ -214,7 +214,7 @@ class Pulse(Observer):
             closed, self._news = self._closed, False  # before the look: what comes later is news
             # An outage, a full disk, a fault of ours: training must not feel it.
             with suppress(Exception):
-                write_json(self._run_dir.pulse, self._beat().to_json())
+                write_json(self._run_dir.heartbeat, self._beat().to_json())
             if closed:
                 return
             with self._changed:
@@ -225,7 +225,7 @@ class Pulse(Observer):
     def _take_over_failure(self) -> None:
         """Of the session before, until there is a newer one."""
         with suppress(StorageError):
-            before = read_pulse(self._run_dir)
+            before = read_heartbeat(self._run_dir)
             if before and before.last_failure is not None and before.failure_time is not None:
                 self._failure = self._failure or (before.last_failure, before.failure_time)
 

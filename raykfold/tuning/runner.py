@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from raykfold.driver import Given, claimed_part, open_ledger, set_to_work
+from raykfold.driver import Inputs, add_run, claim_part, open_ledger
 from raykfold.errors import BadInput
 from raykfold.observers import Audience, Voice
 from raykfold.state.ledger import Ledger
+from raykfold.state.record import EarlierRun
 from raykfold.text import one_line
 from raykfold.training.network import check_model
 from raykfold.training.search_results import TrialStatus
@@ -61,7 +62,7 @@ class TrialRunner:
     def __init__(
         self,
         config: SearchConfig,
-        given: Given,
+        given: Inputs,
         journal: Journal,
         dealer: Dealer,
         score_actor: Any,
@@ -134,11 +135,13 @@ class TrialRunner:
             voice = Voice(self._observer.noticed, f"trial {number}: ")
             audience = Audience([voice, scores])
             with ExitStack() as resources:
-                resources.enter_context(claimed_part(config, audience))
-                ledger = open_ledger(config, self._given, audience, name=f"trial {number}")
+                resources.enter_context(claim_part(config, audience))
+                ledger = open_ledger(
+                    EarlierRun.read(config), self._given, audience, name=f"trial {number}"
+                )
                 # Active before its first score, which an earlier session may have trained.
                 self._active[number] = active = _ActiveTrial(ledger, scores, resources)
-                set_to_work(ledger, data, self._dealer, rank=number)
+                add_run(ledger, data, self._dealer, rank=number)
                 active.resources = resources.pop_all()
         except BadInput as error:
             self._active.pop(number, None)

@@ -16,22 +16,22 @@ from typing import TYPE_CHECKING
 
 from raykfold.data.feature_set import FeatureSet
 from raykfold.driver import (
-    Given,
-    claimed,
-    claimed_part,
-    dealing,
-    identity_there,
+    Inputs,
+    add_run,
+    claim_part,
+    claim_run,
+    connect_dealer,
+    known_identity,
+    open_inputs,
     open_ledger,
-    reading,
     set_earlier_aside,
-    set_to_work,
-    train_given,
+    train,
 )
 from raykfold.errors import BadInput
 from raykfold.files.scratch import scratch_dir
 from raykfold.observers import Audience, Voice
 from raykfold.state.ledger import Ledger
-from raykfold.state.record import check_identity, created, write_record
+from raykfold.state.record import EarlierRun, RunRecord
 from raykfold.text import counted
 from raykfold.training.network import check_model
 from raykfold.training.search_results import OuterFold, SearchResults, Trial, best_trial
@@ -75,16 +75,16 @@ def search(
     """
     observer = observer or SearchObserver()
     _check_sampler(config)
-    with reading(config, data, [Voice(observer.noticed)]) as given:
+    with open_inputs(config, data, [Voice(observer.noticed)]) as given:
         _check_space(config, given.data)
         without = _without_outer_folds(config, given)
-        with claimed(config, given.audience):
+        with claim_run(config, given.audience):
             set_earlier_aside(config, given.audience)
             return _search(config, given, without, observer)
 
 
 def _search(
-    config: SearchConfig, given: Given, without: dict[int, Given], observer: SearchObserver
+    config: SearchConfig, given: Inputs, without: dict[int, Inputs], observer: SearchObserver
 ) -> SearchResults:
     # Read what earlier sessions did.
     inner = {
@@ -100,7 +100,7 @@ def _search(
         for line in _remarks(config):
             observer.noticed(line)
         whole.journal.start_clock()
-        with dealing(config, given.data, given.audience) as dealer:
+        with connect_dealer(whole.earlier, given) as dealer:
             for each in searches:
                 each.write_record(dealer)
             for each in searches:
@@ -119,8 +119,8 @@ def _search(
     if results.is_over and run is not None and run.hf_model_repo_id is not None:
         audience = Audience([Voice(observer.noticed)])
         try:
-            with claimed_part(run, audience):
-                train_given(run, replace(given, audience=audience))
+            with claim_part(run, audience):
+                train(run, replace(given, audience=audience))
         except BadInput as error:  # another process works on it, or has trained it further
             observer.noticed(f"the best trial was not sent to the Hub: {error}")
     return results
@@ -165,7 +165,7 @@ def _check_space(config: SearchConfig, data: FeatureSet) -> None:
             ) from error
 
 
-def _without_outer_folds(config: SearchConfig, given: Given) -> dict[int, Given]:
+def _without_outer_folds(config: SearchConfig, given: Inputs) -> dict[int, Inputs]:
     """Return what the search within each outer fold starts from; nothing without --nested."""
     if not config.nested:
         return {}
@@ -215,7 +215,7 @@ class _FoldSearch:
     def __init__(
         self,
         config: SearchConfig,
-        given: Given,
+        given: Inputs,
         observer: SearchObserver,
         inner: dict[int, _FoldSearch] | None = None,
     ) -> None:
@@ -224,7 +224,8 @@ class _FoldSearch:
         self.observer = observer
         self.outer_error: str | None = None
         self._inner = inner or {}
-        check_identity(config, search_identity(config, given.data.fingerprint))
+        self.earlier = EarlierRun.read(config)
+        self.earlier.check(search_identity(config, given.data.fingerprint))
         self.journal = Journal(config.run_dir.journal)
         if config.num_trials < len(self.journal):
             raise BadInput(
@@ -267,10 +268,11 @@ class _FoldSearch:
     def write_record(self, dealer: Dealer) -> None:
         """Write beside outputs and checkpoints which search they belong to."""
         config, data = self.config, self.given.data
-        there = identity_there(config, data, dealer.size)
+        there = known_identity(self.earlier, data, dealer.size)
         identity = search_identity(config, data.fingerprint, there["device"], there["precision"])
-        check_identity(config, identity)
-        write_record(config, identity, created(config), self.given.folds)
+        self.earlier.check(identity)
+        record = RunRecord.of(config, identity, self.earlier.created, self.given.folds)
+        record.write(config)
 
     def tune(self, dealer: Dealer) -> None:
         """Let Ray Tune try the configurations that are left."""
@@ -291,7 +293,7 @@ class _FoldSearch:
                 dealer.work(runner.tend)
 
 
-def _measure_winners(given: Given, inner: dict[int, _FoldSearch], dealer: Dealer) -> None:
+def _measure_winners(given: Inputs, inner: dict[int, _FoldSearch], dealer: Dealer) -> None:
     """Train the winner of each inner search on all but its outer fold, and measure it there.
 
     All winners train at once; each is a run of one fold. An inner split chooses its epoch, so the
@@ -311,10 +313,10 @@ def _measure_winners(given: Given, inner: dict[int, _FoldSearch], dealer: Dealer
             elif each.outer_accuracy is None:
                 config = each.config.fit(best.number, best.values, fold)
                 audience = Audience([Voice(each.observer.noticed)])
-                claims.enter_context(claimed_part(config, audience))
+                claims.enter_context(claim_part(config, audience))
                 fit = replace(given, folds=(fold,), audience=audience)
-                ledger = open_ledger(config, fit, audience)
-                set_to_work(ledger, given.data, dealer)
+                ledger = open_ledger(EarlierRun.read(config), fit, audience)
+                add_run(ledger, given.data, dealer)
                 fits.append((each, best, ledger))
         dealer.work(tend)
         for each, best, ledger in fits:

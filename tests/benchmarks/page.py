@@ -29,7 +29,7 @@ def main() -> None:
     summary = open_run(options.model_dir).summary
     assert summary is not None, "the run is not over"
     run = summary.wall_seconds
-    processed_dir = Path(open_run(options.model_dir).record["config"]["processed_dir"])
+    processed_dir = Path(open_run(options.model_dir).record.config["processed_dir"])
     data = read_feature_set(processed_dir)
     with tempfile.TemporaryDirectory() as folder:
         outputs = ModelDir(Path(folder))

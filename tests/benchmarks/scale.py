@@ -218,6 +218,7 @@ def seconds_a_round(folds: int, over: int, rounds: int = 200) -> float:
     from raykfold.data.reading import feature_set_from_arrays
     from raykfold.outputs.model_dir import Artifacts
     from raykfold.state.ledger import Ledger
+    from raykfold.state.record import EarlierRun
     from raykfold.training.results import EpochMetrics, FoldResult, Round
 
     def epoch(number: int) -> EpochMetrics:
@@ -230,7 +231,7 @@ def seconds_a_round(folds: int, over: int, rounds: int = 200) -> float:
     with tempfile.TemporaryDirectory() as folder:
         config = RunConfig(run_name="scale", model_dir=Path(folder), epochs=10**6)
         artifacts = Artifacts(config)
-        ledger = Ledger(config, data, data.fold_labels, artifacts, "20260101-000000")
+        ledger = Ledger(EarlierRun.read(config), data, data.fold_labels, artifacts)
         for fold in data.fold_labels[folds - over :]:
             history = tuple(map(epoch, range(50)))
             result = FoldResult.of(fold, "complete", 8, 2, history)

@@ -15,7 +15,7 @@ from raykfold.config.run_config import RunConfig
 from raykfold.errors import BadInput
 from raykfold.pages.remarks import MORE_EPOCHS
 from raykfold.state.archive import open_run, write_results
-from raykfold.state.record import identity, write_record
+from raykfold.state.record import RunRecord, identity
 from raykfold.training.predictions import OutOfFold
 from raykfold.training.results import EpochMetrics, FoldResult, Repeats, Summary
 from raykfold.training.statistics import corrected_t_test, mcnemar
@@ -68,7 +68,9 @@ def leave(
 ) -> str:
     """What a run leaves in `folder` that compare reads."""
     config = RunConfig(run_name="run", model_dir=folder, **options)
-    write_record(config, identity(config, data, "cpu x1", "fp32"), "20261125-120000", folds)
+    RunRecord.of(config, identity(config, data, "cpu x1", "fp32"), "20261125-120000", folds).write(
+        config
+    )
     rows = tuple(
         result(fold, accuracy, inner=inner, failed=fold in failed)
         for fold, accuracy in zip(folds, accuracies, strict=True)
@@ -178,14 +180,6 @@ def test_seeds_that_add_nothing_make_nothing_more_certain(tmp_path: Path) -> Non
     b = leave(tmp_path / "b", SIMILAR, repeats=dict.fromkeys(range(1, 20), SIMILAR))
     once = compare(open_run(leave(tmp_path / "c", FIRST)), open_run(leave(tmp_path / "d", SIMILAR)))
     assert compare(open_run(a), open_run(b)).test.p == pytest.approx(once.test.p)
-
-
-def test_settings_that_an_earlier_version_did_not_know_are_no_difference(tmp_path: Path) -> None:
-    a, b = leave(tmp_path / "a", FIRST), leave(tmp_path / "b", SIMILAR)
-    record = json.loads((tmp_path / "a" / "run.json").read_text())
-    del record["identity"]["select"]
-    (tmp_path / "a" / "run.json").write_text(json.dumps(record))
-    assert compare(open_run(a), open_run(b)).settings == {}
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ from support.wandb_files import newest
 
 from raykfold.config.run_config import RunConfig
 from raykfold.run import main
-from raykfold.state.record import locked
+from raykfold.state.claim import claim
 from raykfold.status import Watcher
 
 PICTURES = tuple(f"plots/{name}.png" for name in ("classes", "confusion", "curves", "folds"))
@@ -293,7 +293,7 @@ def test_repeats_are_runs_with_the_next_seeds_whatever_strikes(
     assert fewer.returncode == 2
     assert "--repeats 1: the run 'sounds' was started with 2" in fewer.stderr
     alone = RunConfig(model_dir=tmp_path, run_name="sounds").repeat(1)
-    with locked(alone):
+    with claim(alone):
         busy = run(data_dir, tmp_path, *arguments, "--fresh")
     assert busy.returncode == 2
     assert "is being worked on by another process" in busy.stderr

@@ -24,7 +24,7 @@ from support.shell import environment
 from raykfold.config.run_config import RunConfig
 from raykfold.files.atomic import write_json
 from raykfold.observers import RunStart
-from raykfold.state.heartbeat import Beat, Pulse, read_pulse
+from raykfold.state.heartbeat import Beat, Heartbeat, read_heartbeat
 from raykfold.status import Look, Watcher, lines, main
 
 HOUR = 3600.0
@@ -36,7 +36,7 @@ def look(folder: Path) -> Look:
 
 def at_work(config: RunConfig, epochs: int = 0) -> None:
     """Let this process be the driver; it has just begun, and will say nothing more."""
-    heart = Pulse(config.run_dir, config.command(), dict)
+    heart = Heartbeat(config.run_dir, config.command(), dict)
     heart.run_started(RunStart("run", 5, (1, 2, 3), {}))
     heart.workers_changed([(2,)])
     for metrics in history(epochs):
@@ -47,10 +47,10 @@ def at_work(config: RunConfig, epochs: int = 0) -> None:
 
 def change(config: RunConfig, **values: Any) -> Beat:
     """Have the last beat say something else."""
-    beat = read_pulse(config.run_dir)
+    beat = read_heartbeat(config.run_dir)
     assert beat is not None
     beat = dataclasses.replace(beat, **values)
-    write_json(config.run_dir.pulse, beat.to_json())
+    write_json(config.run_dir.heartbeat, beat.to_json())
     return beat
 
 

@@ -24,7 +24,7 @@ from raykfold.files.atomic import (
     write_json,
 )
 from raykfold.files.remote import RemotePath, place
-from raykfold.state.lease import Held, Lease, leased
+from raykfold.state.claim import Held, Lease, hold_lease
 
 
 @pytest.fixture(scope="module")
@@ -272,12 +272,12 @@ def test_a_local_copy_is_made_again_when_the_object_is_another(
 
 def test_a_lease_that_is_renewed_is_not_to_be_had(root: RemotePath) -> None:
     said: list[str] = []
-    mine, other = (leased(root / ".lock", said.append, period=0.3) for _ in range(2))
+    mine, other = (hold_lease(root / ".lock", said.append, period=0.3) for _ in range(2))
     with mine, pytest.raises(Held, match="pid "), other:
         raise AssertionError
     assert len(said) == 1 and "waiting 1 s" in said[0]
     assert not (root / ".lock").exists()
-    with leased(root / ".lock", said.append, period=0.3):
+    with hold_lease(root / ".lock", said.append, period=0.3):
         assert len(said) == 1
 
 
@@ -285,19 +285,19 @@ def test_a_lease_that_stands_still_is_taken_over(root: RemotePath) -> None:
     write_json(root / ".lock", {"owner": "pid 7 on moon", "pid": 7, "machine": "moon"})
     said: list[str] = []
     began = time.monotonic()
-    with leased(root / ".lock", said.append, period=0.5):
+    with hold_lease(root / ".lock", said.append, period=0.5):
         assert time.monotonic() - began > 1.4
     assert "pid 7 on moon" in said[0]
 
 
 def test_a_lease_of_a_dead_process_of_this_machine_is_taken_at_once(root: RemotePath) -> None:
-    with leased(root / ".lock", print) as lease:
+    with hold_lease(root / ".lock", print) as lease:
         lease.check()
         content = (root / ".lock").read_bytes()
     write_json(root / ".lock", {**json.loads(content), "pid": 2**22 + 1})
     said: list[str] = []
     began = time.monotonic()
-    with leased(root / ".lock", said.append):
+    with hold_lease(root / ".lock", said.append):
         assert time.monotonic() - began < 3
     assert said == []
 
@@ -311,7 +311,7 @@ def is_held(lease: Lease) -> bool:
 
 
 def test_who_has_lost_the_lease_is_told(root: RemotePath) -> None:
-    with leased(root / ".lock", print, period=0.2) as lease:
+    with hold_lease(root / ".lock", print, period=0.2) as lease:
         write_json(root / ".lock", {"owner": "pid 7 on moon", "token": "other"})
         deadline = time.monotonic() + 5
         while is_held(lease):

@@ -33,8 +33,9 @@ from raykfold.predict import main as predict
 from raykfold.prepare import main as prepare
 from raykfold.run import main
 from raykfold.state.checkpoint import WeightsContext, weights_bytes
-from raykfold.state.lease import leased
-from raykfold.state.record import Index, locked, newest_states, read_index, set_aside
+from raykfold.state.claim import claim, hold_lease
+from raykfold.state.folders import set_aside
+from raykfold.state.states import Index, newest_states, read_index
 from raykfold.training.fold import FoldTrainer, TrainingSettings
 
 ARGUMENTS = ("--local_cpus", "2")
@@ -129,7 +130,7 @@ def check_bucket(outcome: Outcome, out: RemotePath, output: str, cache: Path) ->
     assert {"run.json", "index.json"} <= left
     assert ".lock" not in left
     record = json.loads((out / "run.json").read_bytes())
-    assert record["config"]["model_dir"] == str(out)
+    assert record.config["model_dir"] == str(out)
     assert "testing" not in json.dumps(record)
 
 
@@ -188,7 +189,7 @@ def test_a_run_that_another_driver_works_on_is_refused(
 ) -> None:
     storage = s3.uri("bucket/ray")
     arguments = ("--processed_dir", str(data_dir), "--model_dir", str(tmp_path / "out"))
-    with leased(remote(storage) / "sounds" / ".lock", print):
+    with hold_lease(remote(storage) / "sounds" / ".lock", print):
         assert main([*arguments, "--storage_path", storage]) == 2
     error = capsys.readouterr().err
     assert re.fullmatch(r"raykfold: --run_name sounds: is being worked on by .*\n", error)
@@ -203,7 +204,7 @@ def test_a_fresh_run_sets_what_is_in_the_bucket_aside(s3: S3Server, tmp_path: Pa
         (remote(out) / name).write_bytes(name.encode())
     write_folder(run.run_dir.finished(1), {"a": b"1"}, {"fold": 1})
     write_json(run.run_dir.run_record, {"run_name": "r", "identity": {}, "config": {}})
-    with locked(run):
+    with claim(run):
         outputs, state = set_aside(run)
         assert isinstance(run.run_dir.root, RemotePath)
         assert list(run.run_dir.root.files()) == [run.run_dir.lock]

@@ -29,7 +29,7 @@ from raykfold.outputs.hub_dataset import fetch_missing
 from raykfold.outputs.hub_mirror import HubMirror, hub_mirror
 from raykfold.outputs.model_dir import Artifacts
 from raykfold.state.archive import write_results
-from raykfold.state.record import identity, write_record
+from raykfold.state.record import RunRecord, identity
 from raykfold.training.results import EpochMetrics, FoldResult, OutOfFoldMetrics, Summary
 
 REPO = "team/run-1"
@@ -56,7 +56,9 @@ def history(fold: int) -> tuple[EpochMetrics, ...]:
 def train(folder: Path) -> RunConfig:
     """Leave in `folder` what a run does that is still in training."""
     config = RunConfig(run_name="run", model_dir=folder, hf_model_repo_id=REPO)
-    write_record(config, identity(config, "f00d", "cpu x1"), "20250101-000000", (1, 2))
+    RunRecord.of(config, identity(config, "f00d", "cpu x1"), "20250101-000000", (1, 2)).write(
+        config
+    )
     artifacts = Artifacts(config)
     for fold in FOLDS:
         for metrics in history(fold):
@@ -840,7 +842,9 @@ def test_bad_input_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
     without = RunConfig(run_name="run", model_dir=tmp_path / "without")
-    write_record(without, identity(without, "f00d", "cpu x1"), "20250101-000000", (1, 2))
+    RunRecord.of(without, identity(without, "f00d", "cpu x1"), "20250101-000000", (1, 2)).write(
+        without
+    )
     folders = {"nothing": tmp_path / "nothing", "without": tmp_path / "without"}
     assert main([argument.format(**folders) for argument in arguments]) == 2
     out, err = capsys.readouterr()

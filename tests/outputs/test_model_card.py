@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from markdown_it.token import Token
 from raykfold.config.run_config import RunConfig
 from raykfold.outputs.model_card import model_card
 from raykfold.pages.remarks import CHOSEN_EPOCHS
-from raykfold.state.record import identity, versions
+from raykfold.state.record import RunRecord, identity, versions
 from raykfold.training.results import EpochMetrics, FoldResult, OutOfFoldMetrics, Summary
 
 REPO = "team/run-1"
@@ -24,18 +25,11 @@ ACCURACIES = {1: 0.8123456789, 2: 0.7, 3: 0.91}
 CLASSES = {0: "dog", 3: "rain"}
 
 
-def record(**changes: Any) -> dict[str, Any]:
-    """Content of run.json."""
+def record(**changes: Any) -> RunRecord:
     config = RunConfig(
         **{"run_name": "run", "model_dir": Path("/out"), "hf_repo_id": DATASET, **changes}
     )
-    return {
-        "run_name": config.run_name,
-        "created": "20250101-000000",
-        "identity": identity(config, "f00d", "cpu x1"),
-        "config": config.to_json(),
-        "versions": versions(),
-    }
+    return RunRecord.of(config, identity(config, "f00d", "cpu x1"), "20250101-000000", (1, 2, 3))
 
 
 def result(fold: int, failed: bool = False) -> FoldResult:
@@ -297,7 +291,7 @@ def test_the_name_of_a_class_is_no_markup(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name and "/" not in name])
 def test_the_name_of_a_run_is_no_markup(name: str) -> None:
-    changed = {**record(), "run_name": name}
+    changed = replace(record(), run_name=name)
     card, plain = (model_card(REPO, each, state(), summary()) for each in (changed, record()))
     markup = [token.type for token in parsed(card) if token.type in MARKUP]
     assert markup == [token.type for token in parsed(plain) if token.type in MARKUP]

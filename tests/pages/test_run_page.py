@@ -29,8 +29,9 @@ from raykfold.pages import remarks
 from raykfold.pages.run_page import Reporter, plots, report, write_report
 from raykfold.report import main
 from raykfold.state.archive import open_run, write_results
-from raykfold.state.heartbeat import Pulse
-from raykfold.state.record import Index, identity, write_record
+from raykfold.state.heartbeat import Heartbeat
+from raykfold.state.record import RunRecord, identity
+from raykfold.state.states import Index
 from raykfold.training.predictions import OutOfFold, out_of_fold
 from raykfold.training.results import EpochMetrics, FoldResult, Repeats, Summary
 
@@ -92,9 +93,9 @@ def probabilities(data: FeatureSet, fold: int) -> np.ndarray:
 
 def begin(folder: Path, data: FeatureSet, **changes: Any) -> RunConfig:
     config = RunConfig(**{"run_name": "sounds", "model_dir": folder, "epochs": EPOCHS, **changes})
-    write_record(
+    RunRecord.of(
         config, identity(config, data.fingerprint, "cpu x1", "fp32"), CREATED, data.fold_labels
-    )
+    ).write(config)
     return config
 
 
@@ -320,11 +321,11 @@ def test_folds_of_all_seeds_count_while_they_train(tmp_path: Path, data: Feature
     config = go_on(tmp_path / "out", data, repeats=2)
     repeat = config.repeat(1)
     known = identity(repeat, data.fingerprint, "cpu x1", "fp32")
-    write_record(repeat, known, CREATED, data.fold_labels)
-    pulse = Pulse(repeat.run_dir, repeat.command(), dict)
-    pulse.run_started(RunStart("sounds-seed-1", EPOCHS, data.fold_labels, {}))
-    pulse.fold_finished(FoldResult.of(2, "failed", 192, 48, error="out of memory"))
-    pulse.close()
+    RunRecord.of(repeat, known, CREATED, data.fold_labels).write(repeat)
+    heartbeat = Heartbeat(repeat.run_dir, repeat.command(), dict)
+    heartbeat.run_started(RunStart("sounds-seed-1", EPOCHS, data.fold_labels, {}))
+    heartbeat.fold_finished(FoldResult.of(2, "failed", 192, 48, error="out of memory"))
+    heartbeat.close()
     text = text_of(page_of(config))
     assert "1 of 10 folds are complete" in text
     assert "Fold 2 with seed 1 failed: out of memory" in text and "Last failure" not in text
@@ -486,9 +487,9 @@ def test_a_run_whose_driver_has_gone_is_said_to_be_stopped(
 ) -> None:
     config = finish(tmp_path / "out", data)
     config.outputs.summary.unlink()
-    pulse = Pulse(config.run_dir, config.command(), dict)
-    pulse.run_started(RunStart("sounds", 6, (1, 2), {}))
-    pulse.close()
+    heartbeat = Heartbeat(config.run_dir, config.command(), dict)
+    heartbeat.run_started(RunStart("sounds", 6, (1, 2), {}))
+    heartbeat.close()
     text = text_of(page_of(config))
     assert "Stopped" in text and "The command below resumes the run" in text
     assert "status stopped" in text and "n training" not in text

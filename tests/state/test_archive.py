@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.run_folder import begin, complete, conclude, failed, history, running, store
@@ -18,7 +19,7 @@ def test_a_run_under_way_is_read_from_its_checkpoints(tmp_path: Path) -> None:
     store(config, complete(1), running(2, epochs=3))
     archive = open_run(str(tmp_path))
     assert archive.run_name == "run"
-    assert archive.record["folds"] == [1, 2, 3]
+    assert archive.record.folds == (1, 2, 3)
     assert archive.summary is None and archive.predictions is None
     assert archive.folds == {1: complete(1), 2: running(2, epochs=3)}
 
@@ -78,7 +79,7 @@ def test_an_index_that_cannot_be_read_leaves_what_is_known_without_it(tmp_path: 
     config = begin(tmp_path)
     (tmp_path / "ray/run/index.json").write_text("{")
     archive = open_run(tmp_path)
-    assert archive.folds == {} and archive.record["config"]["epochs"] == config.epochs
+    assert archive.folds == {} and archive.record.epochs == config.epochs
 
 
 def test_a_later_look_reads_only_what_is_new(tmp_path: Path) -> None:
@@ -123,25 +124,40 @@ def test_where_no_run_is_that_is_said(
 
 @pytest.mark.parametrize(
     ("content", "part"),
+    [("", "Expecting value"), ("[]", "not a JSON object"), ("[" * 100_000, "recursion")],
+)
+def test_a_record_that_is_no_json_object_is_named(tmp_path: Path, content: str, part: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(BadInput, match=rf"{tmp_path}: its run\.json cannot be read .*{part}"):
+        open_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "part"),
     [
-        ("", "Expecting value"),
-        ("[]", "cannot be read"),
-        ("{}", "it has no 'config'"),
-        ('{"run_name": "run", "config": {"storage_path": "/s"}}', "it has no 'epochs'"),
-        ('{"run_name": "run", "config": {"storage_path": "x://s", "epochs": 1}}', "want a path"),
-        ("[" * 100_000, "recursion"),
-        (
-            '{"run_name": "run", "config": {"storage_path": "/s", "epochs": 1, "model_dir": "/m", '
-            '"seed": null}, "identity": {"data": "f"}}',
-            "cannot be read",
-        ),
+        ("run_name", None, "it has no 'run_name'"),
+        ("identity", {}, "it has no 'data'"),
+        ("config", None, "it has no 'config'"),
+        ("config", {"epochs": None}, "NoneType"),
+        ("config", {"seed": "x"}, "invalid literal"),
+        ("config", {"storage_path": 3}, "not texts"),
+        ("config", {"storage_path": "x://s"}, "a path"),
+        ("folds", ["x"], "invalid literal"),
+        ("versions", None, "it has no 'versions'"),
     ],
 )
-def test_a_damaged_record_is_named(tmp_path: Path, content: str, part: str) -> None:
-    (tmp_path / "run.json").write_text(content)
-    with pytest.raises(BadInput, match=r"its run\.json cannot be read") as refused:
+def test_a_damaged_record_is_named(tmp_path: Path, field: str, value: Any, part: str) -> None:
+    begin(tmp_path)
+    content = json.loads((tmp_path / "run.json").read_bytes())
+    if value is None:
+        del content[field]
+    elif field == "config":
+        content[field] |= value
+    else:
+        content[field] = value
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=rf"{tmp_path}: its run\.json cannot be read .*{part}"):
         open_run(tmp_path)
-    assert part in str(refused.value) and str(tmp_path) in str(refused.value)
 
 
 def test_a_password_in_a_uri_is_not_repeated() -> None:

@@ -14,7 +14,7 @@ from raykfold.files.atomic import write_folder
 from raykfold.observers import Observer
 from raykfold.state.deaths import Death
 from raykfold.state.ledger import Ledger
-from raykfold.state.record import identity
+from raykfold.state.record import EarlierRun, identity
 from raykfold.training.results import EpochMetrics, FoldResult, Round
 
 
@@ -41,7 +41,7 @@ def epoch(number: int, accuracy: float = 0.5) -> EpochMetrics:
 def new_ledger(folder: Path, data: FeatureSet, **changes: Any) -> tuple[Ledger, Notes]:
     notes = Notes()
     config = RunConfig(**{"run_name": "run", "model_dir": folder, "epochs": 5, **changes})
-    ledger = Ledger(config, data, (1, 2), notes, "20261124-120000")
+    ledger = Ledger(EarlierRun.read(config), data, (1, 2), notes)
     ledger.find_states()
     ledger.begin(identity(config, data.fingerprint, "cpu x1"))
     ledger.waiting = set()  # both are at work

@@ -13,7 +13,8 @@ from raykfold.config.run_config import RunConfig
 from raykfold.files.atomic import write_folder
 from raykfold.outputs.model_dir import Artifacts
 from raykfold.state.archive import write_results
-from raykfold.state.record import Index, identity, write_record
+from raykfold.state.record import RunRecord, identity
+from raykfold.state.states import Index
 from raykfold.training.predictions import OutOfFold
 from raykfold.training.results import EpochMetrics, FoldResult, Summary
 
@@ -46,7 +47,7 @@ def begin(folder: Path, folds: Sequence[int] = (1, 2, 3), **changes: Any) -> Run
 
 def begin_as(config: RunConfig, folds: Sequence[int] = (1, 2, 3)) -> None:
     """Write what a run of `config` leaves when it begins."""
-    write_record(config, identity(config, "f00d", "cpu x1"), "20250101-000000", folds)
+    RunRecord.of(config, identity(config, "f00d", "cpu x1"), "20250101-000000", folds).write(config)
     Index(sessions=1).write(config.run_dir)
 
 

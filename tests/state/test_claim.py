@@ -1,0 +1,45 @@
+"""One driver at a time. Leases of an object store: see tests/files/test_remote.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raykfold.config.run_config import RunConfig
+from raykfold.errors import BadInput
+from raykfold.state.claim import claim
+
+
+def config(folder: Path, **changes: Any) -> RunConfig:
+    return RunConfig(**{"run_name": "run", "model_dir": folder / "out", **changes})
+
+
+def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    run = config(tmp_path)
+    script = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from raykfold.config.run_config import RunConfig\n"
+        "from raykfold.state.claim import claim\n"
+        "with claim(RunConfig(run_name='run', model_dir=Path(sys.argv[1]))):\n"
+        "    print('locked', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-c", script, str(run.model_dir)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "locked\n"
+        with pytest.raises(BadInput, match=f"another process .pid {first.pid} on"), claim(run):
+            raise AssertionError("locked twice")
+    finally:
+        first.kill()
+        first.wait()
+    with claim(run):
+        assert str(os.getpid()) in run.run_dir.lock.read_bytes().decode()
