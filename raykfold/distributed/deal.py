@@ -11,8 +11,8 @@ class WorkerSize:
     """What one worker takes of a node.
 
     Attributes:
-        cpus: CPUs, and threads.
-        gpus: 1 where workers train on GPUs, else 0.
+        cpus: CPUs, and so many threads.
+        gpus: 1 if workers train on GPUs, else 0.
     """
 
     cpus: int
@@ -20,6 +20,7 @@ class WorkerSize:
 
     @property
     def resources(self) -> dict[str, float]:
+        """The same as Ray names it."""
         gpu = {"GPU": float(self.gpus)} if self.gpus else {}
         return {"CPU": float(self.cpus), **gpu}
 
@@ -28,7 +29,7 @@ class WorkerSize:
 
 
 def slots(nodes: Sequence[Mapping[str, float]], size: WorkerSize) -> int:
-    """Workers of this size that fit into what each node has to give; none is split over two."""
+    """Return how many workers of this size fit on nodes with these resources, none over two."""
     return sum(
         min(int(node.get(name, 0.0) // amount) for name, amount in size.resources.items())
         for node in nodes
@@ -36,7 +37,10 @@ def slots(nodes: Sequence[Mapping[str, float]], size: WorkerSize) -> int:
 
 
 def deal(waiting: Sequence[int], free_slots: int) -> list[tuple[int, ...]]:
-    """Folds for each slot, as evenly as can be, in turn: [1 … 5] on two is [(1, 3, 5), (2, 4)]."""
+    """Return the folds for each slot, as even as possible and in turn.
+
+    Folds 1 to 5 on two slots are ``[(1, 3, 5), (2, 4)]``.
+    """
     folds = sorted(waiting)
     count = min(len(folds), max(free_slots, 0))
     return [tuple(folds[start::count]) for start in range(count)]
@@ -44,11 +48,11 @@ def deal(waiting: Sequence[int], free_slots: int) -> list[tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Load:
-    """What a share has still to do.
+    """What a share still has to do.
 
     Attributes:
         folds: active folds → epochs left.
-        epoch_seconds: time an epoch of one fold takes there.
+        epoch_seconds: how long an epoch of one fold takes there.
     """
 
     folds: Mapping[int, int]
@@ -62,14 +66,14 @@ class Load:
 def hand_over(
     loads: Mapping[str, Load], free_slots: int, start_seconds: float
 ) -> dict[str, tuple[int, ...]]:
-    """Which folds each share is to give away, so that free slots have something to do.
+    """Return the folds that each share should give away, so that free slots have work.
 
-    The most loaded share gives first, half of its folds (those with the most left to do), as long
-    as that pays: what it gives must take longer than the start of a worker for it.
+    The shares with the most work give first, one for each free slot. A share gives half of its
+    folds, those with the most epochs left, if that work takes longer than the start of a worker.
 
     Args:
-        loads: share → what it has still to do.
-        free_slots: slots that no waiting fold claims.
+        loads: share → what it still has to do.
+        free_slots: slots that no waiting fold needs.
         start_seconds: time from dealing a share to its first step.
     """
     asked: dict[str, tuple[int, ...]] = {}

@@ -1,11 +1,11 @@
-"""What happens in the shares, on its way to the driver; what the driver asks, on its way back.
+"""Events of the shares on their way to the driver, and the driver's requests on their way back.
 
     worker ── ray.train.report ──▶ Train controller ── ShareCallback ──▶ EventBoard ──▶ driver
        ▲                                                                     │
        └────────────── the round is committed; hand these folds over ────────┘
 
-The board is an actor without CPUs of its own on the driver's node. It keeps nothing that is not
-also on storage: when it dies the run dies, and resumes.
+The board is an actor on the driver's node that takes no CPU. It holds nothing that is not on
+storage too: when it dies the run ends, and resumes.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from raykfold.training.results import Round
 
 @dataclass(frozen=True)
 class ShareStarted:
-    """A share's worker runs.
+    """The worker of a share has started.
 
     Attributes:
         share: the share's name.
         node: id of its node.
         address: of its node.
         pid: of its process there.
-        gpu: the GPU that it sees, by its number on the node; empty where it trains on CPUs.
+        gpu: number on the node of the GPU that it sees; empty if it trains on CPUs.
     """
 
     share: str
@@ -45,17 +45,17 @@ class ShareStarted:
 
 @dataclass(frozen=True)
 class ShareReady:
-    """A share's worker has its data and its folds, and takes the first step."""
+    """The worker of a share has its data and its folds, and begins the first step."""
 
     share: str
 
 
 @dataclass(frozen=True)
 class FoldsStepping:
-    """A share's worker begins an epoch of each of these folds; of none, when it is empty.
+    """The worker of a share begins an epoch of these folds, or is training none.
 
     Attributes:
-        epochs: fold → the epoch, from 0.
+        epochs: fold → the epoch, from 0; empty for none.
     """
 
     share: str
@@ -64,7 +64,7 @@ class FoldsStepping:
 
 @dataclass(frozen=True)
 class ShareNotice:
-    """Something that the user should know."""
+    """Something that a worker has noticed and the user should know."""
 
     share: str
     text: str
@@ -72,7 +72,7 @@ class ShareNotice:
 
 @dataclass(frozen=True)
 class NodeIsBlind:
-    """A share's worker does not see the run's storage from its node, and ends."""
+    """The worker of a share does not see the run's storage from its node, and ends."""
 
     share: str
     node: str
@@ -81,7 +81,7 @@ class NodeIsBlind:
 
 @dataclass(frozen=True)
 class ShareStopping:
-    """A share's worker met what ends the whole run (a full disk), and says so before it ends."""
+    """The worker of a share ends, and with it the whole run, as on a full disk."""
 
     share: str
     error: RaykfoldError
@@ -89,7 +89,11 @@ class ShareStopping:
 
 @dataclass(frozen=True)
 class RoundCommitted:
-    """A round whose checkpoint, if it has one, is whole on storage and known to Ray Train."""
+    """Ray Train has taken note of a round, whose checkpoint, if it has one, is whole on storage.
+
+    Attributes:
+        checkpoint: path of the checkpoint; None if no fold was saved in this round.
+    """
 
     share: str
     round: Round
@@ -108,19 +112,20 @@ Event = (
 
 
 class EventBoard:
-    """Carries events to the driver, and to each worker what has been committed."""
+    """Carries events to the driver, and commits and requests for folds to the workers."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
-        self._forgotten = 0
+        self._forgotten = 0  # events that the driver has received
         self._committed: dict[str, int] = {}
         self._wanted: dict[str, tuple[int, ...]] = {}
         self._leaving: set[str] = set()
         self._posted = asyncio.Event()
-        # One a share: a commit wakes the worker that waits for it, and not those of all shares.
+        # One for each share: a commit wakes the worker that waits for it, and no other.
         self._commits: defaultdict[str, asyncio.Condition] = defaultdict(asyncio.Condition)
 
     async def post(self, event: Event) -> None:
+        """Add an event for the driver."""
         self._events.append(event)
         self._posted.set()
         if isinstance(event, RoundCommitted):
@@ -130,34 +135,34 @@ class EventBoard:
                 commit.notify_all()
 
     async def stepping(self, share: str, epochs: Mapping[int, int]) -> bool:
-        """Say which folds' epochs begin; whether the share is to stop, and leave, instead."""
+        """Note which folds' epochs begin; return whether the share is to leave instead."""
         if share in self._leaving:
             return True
         await self.post(FoldsStepping(share, epochs))
         return False
 
     async def ask(self, share: str, folds: tuple[int, ...], *, leave: bool) -> None:
-        """Leave word for a share's worker to give these folds back at its next round.
+        """Ask the worker of a share to give these folds back when it ends its round.
 
         Args:
-            leave: that round is to end with the epoch that is being stepped now.
+            leave: end the round with the epochs that are being trained now.
         """
         self._wanted[share] = folds
         if leave:
             self._leaving.add(share)
 
     async def committed(self, share: str, number: int) -> tuple[int, ...]:
-        """Wait until round `number` of the share is committed; the folds it is to give back."""
+        """Wait until round `number` of the share is committed; return the folds to give back."""
         commit = self._commits[share]
         async with commit:
             await commit.wait_for(lambda: self._committed.get(share, 0) >= number)
-        # Not taken away: the answer can get lost on the network, and is then asked for again.
+        # The request stays: the answer can get lost on the network, and is then asked for again.
         return self._wanted.get(share, ())
 
     async def events_from(self, number: int, wait_seconds: float) -> list[Event]:
-        """The events from `number`, counted from 0, on; waits for one if there is none.
+        """Return the events from `number` on, counted from 0. If there is none, wait for one.
 
-        What came before it has arrived, and is forgotten.
+        Earlier events have reached the driver, and are forgotten.
         """
         del self._events[: number - self._forgotten]
         self._forgotten = number
@@ -169,10 +174,10 @@ class EventBoard:
 
 
 def open_board() -> Any:
-    """Start the board on this process's node; it ends with the driver.
+    """Start the board on this process's node, and return its handle. It ends with the driver.
 
-    A call that a bad network cuts short is made again, by Ray, for as long as the board lives:
-    each of the calls may come twice.
+    Ray repeats a call that a bad network has cut short, for as long as the board lives. So each
+    call may come twice.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "scheduling_strategy": here, "max_task_retries": -1}

@@ -67,13 +67,13 @@ def all_nodes() -> list[Node]:
     ]
 
 
-def free_slots(size: WorkerSize, shunned: Collection[str] = ()) -> int:
+def free_slots(size: WorkerSize, excluded: Collection[str] = ()) -> int:
     """Return how many workers of this size the nodes have room for now.
 
     Args:
-        shunned: ids of nodes that do not count.
+        excluded: ids of nodes that do not count.
     """
-    return slots([free for node, free in free_resources().items() if node not in shunned], size)
+    return slots([free for node, free in free_resources().items() if node not in excluded], size)
 
 
 def most_gpus() -> float:

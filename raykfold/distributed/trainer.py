@@ -46,7 +46,7 @@ class ShareTrainer:
         size: what the worker takes of a node.
         storage: folder where Ray Train keeps the share's checkpoints, on a disk that every node
             has or on an object store.
-        shunned: ids of nodes where the worker must not run.
+        excluded: ids of nodes where the worker must not run.
         own_instance: Ray was started by this process, and ends with it.
     """
 
@@ -56,13 +56,13 @@ class ShareTrainer:
         size: WorkerSize,
         storage: Place,
         *,
-        shunned: Collection[str] = (),
+        excluded: Collection[str] = (),
         own_instance: bool,
     ) -> None:
         self._task = task
         self._slot_name = slot_name(task.share)
         path, filesystem = for_ray(storage)
-        elsewhere = {"ray.io/node-id": f"!in({','.join(sorted(shunned))})"} if shunned else None
+        elsewhere = {"ray.io/node-id": f"!in({','.join(sorted(excluded))})"} if excluded else None
         self._trainer = DataParallelTrainer(
             run_share,
             # By reference: the controller gets the config too. It need not read the task, and so
