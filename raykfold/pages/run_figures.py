@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from raykfold.pages.drawing import (
     text_width,
     whole_number_ticks,
 )
+from raykfold.training.results import FoldResult
 from raykfold.training.statistics import ClassMetrics
 
 if TYPE_CHECKING:
@@ -34,38 +34,11 @@ _MOST_COUNTED = 60  # classes; the counts of more would be too small, and take s
 _CELLS = ((5, 46.0), (10, 30.0), (25, 20.0), (math.inf, 13.0))  # up to how many classes, points
 
 
-@dataclass(frozen=True)
-class Curve:
-    """The learning curves of a fold.
-
-    Attributes:
-        fold: its label.
-        accuracy: validation accuracy after each epoch, 0 to 1.
-        loss: validation loss after each epoch.
-        kept: epoch whose weights are kept, counted from 0.
-    """
-
-    fold: int
-    accuracy: Sequence[float]
-    loss: Sequence[float]
-    kept: int | None = None
-
-
-@dataclass(frozen=True)
-class FoldAccuracy:
-    """Accuracies of a fold at some of its epochs, 0 to 1; None where there is no such epoch."""
-
-    fold: int
-    best: float | None
-    last: float | None
-    chosen: float | None = None
-
-
 # --- learning curves -----------------------------------------------------------------------------
 
 
-def curves(folds: Sequence[Curve]) -> Picture:
-    """Draw validation accuracy and loss side by side."""
+def curves(folds: Sequence[FoldResult]) -> Picture:
+    """Draw validation accuracy and loss after each epoch, side by side."""
 
     def draw(figure: Figure) -> None:
         for left, what in ((46, "accuracy"), (416, "loss")):
@@ -76,7 +49,7 @@ def curves(folds: Sequence[Curve]) -> Picture:
     return Picture("curves", 828, 262, draw)
 
 
-def curve(folds: Sequence[Curve], what: str) -> Picture:
+def curve(folds: Sequence[FoldResult], what: str) -> Picture:
     """Draw one of the two, ``accuracy`` or ``loss``."""
     entries = len(folds) + 1 if len(folds) <= FOLD_COLOURS else 2
     bottom = 38 + 16 * legend_rows(entries)
@@ -106,10 +79,10 @@ def means(series: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray, np
     return np.flatnonzero(shared) + 1, np.nanmean(values, axis=0), np.nanstd(values, axis=0)
 
 
-def _draw_curves(axes: Axes, folds: Sequence[Curve], what: str) -> None:
-    series = [getattr(each, what) for each in folds]
+def _draw_curves(axes: Axes, folds: Sequence[FoldResult], what: str) -> None:
+    series = [[getattr(epoch, f"val_{what}") for epoch in each.history] for each in folds]
     for position, (each, values) in enumerate(zip(folds, series, strict=True)):
-        label, dots = f"fold {each.fold}", [] if each.kept is None else [each.kept]
+        label, dots = f"fold {each.fold}", [] if each.kept_epoch is None else [each.kept_epoch]
         style: Any = {"linewidth": 1.2, "color": LIGHT.get(f"fold{position}")}
         if position >= FOLD_COLOURS // 2:
             style["linestyle"] = (0, (4.0, 1.6))
@@ -139,16 +112,16 @@ def _draw_curves(axes: Axes, folds: Sequence[Curve], what: str) -> None:
 # --- folds and classes ---------------------------------------------------------------------------
 
 
-def folds(accuracies: Sequence[FoldAccuracy], mean: float | None, mean_of: str) -> Picture:
+def folds(results: Sequence[FoldResult], mean: float | None, mean_of: str) -> Picture:
     """Draw the accuracy of each fold at its best, its last and its chosen epoch.
 
     Args:
-        accuracies: in the order in which they are drawn.
+        results: one for each fold, in the order in which they are drawn.
         mean: drawn as a line; None leaves it out.
         mean_of: a word or two on what the mean is of, for the legend.
     """
-    width = min(max(WIDTH, 60 + 14 * len(accuracies)), 800)
-    small = 1.0 if len(accuracies) <= 30 else 0.5
+    width = min(max(WIDTH, 60 + 14 * len(results)), 800)
+    small = 1.0 if len(results) <= 30 else 0.5
     accent, wrong = LIGHT["accent"], LIGHT["wrong"]
     # The last epoch is a ring around the best one where they are the same.
     marks: dict[str, dict[str, Any]] = {
@@ -157,12 +130,12 @@ def folds(accuracies: Sequence[FoldAccuracy], mean: float | None, mean_of: str) 
         "chosen": {"marker": "D", "markersize": 5.0 * small, "color": wrong},
     }
     heights = {
-        what: np.array([getattr(each, what) for each in accuracies], dtype=float) for what in marks
+        what: np.array([each.accuracy(what) for each in results], dtype=float) for what in marks
     }
 
     def draw(figure: Figure) -> None:
         axes = add_axes(figure, (40, 70), (width - 50, 180))
-        places = np.arange(len(accuracies))
+        places = np.arange(len(results))
         table = np.array(list(heights.values()))
         low, high = np.fmin.reduce(table), np.fmax.reduce(table)
         axes.vlines(places, low, high, color=LIGHT["line"], linewidth=2.5)
@@ -174,9 +147,9 @@ def folds(accuracies: Sequence[FoldAccuracy], mean: float | None, mean_of: str) 
             axes.axhline(mean, color=INK, zorder=1.5, label=f"mean ({mean_of})", **style)
         axes.set_title("Accuracy of each fold")
         axes.set_xlabel("fold")
-        step = -(-len(accuracies) // int((width - 50) / 22))
-        axes.set_xticks(places[::step], [str(each.fold) for each in accuracies[::step]])
-        axes.set_xlim(-0.7, len(accuracies) - 0.3)
+        step = -(-len(results) // int((width - 50) / 22))
+        axes.set_xticks(places[::step], [str(each.fold) for each in results[::step]])
+        axes.set_xlim(-0.7, len(results) - 0.3)
         axes.grid(axis="y")
         add_legend_below(axes, columns=2)
 

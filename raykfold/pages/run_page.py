@@ -9,7 +9,7 @@ import base64
 import math
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -49,7 +49,6 @@ from raykfold.training.statistics import ClassMetrics, Estimate
 if TYPE_CHECKING:
     from raykfold.data.feature_set import FeatureSet
     from raykfold.pages.drawing import Picture
-    from raykfold.pages.run_figures import Curve
 
 MOST_MISTAKES = 12
 _TEMPLATE = "run_page.html.j2"
@@ -141,7 +140,7 @@ class _Run:
 
     def __init__(self, archive: Archive) -> None:
         self.archive = archive
-        self.config: Mapping[str, Any] = archive.record.config
+        self.record = archive.record
         self.summary = archive.summary
         is_complete = self.summary is not None and self.summary.status == "complete"
         self.beat: Beat | None = None if is_complete else read_heartbeat(archive.run_dir)
@@ -150,7 +149,7 @@ class _Run:
             self.is_stopped = self.beat.phase == "stopped" or is_dead(self.beat.to_json())
         self.folds = _results(archive, self.beat)
         self.repeats = [] if self.summary else list(map(_Run, archive.repeats()))
-        self.kept = kept_epochs(self.config.get("select", "best"))
+        self.kept = kept_epochs(self.record.config["select"])
 
     @property
     def estimate(self) -> Estimate | None:
@@ -162,8 +161,8 @@ class _Run:
         """Name and result of each fold, those of repeats too."""
         if self.summary is not None:
             by_seed = self.summary.by_seed
-        elif int(self.config.get("repeats", 1)) > 1:
-            by_seed = [(each.config.get("seed"), each.folds) for each in (self, *self.repeats)]
+        elif self.record.repeats > 1:
+            by_seed = [(each.record.seed, each.folds) for each in (self, *self.repeats)]
         else:
             by_seed = [(None, self.folds)]
         return [(fold_with_seed(fold.fold, s), fold) for s, folds in by_seed for fold in folds]
@@ -173,14 +172,14 @@ class _Run:
         """Number of folds of all seeds."""
         if self.summary is not None:
             return len(self.all_folds)
-        return len(self.folds) * int(self.config.get("repeats", 1))
+        return len(self.folds) * self.record.repeats
 
     @property
     def of_seed(self) -> str:
         """``, seed 0`` for numbers of one of several seeds."""
         if self.summary is not None:
             return remarks.of_seed(self.summary)
-        return f", seed {self.config.get('seed')}" if self.total > len(self.folds) else ""
+        return f", seed {self.record.seed}" if self.record.repeats > 1 else ""
 
     def status(self, result: FoldResult) -> str:
         if result.status == "running":
@@ -202,42 +201,26 @@ class _Run:
         names = {label: self.class_name(label) for label in labels}
         return self.archive.predictions.metrics(names).classes
 
-    @cached_property
-    def learnt(self) -> list[Curve]:
-        from raykfold.pages.run_figures import Curve
-
-        return [
-            Curve(
-                fold=result.fold,
-                accuracy=[metrics.val_accuracy for metrics in result.history],
-                loss=[metrics.val_loss for metrics in result.history],
-                kept=result.kept_epoch,
-            )
-            for result in self.folds
-            if result.history
-        ]
+    @property
+    def trained(self) -> list[FoldResult]:
+        """The folds that have a history."""
+        return [result for result in self.folds if result.history]
 
     @property
     def curves(self) -> Picture | None:
         from raykfold.pages import run_figures
 
-        return run_figures.curves(self.learnt) if self.learnt else None
+        return run_figures.curves(self.trained) if self.trained else None
 
     @property
     def fold_picture(self) -> Picture | None:
         from raykfold.pages import run_figures
 
-        accuracies = [
-            run_figures.FoldAccuracy(
-                each.fold, each.best_val_accuracy, each.last_val_accuracy, each.chosen_val_accuracy
-            )
-            for each in self.folds
-        ]
-        if all(each.best is None for each in accuracies):
+        if all(each.best_epoch is None for each in self.folds):
             return None
         known = [each.accuracy(self.kept) for each in self.folds]
         mean = _mean(known) if len(known) > 1 else None
-        return run_figures.folds(accuracies, mean, f"{self.kept} epoch{self.of_seed}")
+        return run_figures.folds(self.folds, mean, f"{self.kept} epoch{self.of_seed}")
 
     @property
     def class_picture(self) -> Picture | None:
@@ -319,7 +302,7 @@ def _opening(run: _Run) -> Values:
         what = (
             f"As of {time.strftime('%Y-%m-%d %H:%M:%S')}: {complete} of "
             f"{counted(run.total, 'fold')} {verb} complete; {counted(epochs, 'epoch')} trained, "
-            f"of at most {run.config['epochs']} a fold. There is no mean yet."
+            f"of at most {run.record.epochs} a fold. There is no mean yet."
         )
         if run.is_stopped:
             what += " The command below resumes the run."
@@ -356,8 +339,9 @@ def _opening(run: _Run) -> Values:
         if summary.sessions > 1:
             notes.append(f"resumed {times(summary.sessions - 1)}")
         tiles.append(("Time", duration(summary.wall_seconds), ", ".join(notes)))
+    model = one_line(run.record.config["model"])
     return {
-        "about": f"cross-validation of {one_line(run.config['model'])}, {counted(folds, 'fold')}",
+        "about": f"cross-validation of {model}, {counted(folds, 'fold')}",
         "headline": headline,
         "state": state,
         "tiles": [{"name": n, "value": v, "note": note} for n, v, note in tiles],
@@ -379,14 +363,14 @@ def _remarks(run: _Run, data: FeatureSet | None) -> Iterator[Remark]:
         yield from remarks.on_summary(run.summary)
     # The data tells which classes are missing; without it, the metrics of the classes do.
     if data is not None:
-        labels, seed = [fold.fold for fold in run.folds], int(run.config["seed"])
-        for line in data.warnings(labels, inner=run.kept == "chosen", seed=seed):
+        labels, seed = [fold.fold for fold in run.folds], run.record.seed
+        for line in data.warnings(labels, inner=run.record.inner, seed=seed):
             yield Remark(f"{capital(line)}.", True)
     elif missing := [each.name for each in run.scores if not each.support]:
         yield Remark(f"No held-out sample is of {listed(missing)}.", True)
     if never := [each.name for each in run.scores if each.support and not each.recall]:
         yield Remark(f"Never recognised: {listed(never)}.", True)
-    if run.config.get("folds"):
+    if run.record.config["folds"]:
         yield Remark(remarks.SOME_FOLDS)
 
 
@@ -461,9 +445,9 @@ def _pictures(run: _Run) -> Iterator[Values]:
     from raykfold.pages import run_figures
     from raykfold.pages.drawing import FOLD_COLOURS
 
-    if run.learnt:
+    if run.trained:
         # The mean of an epoch is over the folds that have trained that long.
-        lengths = [len(each.accuracy) for each in run.learnt]
+        lengths = [each.epochs_run for each in run.trained]
         shortest, longest = min(lengths), max(lengths)
         mean = f"The mean, bold and with one standard deviation, is over {len(lengths)} folds"
         if len(lengths) == 1:
@@ -480,7 +464,7 @@ def _pictures(run: _Run) -> Iterator[Values]:
         caption = f"One line a fold. {mean}{dot if len(lengths) <= FOLD_COLOURS else ''}"
         for what in ("accuracy", "loss"):
             label = f"Validation {what} after each epoch, of each fold and on average"
-            yield figure(run_figures.curve(run.learnt, what), label, caption)
+            yield figure(run_figures.curve(run.trained, what), label, caption)
 
     complete = [each for each in run.folds if each.status == "complete"]
     over = f"over {sum(each.n_val for each in complete)} held-out samples"
@@ -551,7 +535,7 @@ def _mistakes(run: _Run, data: FeatureSet | None) -> Values | None:
 
 def _facts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[str, str]]:
     """Yield name and value of what is known of the run besides its settings."""
-    record, summary = run.archive.record, run.summary
+    record, summary = run.record, run.summary
     yield "started", _date(record.created)
     if summary is not None:
         yield "status", summary.status
@@ -570,13 +554,13 @@ def _facts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[str, str]]:
     for name in ("device", "precision"):
         if name in record.identity:
             yield name, one_line(record.identity[name])
-    source = one_line(run.config["processed_dir"], longest=None)
-    if run.config.get("demo"):
+    source = one_line(record.config["processed_dir"], longest=None)
+    if record.config["demo"]:
         source = "built in (--demo)"
-    elif hub := run.config.get("hf_repo_id"):
+    elif hub := record.config["hf_repo_id"]:
         source += f" (from {one_line(hub)} on the Hub)"
     yield "data", source
-    yield "fingerprint of the data", one_line(record.identity["data"])
+    yield "fingerprint of the data", one_line(record.fingerprint)
     if data is not None:
         yield "samples", f"{len(data)}, of {data.n_mels} mel bands and {data.time} frames"
     if summary is not None:
@@ -590,7 +574,7 @@ def _facts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[str, str]]:
                     f"{found.looked_at} compared"
                 ),
             )
-    yield "outputs", one_line(run.config["model_dir"], longest=None)
+    yield "outputs", one_line(record.config["model_dir"], longest=None)
     for package, version in (summary.versions if summary else record.versions).items():
         yield one_line(package), one_line(version)
 
@@ -599,14 +583,14 @@ def _settings(run: _Run) -> Values:
     """Return the command that starts or resumes the run, and its settings."""
     config, command = None, None
     try:
-        config = RunConfig(**run.config)
+        config = RunConfig(**run.record.config)
         command = shlex.join(config.command())
     except (BadInput, TypeError, ValueError):
         pass  # another version of raykfold has settings that this one does not know
     if run.beat is not None and run.beat.resume:
         command = run.beat.resume
-    changed = set(run.config) if config is None else set(config.changed())
-    rows = [(name, _setting(value)) for name, value in run.config.items()]
+    changed = set(run.record.config) if config is None else set(config.changed())
+    rows = [(name, _setting(value)) for name, value in run.record.config.items()]
     return {
         "command": None if command is None else one_line(command, longest=None),
         "own_settings": [row for row in rows if row[0] in changed],

@@ -27,7 +27,7 @@ from raykfold.files.paths import ModelDir
 from raykfold.observers import RunStart
 from raykfold.outputs import wandb_runs as tracking
 from raykfold.outputs.wandb_runs import Tracker
-from raykfold.pages.run_figures import Curve, curves
+from raykfold.pages.run_figures import curves
 from raykfold.training.results import EpochMetrics, FoldResult, Histogram, OutOfFoldMetrics, Summary
 
 KEY = "0123456789abcdef" * 2 + "fedcba98"
@@ -177,7 +177,7 @@ def test_the_summary_run_shows_the_pictures_that_are_there(
     make: Callable[..., Tracker], tmp_path: Path, said: list[str]
 ) -> None:
     outputs = ModelDir(tmp_path / "out")
-    drawn = curves([Curve(1, [0.5, 0.7], [1.0, 0.5])]).png(), curves([Curve(2, [0.6], [1.0])]).png()
+    drawn = curves([complete(1)]).png(), curves([complete(2)]).png()
     pictures = dict(zip(("curves", "folds"), drawn, strict=True))
     for name, content in pictures.items():
         write_file(outputs.plots / f"{name}.png", content)

@@ -80,7 +80,7 @@ def test_pyplot_is_never_imported() -> None:
     script = (
         "import sys; from raykfold.pages import run_figures, search_figures; "
         "assert 'matplotlib' not in sys.modules; "
-        "run_figures.curves([run_figures.Curve(1, [0.5], [1.0])]).png(); "
+        "run_figures.curve([], 'accuracy').png(); "
         "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -39,15 +39,13 @@ def test_console_page_card_and_compare_say_the_same(
 ) -> None:
     config = begin(tmp_path)
     given = conclude(config, complete(1), complete(2, epochs=3), complete(3, epochs=4))
-    record, state = (
-        json.loads(file.read_bytes())
-        for file in (config.outputs.run_record, config.outputs.training_state)
-    )
+    state = json.loads(config.outputs.training_state.read_bytes())
     assert compare.main([str(tmp_path), str(tmp_path), "--by", "best"]) == 0
     compared = capsys.readouterr().out.splitlines()
     console = summary_lines(given)
-    page = html.unescape(report(open_run(tmp_path)))
-    card = model_card("mine/run", record, state, given)
+    archive = open_run(tmp_path)
+    page = html.unescape(report(archive))
+    card = model_card("mine/run", archive.record, state, given)
     said = texts(given)
     assert {remarks.BEST_EPOCHS, remarks.APPROXIMATE} <= set(said)
     for text in said:

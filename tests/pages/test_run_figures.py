@@ -7,10 +7,9 @@ import io
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from support.pictures import curves, matrix, size_of, texts
+from support.pictures import curves, matrix, size_of, texts, trained
 
 from raykfold.pages import run_figures
-from raykfold.pages.run_figures import Curve
 
 
 def test_the_mean_is_over_the_folds_that_have_the_epoch() -> None:
@@ -32,7 +31,7 @@ def test_up_to_ten_folds_are_told_apart() -> None:
 
 def test_a_loss_that_is_no_number_is_a_gap() -> None:
     values = [1.0, float("nan"), float("inf"), 0.5]
-    svg = run_figures.curve([Curve(1, [0.5] * 4, values)], "loss").svg("")
+    svg = run_figures.curve([trained(1, [0.5] * 4, values)], "loss").svg("")
     assert "nan" not in svg.lower() and "inf" not in svg.lower()
 
 

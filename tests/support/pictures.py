@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 
 import numpy as np
 
 from raykfold.pages import run_figures, search_figures
 from raykfold.pages.drawing import LIGHT, Picture
-from raykfold.pages.run_figures import Curve, FoldAccuracy
 from raykfold.pages.search_figures import Dimension, Trial
+from raykfold.training.results import EpochMetrics, FoldResult
 from raykfold.training.statistics import ClassMetrics
 
 # Among them what could be taken for markup, mathematics, a colour of the theme or an id.
@@ -23,12 +24,21 @@ DIMENSIONS = (
 )
 
 
-def curves(folds: int = 3, epochs: int = 6) -> list[Curve]:
-    """Return curves of unequal length: the last fold has one epoch fewer."""
+def trained(fold: int, accuracies: Sequence[float], losses: Sequence[float]) -> FoldResult:
+    """Return a fold with these validation accuracies and losses."""
+    history = [
+        EpochMetrics(epoch, 1.0, 0.5, loss, accuracy, 0.001, 1.0)
+        for epoch, (accuracy, loss) in enumerate(zip(accuracies, losses, strict=True))
+    ]
+    return FoldResult.of(fold, "complete", 40, 10, history)
+
+
+def curves(folds: int = 3, epochs: int = 6) -> list[FoldResult]:
+    """Return folds with curves of unequal length: the last one has one epoch fewer."""
     rng = np.random.default_rng(0)
     lengths = [epochs] * (folds - 1) + [epochs - 1]
     return [
-        Curve(fold, rng.uniform(size=n).tolist(), rng.uniform(size=n).tolist(), kept=n - 2)
+        trained(fold, rng.uniform(size=n).tolist(), rng.uniform(size=n).tolist())
         for fold, n in enumerate(lengths, start=1)
     ]
 
@@ -60,8 +70,11 @@ def trials(number: int = 12) -> list[Trial]:
 
 def pictures() -> dict[str, Picture]:
     """Return a picture of each sort by its name."""
-    accuracies = [FoldAccuracy(1, 0.9, 0.8, 0.85), FoldAccuracy(2, 0.7, None)]
-    accuracies.append(FoldAccuracy(3, None, None))
+    results = [
+        FoldResult(1, "complete", 40, 10, 3, 0, 0.9, 1, 0.85, 0.8),
+        FoldResult(2, "running", 40, 10, 3, 0, 0.7),
+        FoldResult(3, "running", 40, 10),
+    ]
     scores = [
         ClassMetrics(label, name, None if label == 1 else 0.5, 0.25, 1 / 3, 8)
         for label, name in enumerate(NAMES)
@@ -70,7 +83,7 @@ def pictures() -> dict[str, Picture]:
         run_figures.curves(curves()),
         run_figures.curve(curves(), "accuracy"),
         run_figures.curve(curves(12), "loss"),
-        run_figures.folds(accuracies, 0.8, "best epoch"),
+        run_figures.folds(results, 0.8, "best epoch"),
         run_figures.classes(scores),
         run_figures.confusion(matrix(len(NAMES)), NAMES),
         search_figures.parallel(DIMENSIONS, trials()),
