@@ -208,14 +208,11 @@ def test_a_partial_run_has_no_mean(config: RunConfig, out: Path) -> None:
     assert text[-2:] == ["fold 3: failed: unplugged", "partial: no mean over all folds"]
 
 
-def test_a_run_of_an_earlier_version_has_no_pulse(config: RunConfig, out: Path) -> None:
-    record = json.loads((out / "run.json").read_text())
-    del record["folds"]
-    (out / "run.json").write_text(json.dumps(record))
+def test_without_a_heartbeat_nothing_is_known_of_the_driver(config: RunConfig, out: Path) -> None:
     found = look(out)
     assert (found.state, found.driver) == ("unknown", None)
-    assert [(row.fold, row.status) for row in found.folds] == [(1, "complete"), (2, "running")]
-    assert lines(found)[0] == "run: 1 of 2 folds complete, nothing is known of its driver"
+    assert [row.status for row in found.folds] == ["complete", "running", "waiting"]
+    assert lines(found)[0] == "run: 1 of 3 folds complete, nothing is known of its driver"
     conclude(config, complete(1), complete(2), complete(3))
     assert lines(look(out))[0] == "run: 3 of 3 folds complete, over"
 
