@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 from support.outcome import FinishedRun, Outcome
 from support.shell import run
 from support.small_data import CLASSES, small_arrays
@@ -17,7 +18,7 @@ from raykfold.data.reading import feature_set_from_arrays, write_feature_set
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Use no one's login and cache of the Hub; its client reads these settings on import."""
+    """Use no one's login and cache of the Hub, whose client reads these settings on import."""
     home = tempfile.TemporaryDirectory(prefix="hf_home_")
     config.add_cleanup(home.cleanup)
     os.environ["HF_HOME"] = home.name
@@ -25,6 +26,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
     for secret in SECRETS:
         os.environ.pop(secret, None)
+    # More threads gain nothing with such small networks, and wait for those of other processes.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ from raykfold.distributed.ray_private import (
 from raykfold.distributed.worker import ShareTask, run_share
 from raykfold.files.remote import Place, for_ray
 from raykfold.text import one_line
-from raykfold.training.fold import OF_THE_PROCESS
+from raykfold.training.fold import PROCESS_ERRORS
 
 
 class ShareTrainer:
@@ -128,7 +128,7 @@ def is_death(error: Exception) -> bool:
     found = health_failure(root)
     if found is not None:
         return isinstance(found, ActorDiedError)
-    return isinstance(error, WorkerGroupError) and isinstance(root, OF_THE_PROCESS)
+    return isinstance(error, WorkerGroupError) and isinstance(root, PROCESS_ERRORS)
 
 
 def is_failure(error: Exception) -> bool:

@@ -134,7 +134,7 @@ def _run_rounds(task: ShareTask, writer: Executor) -> None:
         if round_.epochs:
             pace.took(round_.epoch_seconds)
         for fold in sorted(active.keys() - told):
-            if active[fold].not_recorded is not None:
+            if active[fold].why_not_recorded is not None:
                 told.add(fold)
                 task.board.post.remote(ShareNotice(task.share, _slower(active[fold])))
         in_flight.result()
@@ -254,7 +254,7 @@ class _Stepped:
 
 def _slower(trainer: FoldTrainer) -> str:
     return (
-        f"steps cannot be recorded as CUDA graphs ({trainer.not_recorded}): they are started "
+        f"steps cannot be recorded as CUDA graphs ({trainer.why_not_recorded}): they are started "
         "kernel by kernel, which is slower"
     )
 

@@ -66,7 +66,7 @@ def main() -> None:
             first = first or losses
             same = "equal" if losses == first else "other"
             print(f"| {way}, {precision} | {seconds:.4f} | {plain / seconds:.1f} | {same} |")
-            refused = folds[0].not_recorded
+            refused = folds[0].why_not_recorded
             if refused and recorder is None:
                 print(f"(not recorded: {refused})")
 

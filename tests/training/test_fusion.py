@@ -176,10 +176,10 @@ def test_hooks_on_the_modules_are_called() -> None:
 
 def test_dropout_leaves_its_share_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
-    conv, norm = modules(2, torch.float32)
+    conv, norm = modules(2)
     with torch.no_grad():
         norm.bias.fill_(20)  # far above zero, so that what is zero was dropped
-    x = torch.randn(32, 2, 64, 64, requires_grad=True)
+    x = torch.randn(32, 2, 64, 64, dtype=torch.float64, requires_grad=True)
     out = block(x, conv, norm, (2, 2), 0.2)
     full = one_by_one(x, conv, norm, (2, 2))
     kept = out != 0
@@ -191,7 +191,7 @@ def test_dropout_leaves_its_share_and_keeps_the_mean() -> None:
     assert norm.bias.grad is None
     out.sum().backward()
     assert norm.bias.grad is not None  # the gradient knows which were kept
-    torch.testing.assert_close(norm.bias.grad, kept.float().sum(dim=(0, 2, 3)) / 0.8)
+    torch.testing.assert_close(norm.bias.grad, kept.double().sum(dim=(0, 2, 3)) / 0.8)
 
 
 def test_equal_seeds_drop_the_same() -> None:
