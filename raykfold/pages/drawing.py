@@ -98,8 +98,8 @@ _PAGE_RULES = (  # pattern within a tag of matplotlib's SVG, and what a page has
     (r"xlink:href", "href"),
     (r"font: ([\d.]+px)[^;\"]*", r"font-size: \1"),  # the font is the page's
     (r" ?font-family: [^;\"]*;?", ""),
-    (r' transform="rotate\(-0 [^"]*"', ""),
-    (r"(\.\d\d)\d+", r"\1"),
+    (r' transform="rotate\(-0 [^"]*"', ""),  # text that is not turned
+    (r"(\.\d\d)\d+", r"\1"),  # hundredths of a point are enough
     *((colour, f"var(--{name})") for name, colour in LIGHT.items()),
 )
 
@@ -132,8 +132,8 @@ class Picture:
             label: says what the picture shows to people who cannot see it.
         """
         drawn = self._file("svg", metadata={"Date": None}).decode()
-        # What stands before the first group is the head and a style sheet for a whole page.
-        # Only in tags are `<` and `>` not escaped, so texts are left alone.
+        # Before the first group are a header and a style sheet, which would be the whole page's.
+        # matplotlib escapes `<` and `>` in texts, so the pattern matches tags only.
         groups = re.sub(r"<[^<>]+>", _tag_for_page, drawn[drawn.index("<g ") :])
         least = f"min-width:{self.width:.0f}px;" if self.needs_scrolling else ""
         return (
@@ -189,7 +189,7 @@ def legend_rows(entries: int, columns: int = 4) -> int:
 
 
 def add_legend_below(axes: Axes, columns: int = 4) -> None:
-    """Add a legend of all that has a label below `axes`, in `columns` at most."""
+    """Add a legend below `axes`, of everything with a label, in at most `columns` columns."""
     handles, _ = axes.get_legend_handles_labels()
     if handles:
         columns = -(-len(handles) // legend_rows(len(handles), columns))
@@ -197,7 +197,7 @@ def add_legend_below(axes: Axes, columns: int = 4) -> None:
 
 
 def whole_number_ticks(axes: Axes) -> None:
-    """Let the ticks of the x axis be whole numbers, eight at most or so."""
+    """Restrict the ticks of the x axis to whole numbers, about eight of them."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
@@ -213,7 +213,7 @@ def cut(name: str, most: int) -> str:
 
 
 def class_name(name: str) -> str:
-    """Return the name of a class, cut to the room that there is beside an axis."""
+    """Return the name of a class, cut so that it fits beside an axis."""
     most = _LONGEST_NAME
     while text_width(cut(name, most)) > text_width("n" * _LONGEST_NAME):
         most -= 1
@@ -221,5 +221,5 @@ def class_name(name: str) -> str:
 
 
 def text_width(text: str) -> float:
-    """Return about how wide a text is, in units of the font's size."""
+    """Return the approximate width of a text, in units of the font's size."""
     return sum(1.0 if unicodedata.east_asian_width(mark) in "WF" else 0.62 for mark in text)

@@ -50,7 +50,7 @@ def curves(folds: Sequence[FoldResult]) -> Picture:
 
 
 def curve(folds: Sequence[FoldResult], what: str) -> Picture:
-    """Draw one of the two, ``accuracy`` or ``loss``."""
+    """Draw validation ``accuracy`` or ``loss``, as `what` says."""
     entries = len(folds) + 1 if len(folds) <= FOLD_COLOURS else 2
     bottom = 38 + 16 * legend_rows(entries)
 
