@@ -1,4 +1,4 @@
-"""The observers of a run: whoever is told, in the driver's process, of what is committed."""
+"""Observers: objects that the driver calls when something in a run happens."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from raykfold.training.results import EpochMetrics, FoldResult, Histogram, Summa
 
 @dataclass(frozen=True)
 class RunStart:
-    """What a run is about to do.
+    """What a run is going to do.
 
     Attributes:
-        run_name: the run's name.
-        epochs: most epochs of a fold.
-        folds: the folds held out, in order.
-        histories: fold → epochs that an earlier session completed.
-        finished: results of folds that are over already.
+        run_name: name of the run.
+        epochs: largest number of epochs of a fold.
+        folds: labels of the folds that are held out, in order.
+        histories: fold → epochs that earlier sessions completed.
+        finished: fold → result of each fold that is already over.
     """
 
     run_name: str
@@ -32,64 +32,70 @@ class RunStart:
 
 
 class Observer:
-    """Told, in the driver's process, of everything that is committed.
+    """Base of all observers; the driver calls its methods, in its own process.
 
-    Override what you need. An observer that raises is not told any more, and the run goes on,
-    unless it raises a `RaykfoldError`, which ends the run.
+    Override the methods that you need. An observer that raises is not called again and the run
+    goes on, unless it raises a `RaykfoldError`, which ends the run.
     """
 
     def run_started(self, start: RunStart) -> None:
-        """Once, before the first epoch of this session; also when none is left to train."""
+        """Called once, before the first epoch of this session, even if no epoch is left."""
 
     def weights_watched(self, fold: int, epoch: int, histograms: Mapping[str, Histogram]) -> None:
-        """Before `epoch_committed`, with --wandb_watch: histograms of weights and gradients."""
+        """Called before `epoch_committed`, with --wandb_watch.
+
+        Args:
+            fold: label of the fold.
+            epoch: the epoch, from 0.
+            histograms: name → histogram of weights or of gradients.
+        """
 
     def epoch_committed(self, fold: int, metrics: EpochMetrics) -> None:
-        """After each epoch of each fold; its weights are on storage."""
+        """Called after each epoch of each fold, when its weights are on storage."""
 
     def fold_finished(self, result: FoldResult) -> None:
-        """A fold is complete, or has failed."""
+        """Called when a fold is complete or has failed."""
 
     def workers_changed(self, at_work: Sequence[Sequence[int]]) -> None:
-        """Which workers run now: the folds of each."""
+        """Called with the folds of each worker that runs now."""
 
     def worker_lost(self, folds: Sequence[int], reason: str) -> None:
-        """A worker has ended before these folds were over; they wait again, or fail."""
+        """Called when a worker dies before these folds are over; they wait again, or fail."""
 
     def noticed(self, text: str) -> None:
-        """Something that the user should know, in one line."""
+        """Called with a line that the user should read."""
 
     def run_finished(self, summary: Summary) -> None:
-        """Once, when every fold is over."""
+        """Called once, when every fold is over."""
 
     def time_passed(self) -> None:
-        """Several times a second: say what a thread of your own has found meanwhile."""
+        """Called several times a second; a thread of the observer can report through it."""
 
     def pending(self) -> Mapping[str, int]:
-        """Where to → how many files have still to be sent there; nothing if you send none.
+        """Return destination → number of files that are still to be sent there.
 
-        Asked every few seconds, from any thread, and until all observers are closed: count what
-        you know, and contact nobody.
+        It is called every few seconds, from any thread, until all observers are closed, and must
+        not wait for a network.
         """
         return {}
 
     def close(self) -> None:
-        """The session ends, whether or not the run is over."""
+        """Called at the end of the session, whether or not the run is over."""
 
     def of_repeat(self, seed: int) -> Observer:
-        """Who is told of a further repeat of the run; by default, nobody.
+        """Return the observer of a repeat of the run with another seed; by default it does nothing.
 
-        Folds of repeats have the same labels: one observer of all could not tell them apart.
+        The folds of repeats have the same labels, so each repeat needs an observer of its own.
         """
         return Observer()
 
 
 class Voice(Observer):
-    """Says what the user should know, and nothing else.
+    """Passes on the lines that the user should read, and nothing else.
 
     Args:
-        say: takes a line.
-        prefix: before each.
+        say: called with each line.
+        prefix: what each line begins with.
     """
 
     def __init__(self, say: Callable[[str], None], prefix: str = "") -> None:
@@ -101,11 +107,11 @@ class Voice(Observer):
 
 
 class Audience(Observer):
-    """Passes everything on to several observers, and shields the run from their failures."""
+    """Calls several observers, and drops those that fail."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = list(observers)
-        self._senders = list(observers)  # also while they are closed, which is when they wait
+        self._senders = list(observers)  # they may still send files while they close
 
     def add(self, observer: Observer) -> None:
         self._observers.append(observer)
@@ -139,7 +145,7 @@ class Audience(Observer):
         self._tell("time_passed")
 
     def pending(self) -> Mapping[str, int]:
-        """What they have to send, summed; one that cannot say is left out."""
+        """Return the sums over all observers, without those that fail."""
         files: dict[str, int] = {}
         for observer in list(self._senders):
             with suppress(Exception):
@@ -148,13 +154,13 @@ class Audience(Observer):
         return files
 
     def of_repeat(self, seed: int) -> Audience:
-        """Those who are told of a repeat, by those who are told of the run."""
+        """Return the observers of a repeat, from those of the run."""
         return Audience([observer.of_repeat(seed) for observer in self._observers])
 
     def close(self) -> None:
-        """The last that came goes first: what it has still to say is for those before it.
+        """Close the observers, the last one first, so that the others hear what it reports.
 
-        Each is closed once, also when a signal cuts one short and this is called again.
+        Each is closed once, even if a signal interrupts this and it is called again.
         """
         while self._observers:
             self._tell_one(self._observers.pop(), "close")

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 def console(stream: TextIO | None = None) -> Observer:
-    """Progress for people: a live line a fold on a terminal, plain lines elsewhere."""
+    """Return the observer that shows progress on `stream`, by default on stdout."""
     stream = stream or sys.stdout
     return LiveProgress(stream) if stream.isatty() else LineProgress(stream)
 
 
 class LineProgress(Observer):
-    """One plain line for each epoch of each fold, without control characters.
+    """Prints a plain line for each epoch of each fold, without control characters.
 
     Args:
-        stream: where they go.
-        repeat: what the lines of a repeat begin with.
+        stream: where to print.
+        repeat: what each line of a repeat begins with.
     """
 
     def __init__(self, stream: TextIO, repeat: str = "") -> None:
@@ -59,7 +59,7 @@ class LineProgress(Observer):
         self._print(text)
 
     def run_finished(self, summary: Summary) -> None:
-        if not self._repeat:  # the run's own lines are on its repeats, too
+        if not self._repeat:  # the summary of the run has its repeats
             for line in ("", *summary_lines(summary, sparks=_shows_sparks(self._stream))):
                 self._print(line)
 
@@ -71,12 +71,12 @@ class LineProgress(Observer):
 
 
 class LiveProgress(Observer):
-    """A line for each fold that changes in place, and the time that is left.
+    """Shows a line for each fold that changes in place, and the time left.
 
     Args:
         stream: a terminal.
-        repeat: what the lines of a repeat begin with.
-        display: that of the run, which its repeats are shown on.
+        repeat: what each line of a repeat begins with.
+        display: the display of the run, for a repeat; it shows both.
     """
 
     def __init__(self, stream: TextIO, repeat: str = "", display: _Display | None = None) -> None:
@@ -121,13 +121,13 @@ class LiveProgress(Observer):
             self._display.close()
 
     def rows(self) -> Iterator[tuple[str, str]]:
-        """Of each fold its name, and how far it is."""
+        """Yield the name and the state of each fold."""
         assert self._start is not None
         for fold in self._start.folds:
             yield f"{self._repeat}fold {fold}", self._state(fold)
 
     def epochs_left(self) -> int:
-        """At most."""
+        """Return the largest number of epochs that are left to train."""
         assert self._start is not None
         return sum(
             self._start.epochs - (self._newest[fold].epoch + 1 if fold in self._newest else 0)
@@ -147,7 +147,7 @@ class LiveProgress(Observer):
 
 
 class _Display:
-    """What a terminal shows of a run and its repeats, from the first that trains to the end."""
+    """The part of a terminal that shows a run and its repeats while they train."""
 
     def __init__(self, stream: TextIO) -> None:
         self.epochs_seen = 0

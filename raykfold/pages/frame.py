@@ -1,7 +1,7 @@
-"""What the pages for people share: their frame, their pictures, and how figures are written.
+"""What the pages of runs and of searches share: rendering, pictures, and writing to files.
 
-A page is one file that asks nothing of the network. Its template extends ``frame.html.j2``, which
-has the head, the style, what a page opens with, and the foot.
+A page is one HTML file that loads nothing from the network. Its template extends
+``frame.html.j2``, which has the head, the style, the opening, the remarks and the foot.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
-    """A page as HTML; every value is escaped unless the template says otherwise.
+    """Return a page as HTML; values are escaped unless the template says otherwise.
 
     Args:
-        template: name of a file of this package.
-        values: what it takes, without the colours.
+        template: name of a template in this folder.
+        values: values of the template, except the colours.
     """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
@@ -41,16 +41,18 @@ def render(template: str, values: Mapping[str, Any]) -> str:
 
 
 def write_page(outputs: ModelDir, page: str, plots: Mapping[str, bytes]) -> Path:
-    """Write a page and its pictures into `outputs`; pictures of an earlier page go.
+    """Write a page and its pictures to `outputs`, and remove pictures of an earlier page.
 
     Args:
-        plots: name → PNG.
+        outputs: folder of the outputs.
+        page: the page as HTML.
+        plots: name → content of a PNG file.
 
     Returns:
-        Where the page is.
+        The path of the page.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: a file cannot be written.
     """
     for name, content in plots.items():
         write_file(outputs.plots / f"{name}.png", content)
@@ -62,11 +64,12 @@ def write_page(outputs: ModelDir, page: str, plots: Mapping[str, bytes]) -> Path
 
 
 def figure(picture: Picture, label: str, caption: str) -> dict[str, Any]:
-    """What the macro ``shown`` takes.
+    """Return the argument of the template macro ``shown``.
 
     Args:
-        label: what the picture shows, for those who do not see it.
-        caption: stands below it.
+        picture: the picture.
+        label: what the picture shows, for people who cannot see it.
+        caption: the text below it.
     """
     return {
         "svg": picture.svg(label),
