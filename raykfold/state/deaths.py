@@ -1,4 +1,4 @@
-"""When the deaths of a fold's worker are the fold's own fault: pure functions over plain values."""
+"""Whether a fold caused the deaths of its workers: a pure function over plain values."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ _SAME_EPOCH = 2
 
 @dataclass(frozen=True)
 class Death:
-    """A worker's process ended by itself or was killed, on a node that lived on.
+    """The end of a worker's process, by itself or by a kill, on a node that lived on.
 
     Attributes:
-        reason: what Ray says of it.
-        epoch: the epoch, from 0, that the fold was being stepped in; None if none was.
-        together: other folds were being stepped, too: it is not known whose fault it was.
+        reason: what Ray reports.
+        epoch: the epoch, from 0, that the worker was training the fold in; None if in none.
+        together: whether the worker trained other folds at the same time, so that any of them can
+            have caused the death.
     """
 
     reason: str
@@ -24,16 +25,16 @@ class Death:
 
 
 def verdict(deaths: Sequence[Death], allowed: int) -> str | None:
-    """Why a fold is not tried again, or None if it is.
+    """Return why a fold is not tried again, or None if it is.
 
-    A segmentation fault or a sample that takes all memory strikes again at the same place: a
-    worker that dies twice while it steps one epoch of one fold would die for ever. Deaths at
-    other places are bad luck until there are `allowed` of them. One that several folds share does
-    not count: after it they are stepped one by one.
+    A segmentation fault, or a sample that exhausts the memory, occurs again at the same place: a
+    fold whose worker dies twice in the same epoch is quarantined. Deaths elsewhere are bad luck, up
+    to `allowed` of them. Deaths that several folds share do not count, because those folds are then
+    trained one by one.
 
     Args:
-        deaths: of the fold's workers, since it last completed a round.
-        allowed: deaths after which a fold fails in any case.
+        deaths: deaths of the fold's workers since it last completed a round.
+        allowed: number of deaths after which a fold fails in any case.
     """
     deaths = [death for death in deaths if not death.together]
     if not deaths:

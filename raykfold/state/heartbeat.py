@@ -1,8 +1,8 @@
-"""An observer: keeps on storage how the run is doing, for those who look from outside.
+"""An observer: writes to storage how the run is doing, for those who look from outside.
 
-``heartbeat.json`` says what no other file of a run does: whether a driver is at work, what failed
-last, what is still to be sent. Nothing is resumed from it, and a run does not need it: what cannot
-be written is left out, without a word, until the next beat.
+``heartbeat.json`` tells what no other file of a run does: whether a driver is at work, what failed
+last, what is still to be sent. Nothing is resumed from it, and a run does not need it: a beat that
+cannot be written is left out, without a message, until the next one.
 """
 
 from __future__ import annotations
@@ -22,44 +22,44 @@ from typing import Any, Literal
 from raykfold.errors import StorageError
 from raykfold.files.atomic import write_json
 from raykfold.files.paths import RunDir
-from raykfold.files.remote import Place, RemotePath
+from raykfold.files.remote import RemotePath
 from raykfold.observers import Observer, RunStart
 from raykfold.state.claim import machine
 from raykfold.text import named, one_line
 from raykfold.training.results import EpochMetrics, FoldResult, Summary
 
-PAUSE_SECONDS = 2.0  # from one beat to the next, at least, however much happens
-BEAT_SECONDS = 10.0  # ... at most, also when nothing does
-# On an object store each beat is a request, and paid for.
+PAUSE_SECONDS = 2.0  # least time from one beat to the next, however much happens
+BEAT_SECONDS = 10.0  # most time, also when nothing happens
+# On an object store each beat is a request that is paid for.
 _REMOTE_PAUSE_SECONDS = 5.0
 _REMOTE_BEAT_SECONDS = 20.0
-_CLOSE_SECONDS = 5.0  # for the last one to be written
+_CLOSE_SECONDS = 5.0  # to write the last one
 
 Phase = Literal["at work", "sending", "over", "stopped"]
 
 
 @dataclass(frozen=True)
 class Beat:
-    """How a run is doing; times are in seconds, and by the clock of the driver's host.
+    """How a run is doing. Times are in seconds, by the clock of the driver's host.
 
     Attributes:
-        time: of this beat, since the epoch.
-        host: where the driver runs.
-        pid: its process.
-        machine: where that process id means the process.
-        every: seconds to the next beat, at most.
-        phase: ``at work``; ``sending`` what is left once every fold is over; then ``over``, or
-            ``stopped`` before that.
-        began: when the session began, since the epoch.
-        epochs: committed in this session, of all folds.
-        epoch_seconds: time from one of them to the next, on average, since the first worker ran;
-            None before the first epoch.
+        time: of this beat, since 1970.
+        host: name of the driver's host.
+        pid: process id of the driver.
+        machine: name of the machine within which that id is unique.
+        every: most seconds to the next beat.
+        phase: ``at work``; ``sending`` files once every fold is over; then ``over``, or ``stopped``
+            before that.
+        began: start of the session, since 1970.
+        epochs: epochs that this session committed, of all folds.
+        epoch_seconds: mean time from one of them to the next, since the first worker ran; None
+            before the first epoch.
         workers: the folds of each worker that runs.
         failed: fold → why it failed in this session.
-        last_failure: of a worker or a fold, also of an earlier session.
-        failure_time: when that was, since the epoch.
-        pending: where to → files that have still to be sent there.
-        resume: the command that goes on with the run.
+        last_failure: last failure of a worker or a fold, also of an earlier session.
+        failure_time: its time, since 1970.
+        pending: destination → number of files still to be sent there.
+        resume: the command that resumes the run.
         result: status, mean and standard deviation, once the run is over.
     """
 
@@ -85,7 +85,11 @@ class Beat:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Beat:
-        """What a later version has written besides is left out."""
+        """Return the beat that `to_json` made; fields of a later version are left out.
+
+        Raises:
+            AttributeError, KeyError, TypeError, ValueError: the values are not those of a beat.
+        """
         known = {each.name for each in dataclasses.fields(cls)}
         return cls(
             **{
@@ -97,7 +101,7 @@ class Beat:
 
 
 def read_heartbeat(run_dir: RunDir) -> Beat | None:
-    """The last beat; None if there is none that can be read, as of an earlier version.
+    """Return the last beat; None if there is none, or none that can be read.
 
     Raises:
         StorageError: the store cannot be reached.
@@ -109,17 +113,17 @@ def read_heartbeat(run_dir: RunDir) -> Beat | None:
 
 
 class Heartbeat(Observer):
-    """Writes `RunDir.heartbeat` in a thread of its own, from the start of the session to its close.
+    """Writes `RunDir.heartbeat` in a background thread, from the session's start to its close.
 
-    No call waits for the disk or the store but `close`, and that for seconds only. The thread
-    beats on while the driver waits for uploads at the end.
+    Only `close` waits for the disk or the store, and for seconds at most. The thread goes on while
+    the driver waits for uploads at the end.
 
     Args:
         run_dir: the run's.
-        resume: the command that goes on with it.
-        pending: what is still to be sent, as `Observer.pending` says it; called in the thread.
-        pause: seconds from one beat to the next, at least; by default what the place is fit for.
-        every: ... at most.
+        resume: the command that resumes the run.
+        pending: returns what is still to be sent, as `Observer.pending`; called in the thread.
+        pause: least seconds from one beat to the next; the default depends on the storage.
+        every: most seconds from one beat to the next.
     """
 
     def __init__(
@@ -131,8 +135,10 @@ class Heartbeat(Observer):
         pause: float | None = None,
         every: float | None = None,
     ) -> None:
-        remote = isinstance(run_dir.root, RemotePath)
-        self._run_dir = RunDir(_impatient(run_dir.root))
+        root = run_dir.root
+        remote = isinstance(root, RemotePath)
+        # A beat that is late is worth nothing: it is not retried for long.
+        self._run_dir = RunDir(root.impatient()) if isinstance(root, RemotePath) else run_dir
         self._resume = shlex.join(resume)
         self._pending = pending
         self._pause = pause or (_REMOTE_PAUSE_SECONDS if remote else PAUSE_SECONDS)
@@ -173,7 +179,7 @@ class Heartbeat(Observer):
 
     def workers_changed(self, at_work: Sequence[Sequence[int]]) -> None:
         if at_work and not self._timed and not self._epochs:
-            # Ray's start, and a wait for slots, say nothing of epochs to come.
+            # Ray's start and a wait for slots do not predict the epochs to come.
             self._timed_from, self._timed = time.monotonic(), True
         self._workers = tuple(map(tuple, at_work))
         self._wake()
@@ -209,10 +215,14 @@ class Heartbeat(Observer):
     # --- in the thread ---------------------------------------------------------------------
 
     def _work(self) -> None:
-        self._take_over_failure()
+        # The last failure of the session before stays until there is a newer one.
+        with suppress(StorageError):
+            before = read_heartbeat(self._run_dir)
+            if before and before.last_failure is not None and before.failure_time is not None:
+                self._failure = self._failure or (before.last_failure, before.failure_time)
         while True:
-            closed, self._news = self._closed, False  # before the look: what comes later is news
-            # An outage, a full disk, a fault of ours: training must not feel it.
+            closed, self._news = self._closed, False  # before the beat: what comes later is news
+            # Neither an outage, nor a full disk, nor a bug here may stop training.
             with suppress(Exception):
                 write_json(self._run_dir.heartbeat, self._beat().to_json())
             if closed:
@@ -221,13 +231,6 @@ class Heartbeat(Observer):
                 self._changed.wait_for(lambda: self._closed, self._pause)
                 rest = max(0.0, self._every - self._pause)
                 self._changed.wait_for(lambda: self._closed or self._news, rest)
-
-    def _take_over_failure(self) -> None:
-        """Of the session before, until there is a newer one."""
-        with suppress(StorageError):
-            before = read_heartbeat(self._run_dir)
-            if before and before.last_failure is not None and before.failure_time is not None:
-                self._failure = self._failure or (before.last_failure, before.failure_time)
 
     def _beat(self) -> Beat:
         failure, failure_time = self._failure or (None, None)
@@ -249,8 +252,3 @@ class Heartbeat(Observer):
             resume=self._resume,
             result=self._result,
         )
-
-
-def _impatient(root: Place) -> Place:
-    """A beat that is late is worth nothing: the next one is."""
-    return root.impatient() if isinstance(root, RemotePath) else root
