@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raykfold.compare import compare, main
+from raykfold.compare import main
 from raykfold.config.run_config import RunConfig
 from raykfold.errors import BadInput
+from raykfold.pages.comparison_text import verdict
 from raykfold.pages.remarks import MORE_EPOCHS
 from raykfold.state.archive import open_run, write_results
+from raykfold.state.comparison import compare
 from raykfold.state.record import RunRecord, identity
 from raykfold.training.predictions import OutOfFold
 from raykfold.training.results import EpochMetrics, FoldResult, Repeats, Summary
@@ -130,8 +132,8 @@ def test_the_better_one_is_named_in_plain_words(
 
 def test_what_chance_can_bring_is_no_verdict(tmp_path: Path) -> None:
     a, b = leave(tmp_path / "a", FIRST), leave(tmp_path / "b", SIMILAR)
-    verdict = compare(open_run(a), open_run(b)).verdict
-    assert verdict.startswith("These 5 folds do not show which is better")
+    text = verdict(compare(open_run(a), open_run(b)))
+    assert text.startswith("These 5 folds do not show which is better")
 
 
 def test_last_epochs_have_no_predictions_to_compare(tmp_path: Path) -> None:
@@ -172,7 +174,7 @@ def test_a_difference_without_spread_is_not_judged(
 ) -> None:
     first = FIRST if accuracies is FIRST else (0.5, 0.25, 0.75, 0.5, 0.5)
     a, b = leave(tmp_path / "a", first), leave(tmp_path / "b", accuracies)
-    assert sentence in compare(open_run(a), open_run(b)).verdict
+    assert sentence in verdict(compare(open_run(a), open_run(b)))
 
 
 def test_seeds_that_add_nothing_make_nothing_more_certain(tmp_path: Path) -> None:
@@ -264,7 +266,7 @@ def test_one_fold_shows_nothing_more_than_its_difference(tmp_path: Path) -> None
     b = leave(tmp_path / "b", WORSE[:1], folds=(1,))
     found = compare(open_run(a), open_run(b))
     assert found.test.p is None
-    assert "one fold does not show more" in found.verdict
+    assert "one fold does not show more" in verdict(found)
 
 
 @pytest.mark.parametrize(

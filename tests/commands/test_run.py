@@ -51,7 +51,7 @@ from support.wandb_files import newest
 from raykfold.config.run_config import RunConfig
 from raykfold.run import main
 from raykfold.state.claim import claim
-from raykfold.status import Watcher
+from raykfold.state.progress import Watcher
 
 PICTURES = tuple(f"plots/{name}.png" for name in ("classes", "confusion", "curves", "folds"))
 EPOCH_LINE = re.compile(r"^fold (\d) {2}epoch (\d+)/6 ")

@@ -24,13 +24,15 @@ from support.shell import environment
 from raykfold.config.run_config import RunConfig
 from raykfold.files.atomic import write_json
 from raykfold.observers import RunStart
+from raykfold.pages.progress_text import progress_lines
 from raykfold.state.heartbeat import Beat, Heartbeat, read_heartbeat
-from raykfold.status import Look, Watcher, lines, main
+from raykfold.state.progress import FoldProgress, Progress, Watcher
+from raykfold.status import main
 
 HOUR = 3600.0
 
 
-def look(folder: Path) -> Look:
+def look(folder: Path) -> Progress:
     return Watcher(str(folder)).look()
 
 
@@ -79,7 +81,7 @@ def test_a_run_at_work(config: RunConfig, out: Path) -> None:
     found = look(out)
     assert (found.state, found.complete, found.epochs_left) == ("at work", 1, 7)
     assert [row.status for row in found.folds] == ["complete", "running", "waiting"]
-    text = lines(found)
+    text = progress_lines(found)
     ago = text[0].rpartition("heard of ")[2]
     assert text == [
         f"run: 1 of 3 folds complete, at work on {beat.host} (pid {beat.pid}), heard of {ago}",
@@ -104,7 +106,7 @@ def test_no_time_is_promised_before_an_epoch_of_this_session(config: RunConfig, 
     at_work(config)
     found = look(out)
     assert found.seconds_left is None
-    assert "starting: no epoch yet in this session, 7 left at most" in lines(found)
+    assert "starting: no epoch yet in this session, 7 left at most" in progress_lines(found)
 
 
 def test_a_fold_in_its_first_epoch_is_at_work(config: RunConfig, out: Path) -> None:
@@ -119,7 +121,7 @@ def test_a_driver_that_is_known_to_be_dead(config: RunConfig, out: Path) -> None
     found = look(out)
     assert found.state == "stopped" and found.seconds_left is None
     assert [row.status for row in found.folds] == ["complete", "stopped", "waiting"]
-    text = lines(found)
+    text = progress_lines(found)
     assert re.search(r"1 of 3 folds complete, stopped: last heard of \d+ s ago$", text[0])
     assert text[-1] == f"to go on: {beat.resume}"
 
@@ -129,7 +131,7 @@ def test_a_driver_elsewhere_that_has_long_said_nothing(config: RunConfig, out: P
     change(config, machine="another", pid=1, host="far", time=time.time() - HOUR)
     found = look(out)
     assert found.state == "silent"
-    text = lines(found)
+    text = progress_lines(found)
     assert text[0].endswith("heard of for 1 h 00 min: the driver on far (pid 1) may be dead")
     assert text[-1].startswith("to go on: python -m raykfold.run")
 
@@ -160,7 +162,7 @@ def test_a_stopped_run(config: RunConfig, out: Path) -> None:
     failure = {"last_failure": "the worker of fold 2 ended: killed", "pending": {"Hub": 1}}
     beat = change(config, phase="stopped", workers=(), **failure)
     change(config, time=beat.time - 2 * HOUR, failure_time=beat.time - 2 * HOUR - 180)
-    text = lines(look(out))
+    text = progress_lines(look(out))
     assert text[0] == "run: 1 of 3 folds complete, stopped: last heard of 2 h 00 min ago"
     assert text[-3:] == [
         "last failure, 2 h 03 min ago: the worker of fold 2 ended: killed",
@@ -175,7 +177,7 @@ def test_a_fold_that_failed_while_others_go_on(config: RunConfig, out: Path) -> 
     found = look(out)
     assert [row.status for row in found.folds] == ["complete", "failed", "waiting"]
     assert found.epochs_left == 5
-    assert "fold 2: failed: loss became nan" in lines(found)
+    assert "fold 2: failed: loss became nan" in progress_lines(found)
 
 
 @pytest.mark.parametrize("named", ["outputs", "storage"])
@@ -187,8 +189,8 @@ def test_a_run_that_is_over(config: RunConfig, named: str) -> None:
     change(config, phase="over", result={"status": "complete", **result})
     found = look(config.model_path if named == "outputs" else config.run_dir.root)  # type: ignore[arg-type]
     assert (found.state, found.mean_accuracy, found.resume) == ("over", 0.54, None)
-    assert lines(found)[0] == "run: 3 of 3 folds complete, over"
-    assert lines(found)[-1] == "mean accuracy of the best epochs: 0.5400 (+/- 0.0000)"
+    assert progress_lines(found)[0] == "run: 3 of 3 folds complete, over"
+    assert progress_lines(found)[-1] == "mean accuracy of the best epochs: 0.5400 (+/- 0.0000)"
 
 
 def test_a_run_that_is_over_but_for_its_uploads(config: RunConfig, out: Path) -> None:
@@ -196,15 +198,15 @@ def test_a_run_that_is_over_but_for_its_uploads(config: RunConfig, out: Path) ->
     conclude(config, complete(1), complete(2), complete(3))
     change(config, phase="sending", pending={"Hub": 2})
     found = look(out)
-    assert found.state == "sending" and not found.is_last
-    assert "still sends files" in lines(found)[0]
+    assert found.state == "sending"
+    assert "still sends files" in progress_lines(found)[0]
     change(config, pid=dead_pid())
     assert look(out).state == "over"
 
 
 def test_a_partial_run_has_no_mean(config: RunConfig, out: Path) -> None:
     conclude(config, complete(1), complete(2), failed(3, "unplugged"))
-    text = lines(look(out))
+    text = progress_lines(look(out))
     assert text[-2:] == ["fold 3: failed: unplugged", "partial: no mean over all folds"]
 
 
@@ -212,9 +214,9 @@ def test_without_a_heartbeat_nothing_is_known_of_the_driver(config: RunConfig, o
     found = look(out)
     assert (found.state, found.driver) == ("unknown", None)
     assert [row.status for row in found.folds] == ["complete", "running", "waiting"]
-    assert lines(found)[0] == "run: 1 of 3 folds complete, nothing is known of its driver"
+    assert progress_lines(found)[0] == "run: 1 of 3 folds complete, nothing is known of its driver"
     conclude(config, complete(1), complete(2), complete(3))
-    assert lines(look(out))[0] == "run: 3 of 3 folds complete, over"
+    assert progress_lines(look(out))[0] == "run: 3 of 3 folds complete, over"
 
 
 def test_repeats_are_counted_with_the_run(tmp_path: Path) -> None:
@@ -232,7 +234,7 @@ def test_repeats_are_counted_with_the_run(tmp_path: Path) -> None:
     assert [each.resume for each in found.repeats] == [None]
     assert (found.epochs_left, found.seconds_an_epoch) == (7 + 4, 2.0)
     assert found.seconds_left == 4 * 6.0  # alone, the repeat would take longer than all together
-    text = lines(found)
+    text = progress_lines(found)
     assert "seed 1: 1 complete, 1 running, 1 failed; 1 of at most 5 epochs of these" in text
     assert "seed 1, fold 3: failed: unplugged" in text
 
@@ -242,7 +244,7 @@ def test_folds_that_find_no_room_are_counted(tmp_path: Path) -> None:
     store(config, *(complete(fold) for fold in range(1, 81)), running(81, epochs=2))
     at_work(config)
     change(config, workers=((81,), (82,)))
-    text = lines(look(tmp_path), room=8)
+    text = progress_lines(look(tmp_path), room=8)
     assert len(text) <= 8
     assert [line.split()[0] for line in text[2:4]] == ["81", "82"]
     assert "and 98 more folds: 80 complete, 18 waiting" in text
@@ -270,10 +272,11 @@ def test_json_has_the_keys_that_are_documented(
     change(config, last_failure="x", failure_time=time.time())
     assert main([str(out), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    documented = sys.modules["raykfold.status"].__doc__ or ""
-    assert found.keys() == set(re.findall(r"^([a-z_]+) {2,}", documented, re.M)) | {"std_accuracy"}
-    for inner in (found["folds"][0], found["driver"], found["last_failure"]):
-        assert all(key in documented for key in inner)
+    of_run, of_fold = Progress.__doc__ or "", FoldProgress.__doc__ or ""
+    assert list(found) == re.findall(r"^ +([a-z_]+): ", of_run, re.M)
+    assert list(found["folds"][0]) == re.findall(r"^ +([a-z_]+): ", of_fold, re.M)
+    for inner in (found["driver"], found["last_failure"]):
+        assert all(key in of_run for key in inner)
     assert (found["state"], found["folds"][1]["kept_epoch"]) == ("at work", 2)
 
 
@@ -282,8 +285,8 @@ def test_json_has_the_keys_that_are_documented(
     [
         (["nowhere"], "nowhere: no run is there"),
         ([], "RUN_DIR"),
-        ([".", "--interval", "0"], "--interval: '0': want a number above 0"),
-        ([".", "--interval", "soon"], "'soon': want a number above 0"),
+        ([".", "--interval", "0"], "--interval: '0': expected a number above 0"),
+        ([".", "--interval", "soon"], "'soon': expected a number above 0"),
         ([".", "--wait"], "unrecognized arguments: --wait"),
         (["ftp://x/y"], "want a path, or an s3://"),
     ],
