@@ -32,7 +32,7 @@ from raykfold.data.reading import files_to_read, read_feature_set
 from raykfold.distributed.deal import WorkerSize
 from raykfold.distributed.session import ray_session
 from raykfold.errors import BadInput
-from raykfold.files.remote import RemotePath, fetched
+from raykfold.files.remote import RemotePath, local_copy
 from raykfold.files.scratch import scratch_dir
 from raykfold.observers import Audience, Observer
 from raykfold.outputs.hub_dataset import fetch_missing
@@ -146,7 +146,7 @@ def _read_data(
         return demo_feature_set()
     if isinstance(config.processed_dir, RemotePath):
         folder = scratch.enter_context(scratch_dir())  # features stay there, memory-mapped
-        with fetched(config.processed_dir, files_to_read, folder):
+        with local_copy(config.processed_dir, files_to_read, folder):
             return read_feature_set(folder)
     if config.hf_repo_id is not None:
         fetch_missing(config.processed_dir, config.hf_repo_id, hf_token, observer.noticed)

@@ -17,7 +17,7 @@ import numpy as np
 from raykfold.config.command import Parser, add_flag, exit_code
 from raykfold.data.log_mel import log_mel_of_file, require_audio
 from raykfold.errors import BadData, BadInput
-from raykfold.files.paths import whole
+from raykfold.files.paths import absolute
 from raykfold.files.remote import Place, place, without_password
 from raykfold.outputs.weights import FoldModel, load_fold, load_folds
 from raykfold.text import one_line
@@ -79,7 +79,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _model_dir(text: str) -> Place:
     try:
-        return whole(place(text))
+        return absolute(place(text))
     except ValueError as error:
         raise BadInput(f"--model_dir {without_password(text)}: {error}") from None
 

@@ -32,7 +32,7 @@ from raykfold.config.options import (
     text,
 )
 from raykfold.errors import BadInput
-from raykfold.files.paths import ModelDir, RunDir, absolute, seed_name, whole, working_copy
+from raykfold.files.paths import ModelDir, RunDir, absolute, seed_name, working_copy
 from raykfold.files.remote import Place, RemotePath, place, without_password
 
 # Ray sets this for the entrypoint of `ray job submit`.
@@ -226,10 +226,10 @@ class RunConfig(Options):
                     )
 
         # What follows from other fields is filled in, and paths become absolute.
-        self._set("processed_dir", whole(self.processed_dir))
+        self._set("processed_dir", absolute(self.processed_dir))
         self._set("run_name", self.run_name or self._default_run_name())
-        self._set("model_dir", whole(self.model_dir or Path("~/raykfold") / self.run_name))
-        self._set("storage_path", whole(self.storage_path or self.model_place / "ray"))
+        self._set("model_dir", absolute(self.model_dir or Path("~/raykfold") / self.run_name))
+        self._set("storage_path", absolute(self.storage_path or self.model_place / "ray"))
         if self.hf_repo_id is not None and isinstance(self.processed_dir, RemotePath):
             raise BadInput(
                 f"--processed_dir {self.processed_dir}: with --hf_repo_id, expected a local path: "

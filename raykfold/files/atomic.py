@@ -1,10 +1,8 @@
-"""Files that are there whole or not at all, whenever the process or the machine stops.
+"""Writes files and folders whole or not at all, whenever the process or the machine stops.
 
-Everything is written aside, flushed to the disk, and moved into place. A folder carries a
-manifest with the hashes of its files, because a copy of it made by somebody else (Ray uploads
-checkpoints file by file) can stop half way.
-
-On an object store a file is one put, and a folder is there when its manifest is, which comes last.
+On a disk everything is written under another name, flushed and moved into place. On an object store
+a file is one put. A folder has a manifest with the hashes of its files: a copy that somebody else
+makes of it (Ray uploads checkpoints file by file) can stop half way.
 """
 
 from __future__ import annotations
@@ -25,16 +23,16 @@ from raykfold.files.paths import MANIFEST
 from raykfold.files.remote import Place, RemotePath
 
 REPLACED = ".replaced"
-# The umask can only be read by setting it: two threads that do so at a time would leave it changed.
+# The umask can only be read by setting it. Two threads that do so at once would leave it changed.
 _umask_lock = threading.Lock()
 
 
 class Damaged(Exception):
-    """A folder that is not whole: a file is missing, cut short or altered."""
+    """A file of a folder is missing, cut short or altered."""
 
 
 def write_file(path: Place, content: bytes) -> None:
-    """Replace `path` with `content`, all of it or nothing; folders above it are made.
+    """Replace `path` with `content`, whole or not at all; make folders above it.
 
     Raises:
         StorageError: the disk is full, or the path cannot be written.
@@ -56,18 +54,18 @@ def write_file(path: Place, content: bytes) -> None:
 
 
 def write_json(path: Place, value: Any) -> None:
-    """`write_file` for plain values, readable by people."""
+    """Write `value` as indented JSON by `write_file`."""
     write_file(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def link_file(source: Place, target: Path) -> None:
-    """Give the file `source` a second name, or where that cannot be (another disk) a copy.
+    """Make `target` a hard link of `source`, or a copy where that cannot be (on another disk).
 
     Raises:
         StorageError: neither can be made.
     """
     if isinstance(source, RemotePath):
-        _, time = source.version()  # before its content: a newer one is noticed later
+        _, time = source.version()  # before the content: `is_linked` notices a newer one
         write_file(target, source.read_bytes())
         os.utime(target, (time, time))
         return
@@ -85,14 +83,14 @@ def link_file(source: Place, target: Path) -> None:
 
 
 def is_linked(source: Place, target: Path) -> bool:
-    """Whether `link_file` has made `target` of what `source` is now.
+    """Return whether `link_file` made `target` from the present `source`.
 
     Raises:
         FileNotFoundError: there is no `source`.
     """
     if not isinstance(source, RemotePath):
-        there = source.stat()
-        return target.exists() and os.path.samestat(target.stat(), there)
+        present = source.stat()
+        return target.exists() and os.path.samestat(target.stat(), present)
     version = source.version()
     if not target.exists():
         return False
@@ -101,28 +99,44 @@ def is_linked(source: Place, target: Path) -> bool:
 
 
 def write_folder(folder: Place, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
-    """Make `folder` from `files` and a manifest of their hashes that also states `facts`.
+    """Make or replace `folder`, with `files` and a manifest of their hashes and of `facts`.
 
-    What stood there before is kept until the new one is in place: on a disk as `replaced_folder`
-    for the moment between two renames. On an object store the objects' names have hashes in them.
+    The old folder stays until the new one is whole. On a disk it is `replaced_folder` for the
+    moment between two renames.
 
     Raises:
         StorageError: the disk is full, or the path cannot be written.
     """
+    entries = {name: _entry(content) for name, content in files.items()}
+    manifest = {**facts, "files": entries}
     if isinstance(folder, RemotePath):
-        _put_folder(folder, files, facts)
+        # Objects' names contain their hashes, so nobody rewrites one. Putting the manifest, which
+        # names them, replaces the folder.
+        for name, content in files.items():
+            entries[name]["object"] = f"{entries[name]['sha256'][:16]}-{name}"
+            (folder / entries[name]["object"]).write_bytes(content)
+        (folder / MANIFEST).write_bytes(_manifest_bytes(manifest))
+        if read_manifest(folder) == manifest:  # else another writer has replaced it since
+            named = {MANIFEST, *(entry["object"] for entry in entries.values())}
+            for file in folder.files():
+                if file.path_below(folder) not in named:
+                    file.unlink(missing_ok=True)
         return
-    manifest = {**facts, "files": {name: _entry(data) for name, data in files.items()}}
     with _as_storage_error(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             os.chmod(aside, 0o777 & ~_umask())
-            for name, content in files.items():
-                _write_new(aside / name, content)
-            _write_new(aside / MANIFEST, _manifest_bytes(manifest))
+            for name, content in {**files, MANIFEST: _manifest_bytes(manifest)}.items():
+                handle = os.open(aside / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                _write_and_flush(handle, content)
             _flush_folder(aside)
-            _move_folder(aside, folder)
+            former = replaced_folder(folder)
+            shutil.rmtree(former, ignore_errors=True)
+            if folder.exists():
+                os.rename(folder, former)
+            os.rename(aside, folder)
+            shutil.rmtree(former, ignore_errors=True)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -130,31 +144,12 @@ def write_folder(folder: Place, files: Mapping[str, bytes], facts: Mapping[str, 
 
 
 def replaced_folder(folder: Path) -> Path:
-    """Where the former `folder` stands while `write_folder` puts the new one in its place."""
+    """Return where `write_folder` puts the old `folder` while it moves the new one into place."""
     return folder.with_name(f"{folder.name}{REPLACED}")
 
 
-def _put_folder(folder: RemotePath, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
-    """The manifest changes the folder, in one put: it names objects that nobody rewrites."""
-    entries = {name: _entry(content) for name, content in files.items()}
-    for name, content in files.items():
-        entries[name]["object"] = f"{entries[name]['sha256'][:16]}-{name}"
-        (folder / entries[name]["object"]).write_bytes(content)
-    manifest = {**facts, "files": entries}
-    (folder / MANIFEST).write_bytes(_manifest_bytes(manifest))
-    if read_manifest(folder) == manifest:  # else somebody else's has come since, and names others
-        named = {MANIFEST, *(entry["object"] for entry in entries.values())}
-        for file in folder.files():
-            if file.path_below(folder) not in named:
-                file.unlink(missing_ok=True)
-
-
-def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
-    return json.dumps(manifest, indent=2).encode()
-
-
 def remove_tree(folder: Place) -> None:
-    """Delete a folder and what is in it, as far as that can be done; it need not be there."""
+    """Delete a folder, if it exists, and what is in it, as far as possible."""
     if isinstance(folder, RemotePath):
         with suppress(StorageError):
             folder.remove_tree()
@@ -163,7 +158,7 @@ def remove_tree(folder: Place) -> None:
 
 
 def move_remote(source: RemotePath, target: RemotePath) -> None:
-    """Move an object, or all below `source`; a move that was cut short can be made again.
+    """Move the object `source`, or all objects below it; an interrupted move can be repeated.
 
     Raises:
         StorageError: the store fails.
@@ -174,30 +169,33 @@ def move_remote(source: RemotePath, target: RemotePath) -> None:
         file.copy_to(goal)
         file.unlink()
     if below:
-        source.remove_tree()  # what stands for the empty folder
+        source.remove_tree()  # an object that marks the empty folder
 
 
 def read_manifest(folder: Place) -> dict[str, Any]:
-    """What the manifest says, without a look at the files.
+    """Return the content of a folder's manifest; the files are not looked at.
 
     Raises:
-        Damaged: there is none, or it cannot be read.
+        Damaged: there is no manifest, or it cannot be read.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError) as error:
         raise Damaged(f"{folder}: no readable {MANIFEST}") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise Damaged(f"{folder}: {MANIFEST} is no manifest")
+        raise Damaged(f"{folder}: {MANIFEST} is not a manifest")
     return manifest
 
 
 def read_folder(folder: Place, only: Collection[str] | None = None) -> dict[str, bytes]:
-    """The files of a folder, or some of them, each held against its hash.
+    """Return the files of a folder, checked against their hashes.
+
+    Args:
+        only: names of the files to read; all by default.
 
     Raises:
-        Damaged: one is missing or is not what was written.
-        StorageError: the store fails: what is there may be whole.
+        Damaged: a file is missing, or is not what was written.
+        StorageError: the store failed; the folder may be whole.
     """
     files = {}
     manifest = read_manifest(folder)
@@ -207,7 +205,7 @@ def read_folder(folder: Place, only: Collection[str] | None = None) -> dict[str,
         try:
             content = (folder / entry.get("object", name)).read_bytes()
         except OSError as error:
-            if read_manifest(folder) != manifest:  # it was replaced meanwhile
+            if read_manifest(folder) != manifest:  # the folder has been replaced since
                 return read_folder(folder, only)
             raise Damaged(f"{folder}: {name} is missing") from error
         if any(entry.get(fact) != value for fact, value in _entry(content).items()):
@@ -217,7 +215,7 @@ def read_folder(folder: Place, only: Collection[str] | None = None) -> dict[str,
 
 
 def is_seen(file: Place) -> bool:
-    """Whether a file is there, as far as this process can tell now: what it may not see is not."""
+    """Return whether this process sees `file` now: False also where it may not or cannot look."""
     try:
         return (file.impatient() if isinstance(file, RemotePath) else file).exists()
     except (OSError, StorageError):
@@ -228,11 +226,6 @@ def _entry(content: bytes) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _write_new(path: Path, content: bytes) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    _write_and_flush(handle, content)
-
-
 def _write_and_flush(handle: int, content: bytes) -> None:
     with os.fdopen(handle, "wb") as file:
         file.write(content)
@@ -240,13 +233,8 @@ def _write_and_flush(handle: int, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _move_folder(aside: Path, folder: Path) -> None:
-    former = replaced_folder(folder)
-    shutil.rmtree(former, ignore_errors=True)
-    if folder.exists():
-        os.rename(folder, former)
-    os.rename(aside, folder)
-    shutil.rmtree(former, ignore_errors=True)
+def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    return json.dumps(manifest, indent=2).encode()
 
 
 def _flush_folder(folder: Path) -> None:

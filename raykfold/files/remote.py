@@ -1,10 +1,10 @@
-"""Paths on an object store, S3 or Google Cloud Storage: what the rest asks of a `pathlib.Path`.
+"""Paths on an object store, S3 or Google Cloud Storage, with the methods of `pathlib.Path` in use.
 
-An object store has no folders, no renames and no locks. What it has is a put that happens as a
-whole or not at all, and everything here is made of that.
+An object store has no folders, renames or locks. It has a put that happens as a whole or not at
+all, and everything here rests on that.
 
 Credentials come from where the stores' own tools look: the environment, their configuration
-files, the machine's role. Workers need them too, so they are not taken out of the environment.
+files, the machine's role. Workers need them too, so they stay in the environment.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What may stand behind the ? of a URI.
+# The options that a URI may have after its ?.
 _OPTIONS = {
     "s3": {"endpoint_override", "scheme", "region", "tls_ca_file_path"},
     "gs": {"endpoint_override", "scheme", "project_id"},
 }
-_WANTED = "want a path, or an s3://, gs:// or file:// URI"
-# Pauses between tries double from about half a second to 20: twelve are two minutes, give or take.
+_EXPECTED = "expected a path, or an s3://, gs:// or file:// URI"
+# Pauses between tries double from about half a second to 20: twelve tries take about two minutes.
 _PATIENT_TRIES = 12
 _PATIENT_SECONDS = 120
 _IMPATIENT_TRIES = 2
@@ -51,17 +51,17 @@ _CHUNK_BYTES = 8 * 2**20
 
 @dataclass(frozen=True, order=True)
 class RemotePath:
-    """A path on an object store: immutable, hashable, and free of connections when pickled.
+    """A path on an object store: immutable, hashable, and without connections when pickled.
 
-    Every method that asks the store bridges an outage of a minute or two, and raises
-    `FileNotFoundError` where nothing is, and `StorageError` for all else that goes wrong.
+    Methods that send a request retry it through an outage of a minute or two. They raise
+    `FileNotFoundError` where no object is, and `StorageError` for every other failure.
 
     Attributes:
         scheme: ``s3`` or ``gs``.
         key: ``bucket/path``, without a slash at its end.
-        query: what stood behind the ``?`` of the URI.
-        anonymous: ask without credentials (``gs://anonymous@…``).
-        patient: bridge outages; False for a look that somebody waits for.
+        query: the URI's options, after its ``?``.
+        anonymous: send requests without credentials (``gs://anonymous@…``).
+        patient: retry through outages; False for a request that somebody waits for.
     """
 
     scheme: str
@@ -72,7 +72,7 @@ class RemotePath:
 
     def __str__(self) -> str:
         user = "anonymous@" if self.anonymous else ""
-        # Only what a reader of URIs would take for something else.
+        # Quote only characters that have a meaning in URIs.
         key = re.sub("[%?#]", lambda mark: quote(mark[0]), self.key)
         return f"{self.scheme}://{user}{key}" + (f"?{self.query}" if self.query else "")
 
@@ -92,38 +92,38 @@ class RemotePath:
         return self.parent / name
 
     def path_below(self, above: RemotePath) -> str:
-        """The path from `above` to here."""
+        """Return the path relative to `above`."""
         return self.key.removeprefix(f"{above.key}/")
 
     def impatient(self) -> RemotePath:
-        """The same place, for a look that fails within seconds."""
+        """Return the same path, whose requests fail within seconds."""
         return replace(self, patient=False)
 
     @property
     def filesystem(self) -> FileSystem:
-        """pyarrow's file system, in which this is `key`; its patience survives pickling."""
+        """pyarrow's file system, in which the path is `key`; pickling preserves its patience."""
         bucket = self.key.partition("/")[0]
         return _filesystem(self.scheme, bucket, self.query, self.anonymous, self.patient)
 
-    # --- reading ---------------------------------------------------------------------------
+    # ---- Reading
 
     def exists(self) -> bool:
-        """Whether an object, or one below it, is there."""
+        """Return whether there is an object here or below."""
         from pyarrow.fs import FileType
 
         return self._info().type != FileType.NotFound
 
     def is_dir(self) -> bool:
-        """Whether objects are below it."""
+        """Return whether there are objects below."""
         from pyarrow.fs import FileType
 
         return self._info().type == FileType.Directory
 
     def version(self) -> tuple[int, int]:
-        """Size and time, in whole seconds, of an object.
+        """Return the size of an object and when it was changed, in whole seconds.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: there is no object here.
         """
         info = self._info()
         if not info.is_file:
@@ -134,7 +134,7 @@ class RemotePath:
         return self._ask(lambda files: files.open_input_file(self.key).read())
 
     def fetch(self, target: Path) -> None:
-        """Write the content to the file `target`, a part at a time."""
+        """Write the object's content to the file `target`, a part at a time."""
 
         def copy(files: FileSystem) -> None:
             with files.open_input_stream(self.key) as source, target.open("wb") as file:
@@ -144,15 +144,15 @@ class RemotePath:
         self._ask(copy)
 
     def iterdir(self) -> Iterator[RemotePath]:
-        """What is right below; nothing where nothing is."""
+        """Yield the paths directly below, if any."""
         yield from (each for each, _ in self._list(recursive=False))
 
     def files(self) -> dict[RemotePath, int]:
-        """Every object below, however deep, with its size."""
+        """Return all objects below, at any depth, with their sizes."""
         return {each: info.size for each, info in self._list(recursive=True) if info.is_file}
 
     def glob(self, pattern: str) -> Iterator[RemotePath]:
-        """As `Path.glob`, without ``**``; a part without a wildcard costs no listing."""
+        """Yield what `Path.glob` would, without ``**``; only parts with a wildcard are listed."""
         part, _, rest = pattern.partition("/")
         if re.search(r"[*?\[]", part):
             found = [each for each in self.iterdir() if fnmatchcase(each.name, part)]
@@ -161,13 +161,13 @@ class RemotePath:
         for each in found:
             yield from each.glob(rest) if rest else (each,)
 
-    # --- writing ---------------------------------------------------------------------------
+    # ---- Writing
 
     def write_bytes(self, content: bytes) -> None:
         """Put the object, all of it or nothing."""
 
         def put(files: FileSystem) -> None:
-            # Opened late: what fits into one request is put with one.
+            # allow_delayed_open: content that fits into one request is put with one.
             stream = files.open_output_stream(self.key)
             stream.write(content)
             stream.close()
@@ -175,7 +175,7 @@ class RemotePath:
         self._ask(put)
 
     def send(self, source: Path) -> None:
-        """Put the content of the file `source`, which is not read into memory as a whole."""
+        """Put the content of the file `source`, without reading all of it into memory."""
         from pyarrow.fs import LocalFileSystem, copy_files
 
         local = LocalFileSystem()
@@ -194,11 +194,11 @@ class RemotePath:
                 raise
 
     def remove_tree(self) -> None:
-        """Delete every object below; nothing has to be there."""
+        """Delete all objects below, if any."""
         with suppress(FileNotFoundError):
             self._ask(lambda files: files.delete_dir(self.key))
 
-    # --- asking ----------------------------------------------------------------------------
+    # ---- Requests
 
     def _info(self) -> FileInfo:
         info: FileInfo = self._ask(lambda files: files.get_file_info(self.key))
@@ -211,28 +211,26 @@ class RemotePath:
         found: list[FileInfo] = self._ask(lambda files: files.get_file_info(below))
         return sorted((replace(self, key=info.path.rstrip("/")), info) for info in found)
 
-    def _retried(self, request: Callable[[FileSystem], T]) -> T:
-        ends = time.monotonic() + (_PATIENT_SECONDS if self.patient else _IMPATIENT_SECONDS)
-        while True:
-            try:
-                return request(self.filesystem)
-            except OSError as error:
-                if _OVERFLOWN not in str(error) or time.monotonic() > ends:
-                    raise
-                time.sleep(_PAUSE_SECONDS)
-
     def _ask(self, request: Callable[[FileSystem], T]) -> T:
-        def counted() -> T:
+        ends = time.monotonic() + (_PATIENT_SECONDS if self.patient else _IMPATIENT_SECONDS)
+
+        def ask() -> T:
             _under_way.append(None)
             try:
-                return self._retried(request)
+                while True:
+                    try:
+                        return request(self.filesystem)
+                    except OSError as error:
+                        if _OVERFLOWN not in str(error) or time.monotonic() > ends:
+                            raise
+                        time.sleep(_PAUSE_SECONDS)
             finally:
                 _under_way.pop()
 
         try:
-            return _interruptible(counted)
+            return _without_signals(ask)
         except FileNotFoundError:
-            raise FileNotFoundError(f"{self}: is not there") from None
+            raise FileNotFoundError(f"{self}: no such object") from None
         except (OSError, ValueError) as error:  # pyarrow's own errors are of both kinds
             raise StorageError(
                 f"{self}: {reason(error)}; what was complete before is safe, and the same command "
@@ -242,97 +240,96 @@ class RemotePath:
 
 Place = Path | RemotePath
 
-# What pyarrow says, and does not retry, when a store answers a read of a small object with an
-# error that is longer than the object: also when it was deleted a moment before.
+# pyarrow does not retry this error. It comes when a store answers the read of a small object with
+# an error message longer than the object, also where the object was deleted a moment before.
 _OVERFLOWN = "Failed to flush response stream"
 
-_under_way: list[None] = []  # one for each request
+_under_way: list[None] = []  # an item for each request
 
 
 def leave(code: int) -> NoReturn:
-    """End the process, at once where a request is under way.
+    """End the process with an exit code, at once where a request is under way.
 
-    At an ordinary end pyarrow waits for it, and one that bridges an outage takes minutes.
+    An ordinary exit would wait for the request, which takes minutes in an outage.
     """
     if _under_way:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    # What is alive goes with the process. The interpreter would look through all of it for cycles,
-    # which takes most of a second with torch and Ray imported.
+    # Skip the interpreter's last search for cycles. With torch and Ray imported it takes most of a
+    # second, and the process frees all memory anyway.
     gc.freeze()
     sys.exit(code)
 
 
 def place(value: str | Path | RemotePath) -> Place:
-    """A path as people write it: a URI of an object store, or a local path, also as a file:// URI.
+    """Return the path that `value` names: a local path, a file:// URI, or a URI of a store.
 
     Raises:
-        ValueError: it is neither; the text says what would be right.
+        ValueError: it is none of these; the text says what would be right.
     """
     if isinstance(value, RemotePath):
         return value
     if isinstance(value, Path):
         if re.match(r"[a-z0-9]+:/", str(value)):
-            raise ValueError("a Path swallows a slash of a URI; want it as text")
+            raise ValueError("a Path drops a slash of a URI; expected a string")
         return value
     if "://" not in value:
         return Path(value)
-    return _parsed(value)
-
-
-def _parsed(uri: str) -> Place:
-    # By hand where urlsplit would take a part of a name for something else, or drop it.
-    scheme = uri.partition("://")[0].lower()
+    # Not left to urlsplit, which finds no scheme in some texts that have one.
+    scheme = value.partition("://")[0].lower()
     try:
-        parts = urlsplit(uri)
+        parts = urlsplit(value)
     except ValueError as error:
-        raise ValueError(f"{_WANTED} ({error})") from None
+        raise ValueError(f"{_EXPECTED} ({error})") from None
     if scheme == "file":
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-            raise ValueError("want a file:// URI with three slashes and an absolute path")
+            raise ValueError("expected a file:// URI with three slashes and an absolute path")
         return Path(unquote(parts.path))
     if scheme not in _OPTIONS:
-        raise ValueError(_WANTED)
+        raise ValueError(_EXPECTED)
     user, at, bucket = parts.netloc.rpartition("@")
     anonymous = scheme == "gs" and user == "anonymous"
     if at and not anonymous:
-        raise ValueError("want no credentials in a URI; they come from the environment")
+        raise ValueError("has credentials; expected them in the environment, not in a URI")
     if not bucket:
-        raise ValueError(f"names no bucket; want {scheme}://bucket/path")
+        raise ValueError(f"names no bucket; expected {scheme}://bucket/path")
     if parts.fragment:
         raise ValueError("has a #; write it as %23")
-    known = ", ".join(sorted(_OPTIONS[scheme]))
     options = parse_qsl(parts.query, keep_blank_values=True)
     for option, _ in options:
         if option not in _OPTIONS[scheme]:
-            raise ValueError(f"{option!r} is no option of {scheme}://; want one of {known}")
+            known = ", ".join(sorted(_OPTIONS[scheme]))
+            raise ValueError(f"{option!r} is not an option of {scheme}://; expected one of {known}")
     if dict(options).get("scheme", "https") not in ("http", "https"):
-        raise ValueError("the scheme behind the ? is http or https")
+        raise ValueError("has another scheme after the ? than http or https")
     names = [name for name in unquote(parts.path).split("/") if name]
     if {".", ".."} & set(names):
-        raise ValueError("has . or .. for a name; want the path itself")
+        raise ValueError("has . or .. in its path; expected the path itself")
     return RemotePath(scheme, "/".join([bucket, *names]), parts.query, anonymous)
 
 
 def reason(error: Exception) -> str:
-    """What a store said, of its errors and of those made of them."""
+    """Return what a store said, for an error of pyarrow or one raised from it."""
     text = one_line(error.__cause__ or error, longest=None)
     return re.sub(r" \((Request ID|Details): .*", "", text)[:300]
 
 
 def without_password(text: str) -> str:
-    """`text`, which may be a URI, as it can be shown."""
+    """Return `text`, which may be a URI, without its credentials and options."""
     return re.sub(r"(://[^?]*)\?.*", r"\1?…", re.sub(r"://[^/?#]*@", "://…@", text))
 
 
 @contextmanager
-def fetched(
+def local_copy(
     remote: RemotePath, wanted: Callable[[Iterable[str]], Iterable[str]], folder: Path
 ) -> Iterator[Path]:
-    """Objects right below `remote`, as files in `folder`: those that `wanted` chooses by name.
+    """Fetch objects directly below `remote` into `folder`, and yield `folder`.
 
-    An error inside that names the folder names `remote` instead.
+    An error raised inside that names the folder is raised again and names `remote` instead.
+
+    Args:
+        wanted: chooses the objects to fetch, among the names of all.
 
     Raises:
         BadInput: the store cannot be reached, or refuses.
@@ -351,23 +348,23 @@ def fetched(
 
 
 def for_ray(storage: Place) -> tuple[str, Any]:
-    """What Ray Train calls ``storage_path`` and ``storage_filesystem``; None is the local one."""
+    """Return Ray Train's ``storage_path`` and ``storage_filesystem``, None for the local one."""
     if isinstance(storage, RemotePath):
         return storage.key, storage.filesystem
     return str(storage), None
 
 
 def same_store(beside: Place, path: str) -> Place:
-    """What the file system of `beside` calls `path`, as Ray names it: without a scheme."""
+    """Return a path that Ray names without a scheme, on the file system of `beside`."""
     return replace(beside, key=path) if isinstance(beside, RemotePath) else Path(path)
 
 
 @functools.cache
 def _filesystem(scheme: str, bucket: str, query: str, anonymous: bool, patient: bool) -> FileSystem:
-    """One for each store and process, which keeps its connections.
+    """Return the process's only file system for a store, which keeps its connections.
 
-    Made early and once also because pyarrow makes a new one only when no request of the process
-    is under way, and one that bridges an outage is for minutes.
+    One is made for all requests, because pyarrow waits with making another until no request of the
+    process is under way. In an outage a request takes minutes.
     """
     options = dict(parse_qsl(query))
     if scheme == "s3":
@@ -382,7 +379,7 @@ def _s3(bucket: str, options: dict[str, str], made_from: tuple[Any, ...]) -> Fil
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem, resolve_s3_region
 
     class PatientS3(S3FileSystem):
-        """Ray sends its file system to workers, and pyarrow's own pickle forgets its patience."""
+        """Keeps its retry strategy when Ray pickles it for a worker, as S3FileSystem does not."""
 
         def __reduce__(self) -> tuple[Any, ...]:
             return _filesystem, made_from
@@ -402,11 +399,11 @@ def _s3(bucket: str, options: dict[str, str], made_from: tuple[Any, ...]) -> Fil
     return files
 
 
-def _interruptible(call: Callable[[], T]) -> T:
-    """Run `call` where no signal can cut it short, nor has to wait for it.
+def _without_signals(call: Callable[[], T]) -> T:
+    """Return what `call` returns, run in a thread that no signal interrupts.
 
-    Python's handlers run in the main thread: within a put that would leave half an object for a
-    whole one, and in an outage Ctrl-C would be heard minutes later.
+    Python's signal handlers run in the main thread. There, one would cut a put short and leave
+    half an object that looks whole; or Ctrl-C would be heard only after an outage.
     """
     if threading.current_thread() is not threading.main_thread():
         return call()

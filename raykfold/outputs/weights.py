@@ -27,7 +27,7 @@ from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec
 from raykfold.data.log_mel import FeatureParameters
 from raykfold.errors import BadData, BadInput
 from raykfold.files.paths import ModelDir, fold_of_best_weights
-from raykfold.files.remote import Place, RemotePath, fetched, place, without_password
+from raykfold.files.remote import Place, RemotePath, local_copy, place, without_password
 from raykfold.files.scratch import scratch_dir
 from raykfold.models import AudioCNN
 from raykfold.outputs.hub_client import ModelRepository, Refused
@@ -174,7 +174,7 @@ def _at_hand(source: str | Place) -> Iterator[str | Path]:
     if not isinstance(found, RemotePath):
         yield found
         return
-    with scratch_dir() as folder, fetched(found, _are_needed, folder):
+    with scratch_dir() as folder, local_copy(found, _are_needed, folder):
         yield folder
 
 

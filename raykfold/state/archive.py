@@ -18,7 +18,7 @@ import numpy as np
 
 from raykfold.errors import BadInput, StorageError
 from raykfold.files.atomic import Damaged, read_folder, write_file, write_json
-from raykfold.files.paths import HISTORY, RUN_RECORD, ModelDir, RunDir, whole
+from raykfold.files.paths import HISTORY, RUN_RECORD, ModelDir, RunDir, absolute
 from raykfold.files.remote import Place, RemotePath, place, reason, without_password
 from raykfold.state.record import RunRecord
 from raykfold.state.states import read_index
@@ -235,7 +235,7 @@ def open_run(named: str | Place, known: Known | None = None) -> Archive:
     """
     shown = without_password(str(named))
     try:
-        folder = _impatient(whole(place(named) if isinstance(named, str) else named))
+        folder = _impatient(absolute(place(named) if isinstance(named, str) else named))
     except ValueError as error:
         raise BadInput(f"{shown}: {error}") from None
     try:

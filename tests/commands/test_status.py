@@ -288,7 +288,7 @@ def test_json_has_the_keys_that_are_documented(
         ([".", "--interval", "0"], "--interval: '0': expected a number above 0"),
         ([".", "--interval", "soon"], "'soon': expected a number above 0"),
         ([".", "--wait"], "unrecognized arguments: --wait"),
-        (["ftp://x/y"], "want a path, or an s3://"),
+        (["ftp://x/y"], "expected a path, or an s3://"),
     ],
 )
 def test_wrong_input_is_one_line(

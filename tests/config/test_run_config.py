@@ -113,7 +113,7 @@ def test_a_cluster_named_by_ray_is_used_unless_another_is_named() -> None:
         (
             ["--storage_path", "ftp://host/x"],
             {},
-            ["--storage_path 'ftp://host/x'", "want a path"],
+            ["--storage_path 'ftp://host/x'", "expected a path"],
         ),
         (["--model_dir", "a\udcff"], {}, ["--model_dir", "UTF-8"]),
         (["--model_dir", "hf://owner/name"], {}, ["--model_dir 'hf://owner/name'", "s3://"]),
@@ -208,7 +208,7 @@ def from_python(uri: str) -> RunConfig:
 
 
 def test_a_path_made_of_a_uri_is_noticed() -> None:
-    with pytest.raises(BadInput, match="want it as text"):
+    with pytest.raises(BadInput, match="expected a string"):
         RunConfig(model_dir=Path("s3://bucket/x"))
 
 

@@ -273,7 +273,7 @@ def test_a_command_that_wants_a_folder_says_so(
     command, *words = arguments
     assert command(words) == 2
     assert capsys.readouterr().err == (
-        "raykfold: s3://bucket/out: want a local path here, not a URI\n"
+        "raykfold: s3://bucket/out: expected a local path, not a URI\n"
     )
 
 
