@@ -130,7 +130,7 @@ def check_bucket(outcome: Outcome, out: RemotePath, output: str, cache: Path) ->
     assert {"run.json", "index.json"} <= left
     assert ".lock" not in left
     record = json.loads((out / "run.json").read_bytes())
-    assert record.config["model_dir"] == str(out)
+    assert record["config"]["model_dir"] == str(out)
     assert "testing" not in json.dumps(record)
 
 
