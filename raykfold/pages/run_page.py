@@ -182,13 +182,15 @@ class _Run:
         return f", seed {self.record.seed}" if self.record.repeats > 1 else ""
 
     def status(self, result: FoldResult) -> str:
+        """Return the status of a fold, with what is known of those that are not over."""
         if result.status == "running":
             now = "stopped" if self.is_stopped else "running"
             return now if result.epochs_run else "waiting"
         return result.status
 
     def class_name(self, label: int) -> str:
-        return one_line(self.summary.classes.get(label) or label if self.summary else label)
+        """Return the name of a class, or its label while the run is not over."""
+        return one_line((self.summary and self.summary.classes.get(label)) or label)
 
     @cached_property
     def scores(self) -> Sequence[ClassMetrics]:
@@ -382,16 +384,15 @@ def _folds(run: _Run) -> Values:
     # The accuracies come first, where a phone shows them without scrolling.
     columns = ["fold", *epochs, "last", *(f"{each} epoch" for each in epochs), "epochs", "status"]
     columns += ["training", "held out", "time"]
+    marked: list[tuple[Sequence[int | None], str, str]] = []  # folds, kind and text of a badge
+    if summary is not None:
+        marked = [
+            ([summary.best_fold], "good", "best"),
+            ([summary.worst_fold], "bad", "worst"),
+            (summary.outlier_folds, "bad", "outlier"),
+        ]
     rows = []
     for each in run.folds:
-        badges = []
-        if summary is not None and len(run.folds) > 1:
-            if each.fold == summary.best_fold:
-                badges.append({"kind": "good", "text": "best"})
-            if each.fold == summary.worst_fold:
-                badges.append({"kind": "bad", "text": "worst"})
-            if each.fold in summary.outlier_folds:
-                badges.append({"kind": "bad", "text": "outlier"})
         numbers = {"best": each.best_epoch, "chosen": each.chosen_epoch}
         cells = [
             *(accuracy_text(each.accuracy(epoch)) for epoch in (*epochs, "last")),
@@ -401,6 +402,7 @@ def _folds(run: _Run) -> Values:
             *(str(samples or NOTHING) for samples in (each.n_train, each.n_val)),
             duration(each.seconds) if each.history else NOTHING,
         ]
+        badges = [{"kind": kind, "text": text} for of, kind, text in marked if each.fold in of]
         rows.append({"fold": each.fold, "badges": badges, "cells": cells})
 
     caption = (
