@@ -187,7 +187,7 @@ class Ledger:
                 self._note_state(fold, folder / fold_name(fold))
             for fold in round_.finished:
                 self._note_state(fold, run_dir.finished(fold))
-            for fold in round_.kept:
+            for fold in round_.handed_over:
                 self._note_state(fold, run_dir.handed_over(fold))
         if committed:
             self._write_index()

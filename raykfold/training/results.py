@@ -224,7 +224,7 @@ class Round:
         finished: results of folds that are over, and are on storage as such.
         failed: fold → why it cannot go on.
         released: folds given back at the driver's wish.
-        kept: those of them that had an epoch behind them, and whose state was handed over.
+        handed_over: those of them whose state was written, as they had trained an epoch.
         saved: folds that are in the round's checkpoint.
         histograms: fold → of its weights and gradients, by name; empty unless asked for.
     """
@@ -234,7 +234,7 @@ class Round:
     finished: dict[int, FoldResult] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     released: tuple[int, ...] = ()
-    kept: tuple[int, ...] = ()
+    handed_over: tuple[int, ...] = ()
     saved: tuple[int, ...] = ()
     histograms: dict[int, dict[str, Histogram]] = field(default_factory=dict)
 
@@ -246,7 +246,7 @@ class Round:
             "finished": [result.to_json() for result in self.finished.values()],
             "failed": [[fold, message] for fold, message in self.failed.items()],
             "released": list(self.released),
-            "kept": list(self.kept),
+            "handed_over": list(self.handed_over),
             "saved": list(self.saved),
             "histograms": [
                 [fold, name, list(each.counts), list(each.edges)]
@@ -267,7 +267,7 @@ class Round:
             finished={result.fold: result for result in results},
             failed=dict(map(tuple, values["failed"])),
             released=tuple(values["released"]),
-            kept=tuple(values["kept"]),
+            handed_over=tuple(values["handed_over"]),
             saved=tuple(values["saved"]),
             histograms=histograms,
         )

@@ -165,7 +165,7 @@ def test_a_fold_that_is_handed_over_lies_where_ray_deletes_nothing(
     tmp_path: Path, small_data: FeatureSet
 ) -> None:
     ledger, _ = new_ledger(tmp_path, small_data)
-    ledger.take_in(Round(1, epochs={1: epoch(0)}, released=(1,), kept=(1,)), None)
+    ledger.take_in(Round(1, epochs={1: epoch(0)}, released=(1,), handed_over=(1,)), None)
     assert ledger.origins([1]) == {1: tmp_path / "ray" / "run" / "handed_over" / "fold_1"}
     assert ledger.waiting == {1}
 
