@@ -28,7 +28,7 @@ def worker_size(config: RunConfig, own_instance: bool, before: str | None) -> Wo
     """
     has_gpu = most_gpus() >= 1
     if config.use_gpu and own_instance and not has_gpu:  # in a cluster, one may still come
-        raise BadInput("--use_gpu true: Ray has no GPU here; want false or auto")
+        raise BadInput("--use_gpu true: Ray has no GPU here; expected false or auto")
     if config.use_gpu is None:
         # Of a cluster that is only coming up again, the nodes with GPUs may not be there yet.
         use_gpu = has_gpu if own_instance or before is None else before == "gpu"
@@ -49,12 +49,12 @@ def check_slots(config: RunConfig, size: WorkerSize) -> None:
     if there == 0:
         raise BadInput(
             f"--cpus_per_worker {size.cpus}: the local Ray instance has no room for a worker of "
-            f"{size}; want fewer, or more --local_cpus"
+            f"{size}; expected fewer, or more --local_cpus"
         )
     if config.num_workers is not None and config.num_workers > there:
         raise BadInput(
             f"--num_workers {config.num_workers}: the local Ray instance has {there} "
-            f"slot{'s' * (there != 1)} of {size}; want at most that, or more --local_cpus"
+            f"slot{'s' * (there != 1)} of {size}; expected at most that, or more --local_cpus"
         )
 
 
@@ -72,14 +72,14 @@ def storage_marker(config: RunConfig, size: WorkerSize) -> Iterator[Place]:
         write_file(marker, b"")
         blind = blind_nodes(marker, size)
         if blind:
-            want = (
+            expected = (
                 "a store that every node reaches, and credentials for it there"
                 if isinstance(marker, RemotePath)
                 else "a folder that all nodes share, or a URI like s3://bucket/folder"
             )
             raise BadInput(
                 f"--storage_path {config.storage_path}: is not seen by "
-                f"{' and '.join(node.address for node in blind)}; want {want}"
+                f"{' and '.join(node.address for node in blind)}; expected {expected}"
             )
         yield marker
     finally:

@@ -180,7 +180,7 @@ class Chaos:
         host = self._chance.choice(self._hosts.workers)
         with host.cut_off():
             time.sleep(self._chance.uniform(shortest, longest))
-        self._repair()
+        self._hosts.repair()
         return True
 
     def _drain(self) -> bool:
@@ -210,13 +210,6 @@ class Chaos:
         self._hosts.start_head()
         self._hosts.join(*self._hosts.workers)
         return True
-
-    def _repair(self) -> None:
-        """Start the nodes again that have taken themselves for dead."""
-        for host in self._hosts.workers:
-            if not host.processes("raylet"):
-                host.power_off()
-                self._hosts.join(host)
 
     def _say(self, text: str) -> None:
         print(f"{time.monotonic() - self._began:7.1f} s  {text}", flush=True)

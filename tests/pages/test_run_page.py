@@ -24,7 +24,7 @@ from raykfold.data.leakage import Leakage, Pair, Twins
 from raykfold.data.reading import feature_set_from_arrays, write_feature_set
 from raykfold.files.atomic import write_folder
 from raykfold.observers import Audience, Observer, RunStart
-from raykfold.outputs.model_dir import ModelDirWriter
+from raykfold.outputs.model_dir import Artifacts
 from raykfold.pages import remarks
 from raykfold.pages.run_page import Reporter, plots, report, write_report
 from raykfold.report import main
@@ -141,8 +141,8 @@ def finish(
         repeats=Repeats(tuple(seeds), (folds,) * len(seeds)) if seeds else None,
         leakage=leakage,
     )
-    writer = ModelDirWriter(config)
-    writer.run_finished(summary)
+    artifacts = Artifacts(config)
+    artifacts.run_finished(summary)
     weights = dict.fromkeys(held_out, b"weights")
     write_results(config.outputs, summary, weights, predictions)
     return config
@@ -164,8 +164,8 @@ def go_on(folder: Path, data: FeatureSet, **changes: Any) -> RunConfig:
             {},
         )
     index.write(config.run_dir)
-    writer = ModelDirWriter(config)
-    writer.run_started(
+    artifacts = Artifacts(config)
+    artifacts.run_started(
         RunStart(
             run_name=config.run_name,
             epochs=EPOCHS,

@@ -247,6 +247,13 @@ class Hosts:
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda host: self._ray(host, cpus, *arguments), joining))
 
+    def repair(self) -> None:
+        """Start a node on each host that has lost its own, as one does that was cut off."""
+        lost = [host for host in self.workers if not host.processes("raylet")]
+        for host in lost:
+            host.power_off()
+        self.join(*lost)
+
     def _ray(self, host: Host, cpus: int, *arguments: str) -> None:
         folder = Path(tempfile.mkdtemp(dir=host.folder))  # a node that returns is a new one
         node = host.start(
