@@ -1,7 +1,7 @@
-"""A step over one batch: as it comes, or replayed from a recording of what it does on a GPU.
+"""Steps over one batch, which a GPU can replay from recordings.
 
-A step at small batches is some hundred kernels of a few microseconds each, and Python takes longer
-to start them than the GPU to run them. A CUDA graph starts all of them at once.
+At small batch sizes a step is some hundred kernels of a few microseconds each, and Python takes
+longer to start them than the GPU to run them. A CUDA graph starts all of them at once.
 """
 
 from __future__ import annotations
@@ -9,40 +9,41 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# Of a batch's indices, (B,) long: mean loss, a scalar; how many were classified right, long.
-Step = Callable[[Tensor], tuple[Tensor, Tensor]]
-# Makes a recording of a step over such a batch. The step that it gives back does the same with a
-# batch of equal size; its two tensors are the same ones each time.
-Recorder = Callable[[Step, Tensor], Step]
+# Takes the indices of a batch, (B,) long; returns its mean loss and its number of correctly
+# classified samples, both scalars.
+Step: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
+# Records a step over the given batch. The step that it returns does the same for any batch of that
+# size, and returns the same two tensors each time, with new values.
+Recorder: TypeAlias = Callable[[Step, Tensor], Step]
 
-# Libraries set themselves up in the first calls, which a recording must not contain.
+# Libraries initialize themselves in the first calls, which a recording must not contain.
 _RUNS_BEFORE_RECORDING = 3
 
 
 class RecordedStep:
-    """A step that is recorded, for each size of batch, once it has run a few times.
+    """A step that is recorded, for each batch size, once it has run a few times.
 
-    A recording is tried against the step itself, on one batch, and taken over only if all is equal
-    to the bit. Where it is not, or none can be made, the step goes on to run as it comes.
+    Each recording is compared with the step itself on one batch, and used only if all results are
+    equal to the bit. If they differ, or recording fails, the step runs without recordings.
 
     Args:
-        step: what to do. It may change what `state` gives, in place, and on a GPU the GPU's random
-            generator, and nothing else that matters to later steps: a recording knows tensors by
-            their addresses, and holds what Python has decided once for all.
-        recorder: makes recordings; None where there are none to be had.
-        state: the tensors that the step changes, in an order that stays.
+        step: the step to record. A recording refers to tensors by their addresses and contains
+            every decision that Python made. So the step may change the tensors of `state`, in
+            place, and the GPU's random generator, but nothing else that later steps depend on.
+        recorder: makes recordings; None where that is impossible.
+        state: returns the tensors that the step changes, always in the same order.
     """
 
     def __init__(
         self, step: Step, recorder: Recorder | None, state: Callable[[], Sequence[Tensor]]
     ) -> None:
-        self.refused: str | None = None  # why there is no recording, once that is known
+        self.refused: str | None = None  # why recordings are not used
         self._step = step
         self._recorder = recorder
         self._state = state
@@ -59,39 +60,46 @@ class RecordedStep:
         return self._record(self._recorder, rows)
 
     def forget(self) -> None:
-        """Drop the recordings: the step has other constants now, or other tensors to work on."""
+        """Drop the recordings, because the step has other constants or other tensors now."""
         self._recordings.clear()
 
     def _record(self, recorder: Recorder, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the step as it comes; do it over with a recording, and compare."""
-        before, drawn = _snapshot(self._state(), rows.device), _drawn_on_host()
+        # Run the step itself. Its results count, whatever becomes of the recording.
+        before, host_before = _copy(self._state(), rows.device), _host_random_state()
         loss, right = (value.clone() for value in self._step(rows))
-        after = _snapshot(self._state(), rows.device)
+        after = _copy(self._state(), rows.device)
         try:
-            if rows.device.type == "cuda" and _drawn_on_host() != drawn:
+            if rows.device.type == "cuda" and _host_random_state() != host_before:
                 raise RuntimeError("the step draws random numbers that are not the GPU's")
+
+            # Record the step from the same state.
             _restore(self._state(), before)
             addresses = [tensor.data_ptr() for tensor in self._state()]
             recording = recorder(self._step, rows)
             if [tensor.data_ptr() for tensor in self._state()] != addresses:
                 raise RuntimeError("the step does not change its tensors in place")
+
+            # Replay the recording, again from the same state, and compare.
             _restore(self._state(), before)
-            again = recording(rows)
-            got = _snapshot(self._state(), rows.device)
-            if not _same([*after, loss, right], [*got, *again]):
+            replayed = recording(rows)
+            pairs = zip(
+                [*after, loss, right], [*_copy(self._state(), rows.device), *replayed], strict=True
+            )
+            # A NaN equals a NaN: where training diverges, it does so in both.
+            if not all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pairs):
                 raise RuntimeError("a recording of the step gives other results")
         except Exception as error:  # a network can do anything that cannot be recorded
             self._recorder = None
-            self.refused = _cause(error)
+            self.refused = _first_cause(error)
             self._recordings.clear()
             _restore(self._state(), after)
             return loss, right
         self._recordings[len(rows)] = recording
-        return again
+        return replayed
 
 
 def no_recordings(why: str) -> Recorder:
-    """For steps that are not to be recorded where they could be."""
+    """Return a recorder that refuses, for steps that should not be recorded though they could."""
 
     def record(step: Step, rows: Tensor) -> Step:
         raise NotImplementedError(why)
@@ -100,10 +108,10 @@ def no_recordings(why: str) -> Recorder:
 
 
 def cuda_graphs(stream: torch.cuda.Stream) -> Recorder:
-    """Recordings as CUDA graphs, made on `stream`.
+    """Return a recorder that makes CUDA graphs on `stream`.
 
-    They share a pool of memory: what one leaves there (gradients, say) holds until another of them
-    is replayed.
+    Its graphs share a memory pool: what one leaves there, like gradients, is valid until the next
+    one is replayed.
     """
     pool = torch.cuda.graph_pool_handle()
 
@@ -123,49 +131,37 @@ def cuda_graphs(stream: torch.cuda.Stream) -> Recorder:
     return record
 
 
-def _cause(error: BaseException) -> str:
-    """The first error: when a recording has failed, CUDA only says that something did before."""
+def _first_cause(error: BaseException) -> str:
+    """Return the first error of a chain: CUDA's later ones only say that there was one before."""
     while error.__context__ is not None:
         error = error.__context__
     text = str(error).partition("\n")[0]
-    return (
-        text
-        if type(error) in (RuntimeError, NotImplementedError)
-        else f"{type(error).__name__}: {text}"
-    )
+    if type(error) in (RuntimeError, NotImplementedError):
+        return text
+    return f"{type(error).__name__}: {text}"
 
 
-def _drawn_on_host() -> tuple[object, ...]:
-    numbers: Any = np.random.get_state(legacy=False)
-    words, position = numbers["state"]["key"].tolist(), numbers["state"]["pos"]
-    return random.getstate(), words, position, torch.get_rng_state().tolist()
+def _host_random_state() -> tuple[object, ...]:
+    numpy_state: Any = np.random.get_state()
+    _, words, *rest = numpy_state
+    return random.getstate(), words.tolist(), rest, torch.get_rng_state().tolist()
 
 
-def _snapshot(tensors: Iterable[Tensor], device: torch.device) -> list[Tensor]:
-    """Copies, and behind them the state of the generator that steps draw from."""
-    drawn = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-    return [*(tensor.detach().clone() for tensor in tensors), drawn]
+def _copy(tensors: Iterable[Tensor], device: torch.device) -> list[Tensor]:
+    """Return copies, followed by the state of the random generator that steps draw from."""
+    generator = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    return [*(tensor.detach().clone() for tensor in tensors), generator]
 
 
-def _restore(tensors: Iterable[Tensor], snapshot: Sequence[Tensor]) -> None:
-    """In place: recordings know tensors by their addresses."""
-    *values, drawn = snapshot
+def _restore(tensors: Iterable[Tensor], copies: Sequence[Tensor]) -> None:
+    """Set tensors and random generator to their `copies`, in place: recordings have addresses."""
+    *values, generator = copies
     device = torch.device("cpu")
     with torch.no_grad():
         for tensor, value in zip(tensors, values, strict=True):
             tensor.copy_(value)
             device = tensor.device
     if device.type == "cuda":
-        torch.cuda.set_rng_state(drawn, device)
+        torch.cuda.set_rng_state(generator, device)
     else:
-        torch.set_rng_state(drawn)
-
-
-def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
-    return all(_equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    if one.is_floating_point():  # where training has gone astray, it has in both
-        return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
-    return torch.equal(one, other)
+        torch.set_rng_state(generator)
