@@ -32,7 +32,6 @@ from raykfold.files.remote import Place, same_store
 from raykfold.state.checkpoint import (
     WeightsContext,
     load_state,
-    result_of,
     save_active_fold,
     save_finished_fold,
     weights_bytes,
@@ -178,7 +177,7 @@ def _run_rounds(task: ShareTask, writer: Executor) -> None:
         round_ = Round(
             number=number,
             epochs=epochs,
-            finished={fold: result_of(snapshots[fold], "complete") for fold in probabilities},
+            finished={fold: snapshots[fold].result("complete") for fold in probabilities},
             failed=failed,
             released=released,
             handed_over=handed_over,

@@ -1,14 +1,14 @@
-"""A fold's state ⇄ files.
+"""The files that hold a fold's state.
 
-fold_<n>/                   in a Ray checkpoint: a fold that goes on
-  state.pt                  everything that `FoldTrainer.state_dict` gives
-  model.safetensors         the current weights alone, for other tools
+fold_<n>/                   in a Ray checkpoint: a fold in training
+  state.pt                  `FoldTrainer.state_dict`
+  model.safetensors         the current weights, for other tools
   history.json              its `FoldResult` so far
-  manifest.json             fold, epochs_run, hashes
+  manifest.json             fold, epochs_run, stopped_early, hashes
 
-folds/fold_<n>/             a fold that is over
-  state.pt                  from which it can go on if --epochs is raised
-  model.safetensors         the best weights
+folds/fold_<n>/             a finished fold
+  state.pt                  from which it continues if --epochs is raised
+  model.safetensors         the kept weights
   history.json              its `FoldResult`
   predictions.npz           index, probabilities of the held-out samples
   manifest.json
@@ -30,18 +30,18 @@ from raykfold.files.atomic import Damaged, read_folder, write_folder
 from raykfold.files.paths import HISTORY, PREDICTIONS, STATE, WEIGHTS
 from raykfold.files.remote import Place
 from raykfold.training.fold import Snapshot
-from raykfold.training.results import FoldResult, FoldStatus
+from raykfold.training.results import FoldResult
 
 
 @dataclass(frozen=True)
 class WeightsContext:
-    """What weights need to be told, so that they can be used without the run they come from.
+    """What a weights file says about its network, so that it can be used without the run.
 
     Attributes:
-        model: ``module:Class`` of the network.
+        model: the network, as ``module:Class(name=value, ...)``.
         classes: label → name, in the order of the network's outputs.
         input_shape: (n_mels, time).
-        feature_parameters: how the features were made; empty if nobody said.
+        feature_parameters: how the features were made; empty if that is unknown.
     """
 
     model: str
@@ -50,7 +50,7 @@ class WeightsContext:
     feature_parameters: Mapping[str, Any]
 
     def metadata(self, fold: int, epoch: int, accuracy: float) -> dict[str, str]:
-        """Metadata of a safetensors file, whose values can only be text."""
+        """Return the metadata of a safetensors file, where all values are text."""
         return {
             "format": "pt",
             "fold": str(fold),
@@ -64,22 +64,22 @@ class WeightsContext:
 
 
 def weights_bytes(fold: Snapshot, context: WeightsContext) -> bytes:
-    """Content of a safetensors file with the current weights."""
+    """Return the content of a safetensors file with the current weights."""
     last = fold.history[-1]
     metadata = context.metadata(fold.fold, last.epoch, last.val_accuracy)
     return _safetensors(fold.weights, metadata)
 
 
 def save_active_fold(folder: Place, fold: Snapshot, weights: bytes) -> None:
-    """Write a fold that goes on; `weights` are its `weights_bytes`.
+    """Write a fold in training; `weights` are its `weights_bytes`.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the folder cannot be written.
     """
     files = {
         STATE: _state_bytes(fold),
         WEIGHTS: weights,
-        HISTORY: _history_bytes(result_of(fold, "running")),
+        HISTORY: _history_bytes(fold.result("running")),
     }
     write_folder(folder, files, _facts(fold))
 
@@ -91,16 +91,16 @@ def save_finished_fold(
     validation: np.ndarray,
     probabilities: np.ndarray,
 ) -> None:
-    """Write a fold that is over.
+    """Write a finished fold.
 
     Args:
-        validation: (n_val,) indices of the samples that it held out.
-        probabilities: (n_val, classes) float32, of these samples, from the best weights.
+        validation: (n_val,) indices of the held-out samples.
+        probabilities: (n_val, classes) float32, of these samples, from the kept weights.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the folder cannot be written.
     """
-    result = result_of(fold, "complete")
+    result = fold.result("complete")
     assert result.kept_epoch is not None and result.kept_val_accuracy is not None
     metadata = context.metadata(fold.fold, result.kept_epoch, result.kept_val_accuracy)
     files = {
@@ -112,52 +112,40 @@ def save_finished_fold(
     write_folder(folder, files, _facts(fold))
 
 
-def result_of(fold: Snapshot, status: FoldStatus) -> FoldResult:
-    """The fold's history so far."""
-    return FoldResult.of(
-        fold.fold,
-        status,
-        fold.n_train,
-        fold.n_val,
-        fold.history,
-        stopped_early=fold.stopped_early,
-    )
-
-
 def load_state(folder: Place) -> dict[str, Any]:
-    """What `FoldTrainer.load_state_dict` takes. No pickled code runs.
+    """Return what `FoldTrainer.load_state_dict` takes, without running pickled code.
 
     Raises:
-        Damaged: the folder is not whole.
+        Damaged: the folder is incomplete, or a file is damaged.
     """
     files = read_folder(folder, only=(STATE,))
     try:
         state: dict[str, Any] = torch.load(
             io.BytesIO(files[STATE]), map_location="cpu", weights_only=True
         )
-    except Exception as error:  # torch raises many kinds for what is no state
+    except Exception as error:  # torch raises errors of many types here
         raise Damaged(f"{folder}: {STATE} cannot be read ({error})") from error
     return state
 
 
 def load_result(folder: Place) -> FoldResult:
-    """The fold's history, as far as it went.
+    """Return the fold's result so far.
 
     Raises:
-        Damaged: the folder is not whole.
+        Damaged: the folder is incomplete, or a file is damaged.
     """
     return FoldResult.from_json(json.loads(read_folder(folder, only=(HISTORY,))[HISTORY]))
 
 
 @dataclass(frozen=True)
 class FinishedFold:
-    """What a fold that is over has left.
+    """What a finished fold has left.
 
     Attributes:
-        result: its history and best epoch.
-        weights: content of a safetensors file with the best weights.
-        index: (n_val,) which samples it held out.
-        probabilities: (n_val, classes) float32, from the best weights.
+        result: its result, with its history.
+        weights: content of a safetensors file with the kept weights.
+        index: (n_val,) indices of the held-out samples.
+        probabilities: (n_val, classes) float32, of these samples, from the kept weights.
     """
 
     result: FoldResult
@@ -167,10 +155,10 @@ class FinishedFold:
 
 
 def load_finished_fold(folder: Place) -> FinishedFold:
-    """Read what `save_finished_fold` wrote.
+    """Return what `save_finished_fold` wrote.
 
     Raises:
-        Damaged: the folder is not whole.
+        Damaged: the folder is incomplete, or a file is damaged.
     """
     files = read_folder(folder)
     with np.load(io.BytesIO(files[PREDICTIONS]), allow_pickle=False) as predictions:
@@ -195,11 +183,11 @@ def _history_bytes(result: FoldResult) -> bytes:
 
 
 def _safetensors(weights: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
-    """Content of a safetensors file; equal weights and metadata give equal bytes."""
-    # Tied weights share memory, which safetensors refuses; a copy each keeps any network savable.
+    """Return the content of a safetensors file. Equal weights and metadata give equal bytes."""
+    # Tied weights share memory, which safetensors refuses: copies do not.
     copies = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
     content = safetensors.torch.save(copies, metadata)
-    # The header lists the metadata in an order that differs from process to process.
+    # The order of the metadata in the header differs from process to process.
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))

@@ -20,7 +20,7 @@ from raykfold.data.feature_set import Split
 from raykfold.errors import FoldError, NonFiniteLoss
 from raykfold.training import network
 from raykfold.training.random_streams import RandomStreams
-from raykfold.training.results import EpochMetrics, Histogram, kept_of
+from raykfold.training.results import EpochMetrics, FoldResult, FoldStatus, Histogram, kept_of
 from raykfold.training.steps import RecordedStep, Recorder, Step, cuda_graphs, no_recordings
 
 # A constant, because batch size affects how a convolution rounds: the accuracy of a set of weights
@@ -42,11 +42,11 @@ class TrainingSettings:
     """Hyper-parameters of training, each named as the option of `RunConfig` that it comes from.
 
     Attributes:
-        model: The network, as ``module:Class(name=value, ...)``.
-        batch_size: Samples in a training batch.
+        model: the network, as ``module:Class(name=value, ...)``.
+        batch_size: samples in a training batch.
         learning_rate: Adam's initial learning rate.
-        early_stopping_patience: Epochs without a lower validation loss after which the fold stops.
-        seed: Seed of every random draw.
+        early_stopping_patience: epochs without a lower validation loss after which the fold stops.
+        seed: seed of every random draw.
         precision: ``fp32``; or ``bf16``, which runs the forward pass of training steps, and its
             gradients, under PyTorch's autocast. Weights, the optimizer, the loss and every
             evaluation stay in fp32.
@@ -71,10 +71,10 @@ class Tally:
     """Losses and hits of one pass over samples, still on the device.
 
     Attributes:
-        phase: What the pass was for: training, validation or inner validation.
+        phase: what the pass was for: training, validation or inner validation.
         losses: (batches,) mean loss of each batch.
-        sizes: Number of samples in each batch.
-        right: Number of samples classified correctly, a scalar.
+        sizes: number of samples in each batch.
+        right: number of samples classified correctly, a scalar.
     """
 
     phase: str
@@ -91,12 +91,12 @@ class Snapshot:
     """A copy of a fold in host memory, which later training does not change.
 
     Attributes:
-        fold: The fold's label.
-        n_train: Number of training samples.
-        n_val: Number of validation samples.
-        history: Metrics of its epochs so far.
-        stopped_early: Whether early stopping has ended it.
-        state: What `FoldTrainer.load_state_dict` takes.
+        fold: the fold's label.
+        n_train: number of training samples.
+        n_val: number of validation samples.
+        history: metrics of its epochs so far.
+        stopped_early: whether early stopping has ended it.
+        state: what `FoldTrainer.load_state_dict` takes.
     """
 
     fold: int
@@ -118,6 +118,17 @@ class Snapshot:
     def kept_weights(self) -> Mapping[str, Tensor]:
         return self.state["kept_weights"]
 
+    def result(self, status: FoldStatus) -> FoldResult:
+        """Return the fold's result so far."""
+        return FoldResult.of(
+            self.fold,
+            status,
+            self.n_train,
+            self.n_val,
+            self.history,
+            stopped_early=self.stopped_early,
+        )
+
 
 class FoldTrainer:
     """Trains one fold, an epoch at a time.
@@ -133,17 +144,17 @@ class FoldTrainer:
     (seed, fold). So a result does not depend on what else the process does.
 
     Args:
-        fold: The label of the fold that is held out.
+        fold: label of the fold that is held out.
         features: (N, n_mels, time), any float type, on the device to train on.
         class_indices: (N,) long, from 0 to num_classes - 1, on the same device.
-        split: The fold's training and validation indices.
-        num_classes: Number of outputs of the network.
-        settings: Hyper-parameters.
-        recorder: Makes recordings of steps. By default steps are recorded as CUDA graphs, on a GPU
+        split: the fold's training and validation indices.
+        num_classes: number of outputs of the network.
+        settings: hyper-parameters.
+        recorder: makes recordings of steps. By default steps are recorded as CUDA graphs, on a GPU
             and if the network's class says that it is `recordable`.
 
     Raises:
-        BadInput: If the network cannot be built.
+        BadInput: the network cannot be built.
     """
 
     def __init__(
@@ -237,9 +248,9 @@ class FoldTrainer:
         """Train one epoch, evaluate, and update learning rate, kept weights and early stopping.
 
         Raises:
-            NonFiniteLoss: If a loss became NaN or infinite.
-            FoldError: If the network raised.
-            MemoryError, torch.OutOfMemoryError, torch.AcceleratorError: The process may be unable
+            NonFiniteLoss: a loss became NaN or infinite.
+            FoldError: the network raised.
+            MemoryError, torch.OutOfMemoryError, torch.AcceleratorError: the process may be unable
                 to train any fold.
         """
         outcome = run_epochs([self])[self.fold]
@@ -281,12 +292,12 @@ class FoldTrainer:
         """Read the results of an epoch; update kept weights, learning rate and early stopping.
 
         Args:
-            tallies: What `epoch` yielded last.
-            started: When the epoch began, by `time.perf_counter`.
-            folds: Number of folds that have shared the time since.
+            tallies: what `epoch` yielded last.
+            started: when the epoch began, by `time.perf_counter`.
+            folds: number of folds that have shared the time since.
 
         Raises:
-            NonFiniteLoss: If a loss is NaN or infinite.
+            NonFiniteLoss: a loss is NaN or infinite.
         """
         # Read losses and accuracies. The host waits for the device here.
         measured: dict[str, tuple[float, float]] = {}
@@ -436,7 +447,7 @@ class FoldTrainer:
         """Continue from where `state_dict` was taken.
 
         Raises:
-            ValueError: If it is the state of another fold.
+            ValueError: it is the state of another fold.
         """
         if state["fold"] != self.fold:
             raise ValueError(f"state of fold {state['fold']} given to fold {self.fold}")
@@ -503,7 +514,7 @@ def run_epochs(trainers: Sequence[FoldTrainer]) -> dict[int, EpochMetrics | Fold
         Fold → its metrics, or the error that ended it, which does not affect the other folds.
 
     Raises:
-        MemoryError, torch.OutOfMemoryError, torch.AcceleratorError: As `FoldTrainer.run_epoch`.
+        MemoryError, torch.OutOfMemoryError, torch.AcceleratorError: as `FoldTrainer.run_epoch`.
     """
     started = time.perf_counter()
 

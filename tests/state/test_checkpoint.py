@@ -20,7 +20,6 @@ from raykfold.state.checkpoint import (
     load_finished_fold,
     load_result,
     load_state,
-    result_of,
     save_active_fold,
     save_finished_fold,
     weights_bytes,
@@ -91,7 +90,7 @@ def test_a_finished_fold_leaves_everything(
     snapshot, probabilities = trained.snapshot(), trained.held_out_probabilities()
     save_finished_fold(tmp_path / "fold_3", snapshot, CONTEXT, validation, probabilities)
     left = load_finished_fold(tmp_path / "fold_3")
-    result = result_of(snapshot, "complete")
+    result = snapshot.result("complete")
     assert left.result == result
     assert result.status == "complete"
     assert (result.n_train, result.n_val) == (192, 48)
