@@ -7,19 +7,19 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from raykfold.training.fusion import encoded
+from raykfold.training.fusion import fused_block
 
 
 class EncoderBlock(nn.Module):
-    """Convolution 3 by 3, batch normalisation, ReLU, max pooling and dropout, in this order.
+    """Convolution 3 by 3, batch normalization, ReLU, max pooling and dropout, in this order.
 
-    What its modules give one by one, computed as one step (`raykfold.training.fusion`).
+    They are computed together, in less time than one after the other (`raykfold.training.fusion`).
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
-        pool: factors by which pooling shrinks (n_mels, time).
-        dropout: probability with which an element is dropped in training.
+        pool: factors by which pooling reduces (n_mels, time).
+        dropout: probability of an element to be dropped in training.
     """
 
     def __init__(
@@ -32,29 +32,31 @@ class EncoderBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return encoded(x, self.conv, self.bn, self.pool, self.dropout)
+        return fused_block(x, self.conv, self.bn, self.pool, self.dropout)
 
 
 class AudioCNN(nn.Module):
     """Three encoder blocks over a log-mel spectrogram, and a small classifier.
 
-    `recordable` says that a step of it does the same whenever it is done, but for tensors and the
-    GPU's random numbers: so it can be replayed as a CUDA graph. A class derived from this one has
-    to say so for itself.
-
-    Input (B, n_mels, time) float32; output (B, num_classes) logits. The time axis is averaged
-    away, so `target_len` does not change the parameters; frequency is kept, and does.
+    The input is (B, n_mels, time) float32, the output (B, num_classes) logits. The mean is taken
+    over time, but not over frequency: the number of parameters depends on `n_mels` and not on
+    `target_len`.
 
     Args:
         n_mels: mel bands, at least 8 (pooling divides them by 8).
-        num_classes: outputs.
+        num_classes: number of outputs.
         target_len: frames, at least 16 (pooling divides them by 16).
         width: channels of the first block; the others have twice and four times as many.
-        dropout: probability with which the blocks drop an element.
-        head_dropout: that of the classifier.
+        dropout: dropout probability of the blocks.
+        head_dropout: dropout probability of the classifier.
+
+    Attributes:
+        recordable: a training step can be replayed as a CUDA graph, because it does the same each
+            time except for the values of tensors and the GPU's random numbers. It is not
+            inherited: a derived class declares it for itself.
 
     Raises:
-        ValueError: the input is smaller than pooling allows; or another value makes no network.
+        ValueError: the input is too small for the pooling, or another value is out of range.
     """
 
     recordable = True
@@ -71,10 +73,10 @@ class AudioCNN(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(width, int) or width < 1:
-            raise ValueError(f"width {width!r}: want a whole number of channels, 1 or more")
+            raise ValueError(f"width {width!r}: expected a whole number of channels, 1 or more")
         for name, value in (("dropout", dropout), ("head_dropout", head_dropout)):
             if isinstance(value, str) or not 0 <= value < 1:
-                raise ValueError(f"{name} {value!r}: want a number from 0 to below 1")
+                raise ValueError(f"{name} {value!r}: expected a number from 0 to below 1")
         if n_mels < 8 or target_len < 16:
             raise ValueError(
                 f"features of {n_mels} mel bands by {target_len} frames are too small: "
@@ -91,6 +93,6 @@ class AudioCNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.unsqueeze(3).permute(0, 3, 1, 2)  # one channel, last in memory
         x = self.encoder3(self.encoder2(self.encoder1(x)))
-        x = torch.relu(self.conv1d(x.mean(dim=3)))  # (B, channels, n_mels / 8) along frequency
+        x = torch.relu(self.conv1d(x.mean(dim=3)))  # (B, channels, n_mels / 8)
         x = torch.relu(self.fc1(x.flatten(1)))
         return cast(Tensor, self.fc2(self.dropout(x)))

@@ -1,8 +1,8 @@
-"""A convolution and what follows it in an encoder block, as one step.
+"""An encoder block in less time: convolution, batch normalization, ReLU, pooling and dropout.
 
-Batch normalisation, ReLU, pooling and dropout, one after the other, each read and write the whole
-output of the convolution, forward and backward: that can take longer than the convolution. Here
-the output is normalised and pooled, and all the rest is done on what pooling leaves of it.
+One after the other, each module behind the convolution reads and writes its whole output, forward
+and backward, which can take longer than the convolution. Here the output is normalized and pooled,
+and everything else is computed on the smaller, pooled result.
 """
 
 from __future__ import annotations
@@ -14,30 +14,32 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-# A threshold of this many bits decides whether dropout keeps an element: so p is met to one part
-# in 65,536, and one random word of 64 bits serves four elements.
+# Dropout compares random numbers of this many bits with a threshold. So p is met to one part in
+# 65,536, and a random word of 64 bits serves four elements.
 _BITS = 16
 
 
-def encoded(
+def fused_block(
     x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, pool: nn.MaxPool2d, dropout: nn.Dropout
 ) -> Tensor:
-    """``dropout(pool(relu(norm(conv(x)))))``, within rounding, trained or evaluated as `norm` is.
+    """Compute ``dropout(pool(relu(norm(conv(x)))))``, within rounding, in the mode of `norm`.
 
-    The norm is that of Ioffe & Szegedy 2015 (https://arxiv.org/abs/1502.03167), as `nn.BatchNorm2d`
-    has it. In training the convolution's bias gets no gradient, because the true one is zero: the
-    norm takes away whatever a bias adds. Modules that are not what this knows (another stride, a
-    norm without statistics, a hook, a class derived from one of these) are called one by one.
+    Batch normalization is that of Ioffe & Szegedy 2015 (https://arxiv.org/abs/1502.03167), as in
+    `nn.BatchNorm2d`. In training the convolution's bias gets no gradient, because the true one is
+    zero: the norm subtracts whatever a bias adds. Modules that cannot be fused (another stride, a
+    norm without statistics, a hook, a derived class) are called one by one.
 
     Args:
         x: (B, in_channels, height, width).
 
     Returns:
-        (B, out_channels, height, width) of what pooling leaves, channels last in memory.
+        (B, out_channels, pooled height, pooled width), channels last in memory.
     """
-    if not _is_known(conv, norm, pool, dropout) or x.shape[0] * x.shape[2] * x.shape[3] == 1:
+    if not _can_fuse(conv, norm, pool, dropout) or x.shape[0] * x.shape[2] * x.shape[3] == 1:
         return cast(Tensor, dropout(pool(torch.relu(norm(conv(x))))))
     assert norm.running_mean is not None and norm.running_var is not None
+
+    # In evaluation the norm is a fixed scale and shift, which the convolution takes over.
     if not norm.training:
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         shift = norm.bias - norm.running_mean * scale
@@ -45,7 +47,9 @@ def encoded(
             shift = shift + conv.bias * scale
         weight = conv.weight * scale.view(-1, 1, 1, 1)
         y = functional.conv2d(x, _channels_last(weight), shift, padding=conv.padding)
-        return cast(Tensor, dropout(torch.relu(pool(y))))  # ReLU after pooling: both only grow
+        return cast(Tensor, dropout(torch.relu(pool(y))))  # both are monotonic: any order will do
+
+    # In training the norm's statistics are those of the batch.
     assert norm.num_batches_tracked is not None and norm.momentum is not None
     y = functional.conv2d(x, _channels_last(conv.weight), None, padding=conv.padding)
     dropped = dropout.p if dropout.training else 0.0
@@ -59,7 +63,7 @@ def encoded(
     return out
 
 
-def _is_known(
+def _can_fuse(
     conv: nn.Conv2d, norm: nn.BatchNorm2d, pool: nn.MaxPool2d, dropout: nn.Dropout
 ) -> bool:
     modules = (conv, norm, pool, dropout)
@@ -79,16 +83,16 @@ def _is_known(
         and pool.dilation == 1
         and not pool.ceil_mode
         and not pool.return_indices
-        and round(dropout.p * 2**_BITS) < 2**_BITS  # what `_kept` can compare with
+        and round(dropout.p * 2**_BITS) < 2**_BITS  # a threshold that `_dropout_mask` can have
     )
 
 
 class _NormReluPool(torch.autograd.Function):
     """Norm, pooling, ReLU and dropout, in training, of a convolution's output y.
 
-    y is normalised to z = sign(gamma) (y - mean) / std, and z pooled to m. The norm gives
-    |gamma| z + beta, which grows with z as ReLU does: so ReLU of |gamma| m + beta is what pooling
-    last would give.
+    y is normalized to z = sign(gamma) (y - mean) / std, and z is pooled to m. The norm's output,
+    |gamma| z + beta, increases with z, as ReLU does. So ReLU of |gamma| m + beta is the same as
+    pooling after norm and ReLU.
     """
 
     @staticmethod
@@ -110,9 +114,9 @@ class _NormReluPool(torch.autograd.Function):
         scale = 1 / (1 - dropout)
         out = torch.addcmul(_maps(beta * scale), m, _maps(gamma.abs() * scale)).clamp_min_(0)
         if dropout:
-            out.mul_(_kept(out, dropout))
-        # What is above zero is what has passed the ReLU and was not dropped. Not the output itself
-        # is kept: whoever gets it may change it.
+            out.mul_(_dropout_mask(out, dropout))
+        # Elements above zero have passed ReLU and dropout. The output itself is not saved, because
+        # the caller may change it in place.
         ctx.save_for_backward(z, m, where, out > 0, gamma, sign, inverse_std)
         ctx.scale = scale
         return out.to(y.dtype)
@@ -124,28 +128,28 @@ class _NormReluPool(torch.autograd.Function):
         d = (grad * passed).to(gamma.dtype).mul_(ctx.scale)
         d_beta = d.sum(dim=(0, 2, 3))
         d_abs_gamma = (d * m).sum(dim=(0, 2, 3))
-        # The gradient at z is |gamma| d at the maxima and 0 elsewhere; the norm takes out of it
-        # its mean and its part along z.
+        # The gradient at z is |gamma| d at the maxima and 0 elsewhere. The norm's backward pass
+        # subtracts its mean and its projection on z.
         slope = gamma * inverse_std
         count = z.numel() // z.shape[1]
         shift, tilt = _maps(slope * d_beta / -count), _maps(slope * d_abs_gamma / -count)
         dy = torch.addcmul(shift.to(z.dtype), z, tilt.to(z.dtype))
         maxima = torch.addcmul(shift, m, tilt).addcmul_(d, _maps(slope)).to(z.dtype)
-        # Windows do not overlap, so no element is written twice, and order does not matter.
+        # Windows do not overlap, so no element is written twice: the result is deterministic.
         _rows(dy).scatter_(1, _rows(where), _rows(maxima))
         return dy, sign * d_abs_gamma, d_beta, None, None, None
 
 
-def _kept(like: Tensor, dropout: float) -> Tensor:
-    """Whether dropout keeps each element of a (B, C, H, W); memory as `like` has it, channels last.
+def _dropout_mask(like: Tensor, dropout: float) -> Tensor:
+    """Return (B, C, H, W) bool, in the layout of `like`, channels last: False where dropped.
 
-    Four times as fast, on a CPU, as `torch.bernoulli`, which takes a double for each.
+    On a CPU it is four times as fast as `torch.bernoulli`, which draws a double for each element.
     """
     batch, channels, height, width = like.shape
     words = torch.empty((like.numel() + 3) // 4, dtype=torch.int64, device=like.device)
     bits = words.random_(-(2**63), None).view(torch.int16)[: like.numel()]
-    kept = bits >= round(dropout * 2**_BITS) - 2 ** (_BITS - 1)
-    return kept.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    mask = bits >= round(dropout * 2**_BITS) - 2 ** (_BITS - 1)
+    return mask.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _channels_last(weight: Tensor) -> Tensor:
@@ -153,10 +157,10 @@ def _channels_last(weight: Tensor) -> Tensor:
 
 
 def _maps(values: Tensor) -> Tensor:
-    """(C,) as what multiplies (B, C, H, W)."""
+    """Reshape (C,) to what broadcasts over (B, C, H, W)."""
     return values.view(1, -1, 1, 1)
 
 
 def _rows(maps: Tensor) -> Tensor:
-    """(B, C, H, W) as (B, H W, C), without a copy where channels are last in memory."""
+    """Reshape (B, C, H, W) to (B, H W, C), without a copy where channels are last in memory."""
     return maps.permute(0, 2, 3, 1).flatten(1, 2)

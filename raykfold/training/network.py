@@ -1,4 +1,4 @@
-"""How a network is named, built and checked."""
+"""Building and checking the network that `--model` names."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from raykfold.errors import BadInput
 
 
 def model_class(spec: str) -> type[nn.Module]:
-    """The class that a spec's name, ``module:Class``, stands for.
+    """Import the class that ``module:Class`` names.
 
     Raises:
-        BadInput: it cannot be imported, or is no `nn.Module` class.
+        BadInput: it cannot be imported, or is not a subclass of `nn.Module`.
     """
     module_name, _, class_name = spec.partition(":")
     if not module_name or not class_name:
-        raise BadInput(f"--model {spec!r}: want module:Class, as in {DEFAULT_MODEL}")
+        raise BadInput(f"--model {spec!r}: expected module:Class, as in {DEFAULT_MODEL}")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except Exception as error:  # a user's module can raise anything while it is imported
@@ -28,16 +28,16 @@ def model_class(spec: str) -> type[nn.Module]:
             "the module must be on the Python path"
         ) from error
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise BadInput(f"--model {spec}: is no torch.nn.Module class")
+        raise BadInput(f"--model {spec}: not a subclass of torch.nn.Module")
     return found
 
 
 def build_model(spec: str, n_mels: int, num_classes: int, target_len: int) -> nn.Module:
-    """The network named by `spec`, with initial weights from torch's current random state.
+    """Build a network, drawing its initial weights from torch's current random state.
 
     Args:
-        spec: ``module:Class``, called with ``(n_mels, num_classes, target_len)`` and the keyword
-            arguments that it has in parentheses (`raykfold.config.model_spec`).
+        spec: ``module:Class(name=value, ...)`` (`raykfold.config.model_spec`). The class is called
+            with ``(n_mels, num_classes, target_len)`` and these keyword arguments.
 
     Raises:
         BadInput: the class cannot be imported or constructed for this input.
@@ -57,12 +57,12 @@ def build_model(spec: str, n_mels: int, num_classes: int, target_len: int) -> nn
 
 
 def check_model(spec: str, n_mels: int, num_classes: int, target_len: int) -> int:
-    """Build the network once, send two samples through it, and count its parameters.
+    """Build a network, call it with two samples, and return its number of parameters.
 
-    Leaves torch's random state as it was.
+    Torch's random state stays as it was.
 
     Raises:
-        BadInput: it cannot be built, fails on such input, or returns another shape than
+        BadInput: it cannot be built, fails on this input, or returns a shape other than
             (2, num_classes).
     """
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
@@ -78,6 +78,6 @@ def check_model(spec: str, n_mels: int, num_classes: int, target_len: int) -> in
     if shape != (2, num_classes):
         raise BadInput(
             f"--model {spec}: returned {shape} for input (2, {n_mels}, {target_len}); "
-            f"want logits of shape (2, {num_classes})"
+            f"expected logits of shape (2, {num_classes})"
         )
     return sum(parameter.numel() for parameter in model.parameters())

@@ -18,9 +18,9 @@ class RandomStreams:
     The libraries' generators are global. While the fold is `active`, they have the fold's states.
 
     Args:
-        seed: Seed of the run.
-        fold: The fold's label. Each pair of seed and label gives streams of its own.
-        device: What the fold trains on.
+        seed: seed of the run.
+        fold: the fold's label. Each pair of seed and label gives streams of its own.
+        device: what the fold trains on.
     """
 
     def __init__(self, seed: int, fold: int, device: torch.device) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raykfold.training.fusion import encoded
+from raykfold.training.fusion import fused_block
 
 SHAPES = [
     ((4, 1, 12, 16), (2, 2)),
@@ -32,7 +32,7 @@ def modules(
 def block(
     x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, pool: tuple[int, int], dropout: float = 0.0
 ) -> Tensor:
-    return encoded(x, conv, norm, nn.MaxPool2d(pool), nn.Dropout(dropout))
+    return fused_block(x, conv, norm, nn.MaxPool2d(pool), nn.Dropout(dropout))
 
 
 def one_by_one(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, pool: tuple[int, int]) -> Tensor:
@@ -74,7 +74,7 @@ def test_it_evaluates_as_the_modules_one_by_one_do(
     before = copy.deepcopy(norm.state_dict())
     x = torch.randn(shape, dtype=torch.float64)
     dropout = nn.Dropout(0.5).eval()
-    out = encoded(x, conv.eval(), norm.eval(), nn.MaxPool2d(pool), dropout)
+    out = fused_block(x, conv.eval(), norm.eval(), nn.MaxPool2d(pool), dropout)
     torch.testing.assert_close(out, one_by_one(x, conv, norm, pool))
     torch.testing.assert_close(norm.state_dict(), before)
 
@@ -152,7 +152,7 @@ def test_other_modules_are_called_one_by_one(
     x = torch.randn(3, 2, 9, 9)
     for _ in range(2):
         expected = others[3](others[2](torch.relu(others[1](others[0](x)))))
-        torch.testing.assert_close(encoded(x, *parts), expected)  # type: ignore[arg-type]
+        torch.testing.assert_close(fused_block(x, *parts), expected)  # type: ignore[arg-type]
     torch.testing.assert_close(parts[1].state_dict(), others[1].state_dict())
 
 

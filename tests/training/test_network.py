@@ -146,7 +146,7 @@ def test_an_own_network_is_built_with_three_numbers(own_models: str) -> None:
         ("Pair", "returned tuple"),
         ("Raises", "RuntimeError: first line"),
         ("Picky", "cannot be built"),
-        ("NoModule", "no torch.nn.Module"),
+        ("NoModule", "not a subclass of torch.nn.Module"),
         ("Absent", "cannot be imported"),
     ],
 )
