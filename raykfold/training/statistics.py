@@ -1,4 +1,4 @@
-"""What can be said of accuracies over folds, and with how much doubt."""
+"""Statistics of accuracies over folds, samples, classes and seeds, with their sources."""
 
 from __future__ import annotations
 
@@ -9,33 +9,35 @@ from typing import Any
 
 import numpy as np
 
-CONFIDENCE = 0.95  # of every interval
+CONFIDENCE = 0.95  # level of every interval
 
-# Accuracies of folds that are closer than that are equal but for rounding: a sample more or less is
-# further apart in any fold that fits a disk.
+# Accuracies of folds that differ by less differ only by rounding: one sample makes more of a
+# difference in any fold that fits on a disk.
 ROUNDING = 1e-9
 
 
 def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean of at least one value."""
+    """Return the arithmetic mean of at least one value."""
     return math.fsum(values) / len(values)
 
 
 def mean_accuracy(accuracies: Sequence[float]) -> float:
-    """Their mean to twelve decimals. What is equal but for rounding, as the mean over folds of one
-    size is to the pooled accuracy, is then printed as the same.
+    """Return the mean, rounded to twelve decimals.
+
+    Means that differ only by rounding are then equal in print, as the mean over folds of equal size
+    and the pooled accuracy.
     """
     return round(mean(accuracies), 12)
 
 
 def population_std(values: Sequence[float]) -> float:
-    """Standard deviation with divisor n (ddof 0), as NumPy's `std` has by default."""
+    """Return the standard deviation with divisor n (ddof 0), NumPy's default."""
     centre = mean(values)
     return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / len(values))
 
 
 def sample_std(values: Sequence[float]) -> float | None:
-    """Standard deviation with divisor n - 1 (ddof 1); None for a single value."""
+    """Return the standard deviation with divisor n - 1 (ddof 1); None for a single value."""
     if len(values) < 2:
         return None
     return population_std(values) * math.sqrt(len(values) / (len(values) - 1))
@@ -46,8 +48,8 @@ class Estimate:
     """The accuracy of a cross-validation, estimated over its folds.
 
     Attributes:
-        accuracies: one a fold, from 0 to 1.
-        test_to_train: held-out samples to training samples, as in `corrected_std_error`.
+        accuracies: one for each fold, from 0 to 1.
+        test_to_train: ratio of held-out to training samples, as in `corrected_std_error`.
     """
 
     accuracies: tuple[float, ...]
@@ -89,24 +91,24 @@ class Estimate:
 
 
 def corrected_std_error(values: Sequence[float], test_to_train: float) -> float | None:
-    """Standard error of a mean over the folds of a cross-validation.
+    """Return the corrected standard error of a mean over the folds of a cross-validation.
 
-    Training sets overlap, so results of folds are not independent, and the usual s / √J is too
-    small. With a sample variance s² of J results it is √((1/J + n₂/n₁) s²): the correction of
-    C. Nadeau and Y. Bengio, "Inference for the Generalization Error", Machine Learning 52 (2003),
-    section 4. An approximation: there is no unbiased estimate (Y. Bengio and Y. Grandvalet, JMLR 5,
-    2004).
+    Training sets overlap, so the results of folds are not independent, and the usual s / √J is too
+    small. With the sample variance s² of J results, the corrected standard error is
+    √((1/J + n₂/n₁) s²): C. Nadeau and Y. Bengio, "Inference for the Generalization Error", Machine
+    Learning 52 (2003), section 4. It is an approximation; no unbiased estimate exists (Y. Bengio
+    and Y. Grandvalet, JMLR 5, 2004).
 
-    R. Bouckaert and E. Frank (PAKDD 2004) count each of the repeats of a cross-validation among the
-    J; but theirs are dealt into new folds each time. Further seeds on the same folds are no further
-    results: take each fold's mean over the seeds.
+    R. Bouckaert and E. Frank (PAKDD 2004) count each repeat of a cross-validation among the J, but
+    draw new folds for each repeat. Other seeds on the same folds are not further results: pass each
+    fold's mean over the seeds.
 
     Args:
-        values: J results, one a fold.
-        test_to_train: n₂/n₁, held-out samples to training samples of a fold.
+        values: J results, one for each fold.
+        test_to_train: n₂/n₁, the ratio of held-out to training samples of a fold.
 
     Returns:
-        None where the values do not tell how they vary: of a single one, or if all are equal.
+        None if the values do not show how they vary: there is only one, or all are equal.
     """
     deviation = sample_std(values)
     if deviation is None or max(values) - min(values) < ROUNDING:
@@ -115,9 +117,9 @@ def corrected_std_error(values: Sequence[float], test_to_train: float) -> float 
 
 
 def corrected_interval(values: Sequence[float], test_to_train: float) -> tuple[float, float] | None:
-    """95 % confidence interval of the mean, by Student's t with J - 1 degrees of freedom.
+    """Return a 95 % confidence interval of the mean, by Student's t with J - 1 degrees of freedom.
 
-    Args and None as of `corrected_std_error`.
+    Arguments, and when it is None, are as in `corrected_std_error`.
     """
     from scipy.stats import t
 
@@ -130,14 +132,14 @@ def corrected_interval(values: Sequence[float], test_to_train: float) -> tuple[f
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Whether the mean of paired differences is zero.
+    """A test of whether the mean of paired differences is zero.
 
     Attributes:
-        difference: the mean.
-        t: Student's t; None if the differences do not tell how they vary.
-        degrees: of freedom.
-        p: two-sided; None with `t`.
-        interval: 95 %, of the difference; None with `t`.
+        difference: mean of the differences.
+        t: Student's t; None if the differences do not show how they vary.
+        degrees: degrees of freedom.
+        p: two-sided p-value; None if `t` is.
+        interval: 95 % confidence interval of the difference; None if `t` is.
     """
 
     difference: float
@@ -148,9 +150,11 @@ class PairedTest:
 
 
 def corrected_t_test(differences: Sequence[float], test_to_train: float) -> PairedTest:
-    """Paired t-test over the folds of a cross-validation, with the corrected standard error.
+    """Return a paired t-test over the folds of a cross-validation, with corrected standard error.
 
-    Source and arguments as of `corrected_std_error`; differences of accuracies, from -1 to 1.
+    Args:
+        differences: of two accuracies, from -1 to 1, one for each fold.
+        test_to_train: as in `corrected_std_error`, which also names the source.
     """
     from scipy.stats import t
 
@@ -170,12 +174,12 @@ def corrected_t_test(differences: Sequence[float], test_to_train: float) -> Pair
 
 @dataclass(frozen=True)
 class McNemar:
-    """Two classifiers on the same samples.
+    """A comparison of two classifiers on the same samples.
 
     Attributes:
-        only_first: samples that only the first has right.
-        only_second: samples that only the second has right.
-        p: two-sided, that both are wrong equally often.
+        only_first: number of samples that only the first classifies correctly.
+        only_second: number of samples that only the second classifies correctly.
+        p: two-sided p-value of the hypothesis that both are wrong equally often.
     """
 
     only_first: int
@@ -184,14 +188,14 @@ class McNemar:
 
 
 def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> McNemar:
-    """The exact test on samples that one of two classifiers has right, and the other wrong.
+    """Return McNemar's test of the samples that exactly one of two classifiers has right.
 
     Q. McNemar, "Note on the sampling error of the difference between correlated proportions or
-    percentages", Psychometrika 12 (1947); exact, by the binomial distribution.
+    percentages", Psychometrika 12 (1947). The p-value is exact, by the binomial distribution.
 
     Args:
-        first_right: (n,) bool, which samples the first has right.
-        second_right: (n,) bool, of the same samples.
+        first_right: (n,) bool, whether the first classifies each sample correctly.
+        second_right: (n,) bool, the same of the second.
     """
     from scipy.stats import binomtest
 
@@ -203,11 +207,11 @@ def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> McNemar:
 
 
 def wilson_interval(right: int, total: int) -> tuple[float, float]:
-    """95 % interval of a share of independent samples.
+    """Return a 95 % confidence interval of a proportion, `right` of `total` samples.
 
     E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22
-    (1927). It takes samples for independent and the classifier for given: that folds have trained
-    on other data is not in it.
+    (1927). It assumes independent samples and a fixed classifier, and so ignores that each fold
+    was trained on other data.
     """
     from scipy.stats import binomtest
 
@@ -216,33 +220,35 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
 
 
 def outliers(accuracies: Sequence[float], samples: Sequence[int]) -> list[int]:
-    """Positions of the accuracies that stand apart from the others.
+    """Return the positions of accuracies that are outliers.
 
-    Up to a quarter of them, by B. Rosner's test ("Percentage Points for a Generalized ESD
-    Many-Outlier Procedure", Technometrics 25, 1983), in which two do not hide each other: of runs
-    whose folds are alike, one in fifteen has one. And that are further from the others' mean than
-    two standard errors of a share of so many samples: luck alone can bring the rest. For these two
-    right samples and two wrong ones are added (A. Agresti and B. Coull, The American Statistician
-    52, 1998), without which a share of 1 would leave luck no room.
+    An outlier meets two criteria. It is one by B. Rosner's test ("Percentage Points for a
+    Generalized ESD Many-Outlier Procedure", Technometrics 25, 1983), in which outliers do not mask
+    each other, for up to a quarter of the accuracies. That alone finds one in every fifteenth run
+    without any. And it is further from the mean of the others than two standard errors of a
+    proportion of so many samples, because chance explains the rest. For this, two right and two
+    wrong samples are added (A. Agresti and B. Coull, The American Statistician 52, 1998); otherwise
+    a proportion of 1 would have a standard error of 0.
 
     Args:
-        accuracies: 0 to 1; of less than four, none stands apart.
-        samples: how many each accuracy is a share of.
+        accuracies: from 0 to 1. Fewer than four have no outlier.
+        samples: number of samples behind each accuracy.
     """
-    left, taken, apart = list(range(len(accuracies))), [], 0
+    left, taken, count = list(range(len(accuracies))), [], 0
     for _ in range(len(accuracies) // 4):
         values = [accuracies[position] for position in left]
         distances = [abs(value - mean(values)) for value in values]
-        limit = _farthest(len(values)) * (sample_std(values) or 0.0)
+        limit = _critical_distance(len(values)) * (sample_std(values) or 0.0)
         taken.append(left.pop(distances.index(max(distances))))
         if max(distances) > limit:
-            apart = len(taken)  # with those before it, which it may have hidden
-    others = mean([x for n, x in enumerate(accuracies) if n not in taken[:apart]] or [0.0])
-    return sorted(n for n in taken[:apart] if not _is_luck(accuracies[n], samples[n], others))
+            count = len(taken)  # this one, and those before it, which it may have masked
+    candidates = taken[:count]
+    others = mean([x for n, x in enumerate(accuracies) if n not in candidates] or [0.0])
+    return sorted(n for n in candidates if not _is_chance(accuracies[n], samples[n], others))
 
 
-def _farthest(count: int) -> float:
-    """From the mean of so many, in their standard deviations: more is seldom among what is alike.
+def _critical_distance(count: int) -> float:
+    """Return the distance from the mean, in standard deviations, beyond which a value is outlying.
 
     F. Grubbs, "Procedures for Detecting Outlying Observations in Samples", Technometrics 11 (1969).
     """
@@ -252,22 +258,23 @@ def _farthest(count: int) -> float:
     return (count - 1) * critical / math.sqrt((count - 2 + critical**2) * count)
 
 
-def _is_luck(accuracy: float, samples: int, expected: float) -> bool:
-    share = (expected * samples + 2) / (samples + 4)
-    return abs(accuracy - expected) <= 2 * math.sqrt(share * (1 - share) / (samples + 4))
+def _is_chance(accuracy: float, samples: int, expected: float) -> bool:
+    proportion = (expected * samples + 2) / (samples + 4)
+    std_error = math.sqrt(proportion * (1 - proportion) / (samples + 4))
+    return abs(accuracy - expected) <= 2 * std_error
 
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """How a class fares over all held-out samples.
+    """Precision, recall and F1 of one class over all held-out samples.
 
     Attributes:
-        label: as in the data.
-        name: as in the data.
-        precision: share of right ones among the predictions of this class; None if there is none.
-        recall: share of right ones among the samples of this class; None if there is none.
-        f1: their harmonic mean, 0 if nothing is right; None without a sample.
-        support: samples.
+        label: label of the class in the data.
+        name: name of the class in the data.
+        precision: proportion of predictions of this class that are right; None without any.
+        recall: proportion of samples of this class that are found; None without any.
+        f1: harmonic mean of the two, 0 if nothing is right; None without a sample.
+        support: number of samples.
     """
 
     label: int
@@ -281,12 +288,12 @@ class ClassMetrics:
 def class_metrics(
     labels: np.ndarray, predictions: np.ndarray, names: Mapping[int, str]
 ) -> tuple[ClassMetrics, ...]:
-    """Precision, recall and F1 of each class, by scikit-learn.
+    """Return precision, recall and F1 of each class, by scikit-learn.
 
     Args:
         labels: (n,) true labels.
         predictions: (n,) predicted labels.
-        names: label → name, in the order wanted.
+        names: label → name, in the order of the result.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -300,13 +307,13 @@ def class_metrics(
 
 
 def macro_f1(classes: Sequence[ClassMetrics]) -> float | None:
-    """Mean F1 of the classes that have a sample; None if none has."""
+    """Return the mean F1 of the classes that have samples; None if no class has."""
     known = [each.f1 for each in classes if each.f1 is not None]
     return mean(known) if known else None
 
 
 def confusion(labels: np.ndarray, predictions: np.ndarray, order: Sequence[int]) -> np.ndarray:
-    """(classes, classes) int: true label of a row, predicted label of a column; scikit-learn's."""
+    """Return (classes, classes) int, counts by true label (row) and predicted label (column)."""
     from sklearn.metrics import confusion_matrix
 
     counts: np.ndarray = confusion_matrix(labels, predictions, labels=list(order))
@@ -315,12 +322,12 @@ def confusion(labels: np.ndarray, predictions: np.ndarray, order: Sequence[int])
 
 @dataclass(frozen=True)
 class Spread:
-    """Where the spread of repeated cross-validation comes from.
+    """Standard deviations of accuracies in a cross-validation that several seeds repeat.
 
     Attributes:
-        over_seeds: standard deviation of one fold's accuracy from seed to seed.
-        over_folds: from fold to fold, what seeds add taken off; None of one fold.
-        of_means: of the mean over folds, from seed to seed: what another seed would have reported.
+        over_seeds: of one fold's accuracy, from seed to seed.
+        over_folds: of accuracies from fold to fold, without what seeds add; None for one fold.
+        of_means: of the mean over folds, from seed to seed: what another seed would change.
     """
 
     over_seeds: float
@@ -329,14 +336,15 @@ class Spread:
 
 
 def spread(accuracies: Sequence[Sequence[float | None]]) -> Spread:
-    """Variance components of folds and, within them, of seeds.
+    """Return the variance components of folds and, within folds, of seeds.
 
-    One-way random effects, by the analysis of variance: with w the mean of the folds' variances
-    over R seeds, and b the variance of the folds' means, seeds have the variance w, and folds
-    max(0, b - w / R) (S. Searle, G. Casella, C. McCulloch, "Variance Components", 1992, ch. 3).
+    The model is one-way random effects, estimated by analysis of variance. Let w be the mean of the
+    folds' variances over R seeds, and b the variance of the folds' means. Then seeds have the
+    variance w, and folds max(0, b - w / R) (S. Searle, G. Casella, C. McCulloch, "Variance
+    Components", 1992, chapter 3).
 
     Args:
-        accuracies: (seeds, folds), of two seeds at least.
+        accuracies: (seeds, folds), with two seeds or more.
     """
     seeds, values = len(accuracies), np.asarray(accuracies, dtype=np.float64)
     within = float(values.var(axis=0, ddof=1).mean())
