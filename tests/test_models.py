@@ -11,7 +11,6 @@ from raykfold.errors import BadInput
 from raykfold.models import AudioCNN
 from raykfold.training.network import build_model, check_model
 
-
 NAMES = {
     "encoder1.conv",
     "encoder1.bn",
