@@ -1,201 +1,48 @@
-"""The page of a run: what it says, and how it stands in a browser."""
+"""The page of a run: what it says, and how it looks in a browser."""
 
 from __future__ import annotations
 
 import base64
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from support.chromium import PROGRAM, Chromium, Tab
+from support.page_run import (
+    CREATED,
+    EPOCHS,
+    NAMES,
+    begin,
+    finish,
+    go_on,
+    page_of,
+    predictions_of,
+    summary_of,
+    text_of,
+)
 from support.small_data import small_arrays
 
 from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FeatureSet
 from raykfold.data.leakage import Leakage, Pair, Twins
-from raykfold.data.reading import feature_set_from_arrays, write_feature_set
-from raykfold.files.atomic import write_folder
+from raykfold.data.reading import feature_set_from_arrays
 from raykfold.observers import Audience, Observer, RunStart
-from raykfold.outputs.model_dir import Artifacts
 from raykfold.pages import remarks
 from raykfold.pages.run_page import Reporter, plots, report, write_report
-from raykfold.report import main
-from raykfold.state.archive import open_run, write_results
+from raykfold.state.archive import open_run
 from raykfold.state.heartbeat import Heartbeat
 from raykfold.state.record import RunRecord, identity
-from raykfold.state.states import Index
-from raykfold.training.predictions import OutOfFold, out_of_fold
-from raykfold.training.results import EpochMetrics, FoldResult, Repeats, Summary
-
-NAMES = {2: "<script>alert(1)</script>", 3: "$x^2$", 5: "Bär & Söhne", 7: "雨の音"}
-EPOCHS = 6
-CREATED = "20260102-030405"
+from raykfold.training.results import FoldResult, Summary
 
 
 @pytest.fixture(scope="module")
 def data() -> FeatureSet:
     return feature_set_from_arrays(*small_arrays(), class_mapping=NAMES)
-
-
-@pytest.fixture(scope="module")
-def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_feature_set(folder, *small_arrays(), NAMES, {})
-    return folder
-
-
-# --- a run, by what it leaves ----------------------------------------------------------------
-
-
-def history(fold: int, epochs: int, inner: bool = False) -> tuple[EpochMetrics, ...]:
-    """Accuracy is highest one epoch before the last; the inner split likes the one before that."""
-
-    def accuracy(epoch: int) -> float:
-        return 0.4 + fold % 9 / 20 + epoch / 50 - 0.1 * (epoch == epochs - 1)
-
-    def liked(epoch: int) -> float | None:
-        return float(epoch == epochs - 3) if inner else None
-
-    return tuple(
-        EpochMetrics(
-            *(epoch, 1.0, 0.5, 1.5 - epoch / 10, accuracy(epoch), 0.001, 10.5),
-            inner_loss=1.0 if inner else None,
-            inner_accuracy=liked(epoch),
-        )
-        for epoch in range(epochs)
-    )
-
-
-def complete(fold: int, data: FeatureSet, inner: bool = False) -> FoldResult:
-    split = data.split(fold)
-    epochs = EPOCHS if fold > 1 else EPOCHS - 1
-    rows = history(fold, epochs, inner)
-    sizes = len(split.train), len(split.validation)
-    return FoldResult.of(fold, "complete", *sizes, rows, stopped_early=fold == 1)
-
-
-def probabilities(data: FeatureSet, fold: int) -> np.ndarray:
-    """Right more often than not, and not equally sure."""
-    indices = data.split(fold).validation
-    rng = np.random.default_rng(fold)
-    values = rng.uniform(0, 1, (len(indices), data.num_classes))
-    values[np.arange(len(indices)), data.class_indices[indices]] += 0.6
-    return np.asarray(values / values.sum(axis=1, keepdims=True), dtype=np.float32)
-
-
-def begin(folder: Path, data: FeatureSet, **changes: Any) -> RunConfig:
-    config = RunConfig(**{"run_name": "sounds", "model_dir": folder, "epochs": EPOCHS, **changes})
-    RunRecord.of(
-        config, identity(config, data.fingerprint, "cpu x1", "fp32"), CREATED, data.fold_labels
-    ).write(config)
-    return config
-
-
-def finish(
-    folder: Path,
-    data: FeatureSet,
-    failed: Mapping[int, str] | None = None,
-    seeds: Sequence[int] = (),
-    leakage: Leakage | None = None,
-    **changes: Any,
-) -> RunConfig:
-    """Leave what a run does that is over.
-
-    Args:
-        failed: fold → its error.
-        seeds: of the run's repeats, which are all alike.
-        leakage: what was found in the data.
-    """
-    config = begin(folder, data, **changes)
-    inner = config.select == "inner"
-    results = {fold: complete(fold, data, inner) for fold in data.fold_labels}
-    for fold, error in (failed or {}).items():
-        few = history(fold, 2)
-        results[fold] = FoldResult.of(fold, "failed", 192, 48, few, error=error)
-    held_out = {
-        fold: (data.split(fold).validation, probabilities(data, fold))
-        for fold, result in results.items()
-        if result.status == "complete"
-    }
-    predictions = out_of_fold(held_out, data)
-    assert predictions is not None
-    folds = tuple(results.values())
-    summary = Summary(
-        run_name=config.run_name,
-        folds=folds,
-        out_of_fold=None if failed else predictions.metrics(data.class_mapping),
-        classes=data.class_mapping,
-        wall_seconds=305.0,
-        num_workers=2,
-        versions={"python": "3.11.7", "torch": "2.13.0"},
-        sessions=3,
-        select=config.select,
-        repeats=Repeats(tuple(seeds), (folds,) * len(seeds)) if seeds else None,
-        leakage=leakage,
-    )
-    artifacts = Artifacts(config)
-    artifacts.run_finished(summary)
-    weights = dict.fromkeys(held_out, b"weights")
-    write_results(config.outputs, summary, weights, predictions)
-    return config
-
-
-def go_on(folder: Path, data: FeatureSet, **changes: Any) -> RunConfig:
-    """Leave what a run does that goes on: fold 1 complete, 2 and 3 at work, 4 and 5 waiting."""
-    config = begin(folder, data, **changes)
-    index = Index()
-    results = [
-        complete(1, data),
-        *(FoldResult.of(f, "running", 192, 48, history(f, 3)) for f in (2, 3)),
-    ]
-    for result in results:
-        index.folds[result.fold] = config.run_dir.finished(result.fold)
-        write_folder(
-            config.run_dir.finished(result.fold),
-            {"history.json": json.dumps(result.to_json()).encode()},
-            {},
-        )
-    index.write(config.run_dir)
-    artifacts = Artifacts(config)
-    artifacts.run_started(
-        RunStart(
-            run_name=config.run_name,
-            epochs=EPOCHS,
-            folds=data.fold_labels,
-            histories={2: history(2, 3), 3: history(3, 3)},
-            finished={1: results[0]},
-        )
-    )
-    return config
-
-
-def summary_of(config: RunConfig) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(config.outputs.summary.read_bytes())
-    return content
-
-
-def predictions_of(config: RunConfig) -> OutOfFold:
-    predictions = open_run(config.model_path).predictions
-    assert predictions is not None
-    return predictions
-
-
-def text_of(page: str) -> str:
-    """About what a reader sees of a page, without its pictures."""
-    shown = re.sub(r"<(style|svg).*?</\1>", " ", page, flags=re.DOTALL)
-    return " ".join(re.sub(r"<[^>]+>", " ", shown).split())
-
-
-def page_of(config: RunConfig, data: FeatureSet | None = None) -> str:
-    return report(open_run(config.model_path), data)
 
 
 @pytest.fixture
@@ -459,29 +306,6 @@ def test_the_start_of_a_run_does_not_wait_for_what_draws() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-# --- the command -----------------------------------------------------------------------------
-
-
-def made(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr, without the last line break."""
-    code = main([str(argument) for argument in arguments])
-    printed = capsys.readouterr()
-    return code, printed.out.rstrip("\n"), printed.err.rstrip("\n")
-
-
-def test_a_link_is_followed_and_what_is_no_file_is_left_alone(
-    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    real, link = tmp_path / "real.html", tmp_path / "link.html"
-    real.touch()
-    link.symlink_to(real)
-    code, where, _ = made(capsys, config.model_dir, "--output", link)
-    assert (code, where) == (0, str(real)) and link.is_symlink()
-    assert "raykfold" in real.read_text(encoding="utf-8")
-    code, _, said = made(capsys, config.model_dir, "--output", os.devnull)
-    assert (code, said) == (2, f"raykfold: --output {os.devnull}: is not a file")
-
-
 def test_a_run_whose_driver_has_gone_is_said_to_be_stopped(
     tmp_path: Path, data: FeatureSet, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -493,100 +317,6 @@ def test_a_run_whose_driver_has_gone_is_said_to_be_stopped(
     text = text_of(page_of(config))
     assert "Stopped" in text and "The command below resumes the run" in text
     assert "status stopped" in text and "n training" not in text
-
-
-def test_the_command_says_where_the_page_is(
-    tmp_path: Path, data: FeatureSet, data_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = finish(tmp_path / "out", data, processed_dir=data_folder)
-    assert made(capsys, config.model_dir) == (0, str(config.outputs.report), "")
-    assert config.outputs.report.read_text(encoding="utf-8") == page_of(config, data)
-    assert len(config.outputs.all_plots()) == 4
-
-
-def test_data_that_has_moved_can_be_named(
-    config: RunConfig, data: FeatureSet, data_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, _, said = made(capsys, config.model_dir)
-    assert code == 0 and said.startswith("without spectrograms: ") and said.count("\n") == 0
-    assert "data:image/png" not in config.outputs.report.read_text(encoding="utf-8")
-    assert made(capsys, config.model_dir, "--processed-dir", data_folder)[0] == 0
-    assert "data:image/png" in config.outputs.report.read_text(encoding="utf-8")
-
-
-def test_other_data_is_refused(
-    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_feature_set(tmp_path / "other", *small_arrays(seed=1), NAMES, {})
-    code, _, said = made(capsys, config.model_dir, "--processed_dir", tmp_path / "other")
-    assert code == 2
-    assert said == f"raykfold: --processed_dir {tmp_path / 'other'}: is not the data of this run"
-
-
-def test_data_that_has_changed_is_passed_over(
-    tmp_path: Path, data: FeatureSet, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_feature_set(tmp_path / "other", *small_arrays(seed=1), NAMES, {})
-    config = finish(tmp_path / "out", data, processed_dir=tmp_path / "other")
-    code, _, said = made(capsys, config.model_dir)
-    assert code == 0
-    assert said == "without spectrograms: the data is not what the run was trained on"
-
-
-def test_the_page_can_go_elsewhere(
-    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    target = tmp_path / "elsewhere" / "page.html"
-    assert made(capsys, config.model_dir, "--output", target)[:2] == (0, str(target))
-    assert target.read_text(encoding="utf-8") == page_of(config)
-    assert not config.outputs.report.exists() and not config.outputs.plots.exists()
-
-
-def test_the_folder_on_storage_stands_for_the_run(
-    tmp_path: Path, data: FeatureSet, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = finish(tmp_path / "out", data)
-    assert made(capsys, config.run_dir.root)[:2] == (0, str(config.outputs.report))
-    assert config.outputs.report.read_text(encoding="utf-8") == page_of(config)
-    lonely = tmp_path / "lonely"
-    gone = go_on(tmp_path / "gone", data).run_dir.root
-    assert isinstance(gone, Path)
-    gone.rename(lonely)
-    shutil.rmtree(tmp_path / "gone")
-    code, _, said = made(capsys, lonely)
-    assert code == 2 and said == (
-        f"raykfold: {lonely}: holds no outputs, so no page fits there; expected --output FILE"
-    )
-    assert made(capsys, lonely, "--output", tmp_path / "page.html")[0] == 0
-    assert "In training" in (tmp_path / "page.html").read_text(encoding="utf-8")
-
-
-def test_a_folder_that_takes_no_page_is_named(
-    config: RunConfig, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config.outputs.report.mkdir()
-    code, _, said = made(capsys, config.model_dir)
-    assert code == 2 and said.count("\n") == 1
-    assert f"raykfold: {config.model_dir}: cannot be written" in said
-    assert said.endswith("expected another --output")
-
-
-@pytest.mark.parametrize("name", ["summary.json", "oof_predictions.npz", "fold_results.json"])
-def test_a_damaged_file_is_one_line(
-    config: RunConfig, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (config.model_path / name).write_bytes(b"PK\x03\x04 damaged")
-    code, _, said = made(capsys, config.model_dir)
-    assert code == 2 and said.count("\n") == 0
-    assert re.match(
-        rf"raykfold: {config.model_dir}.*: .*(cannot be read|is not valid JSON) \(", said
-    )
-
-
-def test_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, said = made(capsys, tmp_path)
-    assert code == 2
-    assert said == f"raykfold: {tmp_path}: no run is there; want the --model_dir of one"
 
 
 # --- in a browser ----------------------------------------------------------------------------
