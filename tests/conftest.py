@@ -1,13 +1,15 @@
-"""Settings and fixtures of all tests: data sets, and a finished run to compare others with."""
+"""Settings and fixtures of all tests: data, an S3 server, and a run to compare others with."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from fakes.s3_server import CREDENTIALS, S3Server
 from support.outcome import FinishedRun, Outcome
 from support.shell import run
 from support.small_data import CLASSES, small_arrays
@@ -18,7 +20,10 @@ from raykfold.data.reading import feature_set_from_arrays, write_feature_set
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Use no one's login and cache of the Hub, whose client reads these settings on import."""
+    """Set up the process: nobody's login and cache of the Hub, and one thread for torch.
+
+    The Hub's client reads these settings on import.
+    """
     home = tempfile.TemporaryDirectory(prefix="hf_home_")
     config.add_cleanup(home.cleanup)
     os.environ["HF_HOME"] = home.name
@@ -26,7 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
     for secret in SECRETS:
         os.environ.pop(secret, None)
-    # More threads gain nothing with such small networks, and wait for those of other processes.
+    # As in a worker. Two threads gain nothing on small data, and wait for each other while a
+    # test's other processes take a core.
     torch.set_num_threads(1)
 
 
@@ -64,3 +70,20 @@ def outcome(undisturbed: FinishedRun) -> Outcome:
     """The results of the undisturbed run."""
     assert undisturbed.done.returncode == 0, undisturbed.done.stderr
     return Outcome.of(undisturbed.model_dir)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """A server that all tests share, for which this process has no credentials yet."""
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """The S3 server with an empty bucket and no faults; credentials are in the environment."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    s3_server.clear()
+    yield s3_server
+    s3_server.faults.clear()

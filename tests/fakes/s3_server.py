@@ -104,8 +104,10 @@ class S3Server:
         return fault
 
     def clear(self) -> None:
-        """Undo all faults, and empty the bucket."""
+        """Remove all faults, forget the requests, and empty the bucket."""
         self.faults.clear()
+        self.requests.clear()
+        self.disturbed = 0
         self._order("POST", "/moto-api/reset")
         self._order("PUT", f"/{BUCKET}")
 

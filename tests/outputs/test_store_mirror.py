@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from fakes.s3_server import CREDENTIALS, S3Server
+from fakes.s3_server import S3Server
 
 from raykfold.errors import StorageError
 from raykfold.files.paths import ModelDir
@@ -19,19 +19,10 @@ from raykfold.outputs.store_mirror import StoreMirror
 from raykfold.training.results import EpochMetrics, FoldResult, Summary
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with S3Server() as server:
-        yield server
-
-
-@pytest.fixture
-def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    server.clear()
-    yield server
-    server.faults.clear()
+@pytest.fixture(autouse=True)
+def _no_thread_left(s3: S3Server) -> Iterator[None]:
+    yield
+    s3.faults.clear()
     for thread in threading.enumerate():
         if thread.name.startswith("mirror s3"):  # one that a test has left in an outage
             thread.join(60)
@@ -132,7 +123,7 @@ def test_a_later_session_sends_the_difference(outputs: ModelDir, target: RemoteP
 def test_an_outage_is_outlasted_and_blocks_nobody(
     s3: S3Server, outputs: ModelDir, target: RemotePath
 ) -> None:
-    s3.fault("internal", for_seconds=4)
+    s3.fault("internal", for_seconds=2)
     mirror = StoreMirror(outputs, target, print)
     mirror.run_started(START)
     began = time.monotonic()

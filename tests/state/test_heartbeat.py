@@ -6,12 +6,12 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.s3_server import CREDENTIALS, S3Server
+from fakes.s3_server import S3Server
 from support.run_folder import begin, complete, failed, history
 
 from raykfold.files.atomic import write_file
@@ -195,14 +195,6 @@ def test_the_command_that_goes_on_is_the_run_s_own(tmp_path: Path) -> None:
 
 
 # --- on an object store ----------------------------------------------------------------------
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    with S3Server() as server:
-        yield server
 
 
 def test_an_outage_of_the_store_is_felt_by_nobody(s3: S3Server) -> None:
