@@ -1,6 +1,6 @@
-"""The command, as a user types it, on a Ray of its own.
+"""`python -m raykfold.run` from the shell, on a Ray of its own.
 
-What a run leaves, with folds 1 to 5 and E epochs run by a fold:
+A run of folds 1 to 5, where a fold trains for E epochs, leaves these files:
 
     model_dir/
       all_fold_histories_pytorch.pkl
@@ -21,7 +21,6 @@ What a run leaves, with folds 1 to 5 and E epochs run by a fold:
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
@@ -33,6 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,23 +44,33 @@ from safetensors import safe_open
 from support.event_files import scalars
 from support.outcome import FOLDS, FinishedRun, Outcome, assert_as_without_ray, assert_same
 from support.processes import find_process, wait_until_gone, worker_pid
-from support.shell import command, environment, read_until, run, start
+from support.shell import (
+    command,
+    environment,
+    read_until,
+    run,
+    run_command,
+    start,
+    start_command,
+)
 from support.small_data import CLASSES, small_arrays
 from support.wandb_files import newest
 
 from raykfold.config.run_config import RunConfig
 from raykfold.run import main
 from raykfold.state.claim import claim
-from raykfold.state.progress import Watcher
+from raykfold.state.progress import Look, Watcher
 
 PICTURES = tuple(f"plots/{name}.png" for name in ("classes", "confusion", "curves", "folds"))
 EPOCH_LINE = re.compile(r"^fold (\d) {2}epoch (\d+)/6 ")
 
 
-# --- an undisturbed run --------------------------------------------------------------------------
+# --- a run that nothing disturbs -----------------------------------------------------------------
 
 
-def test_it_leaves_the_files_of_the_contract(undisturbed: FinishedRun, outcome: Outcome) -> None:
+def test_a_run_leaves_exactly_the_documented_files(
+    undisturbed: FinishedRun, outcome: Outcome
+) -> None:
     root = undisturbed.model_dir
     epochs = {row["fold"]: row["epochs_run"] for row in outcome.folds}
     expected = {
@@ -90,12 +100,14 @@ def test_it_leaves_the_files_of_the_contract(undisturbed: FinishedRun, outcome: 
     assert found == expected
 
 
-def test_its_folds_stop_early_at_different_epochs(outcome: Outcome) -> None:
+def test_folds_stop_early_at_different_epochs(outcome: Outcome) -> None:
     assert {row["stopped_early"] for row in outcome.folds} >= {True}
     assert len({row["epochs_run"] for row in outcome.folds}) > 1
 
 
-def test_its_summary_is_what_its_files_say(undisturbed: FinishedRun, outcome: Outcome) -> None:
+def test_the_summary_agrees_with_the_other_files(
+    undisturbed: FinishedRun, outcome: Outcome
+) -> None:
     summary = json.loads((undisturbed.model_dir / "summary.json").read_text())
     assert summary["status"] == "complete"
     assert summary["num_workers"] == 2
@@ -137,7 +149,7 @@ def test_every_sample_is_predicted_once_by_the_fold_that_held_it_out(outcome: Ou
     )
 
 
-def test_best_weights_are_those_of_the_best_epoch(
+def test_the_best_weights_are_those_of_the_best_epoch(
     undisturbed: FinishedRun, outcome: Outcome
 ) -> None:
     for row in outcome.folds:
@@ -153,7 +165,7 @@ def test_best_weights_are_those_of_the_best_epoch(
             assert file.metadata()["fold"] == str(fold)
 
 
-def test_a_log_has_one_plain_line_a_fold_and_epoch(
+def test_a_log_has_one_plain_line_for_each_epoch_of_a_fold(
     undisturbed: FinishedRun, outcome: Outcome
 ) -> None:
     text = undisturbed.done.stdout
@@ -170,21 +182,24 @@ def test_a_log_has_one_plain_line_a_fold_and_epoch(
         assert f"fold {row['fold']}: best accuracy {row['best_val_accuracy']:.4f}" in text
 
 
-def test_the_same_command_again_says_that_nothing_is_left(
-    undisturbed: FinishedRun, outcome: Outcome, data_dir: Path
+def test_the_same_command_again_trains_nothing(
+    undisturbed: FinishedRun,
+    outcome: Outcome,
+    data_dir: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     summary = (undisturbed.model_dir / "summary.json").read_bytes()
-    again = run(data_dir, undisturbed.model_dir, "--local_cpus", "2")
-    assert again.returncode == 0
-    assert "complete already, skipped: folds 1, 2, 3, 4, 5; nothing is left" in again.stdout
-    assert not EPOCH_LINE.search(again.stdout)
-    assert "Average Best Validation Accuracy" in again.stdout
+    assert main(command(data_dir, undisturbed.model_dir)[3:]) == 0
+    printed = capsys.readouterr().out
+    assert "complete already, skipped: folds 1, 2, 3, 4, 5; nothing is left" in printed
+    assert not EPOCH_LINE.search(printed)
+    assert "Average Best Validation Accuracy" in printed
     assert (undisturbed.model_dir / "summary.json").read_bytes() == summary
     assert_same(outcome, Outcome.of(undisturbed.model_dir))
 
 
 @pytest.mark.parametrize("change", [("--seed", "1"), ("--epochs", "5"), ("--batch_size", "16")])
-def test_its_name_is_taken_for_another_configuration(
+def test_a_name_cannot_be_used_for_another_configuration(
     undisturbed: FinishedRun,
     outcome: Outcome,
     data_dir: Path,
@@ -197,74 +212,183 @@ def test_its_name_is_taken_for_another_configuration(
     assert_same(outcome, Outcome.of(undisturbed.model_dir))
 
 
-# --- the same results however it went -----------------------------------------------------------
+# --- a run whose worker and driver are killed ---------------------------------------------------
+
+REPOSITORY = "tester/sounds"
+API_KEY = "0123456789" * 4
 
 
-@pytest.mark.slow
-def test_five_workers_give_the_same_bits_as_two(
-    outcome: Outcome, data_dir: Path, tmp_path: Path
-) -> None:
-    done = run(data_dir, tmp_path, "--local_cpus", "5")
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "summary.json").read_text())["num_workers"] == 5
-    assert_same(outcome, Outcome.of(tmp_path))
+@dataclass(frozen=True)
+class Disturbed:
+    """A run that was killed and resumed, mirrored to the Hub and tracked by W&B and TensorBoard.
 
-
-def test_killed_workers_and_a_killed_driver_give_the_same_bits_on_one_worker(
-    outcome: Outcome, data_dir: Path, tmp_path: Path
-) -> None:
-    """SIGKILL of the worker, then of the driver; then the newest checkpoint and index are cut.
-
-    Whoever asks from outside is told of each, and event files hold each epoch once.
+    Attributes:
+        model_dir: its outputs.
+        environments: the folder where the network reports the environment of its processes.
+        hub: the service that the run was mirrored to.
+        driver: process id of the driver that was killed.
+        lost: the line that reports the killed worker.
+        alive: what `status` found before the driver was killed.
+        dead: what `status` found after that.
+        done: how the resumed command ended.
     """
-    arguments = ("--local_cpus", "1", "--num_workers", "1", "--tensorboard")
-    process = start(data_dir, tmp_path, *arguments)
-    try:
-        read_until(process, r"epoch 1/6")
-        os.kill(worker_pid(process.pid), signal.SIGKILL)
-        lines = read_until(process, r"worker of folds .* ended")
-        read_until(process, r"fold 1 +epoch 3/6")
-        second = worker_pid(process.pid)
-        alive = Watcher(str(tmp_path)).look()
-    finally:
-        process.kill()
-        process.wait()
-    dead = Watcher(str(tmp_path)).look()
-    wait_until_gone(second)  # Ray's processes end themselves when the driver is gone
-    assert "worker of folds 1, 2, 3, 4, 5 ended" in lines[-1]
+
+    model_dir: Path
+    environments: Path
+    hub: HubServer
+    driver: int
+    lost: str
+    alive: Look
+    dead: Look
+    done: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def disturbed(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disturbed]:
+    """Three folds on one worker, which is killed; then the driver is, while it uploads.
+
+    Before the run is resumed, the newest checkpoint of fold 1 and the index are truncated.
+    """
+    folder = tmp_path_factory.mktemp("disturbed")
+    model_dir, environments = folder / "out", folder / "environments"
+    environments.mkdir()
+    with HubServer() as hub:
+        env = {
+            "ENVIRONMENTS": str(environments),
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_TOKEN": HubServer.token,
+            "WANDB_API_KEY": API_KEY,
+            "WANDB_BASE_URL": "http://127.0.0.1:9",  # nobody answers there
+        }
+        words = command(
+            data_dir,
+            model_dir,
+            *("--local_cpus", "1", "--folds", "1,2,3"),
+            *("--model", "support.networks:ReportsEnvironment"),
+            *("--hf_model_repo_id", REPOSITORY, "--hub_interval", "0.5"),
+            *("--wandb_project", "sounds", "--wandb_watch", "--tensorboard"),
+        )
+        hub.fault("commit", Fault("lost_reply", times=1))
+        hub.fault("commit", Fault("slow", seconds=60, times=1))
+        process = start_command(words, env)
+        try:
+            read_until(process, r"epoch 1/6")
+            os.kill(worker_pid(process.pid), signal.SIGKILL)
+            lost = read_until(process, r"worker of folds .* ended")[-1]
+            read_until(process, r"fold 1 +epoch 3/6")
+            wait_until_seen(hub, "commit", 2)  # the second of them hangs
+            worker = worker_pid(process.pid)
+            alive = Watcher(str(model_dir)).look()
+        finally:
+            process.kill()
+            process.wait()
+        dead = Watcher(str(model_dir)).look()
+        wait_until_gone(worker)
+
+        storage = model_dir / "ray" / "sounds"
+        for state in newest_states(storage, fold=1):
+            os.truncate(state / "state.pt", 100)
+        os.truncate(storage / "index.json", 5)
+        done = run_command(words, env)
+        assert done.returncode == 0, done.stderr
+        yield Disturbed(model_dir, environments, hub, process.pid, lost, alive, dead, done)
+
+
+def wait_until_seen(hub: HubServer, endpoint: str, times: int) -> None:
+    """Wait until the Hub has seen so many requests for an endpoint."""
+    deadline = time.monotonic() + 60
+    while sum(request.endpoint == endpoint for request in hub.requests) < times:
+        assert time.monotonic() < deadline, f"no {times} requests for {endpoint}"
+        time.sleep(0.02)
+
+
+def newest_states(storage: Path, fold: int) -> list[Path]:
+    """Return the states with most epochs of a fold: one, or two after an untimely kill.
+
+    On a fast machine the fold may be over before its worker knows that the driver is gone.
+    """
+    name = f"fold_{fold}/manifest.json"
+    epochs = {
+        manifest.parent: json.loads(manifest.read_text())["epochs_run"]
+        for manifest in (*storage.glob(f"shares/*/*/{name}"), *storage.glob(f"folds/{name}"))
+    }
+    return [folder for folder, number in epochs.items() if number == max(epochs.values())]
+
+
+def test_a_killed_worker_and_a_killed_driver_give_the_same_bits(
+    disturbed: Disturbed, outcome: Outcome
+) -> None:
+    assert_same_folds(outcome, disturbed.model_dir)
+
+
+def test_a_killed_run_resumes_from_the_newest_state_that_is_whole(disturbed: Disturbed) -> None:
+    printed = disturbed.done.stdout
+    assert disturbed.done.stderr == ""
+    assert "index.json cannot be read" in printed
+    assert "fold 1: passed over a damaged checkpoint" in printed
+    assert re.search(r"fold 1: resumes after epoch [1-9]", printed)
+
+
+def test_status_reports_a_killed_worker_and_then_a_killed_driver(disturbed: Disturbed) -> None:
+    alive, dead = disturbed.alive, disturbed.dead
+    assert "worker of folds 1, 2, 3 ended" in disturbed.lost
     assert (alive.state, dead.state) == ("at work", "stopped")
-    assert alive.driver is not None and alive.driver["pid"] == process.pid
+    assert alive.driver is not None and alive.driver["pid"] == disturbed.driver
     assert {row.status for row in alive.folds} == {"running"}
     assert alive.folds[0].epochs_run >= 3
     for look in (alive, dead):
         assert look.last_failure is not None
-        assert look.last_failure["text"].startswith("the worker of folds 1, 2, 3, 4, 5 ended: ")
-    assert dead.resume is not None and f"--model_dir {tmp_path}" in dead.resume
+        assert look.last_failure["text"].startswith("the worker of folds 1, 2, 3 ended: ")
+    assert dead.resume is not None and f"--model_dir {disturbed.model_dir}" in dead.resume
+    assert Watcher(str(disturbed.model_dir)).look().state == "over"
 
-    storage = tmp_path / "ray" / "sounds"
-    for folder in newest_states(storage, fold=1):
-        os.truncate(folder / "state.pt", 100)
-    os.truncate(storage / "index.json", 5)
-    done = run(data_dir, tmp_path, *arguments)
-    assert done.returncode == 0, done.stderr
-    assert "index.json cannot be read" in done.stdout
-    assert "fold 1: passed over a damaged checkpoint" in done.stdout
-    assert re.search(r"fold 1: resumes after epoch [1-9]", done.stdout)
-    assert_same(outcome, Outcome.of(tmp_path))
-    assert Watcher(str(tmp_path)).look().state == "over"
-    for row, history in zip(outcome.folds, outcome.histories, strict=True):
-        drawn = scalars(tmp_path / "tensorboard" / f"fold_{row['fold']}")["val/accuracy"]
+
+def test_event_files_of_a_killed_run_hold_each_epoch_once(
+    disturbed: Disturbed, outcome: Outcome
+) -> None:
+    for fold, history in zip((1, 2, 3), outcome.histories, strict=False):
+        drawn = scalars(disturbed.model_dir / "tensorboard" / f"fold_{fold}")["val/accuracy"]
         assert drawn == [(e, pytest.approx(x)) for e, x in enumerate(history["val_accuracy"])]
 
 
-def test_repeats_are_runs_with_the_next_seeds_whatever_strikes(
-    data_dir: Path, tmp_path: Path
+def test_a_driver_that_is_killed_while_it_uploads_loses_nothing(disturbed: Disturbed) -> None:
+    assert_is_mirrored(disturbed.hub, disturbed.model_dir)
+    assert "Hub: everything is up" in disturbed.done.stdout
+
+
+def test_wandb_has_every_epoch_of_a_killed_run(disturbed: Disturbed, outcome: Outcome) -> None:
+    assert re.search(r"W&B: .*; metrics go to .*/wandb, .*wandb sync ", disturbed.done.stdout)
+    logged = newest(disturbed.model_dir)
+    assert logged.keys() == {"fold_1", "fold_2", "fold_3", "summary"}
+    for fold, history in zip((1, 2, 3), outcome.histories, strict=False):
+        of_fold = logged[f"fold_{fold}"]
+        assert of_fold.run["run_group"] == "sounds"
+        assert of_fold.column("val/accuracy") == pytest.approx(history["val_accuracy"])
+        assert "weights/fc1.bias.values" in of_fold.rows[-1]
+    assert logged["summary"].summary["mean_accuracy"] == pytest.approx(
+        np.mean([row["best_val_accuracy"] for row in outcome.folds[:3]])
+    )
+
+
+def test_a_run_shows_its_secrets_to_no_worker_and_writes_them_nowhere(disturbed: Disturbed) -> None:
+    for secret in (HubServer.token, API_KEY):
+        assert secret not in disturbed.done.stdout
+        assert files_that_hold(secret, disturbed.model_dir.parent) == []
+    # Of two drivers, a worker that was killed, and the two after it.
+    assert len(list(disturbed.environments.iterdir())) == 5
+
+
+# --- repeats ----------------------------------------------------------------------------------
+
+
+def test_repeats_are_runs_with_the_next_seeds_and_resume_after_a_kill(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two seeds, two folds of each, epochs chosen on inner splits; the driver is killed once."""
+    """Train two folds with two seeds, choose epochs on inner splits, and kill the driver once."""
     arguments = ("--local_cpus", "2", "--repeats", "2", "--select", "inner", "--folds", "1,3")
     process = start(data_dir, tmp_path, *arguments)
     try:
-        read_until(process, r"^fold \d  epoch 1/6")  # what of seed 1 is left has still to be dealt
+        read_until(process, r"^fold \d  epoch 1/6")  # most of seed 1 has still to be dealt
     finally:
         process.kill()
         process.wait()
@@ -289,43 +413,27 @@ def test_repeats_are_runs_with_the_next_seeds_whatever_strikes(
     assert re.search(r"^seed 1  fold \d: accuracy of the chosen epoch", done.stdout, re.MULTILINE)
     assert re.search(rf"^   1  {repeat['estimates']['chosen']['mean']:.4f}  ", done.stdout, re.M)
 
-    fewer = run(data_dir, tmp_path, *arguments, "--repeats", "1")
-    assert fewer.returncode == 2
-    assert "--repeats 1: the run 'sounds' was started with 2" in fewer.stderr
-    alone = RunConfig(model_dir=tmp_path, run_name="sounds").repeat(1)
-    with claim(alone):
-        busy = run(data_dir, tmp_path, *arguments, "--fresh")
-    assert busy.returncode == 2
-    assert "is being worked on by another process" in busy.stderr
+    words = command(data_dir, tmp_path, *arguments)[3:]
+    assert main([*words, "--repeats", "1"]) == 2
+    assert "--repeats 1: the run 'sounds' was started with 2" in capsys.readouterr().err
+    with claim(RunConfig(model_dir=tmp_path, run_name="sounds").repeat(1)):
+        assert main([*words, "--fresh"]) == 2
+    assert "is being worked on by another process" in capsys.readouterr().err
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
-
-
-def newest_states(storage: Path, fold: int) -> list[Path]:
-    """The states with most epochs of a fold: one, or two after an untimely kill.
-
-    On a fast machine the fold may be over before its worker knows that the driver is gone.
-    """
-    name = f"fold_{fold}/manifest.json"
-    epochs = {
-        manifest.parent: json.loads(manifest.read_text())["epochs_run"]
-        for manifest in (*storage.glob(f"shares/*/*/{name}"), *storage.glob(f"folds/{name}"))
-    }
-    return [folder for folder, number in epochs.items() if number == max(epochs.values())]
 
 
 # --- folds that fail, runs that are stopped ------------------------------------------------------
 
 
-def test_folds_that_fail_leave_the_others_alone_and_a_stopped_run_resumes(
+def test_failing_folds_stop_no_other_and_a_run_stopped_by_ctrl_c_resumes(
     outcome: Outcome, data_dir: Path, tmp_path: Path
 ) -> None:
-    """In the third epoch, fold 4's network raises, and fold 2's kills the worker of both, which are
-    stepped together at first.
+    """Fold 4's network raises in epoch 3, and fold 2's kills its worker; one share trains both.
 
-    SIGINT comes before, and the command resumes.
+    Before that the run is stopped by SIGINT and resumed by the command that it prints.
     """
     network = ("--model", "support.networks:Troubled")
-    arguments = ("--local_cpus", "2", "--folds_per_slot", "3", *network)
+    arguments = ("--local_cpus", "2", "--folds", "1,2,3,4", "--folds_per_slot", "3", *network)
     process = start(data_dir, tmp_path, *arguments)
     try:
         read_until(process, r"epoch 1/6")
@@ -338,13 +446,7 @@ def test_folds_that_fail_leave_the_others_alone_and_a_stopped_run_resumes(
     resume = re.search(r"to go on: (.*)", output)
     assert resume and "--model support.networks:Troubled" in resume[1]
 
-    done = subprocess.run(
-        [sys.executable, *resume[1].split()[1:]],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=environment(),
-    )
+    done = run_command([sys.executable, *resume[1].split()[1:]])
     assert done.returncode == 3, done.stderr
     assert "resumes after epoch" in done.stdout
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -356,18 +458,18 @@ def test_folds_that_fail_leave_the_others_alone_and_a_stopped_run_resumes(
     assert rows[2]["status"] == "failed"
     assert rows[2]["error"].startswith("quarantined: its worker died 2 times in epoch 3; the last:")
     for row in outcome.folds:
-        if row["fold"] not in (2, 4):
+        if row["fold"] in (1, 3):
             assert rows[row["fold"]] == row
-    assert summary["partial_mean_accuracy"]["folds"] == [1, 3, 5]
-    assert "Partial run: mean" in done.stdout
+    assert summary["partial_mean_accuracy"]["folds"] == [1, 3]
+    assert "Partial run: " in done.stdout
     with np.load(tmp_path / "oof_predictions.npz") as held:
-        assert set(held["fold"].tolist()) == {1, 3, 5}
+        assert set(held["fold"].tolist()) == {1, 3}
 
 
-def test_a_state_that_cannot_be_written_ends_the_run_after_the_weights_before_it(
+def test_a_run_ends_when_a_state_cannot_be_written_and_keeps_the_weights_before_it(
     data_dir: Path, tmp_path: Path
 ) -> None:
-    """A file is where folds that are over go; with one epoch, that is the first round."""
+    """A file stands where the states of finished folds go; with one epoch the first is written."""
     root = tmp_path / "ray" / "sounds"
     root.mkdir(parents=True)
     (root / "folds").touch()
@@ -379,24 +481,19 @@ def test_a_state_that_cannot_be_written_ends_the_run_after_the_weights_before_it
     assert not (tmp_path / "summary.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "parts"),
-    [
-        (("--num_workers", "9"), ("--num_workers 9", "has 2 slots of 1 CPU")),
-        (("--use_gpu", "true"), ("--use_gpu true", "no GPU")),
-    ],
-)
-def test_more_than_ray_has_is_refused_and_nothing_is_written(
-    data_dir: Path, tmp_path: Path, arguments: tuple[str, str], parts: tuple[str, str]
+def test_more_workers_than_slots_are_refused_before_anything_is_written(
+    data_dir: Path, tmp_path: Path
 ) -> None:
-    done = run(data_dir, tmp_path / "out", "--local_cpus", "2", *arguments)
+    done = run(data_dir, tmp_path / "out", "--local_cpus", "2", "--num_workers", "9")
     assert done.returncode == 2
-    assert all(part in done.stderr for part in parts)
+    assert "--num_workers 9" in done.stderr and "has 2 slots of 1 CPU" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_ctrl_c_while_ray_starts_ends_the_run_in_order(data_dir: Path, tmp_path: Path) -> None:
+def test_ctrl_c_while_ray_starts_stops_ray_and_says_how_to_resume(
+    data_dir: Path, tmp_path: Path
+) -> None:
     process = start(data_dir, tmp_path, "--local_cpus", "1")
     try:
         ray = find_process("gcs_server", process.pid)
@@ -410,30 +507,25 @@ def test_ctrl_c_while_ray_starts_ends_the_run_in_order(data_dir: Path, tmp_path:
     wait_until_gone(ray)
 
 
-# --- the Hub and W&B -----------------------------------------------------------------------------
-
-TOKEN = HubServer.token
-REPOSITORY = "tester/sounds"
+# --- the Hub -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     with HubServer() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setenv("HF_TOKEN", HubServer.token)
         yield server
 
 
 def mirrored(*arguments: str) -> tuple[str, ...]:
-    """Of a run of three folds on two slots."""
+    """Return the flags of a run of three folds on two slots that is mirrored to the Hub."""
     where = ("--hf_model_repo_id", REPOSITORY, "--hub_interval", "0.5")
     return ("--local_cpus", "2", "--folds", "1,2,3", *where, *arguments)
 
 
-def assert_same_folds(
-    outcome: Outcome, model_dir: Path, folds: tuple[int, ...] = (1, 2, 3)
-) -> None:
-    """What a run of three folds has of these is what the run of all has."""
+def assert_same_folds(outcome: Outcome, model_dir: Path) -> None:
+    """Assert that a run of folds 1, 2, 3 has the same results for them as the run of all folds."""
     folds = (1, 2, 3)
     some = Outcome.of(model_dir)
     assert some.folds == [row for row in outcome.folds if row["fold"] in folds]
@@ -441,7 +533,7 @@ def assert_same_folds(
     mine = {name: content for name, content in outcome.weights.items() if _is_of(name, folds)}
     assert some.weights.keys() == mine.keys()
     for name, content in mine.items():
-        # Not the bytes: the metadata name the network, which can be a derived one.
+        # Tensors, not bytes: the metadata name the network, which can be a derived one.
         tensors = safetensors.numpy.load(some.weights[name])
         for tensor, values in safetensors.numpy.load(content).items():
             np.testing.assert_array_equal(tensors[tensor], values, err_msg=f"{name} {tensor}")
@@ -454,7 +546,7 @@ def _is_of(name: str, folds: tuple[int, ...]) -> bool:
 
 
 def assert_is_mirrored(hub: HubServer, model_dir: Path) -> None:
-    """The repository holds what `model_dir` does, byte for byte, and each file came up once.
+    """Assert that the repository has the bytes of these outputs, and got each epoch once:
 
     .gitattributes, README.md, summary.json, fold_results.json, all_fold_histories_pytorch.pkl,
     oof_predictions.npz, report.html, plots/<name>.png
@@ -485,6 +577,7 @@ def assert_is_mirrored(hub: HubServer, model_dir: Path) -> None:
 
 
 def files_that_hold(secret: str, folder: Path) -> list[Path]:
+    """Return the files below `folder` whose content has `secret` in it."""
     return [
         path
         for path in folder.rglob("*")
@@ -492,50 +585,8 @@ def files_that_hold(secret: str, folder: Path) -> list[Path]:
     ]
 
 
-def test_a_run_is_mirrored_and_tracked_and_tells_nobody_the_token(
-    outcome: Outcome, hub: HubServer, data_dir: Path, tmp_path: Path
-) -> None:
-    model_dir, told = tmp_path / "out", tmp_path / "told"
-    told.mkdir()
-    tracked = ("--wandb_project", "sounds", "--wandb_watch")
-    done = run(
-        data_dir,
-        model_dir,
-        *mirrored("--model", "support.networks:ReportsEnvironment", *tracked),
-        ENVIRONMENTS=str(told),
-        WANDB_API_KEY="0123456789" * 4,
-        WANDB_BASE_URL="http://127.0.0.1:9",
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert_same_folds(outcome, model_dir)
-    assert_is_mirrored(hub, model_dir)
-    assert "is open, and takes the weights" in done.stdout
-    assert "Hub: everything is up" in done.stdout
-    times = [commit.time for commit in hub.repository(REPOSITORY).commits[1:]]
-    assert all(later - earlier > 0.45 for earlier, later in itertools.pairwise(times))
-
-    assert re.search(r"W&B: .*; metrics go to .*/wandb, .*wandb sync ", done.stdout)
-    logged = newest(model_dir)
-    assert logged.keys() == {"fold_1", "fold_2", "fold_3", "summary"}
-    for row, history in zip(outcome.folds, outcome.histories, strict=True):
-        if row["fold"] in (1, 2, 3):
-            of_fold = logged[f"fold_{row['fold']}"]
-            assert of_fold.run["run_group"] == "sounds"
-            assert of_fold.column("val/accuracy") == pytest.approx(history["val_accuracy"])
-            assert all("weights/fc1.bias.values" in each for each in of_fold.rows)
-    assert logged["summary"].summary["mean_accuracy"] == pytest.approx(
-        np.mean([row["best_val_accuracy"] for row in outcome.folds[:3]])
-    )
-
-    for secret in (TOKEN, "0123456789" * 4):
-        assert secret not in done.stdout
-        assert files_that_hold(secret, tmp_path) == []
-    assert len(list(told.iterdir())) == 3  # of the driver and two workers
-
-
 @pytest.mark.slow
-def test_what_the_hub_refuses_is_sent_later(
+def test_files_that_the_hub_refuses_can_be_sent_later(
     outcome: Outcome, hub: HubServer, data_dir: Path, tmp_path: Path
 ) -> None:
     hub.fault("commit", Fault("status", status=403))
@@ -546,49 +597,27 @@ def test_what_the_hub_refuses_is_sent_later(
     again = re.search(r"Hub: not up yet: .*; to send them: (.*)", done.stdout)
     assert again
     hub.clear_faults()
-    sent = subprocess.run(
-        [sys.executable, *again[1].split()[1:]],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=environment(),
-    )
+    sent = run_command([sys.executable, *again[1].split()[1:]])
     assert sent.returncode == 0, sent.stdout + sent.stderr
     assert_is_mirrored(hub, tmp_path)
-
-
-def test_a_driver_that_is_killed_while_it_uploads_loses_nothing(
-    outcome: Outcome, hub: HubServer, data_dir: Path, tmp_path: Path
-) -> None:
-    hub.fault("commit", Fault("lost_reply", times=1))
-    hub.fault("commit", Fault("slow", seconds=60, times=1))
-    process = start(data_dir, tmp_path, *mirrored())
-    try:
-        read_until(process, r"epoch 3/6")
-        wait_until_seen(hub, "commit", 2)  # the second of them hangs
-    finally:
-        process.kill()
-        process.wait()
-    done = run(data_dir, tmp_path, *mirrored())
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"resumes after epoch|complete already", done.stdout)
-    assert_same_folds(outcome, tmp_path)
-    assert_is_mirrored(hub, tmp_path)
-
-
-def wait_until_seen(hub: HubServer, endpoint: str, times: int) -> None:
-    deadline = time.monotonic() + 60
-    while sum(request.endpoint == endpoint for request in hub.requests) < times:
-        assert time.monotonic() < deadline, f"no {times} requests for {endpoint}"
-        time.sleep(0.1)
 
 
 # --- slow ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+def test_five_workers_give_the_same_bits_as_two(
+    outcome: Outcome, data_dir: Path, tmp_path: Path
+) -> None:
+    done = run(data_dir, tmp_path, "--local_cpus", "5")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "summary.json").read_text())["num_workers"] == 5
+    assert_same(outcome, Outcome.of(tmp_path))
+
+
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """A cluster of two CPUs that was started by somebody who has a token for the Hub too."""
+    """The address and token of a cluster with two CPUs, started with a token of the Hub around."""
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
@@ -607,7 +636,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, str]]:
             env=environment(
                 RAY_AUTH_MODE="token",
                 RAY_AUTH_TOKEN=token,
-                HF_TOKEN=TOKEN,
+                HF_TOKEN=HubServer.token,
                 ENVIRONMENTS=str(tmp_path / "told"),
             ),
         )
@@ -636,11 +665,11 @@ def test_on_a_named_cluster_workers_have_no_secrets_and_a_token_is_needed(
     assert "the cluster refuses this token" in refused.stderr.splitlines()[-1]
     assert not model_dir.exists()
 
-    right = {**wrong, "RAY_AUTH_TOKEN": token, "HF_TOKEN": TOKEN}
+    right = {**wrong, "RAY_AUTH_TOKEN": token, "HF_TOKEN": HubServer.token}
     done = run(data_dir, model_dir, *arguments, **right)
     assert done.returncode == 0, done.stderr
     assert_same_folds(outcome, model_dir)
-    assert files_that_hold(TOKEN, told) == []
+    assert files_that_hold(HubServer.token, told) == []
 
 
 FAULTS = {
@@ -664,7 +693,7 @@ FAULTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("faults", FAULTS.values(), ids=FAULTS)
-def test_a_bad_day_of_the_hub_changes_nothing(
+def test_faults_of_the_hub_change_no_result_and_lose_no_file(
     outcome: Outcome,
     hub: HubServer,
     data_dir: Path,
@@ -680,7 +709,7 @@ def test_a_bad_day_of_the_hub_changes_nothing(
 
 
 @pytest.mark.slow
-def test_two_runs_on_a_host_leave_each_other_alone(
+def test_two_runs_on_one_host_do_not_disturb_each_other(
     outcome: Outcome, data_dir: Path, tmp_path: Path
 ) -> None:
     arguments = ("--local_cpus", "1")
@@ -698,10 +727,10 @@ def test_two_runs_on_a_host_leave_each_other_alone(
 
 
 @pytest.mark.slow
-def test_epochs_can_be_raised_and_checkpoints_can_be_rare(
+def test_a_run_can_be_extended_with_more_epochs_and_rarer_checkpoints(
     outcome: Outcome, data_dir: Path, tmp_path: Path
 ) -> None:
-    """Two epochs, then six with a checkpoint every third round; the driver is killed in between."""
+    """Run two epochs, then six with a checkpoint every third round; kill the driver in between."""
     short = run(data_dir, tmp_path, "--epochs", "2")
     assert short.returncode == 0, short.stderr
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "complete"
@@ -720,8 +749,8 @@ def test_epochs_can_be_raised_and_checkpoints_can_be_rare(
 
 
 @pytest.mark.slow
-def test_a_share_hands_a_fold_over_when_a_slot_comes_free(data_dir: Path, tmp_path: Path) -> None:
-    """Folds 1 and 3 share a slot, and 2 has one; when 2 is done, 3 moves there."""
+def test_a_fold_moves_to_a_slot_that_becomes_free(data_dir: Path, tmp_path: Path) -> None:
+    """Folds 1 and 3 share a slot, and 2 has one; when 2 has ended, 3 moves there."""
     arguments = ("--local_cpus", "2", "--folds", "1,2,3", "--model", "support.networks:Slow")
     done = run(data_dir, tmp_path, *arguments, "--early_stopping_patience", "6")
     assert done.returncode == 0, done.stderr

@@ -47,11 +47,15 @@ def read(file: Path) -> Logged:
 
 
 def files(folder: Path, kind: str = "offline-run") -> dict[str, list[Logged]]:
-    """Return by display name what each session wrote below `folder`, oldest first."""
+    """Return by display name what each session wrote below `folder`, oldest first.
+
+    A session that was killed before it wrote which run it is of is left out.
+    """
     found: dict[str, list[Logged]] = {}
     for file in sorted((folder / "wandb").glob(f"{kind}-*/*.wandb")):
         logged = read(file)
-        found.setdefault(logged.run["display_name"], []).append(logged)
+        if logged.run:
+            found.setdefault(logged.run["display_name"], []).append(logged)
     return found
 
 
