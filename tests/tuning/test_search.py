@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ import numpy as np
 import pytest
 from fakes.hub_server import HubServer
 from support.outcome import Outcome, assert_as_without_ray
-from support.shell import environment, read_until
+from support.shell import read_until, run_command, start_command
 from support.small_data import CLASSES, small_arrays
 from support.wandb_files import newest
 
+import raykfold.run
 from raykfold.data.reading import read_feature_set, write_feature_set
+from raykfold.search import main
 
 ORDINARY, TROUBLED = "raykfold.models:AudioCNN", "support.networks:Troubled"
 RATES = (0.005, 0.002)
@@ -49,32 +52,24 @@ def command(config: Path, *arguments: str) -> list[str]:
 
 
 def run(config: Path, *arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(config, *arguments),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=environment(),
-    )
+    return run_command(command(config, *arguments), timeout=timeout)
 
 
 def start(config: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(config, *arguments),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment(),
-        start_new_session=True,
-    )
+    return start_command(command(config, *arguments))
 
 
-def refused(config: Path, *arguments: str) -> str:
-    """The one line with which it is."""
-    done = run(config, *arguments)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
-    return done.stderr.removeprefix("raykfold: ").rstrip("\n")
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Start a search in this process that is refused, and return the line that says why."""
+
+    def refuse(config: Path, *arguments: str) -> str:
+        assert main(command(config, *arguments)[3:]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == "" and printed.err.count("\n") == 1, printed
+        return printed.err.removeprefix("raykfold: ").rstrip("\n")
+
+    return refuse
 
 
 def found_in(model_dir: Path) -> dict[str, Any]:
@@ -182,17 +177,16 @@ def test_the_table_names_the_best_and_how_far_to_trust_it(searched: Searched) ->
     assert "<html" in (searched.model_dir / "report.html").read_text()
 
 
-def test_the_best_runs_by_the_command_that_is_given(searched: Searched) -> None:
+def test_the_command_of_the_best_trial_runs_it(
+    searched: Searched, capsys: pytest.CaptureFixture[str]
+) -> None:
     best = searched.found["best"]
     given = best["command"].split()
     assert given[:3] == ["python", "-m", "raykfold.run"]
-    done = subprocess.run(
-        [sys.executable, *given[1:]], capture_output=True, text=True, env=environment()
-    )
-    assert done.returncode == 0, done.stderr
-    assert "complete already, skipped: folds 1, 3, 4; nothing is left to train" in done.stdout
-    mean = f"Average Best Validation Accuracy: {best['mean_accuracy']:.4f}"
-    assert mean in done.stdout
+    assert raykfold.run.main(given[3:]) == 0
+    printed = capsys.readouterr().out
+    assert "complete already, skipped: folds 1, 3, 4; nothing is left to train" in printed
+    assert f"Average Best Validation Accuracy: {best['mean_accuracy']:.4f}" in printed
     values = tomllib.loads(Path(best["config_file"]).read_text())
     assert values["learning_rate"] == best["config"]["learning_rate"]
     assert "search" not in values
@@ -211,7 +205,9 @@ def test_each_trial_is_a_group_on_wandb(searched: Searched) -> None:
 # --- what is wrong is said before anything starts ------------------------------------------------
 
 
-def test_a_search_is_not_gone_on_with_as_another(searched: Searched, tmp_path: Path) -> None:
+def test_a_search_is_not_resumed_with_other_settings(
+    searched: Searched, refused: Callable[..., str], tmp_path: Path
+) -> None:
     before = (searched.model_dir / "search.json").read_bytes()
     same = ("--scheduler", "none")
     fewer = refused(searched.config, *same, "--trials", "2")
@@ -226,17 +222,15 @@ def test_a_search_is_not_gone_on_with_as_another(searched: Searched, tmp_path: P
 
 
 @pytest.mark.parametrize("module", ["run", "status", "report"])
-def test_other_commands_know_a_search_from_a_run(searched: Searched, module: str) -> None:
+def test_other_commands_refuse_the_outputs_of_a_search(
+    searched: Searched, module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     where = ["--demo", "--run_name", "sounds", "--model_dir"] if module == "run" else []
-    done = subprocess.run(
-        [sys.executable, "-m", f"raykfold.{module}", *where, str(searched.model_dir)],
-        capture_output=True,
-        text=True,
-        env=environment(),
-    )
-    assert done.returncode == 2
+    other = importlib.import_module(f"raykfold.{module}")
+    assert other.main([*where, str(searched.model_dir)]) == 2
     said = "is taken by a search" if module == "run" else "is a search"
-    assert said in done.stderr and done.stderr.count("\n") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
 
 
 @pytest.mark.parametrize(
@@ -258,14 +252,19 @@ def test_other_commands_know_a_search_from_a_run(searched: Searched, module: str
     ],
 )
 def test_a_space_that_cannot_be_searched_is_refused(
-    space: str, arguments: tuple[str, ...], line: str, data_dir: Path, tmp_path: Path
+    space: str,
+    arguments: tuple[str, ...],
+    line: str,
+    refused: Callable[..., str],
+    data_dir: Path,
+    tmp_path: Path,
 ) -> None:
     config = write_config(tmp_path, BASE, space, data_dir=data_dir, model_dir=tmp_path / "out")
     assert line in refused(config, *arguments)
     assert not (tmp_path / "out").exists()
 
 
-def test_nested_wants_folds_to_search_on(tmp_path: Path) -> None:
+def test_nested_needs_three_folds(refused: Callable[..., str], tmp_path: Path) -> None:
     features, labels, folds = small_arrays(40)
     write_feature_set(tmp_path / "two", features, labels, folds % 2, CLASSES, {})
     space = "learning_rate = {choice = [0.1]}"
@@ -286,7 +285,7 @@ def test_a_killed_search_goes_on_with_what_its_trials_have(
     model_dir = tmp_path / "out"
     model, rates = "support.networks:Unhurried", [0.002, 0.005]
     space = f"model = {{choice = ['{model}']}}\nlearning_rate = {{grid = {rates}}}"
-    text = BASE.replace("epochs = 6", "epochs = 2")
+    text = BASE.replace("epochs = 6", "epochs = 2").replace("[1, 3, 4]", "[1, 3]")
     config = write_config(tmp_path, text, space, data_dir=data_dir, model_dir=model_dir)
     arguments = ("--scheduler", "none", "--concurrent_trials", "1")
     killed = start(config, "--trials", "1", *arguments)
@@ -299,7 +298,7 @@ def test_a_killed_search_goes_on_with_what_its_trials_have(
     done = run(config, "--trials", "2", *arguments, *sent)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^trial 1 resumes after epoch \d", done.stdout, re.MULTILINE)
-    assert re.search(r"^trial 1: fold 4: resumes after epoch \d", done.stdout, re.MULTILINE)
+    assert re.search(r"^trial 1: fold \d: resumes after epoch \d", done.stdout, re.MULTILINE)
     assert "trial 2 begins: " in done.stdout
     found = found_in(model_dir)
     assert [row["status"] for row in found["trials"]] == ["complete"] * 2
@@ -308,7 +307,7 @@ def test_a_killed_search_goes_on_with_what_its_trials_have(
         rate = row["config"]["learning_rate"]
         where = Path(row["model_dir"])
         assert_as_without_ray(
-            where, data_dir, folds=[1, 3, 4], epochs=2, patience=1, learning_rate=rate
+            where, data_dir, folds=[1, 3], epochs=2, patience=1, learning_rate=rate
         )
     (repository,) = hub.repositories
     winner = Path(found["best"]["model_dir"])
