@@ -1,4 +1,4 @@
-"""Two runs, set side by side."""
+"""`python -m raykfold.compare` on the outputs of two runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ SIMILAR = (0.83, 0.66, 0.75, 0.86, 0.77)
 
 
 def result(fold: int, accuracy: float, *, inner: bool = False, failed: bool = False) -> FoldResult:
-    """The best of three epochs has `accuracy`, the last 0.05 less; an inner split chooses it."""
+    """Return a fold of three epochs: the second has `accuracy`, the last 0.05 less.
+
+    With `inner`, the inner split chooses the first, which has 0.1 less.
+    """
     history = [
         EpochMetrics(n, 1.0, 0.5, 0.9, value, 0.001, 2.0, *((1.0, 0.5 - n / 10) if inner else ()))
         for n, value in enumerate((accuracy - 0.1, accuracy, accuracy - 0.05))
@@ -42,7 +45,7 @@ def result(fold: int, accuracy: float, *, inner: bool = False, failed: bool = Fa
 
 
 def predictions(accuracies: Sequence[float]) -> OutOfFold:
-    """Of each fold the first samples are right, as many as its accuracy says."""
+    """Return predictions in which the first samples of each fold are right, to its accuracy."""
     fold = np.repeat(FOLDS, SAMPLES)
     label = np.arange(len(fold)) % 3
     within = np.arange(len(fold)) % SAMPLES
@@ -68,7 +71,7 @@ def leave(
     repeats: Mapping[int, Sequence[float]] | None = None,
     **options: Any,
 ) -> str:
-    """What a run leaves in `folder` that compare reads."""
+    """Write what compare reads of a run to `folder`, and return its path."""
     config = RunConfig(run_name="run", model_dir=folder, **options)
     RunRecord.of(config, identity(config, data, "cpu x1", "fp32"), "20261125-120000", folds).write(
         config
@@ -96,7 +99,7 @@ def leave(
     return str(folder)
 
 
-def test_it_is_the_corrected_test_over_the_folds_and_mcnemar_over_the_samples(
+def test_json_has_the_corrected_t_test_over_folds_and_mcnemar_s_over_samples(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a = leave(tmp_path / "a", FIRST)
@@ -116,7 +119,7 @@ def test_it_is_the_corrected_test_over_the_folds_and_mcnemar_over_the_samples(
     assert found["folds"] == list(FOLDS)
 
 
-def test_the_better_one_is_named_in_plain_words(
+def test_the_better_run_is_named_in_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a, b = leave(tmp_path / "a", FIRST), leave(tmp_path / "b", WORSE, learning_rate=0.01)
@@ -130,27 +133,27 @@ def test_the_better_one_is_named_in_plain_words(
     assert lines[-1].startswith(f"{a} is better than {b}: by 0.0860 over 5 folds")
 
 
-def test_what_chance_can_bring_is_no_verdict(tmp_path: Path) -> None:
+def test_a_difference_within_chance_decides_nothing(tmp_path: Path) -> None:
     a, b = leave(tmp_path / "a", FIRST), leave(tmp_path / "b", SIMILAR)
     text = verdict(compare(open_run(a), open_run(b)))
     assert text.startswith("These 5 folds do not show which is better")
 
 
-def test_last_epochs_have_no_predictions_to_compare(tmp_path: Path) -> None:
+def test_last_epochs_are_compared_without_predictions(tmp_path: Path) -> None:
     a, b = leave(tmp_path / "a", FIRST), leave(tmp_path / "b", WORSE)
     found = compare(open_run(a), open_run(b), "last")
     assert found.predictions is None
     assert found.accuracies[0].ravel() == pytest.approx([x - 0.05 for x in FIRST])
 
 
-def test_runs_that_chose_on_inner_splits_are_compared_by_these_epochs(tmp_path: Path) -> None:
+def test_runs_with_inner_splits_are_compared_by_the_chosen_epochs(tmp_path: Path) -> None:
     a, b = leave(tmp_path / "a", FIRST, inner=True), leave(tmp_path / "b", WORSE, inner=True)
     found = compare(open_run(a), open_run(b))
     assert found.by == "chosen" and found.predictions is not None
     assert found.accuracies[0].ravel() == pytest.approx([x - 0.1 for x in FIRST])  # the first epoch
 
 
-def test_repeats_are_paired_seed_by_seed(tmp_path: Path) -> None:
+def test_repeats_are_averaged_over_seeds_before_folds_are_paired(tmp_path: Path) -> None:
     a = leave(tmp_path / "a", FIRST, repeats={1: SIMILAR})
     b = leave(tmp_path / "b", WORSE, repeats={1: FIRST})
     found = compare(open_run(a), open_run(b))
@@ -177,7 +180,7 @@ def test_a_difference_without_spread_is_not_judged(
     assert sentence in verdict(compare(open_run(a), open_run(b)))
 
 
-def test_seeds_that_add_nothing_make_nothing_more_certain(tmp_path: Path) -> None:
+def test_repeated_equal_seeds_make_no_result_more_certain(tmp_path: Path) -> None:
     a = leave(tmp_path / "a", FIRST, repeats=dict.fromkeys(range(1, 20), FIRST))
     b = leave(tmp_path / "b", SIMILAR, repeats=dict.fromkeys(range(1, 20), SIMILAR))
     once = compare(open_run(leave(tmp_path / "c", FIRST)), open_run(leave(tmp_path / "d", SIMILAR)))
@@ -222,7 +225,7 @@ def test_a_run_can_be_named_by_its_storage(tmp_path: Path) -> None:
         {"best_val_accuracy": "high"},
     ],
 )
-def test_a_summary_that_somebody_has_changed_is_named(
+def test_an_invalid_summary_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any]
 ) -> None:
     a, b = leave(tmp_path / "a", FIRST), leave(tmp_path / "b", WORSE)
@@ -235,7 +238,7 @@ def test_a_summary_that_somebody_has_changed_is_named(
     assert "summary.json: is not the summary of a run" in capsys.readouterr().err
 
 
-def test_predictions_of_several_lengths_are_refused(
+def test_predictions_of_different_lengths_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a, b = leave(tmp_path / "a", FIRST), leave(tmp_path / "b", WORSE)
@@ -247,7 +250,7 @@ def test_predictions_of_several_lengths_are_refused(
     assert "oof_predictions.npz: cannot be read" in capsys.readouterr().err
 
 
-def test_best_epochs_of_a_longer_training_are_the_more_optimistic(
+def test_best_epochs_are_called_more_optimistic_the_more_epochs_there_were(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a, b = leave(tmp_path / "a", FIRST), leave(tmp_path / "b", WORSE)
@@ -261,7 +264,7 @@ def test_best_epochs_of_a_longer_training_are_the_more_optimistic(
     assert MORE_EPOCHS in capsys.readouterr().out
 
 
-def test_one_fold_shows_nothing_more_than_its_difference(tmp_path: Path) -> None:
+def test_one_fold_gives_a_difference_and_no_test(tmp_path: Path) -> None:
     a = leave(tmp_path / "a", FIRST[:1], folds=(1,))
     b = leave(tmp_path / "b", WORSE[:1], folds=(1,))
     found = compare(open_run(a), open_run(b))
@@ -291,13 +294,13 @@ def test_runs_that_cannot_be_compared_are_refused(
     assert all(text in line for text in said), line
 
 
-def test_epochs_that_a_run_does_not_have_are_refused(tmp_path: Path) -> None:
+def test_a_choice_of_epochs_that_a_run_lacks_is_refused(tmp_path: Path) -> None:
     a, b = leave(tmp_path / "a", FIRST), leave(tmp_path / "b", WORSE)
     with pytest.raises(BadInput, match=r"--by chosen: .*a has no chosen epochs"):
         compare(open_run(a), open_run(b), "chosen")
 
 
-def test_a_run_that_goes_on_is_refused(tmp_path: Path) -> None:
+def test_a_run_that_has_not_finished_is_refused(tmp_path: Path) -> None:
     a, b = leave(tmp_path / "a", FIRST), leave(tmp_path / "b", WORSE)
     (tmp_path / "b" / "summary.json").unlink()
     with pytest.raises(BadInput, match="is not over"):

@@ -59,7 +59,7 @@ from support.wandb_files import newest
 from raykfold.config.run_config import RunConfig
 from raykfold.run import main
 from raykfold.state.claim import claim
-from raykfold.state.progress import Look, Watcher
+from raykfold.state.progress import Progress, Watcher
 
 PICTURES = tuple(f"plots/{name}.png" for name in ("classes", "confusion", "curves", "folds"))
 EPOCH_LINE = re.compile(r"^fold (\d) {2}epoch (\d+)/6 ")
@@ -238,8 +238,8 @@ class Disturbed:
     hub: HubServer
     driver: int
     lost: str
-    alive: Look
-    dead: Look
+    alive: Progress
+    dead: Progress
     done: subprocess.CompletedProcess[str]
 
 

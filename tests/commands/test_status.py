@@ -1,4 +1,4 @@
-"""What people and programs are told of a run from outside: real files, and processes that died."""
+"""`python -m raykfold.status` on files of runs, and with drivers that have died."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.s3_server import CREDENTIALS, S3Server
+from fakes.s3_server import S3Server
 from support.run_folder import begin, begin_as, complete, conclude, failed, history, running, store
 from support.shell import environment
 
@@ -37,7 +36,7 @@ def look(folder: Path) -> Progress:
 
 
 def at_work(config: RunConfig, epochs: int = 0) -> None:
-    """Let this process be the driver; it has just begun, and will say nothing more."""
+    """Write the heartbeat of a run whose driver is this process, and then stop beating."""
     heart = Heartbeat(config.run_dir, config.command(), dict)
     heart.run_started(RunStart("run", 5, (1, 2, 3), {}))
     heart.workers_changed([(2,)])
@@ -48,7 +47,7 @@ def at_work(config: RunConfig, epochs: int = 0) -> None:
 
 
 def change(config: RunConfig, **values: Any) -> Beat:
-    """Have the last beat say something else."""
+    """Change values of the last heartbeat on disk."""
     beat = read_heartbeat(config.run_dir)
     assert beat is not None
     beat = dataclasses.replace(beat, **values)
@@ -57,6 +56,7 @@ def change(config: RunConfig, **values: Any) -> Beat:
 
 
 def dead_pid() -> int:
+    """Return the id of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
@@ -64,7 +64,7 @@ def dead_pid() -> int:
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
-    """A run of three folds: one is complete, one goes on, one has not begun."""
+    """A run of three folds: fold 1 is complete, fold 2 is training, fold 3 has not begun."""
     config = begin(tmp_path / "out")
     store(config, complete(1), running(2, epochs=3))
     return config
@@ -75,7 +75,9 @@ def out(config: RunConfig) -> Path:
     return config.model_path
 
 
-def test_a_run_at_work(config: RunConfig, out: Path) -> None:
+def test_a_run_at_work_is_shown_with_its_folds_and_the_time_left(
+    config: RunConfig, out: Path
+) -> None:
     at_work(config, epochs=2)
     beat = change(config, epoch_seconds=1.5, pending={"Hub": 3, "s3": 1})
     found = look(out)
@@ -94,28 +96,32 @@ def test_a_run_at_work(config: RunConfig, out: Path) -> None:
     ]
 
 
-def test_a_fold_is_no_faster_than_its_own_epochs_in_a_row(config: RunConfig, out: Path) -> None:
-    """Many workers together have been fast; the last fold has one worker."""
+def test_the_time_left_is_at_least_that_of_one_fold_on_one_worker(
+    config: RunConfig, out: Path
+) -> None:
+    """Many workers together were fast; the last fold has one worker."""
     store(config, complete(1), running(2, epochs=1), complete(3))
     at_work(config, epochs=2)
     change(config, epoch_seconds=0.1)
     assert look(out).seconds_left == 4 * 2.0
 
 
-def test_no_time_is_promised_before_an_epoch_of_this_session(config: RunConfig, out: Path) -> None:
+def test_no_time_is_estimated_before_the_first_epoch_of_a_session(
+    config: RunConfig, out: Path
+) -> None:
     at_work(config)
     found = look(out)
     assert found.seconds_left is None
     assert "starting: no epoch yet in this session, 7 left at most" in progress_lines(found)
 
 
-def test_a_fold_in_its_first_epoch_is_at_work(config: RunConfig, out: Path) -> None:
+def test_a_fold_in_its_first_epoch_is_running(config: RunConfig, out: Path) -> None:
     at_work(config)
     change(config, workers=((3,),))
     assert [row.status for row in look(out).folds] == ["complete", "waiting", "running"]
 
 
-def test_a_driver_that_is_known_to_be_dead(config: RunConfig, out: Path) -> None:
+def test_a_run_whose_driver_is_dead_is_stopped(config: RunConfig, out: Path) -> None:
     at_work(config, epochs=1)
     beat = change(config, pid=dead_pid())
     found = look(out)
@@ -126,7 +132,9 @@ def test_a_driver_that_is_known_to_be_dead(config: RunConfig, out: Path) -> None
     assert text[-1] == f"to go on: {beat.resume}"
 
 
-def test_a_driver_elsewhere_that_has_long_said_nothing(config: RunConfig, out: Path) -> None:
+def test_a_run_whose_driver_elsewhere_has_long_sent_no_heartbeat_is_silent(
+    config: RunConfig, out: Path
+) -> None:
     at_work(config, epochs=1)
     change(config, machine="another", pid=1, host="far", time=time.time() - HOUR)
     found = look(out)
@@ -136,7 +144,7 @@ def test_a_driver_elsewhere_that_has_long_said_nothing(config: RunConfig, out: P
     assert text[-1].startswith("to go on: python -m raykfold.run")
 
 
-def test_a_clock_that_is_behind_is_seen_through_at_a_second_look(
+def test_a_heartbeat_between_two_looks_shows_a_run_at_work_whatever_its_clock_says(
     config: RunConfig, out: Path
 ) -> None:
     at_work(config, epochs=1)
@@ -147,7 +155,7 @@ def test_a_clock_that_is_behind_is_seen_through_at_a_second_look(
     assert watcher.look().state == "at work"
 
 
-def test_a_clock_that_is_ahead_gives_no_negative_ages(config: RunConfig, out: Path) -> None:
+def test_a_clock_that_is_ahead_gives_no_negative_age(config: RunConfig, out: Path) -> None:
     at_work(config, epochs=1)
     ahead = time.time() + HOUR
     change(config, machine="another", time=ahead, last_failure="x", failure_time=ahead + HOUR)
@@ -157,7 +165,9 @@ def test_a_clock_that_is_ahead_gives_no_negative_ages(config: RunConfig, out: Pa
     assert found.last_failure == {"text": "x", "seconds_ago": 0}
 
 
-def test_a_stopped_run(config: RunConfig, out: Path) -> None:
+def test_a_stopped_run_shows_its_last_failure_and_how_to_resume(
+    config: RunConfig, out: Path
+) -> None:
     at_work(config, epochs=1)
     failure = {"last_failure": "the worker of fold 2 ended: killed", "pending": {"Hub": 1}}
     beat = change(config, phase="stopped", workers=(), **failure)
@@ -171,7 +181,7 @@ def test_a_stopped_run(config: RunConfig, out: Path) -> None:
     ]
 
 
-def test_a_fold_that_failed_while_others_go_on(config: RunConfig, out: Path) -> None:
+def test_a_failed_fold_is_shown_while_others_train(config: RunConfig, out: Path) -> None:
     at_work(config)
     change(config, failed={2: "loss became nan"})
     found = look(out)
@@ -181,7 +191,7 @@ def test_a_fold_that_failed_while_others_go_on(config: RunConfig, out: Path) -> 
 
 
 @pytest.mark.parametrize("named", ["outputs", "storage"])
-def test_a_run_that_is_over(config: RunConfig, named: str) -> None:
+def test_a_finished_run_shows_its_mean(config: RunConfig, named: str) -> None:
     at_work(config)
     store(config, complete(1), complete(2), complete(3))
     summary = conclude(config, complete(1), complete(2), complete(3))
@@ -193,7 +203,7 @@ def test_a_run_that_is_over(config: RunConfig, named: str) -> None:
     assert progress_lines(found)[-1] == "mean accuracy of the best epochs: 0.5400 (+/- 0.0000)"
 
 
-def test_a_run_that_is_over_but_for_its_uploads(config: RunConfig, out: Path) -> None:
+def test_a_finished_run_can_still_be_sending_files(config: RunConfig, out: Path) -> None:
     at_work(config)
     conclude(config, complete(1), complete(2), complete(3))
     change(config, phase="sending", pending={"Hub": 2})
@@ -239,7 +249,7 @@ def test_repeats_are_counted_with_the_run(tmp_path: Path) -> None:
     assert "seed 1, fold 3: failed: unplugged" in text
 
 
-def test_folds_that_find_no_room_are_counted(tmp_path: Path) -> None:
+def test_folds_without_room_on_the_screen_are_counted(tmp_path: Path) -> None:
     config = begin(tmp_path, folds=range(1, 101))
     store(config, *(complete(fold) for fold in range(1, 81)), running(81, epochs=2))
     at_work(config)
@@ -258,14 +268,14 @@ def contents(folder: Path) -> dict[Path, tuple[int, bytes]]:
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
-def test_it_touches_nothing(config: RunConfig, out: Path) -> None:
+def test_status_writes_nothing(config: RunConfig, out: Path) -> None:
     at_work(config)
     before = contents(out)
     assert main([str(out)]) == main([str(out), "--json"]) == 0
     assert contents(out) == before
 
 
-def test_json_has_the_keys_that_are_documented(
+def test_json_has_the_documented_keys(
     config: RunConfig, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     at_work(config, epochs=1)
@@ -291,7 +301,7 @@ def test_json_has_the_keys_that_are_documented(
         (["ftp://x/y"], "expected a path, or an s3://"),
     ],
 )
-def test_wrong_input_is_one_line(
+def test_wrong_input_is_refused_in_one_line(
     arguments: list[str],
     part: str,
     tmp_path: Path,
@@ -305,6 +315,7 @@ def test_wrong_input_is_one_line(
 
 
 def watch(out: Path, *arguments: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    """Start `status --watch`."""
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "raykfold.status", str(out)),
@@ -318,6 +329,7 @@ def watch(out: Path, *arguments: str, stdout: int = subprocess.PIPE) -> subproce
 
 
 def read_until(stream: Any, pattern: str) -> str:
+    """Read whole lines until they match `pattern`."""
     text = ""
     while not re.search(pattern, text):
         line = stream.readline()
@@ -326,7 +338,9 @@ def read_until(stream: Any, pattern: str) -> str:
     return text
 
 
-def test_a_log_gets_a_block_when_something_has_changed(config: RunConfig, out: Path) -> None:
+def test_watch_prints_a_block_to_a_log_when_something_has_changed(
+    config: RunConfig, out: Path
+) -> None:
     at_work(config)
     process = watch(out)
     try:
@@ -351,7 +365,7 @@ def test_a_log_gets_a_block_when_something_has_changed(config: RunConfig, out: P
     assert rest.startswith("run: 3 of 3 folds complete, over\n") and rest.count("\n\n") == 1
 
 
-def test_json_is_a_line_a_look(config: RunConfig, out: Path) -> None:
+def test_watch_prints_a_line_of_json_for_each_look(config: RunConfig, out: Path) -> None:
     at_work(config)
     process = watch(out, "--json")
     try:
@@ -367,7 +381,7 @@ def test_json_is_a_line_a_look(config: RunConfig, out: Path) -> None:
     assert process.returncode == 0
 
 
-def test_a_terminal_is_drawn_anew_in_place(config: RunConfig, out: Path) -> None:
+def test_watch_redraws_a_terminal_in_place(config: RunConfig, out: Path) -> None:
     at_work(config)
     ours, theirs = pty.openpty()
     process = watch(out, stdout=theirs)
@@ -391,12 +405,12 @@ def test_a_terminal_is_drawn_anew_in_place(config: RunConfig, out: Path) -> None
 
 
 def rest_of(terminal: int) -> bytes:
-    """What is still said there, until the other side is closed."""
+    """Read a terminal until its other side is closed."""
     with io.BytesIO() as rest:
         while True:
             try:
                 content = os.read(terminal, 4096)
-            except OSError:  # how Linux says so
+            except OSError:  # on Linux, the other side is closed
                 content = b""
             if not content:
                 return rest.getvalue()
@@ -406,15 +420,7 @@ def rest_of(terminal: int) -> bytes:
 # --- on an object store ----------------------------------------------------------------------
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    with S3Server() as server:
-        yield server
-
-
-def test_a_run_on_a_store_is_read_from_there(s3: S3Server, tmp_path: Path) -> None:
+def test_a_run_is_read_from_an_object_store(s3: S3Server, tmp_path: Path) -> None:
     config = begin(tmp_path, storage_path=s3.uri("bucket/ray", through_faults=True))
     store(config, complete(1), running(2, epochs=3))
     at_work(config)
