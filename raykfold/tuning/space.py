@@ -148,6 +148,9 @@ _search = partial(option, group="search")
 class SearchConfig(RunConfig):
     """The options of a search: those that its trials share, and how and what it searches."""
 
+    trial_class: ClassVar[type[RunConfig]] = RunConfig
+    """The class of a trial's configuration."""
+
     module: ClassVar[str] = "raykfold.search"
     about: ClassVar[str] = (
         "Tune hyper-parameters: each trial is a whole cross-validation, and poor ones are stopped. "
@@ -272,7 +275,7 @@ class SearchConfig(RunConfig):
         )
 
     def _run(self, values: Mapping[str, Any], **own: Any) -> RunConfig:
-        shared = {name: getattr(self, name) for name in options(RunConfig)}
+        shared = {name: getattr(self, name) for name in options(self.trial_class)}
         shared |= {"fresh": False, "hf_model_repo_id": None, "named": self.named}
         arguments = {
             name.removeprefix(_MODEL_PREFIX): value
@@ -282,7 +285,7 @@ class SearchConfig(RunConfig):
         plain = {name: v for name, v in values.items() if not name.startswith(_MODEL_PREFIX)}
         fields = {**shared, **plain, **own}
         fields["model"] = str(ModelSpec.parse(fields["model"]).with_arguments(arguments))
-        return RunConfig(**fields)
+        return self.trial_class(**fields)
 
     def command(self) -> list[str]:
         if self.config_file is None:
@@ -320,14 +323,21 @@ def search_identity(
     }
 
 
-def parse_search(argv: Sequence[str], environ: Mapping[str, str]) -> SearchConfig:
+def parse_search(
+    argv: Sequence[str], environ: Mapping[str, str], cls: type[SearchConfig] = SearchConfig
+) -> SearchConfig:
     """Read the command line, the environment and the TOML file that they name.
+
+    Args:
+        argv: the arguments.
+        environ: the environment.
+        cls: the class of the configuration.
 
     Raises:
         BadInput: as for `parse_config`, or a range is wrong.
         SystemExit: after --help or --version.
     """
-    values, table = parse_values(SearchConfig, argv, environ)
+    values, table = parse_values(cls, argv, environ)
     if table.file is None:
         raise BadInput("--config: is missing; expected a TOML file with a [search] table")
     where = f"--config {table.file}"
@@ -340,8 +350,8 @@ def parse_search(argv: Sequence[str], environ: Mapping[str, str]) -> SearchConfi
     for name, row in _flat(table.rows):
         if name in domains:
             raise BadInput(f"{where}: search.{name}: appears twice")
-        domains[name] = _domain(f"{where}: search.{name}", name, row)
-    config = SearchConfig(**values, space=SearchSpace(domains), config_file=absolute(table.file))
+        domains[name] = _domain(cls, f"{where}: search.{name}", name, row)
+    config = cls(**values, space=SearchSpace(domains), config_file=absolute(table.file))
     arguments = {f"{_MODEL_PREFIX}{each}" for each in ModelSpec.parse(config.model).arguments}
     for name in domains:
         if name in values or name in arguments:
@@ -370,9 +380,9 @@ def _is_range(value: Mapping[str, Any]) -> bool:
     )
 
 
-def _domain(where: str, name: str, row: Any) -> Domain:
+def _domain(cls: type[SearchConfig], where: str, name: str, row: Any) -> Domain:
     """Parse one row of the [search] table."""
-    _check_name(where, name)
+    _check_name(cls, where, name)
     if not isinstance(row, Mapping) or len(row) != 1:
         raise BadInput(
             f"{where}: expected one range, as in {{choice = [1, 2]}}; a value that all trials "
@@ -388,16 +398,16 @@ def _domain(where: str, name: str, row: Any) -> Domain:
         raise BadInput(f"{where}: {kind} {arguments!r}: expected a list, as in {kind} = [1, 2]")
     domain = Domain(kind, tuple(arguments))
     if domain.is_list:
-        return Domain(kind, _values(f"{where}: {kind}", name, arguments))
-    _check_range(f"{where}: {kind}", name, domain)
+        return Domain(kind, _values(cls, f"{where}: {kind}", name, arguments))
+    _check_range(cls, f"{where}: {kind}", name, domain)
     if domain.is_whole and arguments[2:] == [1]:
         # With a step of 1 Ray Tune leaves the upper end out, and Optuna would not.
         return Domain(kind.removeprefix("q"), tuple(arguments[:2]))
     return domain
 
 
-def _check_name(where: str, name: str) -> None:
-    searchable = options_that_are(RunConfig, "search")
+def _check_name(cls: type[SearchConfig], where: str, name: str) -> None:
+    searchable = options_that_are(cls.trial_class, "search")
     if name in searchable:
         return
     if name.startswith(_MODEL_PREFIX):
@@ -406,8 +416,8 @@ def _check_name(where: str, name: str) -> None:
         except ValueError as error:
             raise BadInput(f"{where}: {error}") from None
         return
-    if name in options(SearchConfig):
-        why_not = options(SearchConfig)[name].metadata["search"]
+    if name in options(cls):
+        why_not = options(cls)[name].metadata["search"]
         why = why_not or "it does not affect training; expected it above [search]"
         raise BadInput(f"{where}: cannot be searched: {why}")
     near = difflib.get_close_matches(name, searchable, n=1)
@@ -415,11 +425,13 @@ def _check_name(where: str, name: str) -> None:
     raise BadInput(f"{where}: unknown; {hint}")
 
 
-def _values(where: str, name: str, values: Sequence[Any]) -> tuple[Any, ...]:
+def _values(
+    cls: type[SearchConfig], where: str, name: str, values: Sequence[Any]
+) -> tuple[Any, ...]:
     """Parse the values of a choice or grid."""
     if not values:
         raise BadInput(f"{where}: is empty; expected at least one value")
-    parsed = tuple(_value(f"{where}:", name, value) for value in values)
+    parsed = tuple(_value(cls, f"{where}:", name, value) for value in values)
     for one, other in itertools.combinations(parsed, 2):
         # 1 and 1.0 are the same value; True is another.
         if one == other and isinstance(one, bool) == isinstance(other, bool):
@@ -427,10 +439,10 @@ def _values(where: str, name: str, values: Sequence[Any]) -> tuple[Any, ...]:
     return parsed
 
 
-def _check_range(where: str, name: str, domain: Domain) -> None:
+def _check_range(cls: type[SearchConfig], where: str, name: str, domain: Domain) -> None:
     parse = None
     if not name.startswith(_MODEL_PREFIX):
-        parse = options(RunConfig)[name].metadata["parse"]
+        parse = options(cls)[name].metadata["parse"]
         if parse not in (integer, number):
             raise BadInput(f"{where}: is a range of numbers; expected choice or grid")
     if parse is integer and not domain.is_whole:
@@ -461,10 +473,10 @@ def _check_range(where: str, name: str, domain: Domain) -> None:
             if not math.isclose(end / each, round(end / each)):
                 raise BadInput(f"{where} {end!r}: expected a multiple of the step, {each!r}")
     for end in domain.ends:
-        _value(where, name, end)
+        _value(cls, where, name, end)
 
 
-def _value(where: str, name: str, value: Any) -> Any:
+def _value(cls: type[SearchConfig], where: str, name: str, value: Any) -> Any:
     """Parse a value as a run would."""
     try:
         if name.startswith(_MODEL_PREFIX):
@@ -472,7 +484,7 @@ def _value(where: str, name: str, value: Any) -> Any:
             return ModelSpec().with_arguments({argument: value}).arguments[argument]
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise BadInput(f"{where} {value!r}: expected a number or a text")
-        parsed = read_option(RunConfig, name, toml_text(value), where)
+        parsed = read_option(cls, name, toml_text(value), where)
         return str(ModelSpec.parse(parsed)) if name == "model" else parsed
     except ValueError as error:
         raise BadInput(f"{where} {value!r}: {error}") from None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 from tensorboardX.record_writer import masked_crc32c
 
 
@@ -37,3 +38,14 @@ def scalars(folder: Path) -> dict[str, list[Any]]:
             if value.HasField("simple_value"):
                 found.setdefault(value.tag, []).append((event.step, value.simple_value))
     return found
+
+
+def hyperparameters(folder: Path) -> dict[str, Any]:
+    """Return the hyper-parameters that TensorBoard shows for the file in `folder`, by name."""
+    for event in events(folder):
+        for value in event.summary.value:
+            if value.tag == "_hparams_/session_start_info":
+                plugin = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                rows = plugin.session_start_info.hparams
+                return {name: getattr(v, v.WhichOneof("kind")) for name, v in rows.items()}
+    raise AssertionError(f"{folder} shows none")
