@@ -37,10 +37,10 @@ from raykfold.files.scratch import scratch_dir
 from raykfold.observers import Audience, Observer
 from raykfold.outputs.hub_dataset import fetch_missing
 from raykfold.outputs.hub_mirror import hub_mirror
-from raykfold.outputs.model_dir import Artifacts
+from raykfold.outputs.model_dir import ModelDirWriter
 from raykfold.outputs.store_mirror import StoreMirror
 from raykfold.outputs.tensorboard import TensorBoard
-from raykfold.outputs.wandb_runs import Tracker
+from raykfold.outputs.wandb_runs import WandbRuns
 from raykfold.pages.run_page import Reporter
 from raykfold.state.claim import claim
 from raykfold.state.folders import check_writable, set_aside
@@ -292,12 +292,12 @@ def open_ledger(
     """
     config = earlier.config
     run = repeat_of or config
-    audience.add(Artifacts(config))
+    audience.add(ModelDirWriter(config))
     audience.add(Reporter(config, inputs.data))
     # Observers are closed last to first: the heartbeat tells what those after it still send.
     audience.add(Heartbeat(config.run_dir, run.command(), audience.pending))
     if config.tensorboard:  # clears what an earlier session left before a mirror sees it
-        audience.add(TensorBoard(config.outputs, config.hyperparameters()))
+        audience.add(TensorBoard(config))
     if isinstance(config.model_place, RemotePath):
         # The local copies stay where another service needs them.
         keep = run.hf_model_repo_id is not None or run.wandb_project is not None
@@ -305,19 +305,10 @@ def open_ledger(
     if config.hf_model_repo_id is not None:
         audience.add(hub_mirror(config, inputs.credentials.hf_token, audience.noticed))
     if config.wandb_project is not None:
-        audience.add(
-            Tracker(
-                project=config.wandb_project,
-                entity=config.wandb_entity,
-                mode=config.wandb_mode,
-                # With --fresh a run has the name of the earlier one, and is another.
-                run_id=f"{config.run_name}-{earlier.created}",
-                folder=config.model_path,
-                config=config.to_json(),
-                api_key=inputs.credentials.wandb_api_key,
-                say=audience.noticed,
-            )
-        )
+        # With --fresh a run has the name of the earlier one, and is another.
+        run_id = f"{config.run_name}-{earlier.created}"
+        key = inputs.credentials.wandb_api_key
+        audience.add(WandbRuns(config, run_id, key, audience.noticed))
     name = f"seed {config.seed}" if repeat_of else name
     ledger = Ledger(earlier, inputs.data, inputs.folds, audience, name)
     ledger.find_states()

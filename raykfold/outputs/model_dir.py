@@ -1,4 +1,4 @@
-"""An observer: the outputs in `model_dir`, copied from storage as they come into being."""
+"""The outputs in `model_dir`: weights and the state of training, while the run goes on."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from raykfold.training.results import (
 )
 
 
-class Artifacts(Observer):
-    """Mirrors weights to `model_dir`, and keeps ``training_state.json`` there up to date.
+class ModelDirWriter(Observer):
+    """Copies weights from storage to `model_dir`, and keeps ``training_state.json`` up to date.
 
-    Raises `StorageError` from any call when the disk is full: that ends the run, because an
-    output that is missing at the end would be noticed too late.
+    Raises `StorageError` from any call when the disk is full. That ends the run, because a missing
+    output would be noticed too late.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -37,22 +37,22 @@ class Artifacts(Observer):
     def run_started(self, start: RunStart) -> None:
         for fold in start.folds:
             if fold in start.finished:
-                self._mirror_result(start.finished[fold])
+                self._copy_fold(start.finished[fold])
             else:
                 history = start.histories.get(fold, ())
-                self._mirror(fold, history, [metrics.epoch for metrics in history])
+                self._copy(fold, history, [metrics.epoch for metrics in history])
         self._write_state()
 
     def epoch_committed(self, fold: int, metrics: EpochMetrics) -> None:
-        # An epoch that was trained again after a death takes the place of what it was before.
+        # An epoch trained again after a worker died replaces what it was before.
         history = [*self._histories.get(fold, [])[: metrics.epoch], metrics]
-        self._mirror(fold, history, [metrics.epoch])
+        self._copy(fold, history, [metrics.epoch])
 
     def fold_finished(self, result: FoldResult) -> None:
-        self._mirror_result(result)
+        self._copy_fold(result)
 
     def time_passed(self) -> None:
-        """One writing for all that has come since the last: many folds can end an epoch at once."""
+        """Write the state once for all epochs since the last call: many folds end one at once."""
         if self._state != self._written:
             self._write_state()
 
@@ -60,16 +60,16 @@ class Artifacts(Observer):
         self.time_passed()
 
     def run_finished(self, summary: Summary) -> None:
-        """Also when a kill came between the last epoch and its copy here."""
+        # Again, in case of a kill between the last epoch and its copy.
         for result in summary.folds:
-            self._mirror_result(result)
+            self._copy_fold(result)
         self._write_state()
 
-    def _mirror_result(self, result: FoldResult) -> None:
+    def _copy_fold(self, result: FoldResult) -> None:
         epochs = [metrics.epoch for metrics in result.history]
-        self._mirror(result.fold, result.history, epochs, result.status, result.error)
+        self._copy(result.fold, result.history, epochs, result.status, result.error)
 
-    def _mirror(
+    def _copy(
         self,
         fold: int,
         history: Sequence[EpochMetrics],
@@ -77,22 +77,24 @@ class Artifacts(Observer):
         status: FoldStatus = "running",
         error: str | None = None,
     ) -> None:
-        """Copy the weights of `epochs`, and let the best be those that are to be kept so far."""
+        """Copy the weights of `epochs`; the best weights are those of the kept epoch so far."""
         storage, outputs = self._config.run_dir, self._config.outputs
         for epoch in epochs:
             _link(storage.epoch_weights(fold, epoch), outputs.epoch_weights(fold, epoch))
         best, kept = best_of(history), kept_of(history)
         if kept is not None:
             _link(outputs.epoch_weights(fold, kept.epoch), outputs.best_weights(fold))
-        self._histories[fold] = list(history)
-        self._state[fold] = {
+        state: dict[str, Any] = {
             "status": status,
             "epochs_done": len(history),
             "best_epoch": None if best is None else best.epoch,
             "best_val_accuracy": None if best is None else best.val_accuracy,
-            **_chosen(kept),
-            **({"error": error} if error else {}),
         }
+        if kept is not None and kept.inner_accuracy is not None:
+            state |= {"chosen_epoch": kept.epoch, "chosen_val_accuracy": kept.val_accuracy}
+        if error:
+            state["error"] = error
+        self._histories[fold], self._state[fold] = list(history), state
 
     def _write_state(self) -> None:
         write_json(
@@ -104,13 +106,6 @@ class Artifacts(Observer):
             },
         )
         self._written = dict(self._state)
-
-
-def _chosen(kept: EpochMetrics | None) -> dict[str, Any]:
-    """Of a fold with an inner validation split."""
-    if kept is None or kept.inner_accuracy is None:
-        return {}
-    return {"chosen_epoch": kept.epoch, "chosen_val_accuracy": kept.val_accuracy}
 
 
 def _link(source: Place, target: Path) -> None:

@@ -1,9 +1,9 @@
-"""An observer: TensorBoard's event files, one folder a fold.
+"""TensorBoard event files of a run, in one folder for each fold.
 
     tensorboard --logdir MODEL_DIR/tensorboard
 
-At the start of a session each fold's file is written anew from its history, so that no epoch is
-there twice, whatever a kill has left. The names are those that W&B shows.
+Each session writes the file of a fold anew from its history, so no epoch appears twice, whatever a
+kill has left. Metrics have the same names as in W&B.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from raykfold.config.run_config import RunConfig
 from raykfold.files.atomic import remove_tree
-from raykfold.files.paths import ModelDir, fold_name
+from raykfold.files.paths import fold_name
 from raykfold.observers import Observer, RunStart
 from raykfold.outputs.wandb_runs import scalars
 from raykfold.training.results import EpochMetrics, FoldResult, Summary
@@ -21,30 +22,21 @@ from raykfold.training.results import EpochMetrics, FoldResult, Summary
 if TYPE_CHECKING:
     from tensorboardX.event_file_writer import EventsWriter
 
-# Of what a run is told: what its results depend on.
-_SHOWN = (
-    *("epochs", "batch_size", "learning_rate", "early_stopping_patience"),
-    *("seed", "model", "precision"),
-)
 _SUMMARY = "summary"
 
 
 class TensorBoard(Observer):
-    """Writes each fold's epochs below `outputs.tensorboard`, where TensorBoard sees them at once.
+    """Writes each epoch below `config.outputs.tensorboard`, where TensorBoard sees it at once.
 
-    Raises `OSError` when a file cannot be written, as observers may: the run goes on without.
-
-    Args:
-        outputs: the run's.
-        config: plain values; shown with each fold, as far as results depend on them.
+    Raises `OSError` if a file cannot be written; the run then continues without this observer.
     """
 
-    def __init__(self, outputs: ModelDir, config: Mapping[str, Any]) -> None:
-        self._folder = outputs.tensorboard
-        shown = {name: config[name] for name in _SHOWN if name in config}
-        self._parameters = {name: value for name, value in shown.items() if value is not None}
+    def __init__(self, config: RunConfig) -> None:
+        self._folder = config.outputs.tensorboard
+        known = config.hyperparameters().items()
+        self._hyperparameters = {name: value for name, value in known if value is not None}
         self._files: dict[int, EventsWriter] = {}
-        self._steps: dict[int, int] = {}  # fold → epochs that its file holds
+        self._epochs: dict[int, int] = {}  # fold → epochs in its file
 
     def run_started(self, start: RunStart) -> None:
         remove_tree(self._folder / _SUMMARY)
@@ -56,8 +48,8 @@ class TensorBoard(Observer):
                 self._end(fold)
 
     def epoch_committed(self, fold: int, metrics: EpochMetrics) -> None:
-        if metrics.epoch < self._steps[fold]:  # trained again after a death
-            self._write(fold, step=metrics.epoch, session_log=_start_of_session())
+        if metrics.epoch < self._epochs[fold]:  # trained again after a worker died
+            self._write(fold, metrics.epoch, session_log=_session_start())
         self._add(fold, metrics, time.time())
         self._files[fold].flush()
 
@@ -66,16 +58,15 @@ class TensorBoard(Observer):
 
     def run_finished(self, summary: Summary) -> None:
         estimates = {"chosen": summary.chosen, "best": summary.best, "last": summary.last}
-        known = {
-            f"{which}/{name}_accuracy": value
-            for which, each in estimates.items()
-            if each is not None
-            for name, value in (("mean", each.mean), ("std", each.std))
-            if name == "mean" or len(summary.folds) > 1
-        }
-        if known:
+        values = {}
+        for epochs, estimate in estimates.items():
+            if estimate is not None:
+                values[f"{epochs}/mean_accuracy"] = estimate.mean
+                if len(summary.folds) > 1:
+                    values[f"{epochs}/std_accuracy"] = estimate.std
+        if values:
             file = self._new_file(_SUMMARY)
-            file.write_event(_event(time.time(), 0, summary=_summary(known)))
+            file.write_event(_event(time.time(), 0, summary=_scalar_summary(values)))
             file.close()
 
     def close(self) -> None:
@@ -85,13 +76,13 @@ class TensorBoard(Observer):
     def _begin(self, fold: int, history: Sequence[EpochMetrics]) -> None:
         from tensorboardX.summary import hparams
 
-        self._files[fold], self._steps[fold] = self._new_file(fold_name(fold)), 0
-        # One that has read the file of an earlier session forgets it.
-        self._write(fold, step=0, session_log=_start_of_session())
-        compared = dict.fromkeys(("val/accuracy", "val/loss"), 0.0)
-        for part in hparams({**self._parameters, "fold": fold}, compared)[:2]:
-            self._write(fold, step=0, summary=part)
-        # When an epoch ended is not in a history, but how long it took.
+        self._files[fold], self._epochs[fold] = self._new_file(fold_name(fold)), 0
+        # A TensorBoard that has read the file of an earlier session forgets it.
+        self._write(fold, 0, session_log=_session_start())
+        metrics_to_compare = {"val/accuracy": 0.0, "val/loss": 0.0}
+        for part in hparams({**self._hyperparameters, "fold": fold}, metrics_to_compare)[:2]:
+            self._write(fold, 0, summary=part)
+        # A history does not say when an epoch ended, only how long it took.
         ended = time.time() - sum(metrics.seconds for metrics in history)
         for metrics in history:
             ended += metrics.seconds
@@ -99,19 +90,19 @@ class TensorBoard(Observer):
         self._files[fold].flush()
 
     def _add(self, fold: int, metrics: EpochMetrics, when: float) -> None:
-        self._write(fold, metrics.epoch, when, summary=_summary(scalars(metrics)))
-        self._steps[fold] = metrics.epoch + 1
+        self._write(fold, metrics.epoch, when, summary=_scalar_summary(scalars(metrics)))
+        self._epochs[fold] = metrics.epoch + 1
 
-    def _write(self, fold: int, step: int, when: float | None = None, **what: Any) -> None:
-        self._files[fold].write_event(_event(when or time.time(), step, **what))
+    def _write(self, fold: int, step: int, when: float | None = None, **content: Any) -> None:
+        self._files[fold].write_event(_event(when or time.time(), step, **content))
 
     def _end(self, fold: int) -> None:
         if fold in self._files:
             self._files.pop(fold).close()
 
     def _new_file(self, name: str) -> EventsWriter:
-        # Not its SummaryWriter: that has a thread and a queue for each file, and its `flush`
-        # leaves behind what is still queued.
+        # Not SummaryWriter, which has a thread and a queue for each file, and whose `flush` does
+        # not write what is still in the queue.
         from tensorboardX.event_file_writer import EventsWriter
 
         folder = self._folder / name
@@ -119,13 +110,13 @@ class TensorBoard(Observer):
         return EventsWriter(str(folder / "events"))
 
 
-def _event(when: float, step: int, **what: Any) -> Any:
+def _event(when: float, step: int, **content: Any) -> Any:
     from tensorboardX.proto.event_pb2 import Event
 
-    return Event(wall_time=when, step=step, **what)
+    return Event(wall_time=when, step=step, **content)
 
 
-def _summary(values: Mapping[str, float]) -> Any:
+def _scalar_summary(values: Mapping[str, float]) -> Any:
     from tensorboardX.proto.summary_pb2 import Summary
 
     return Summary(
@@ -133,8 +124,8 @@ def _summary(values: Mapping[str, float]) -> Any:
     )
 
 
-def _start_of_session() -> Any:
-    """Tells TensorBoard to forget what it has read of this step and later ones."""
+def _session_start() -> Any:
+    """Return what makes TensorBoard forget what it has read of this step and later ones."""
     from tensorboardX.proto.event_pb2 import SessionLog
 
     return SessionLog(status=SessionLog.START)

@@ -216,7 +216,7 @@ def time_the_ledger() -> None:
 def seconds_a_round(folds: int, over: int, rounds: int = 200) -> float:
     from raykfold import RunConfig
     from raykfold.data.reading import feature_set_from_arrays
-    from raykfold.outputs.model_dir import Artifacts
+    from raykfold.outputs.model_dir import ModelDirWriter
     from raykfold.state.ledger import Ledger
     from raykfold.state.record import EarlierRun
     from raykfold.training.results import EpochMetrics, FoldResult, Round
@@ -230,8 +230,8 @@ def seconds_a_round(folds: int, over: int, rounds: int = 200) -> float:
     )
     with tempfile.TemporaryDirectory() as folder:
         config = RunConfig(run_name="scale", model_dir=Path(folder), epochs=10**6)
-        artifacts = Artifacts(config)
-        ledger = Ledger(EarlierRun.read(config), data, data.fold_labels, artifacts)
+        writer = ModelDirWriter(config)
+        ledger = Ledger(EarlierRun.read(config), data, data.fold_labels, writer)
         for fold in data.fold_labels[folds - over :]:
             history = tuple(map(epoch, range(50)))
             result = FoldResult.of(fold, "complete", 8, 2, history)
@@ -240,7 +240,7 @@ def seconds_a_round(folds: int, over: int, rounds: int = 200) -> float:
         for number in range(rounds):
             began = time.perf_counter()
             ledger.take_in(Round(number + 1, {1: epoch(number)}, saved=(1,)), f"{folder}/c{number}")
-            artifacts.time_passed()
+            writer.time_passed()
             times.append(time.perf_counter() - began)
     return statistics.median(times)
 

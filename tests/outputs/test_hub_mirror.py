@@ -27,7 +27,7 @@ from raykfold.observers import RunStart
 from raykfold.outputs.hub_client import ModelRepository
 from raykfold.outputs.hub_dataset import fetch_missing
 from raykfold.outputs.hub_mirror import HubMirror, hub_mirror
-from raykfold.outputs.model_dir import Artifacts
+from raykfold.outputs.model_dir import ModelDirWriter
 from raykfold.state.archive import write_results
 from raykfold.state.record import RunRecord, identity
 from raykfold.training.results import EpochMetrics, FoldResult, OutOfFoldMetrics, Summary
@@ -59,13 +59,13 @@ def train(folder: Path) -> RunConfig:
     RunRecord.of(config, identity(config, "f00d", "cpu x1"), "20250101-000000", (1, 2)).write(
         config
     )
-    artifacts = Artifacts(config)
+    writer = ModelDirWriter(config)
     for fold in FOLDS:
         for metrics in history(fold):
             weights = f"weights of fold {fold} after epoch {metrics.epoch}\n".encode() * 40
             write_file(config.run_dir.epoch_weights(fold, metrics.epoch), weights)
-            artifacts.epoch_committed(fold, metrics)
-    artifacts.time_passed()
+            writer.epoch_committed(fold, metrics)
+    writer.time_passed()
     return config
 
 
@@ -81,7 +81,7 @@ def complete(config: RunConfig) -> Summary:
         2,
         {"torch": "2.9"},
     )
-    Artifacts(config).run_finished(summary)
+    ModelDirWriter(config).run_finished(summary)
     write_results(config.outputs, summary, {}, None)
     config.outputs.predictions.write_bytes(bytes(range(256)))
     write_file(config.outputs.report, b"<!doctype html>")

@@ -10,7 +10,7 @@ import pytest
 from raykfold.config.run_config import RunConfig
 from raykfold.files.atomic import write_file
 from raykfold.observers import RunStart
-from raykfold.outputs.model_dir import Artifacts
+from raykfold.outputs.model_dir import ModelDirWriter
 from raykfold.training.results import EpochMetrics, FoldResult
 
 
@@ -36,16 +36,16 @@ def state(config: RunConfig, fold: int) -> dict[str, object]:
 
 
 def test_the_best_weights_are_there_while_the_fold_trains(config: RunConfig) -> None:
-    artifacts = Artifacts(config)
-    artifacts.run_started(RunStart("run", 4, (1,), {}))
+    writer = ModelDirWriter(config)
+    writer.run_started(RunStart("run", 4, (1,), {}))
     best = []
     for number, accuracy in enumerate((0.5, 0.7, 0.7, 0.6)):
         trained(config, 1, number, f"epoch {number}".encode())
-        artifacts.epoch_committed(1, epoch(number, accuracy))
+        writer.epoch_committed(1, epoch(number, accuracy))
         assert config.outputs.epoch_weights(1, number).read_text() == f"epoch {number}"
         best.append(config.outputs.best_weights(1).read_text())
     assert best == ["epoch 0", "epoch 1", "epoch 1", "epoch 1"]
-    artifacts.time_passed()
+    writer.time_passed()
     assert state(config, 1) == {
         "status": "running",
         "epochs_done": 4,
@@ -55,14 +55,14 @@ def test_the_best_weights_are_there_while_the_fold_trains(config: RunConfig) -> 
 
 
 def test_an_epoch_that_was_trained_again_takes_its_place(config: RunConfig) -> None:
-    artifacts = Artifacts(config)
-    artifacts.run_started(RunStart("run", 4, (1,), {}))
+    writer = ModelDirWriter(config)
+    writer.run_started(RunStart("run", 4, (1,), {}))
     for number, accuracy, content in ((0, 0.5, b"a"), (1, 0.7, b"b"), (1, 0.4, b"c")):
         trained(config, 1, number, content)
-        artifacts.epoch_committed(1, epoch(number, accuracy))
+        writer.epoch_committed(1, epoch(number, accuracy))
     assert config.outputs.epoch_weights(1, 1).read_bytes() == b"c"
     assert config.outputs.best_weights(1).read_bytes() == b"a"
-    artifacts.time_passed()
+    writer.time_passed()
     assert state(config, 1)["epochs_done"] == 2
 
 
@@ -71,7 +71,7 @@ def test_what_a_kill_kept_from_being_copied_is_copied_on_resume(config: RunConfi
     finished = FoldResult.of(2, "complete", 8, 2, (epoch(0, 0.9),))
     for fold, number in ((1, 0), (1, 1), (2, 0)):
         trained(config, fold, number, f"{fold} {number}".encode())
-    Artifacts(config).run_started(RunStart("run", 4, (1, 2), histories, {2: finished}))
+    ModelDirWriter(config).run_started(RunStart("run", 4, (1, 2), histories, {2: finished}))
     assert config.outputs.best_weights(1).read_text() == "1 1"
     assert config.outputs.best_weights(2).read_text() == "2 0"
     assert config.outputs.epoch_weights(1, 0).read_text() == "1 0"
@@ -79,12 +79,12 @@ def test_what_a_kill_kept_from_being_copied_is_copied_on_resume(config: RunConfi
 
 
 def test_a_failed_fold_says_why_and_keeps_what_it_had(config: RunConfig) -> None:
-    artifacts = Artifacts(config)
-    artifacts.run_started(RunStart("run", 4, (1,), {}))
+    writer = ModelDirWriter(config)
+    writer.run_started(RunStart("run", 4, (1,), {}))
     trained(config, 1, 0, b"a")
-    artifacts.epoch_committed(1, epoch(0, 0.5))
+    writer.epoch_committed(1, epoch(0, 0.5))
     failed = FoldResult.of(1, "failed", 8, 2, (epoch(0, 0.5),), error="unplugged")
-    artifacts.fold_finished(failed)
-    artifacts.time_passed()
+    writer.fold_finished(failed)
+    writer.time_passed()
     assert state(config, 1)["error"] == "unplugged"
     assert config.outputs.best_weights(1).read_bytes() == b"a"

@@ -26,10 +26,6 @@ def folder(config: RunConfig) -> Path:
     return config.outputs.tensorboard
 
 
-def new_board(config: RunConfig) -> TensorBoard:
-    return TensorBoard(config.outputs, config.to_json())
-
-
 def steps(folder: Path, fold: int) -> list[int]:
     return [step for step, _ in scalars(folder / f"fold_{fold}").get("val/accuracy", [])]
 
@@ -40,7 +36,7 @@ def train(board: Observer, fold: int, epochs: range) -> None:
 
 
 def test_an_epoch_is_there_as_soon_as_it_is_committed(config: RunConfig, folder: Path) -> None:
-    board = new_board(config)
+    board = TensorBoard(config)
     board.run_started(RunStart("run", 5, (1, 2), {}))
     for number, metrics in enumerate(history(3)):
         board.epoch_committed(1, metrics)
@@ -54,11 +50,11 @@ def test_an_epoch_is_there_as_soon_as_it_is_committed(config: RunConfig, folder:
 
 
 def test_a_later_session_doubles_no_epoch(config: RunConfig, folder: Path) -> None:
-    first = new_board(config)
+    first = TensorBoard(config)
     first.run_started(RunStart("run", 5, (1, 2), {}))
     train(first, 1, range(3))  # and a kill, after which the newest epoch was not on storage
     train(first, 2, range(5))
-    second = new_board(config)
+    second = TensorBoard(config)
     second.run_started(RunStart("run", 5, (1, 2), {1: history(2)}, {2: complete(2)}))
     assert steps(folder, 1) == [0, 1]
     train(second, 1, range(2, 5))
@@ -68,7 +64,7 @@ def test_a_later_session_doubles_no_epoch(config: RunConfig, folder: Path) -> No
 
 
 def test_epochs_of_before_lie_as_far_apart_as_they_took(config: RunConfig, folder: Path) -> None:
-    board = new_board(config)
+    board = TensorBoard(config)
     board.run_started(RunStart("run", 5, (1,), {1: history(3)}))
     board.close()
     times = [each.wall_time for each in events(folder / "fold_1") if each.summary.value]
@@ -79,7 +75,7 @@ def test_an_epoch_that_is_trained_again_takes_the_place_of_the_first(
     config: RunConfig, folder: Path
 ) -> None:
     """TensorBoard forgets what it has read of a step and later ones when a session starts there."""
-    board = new_board(config)
+    board = TensorBoard(config)
     board.run_started(RunStart("run", 5, (1,), {}))
     train(board, 1, range(3))
     train(board, 1, range(1, 3))
@@ -96,7 +92,7 @@ def test_an_epoch_that_is_trained_again_takes_the_place_of_the_first(
 
 def test_folds_of_another_session_stay(config: RunConfig, folder: Path) -> None:
     for fold in (1, 2):
-        board = new_board(config)
+        board = TensorBoard(config)
         board.run_started(RunStart("run", 5, (fold,), {}))
         train(board, fold, range(2))
         board.close()
@@ -104,7 +100,7 @@ def test_folds_of_another_session_stay(config: RunConfig, folder: Path) -> None:
 
 
 def test_what_a_fold_was_trained_with_is_shown(config: RunConfig, folder: Path) -> None:
-    board = new_board(config)
+    board = TensorBoard(config)
     board.run_started(RunStart("run", 5, (1,), {}))
     board.close()
     tags = {value.tag for event in events(folder / "fold_1") for value in event.summary.value}
@@ -114,7 +110,7 @@ def test_what_a_fold_was_trained_with_is_shown(config: RunConfig, folder: Path) 
 
 
 def test_the_mean_is_there_once_a_run_is_complete(config: RunConfig, folder: Path) -> None:
-    board = new_board(config)
+    board = TensorBoard(config)
     for results in ((complete(1), failed(2, "no")), (complete(1), complete(2))):
         board.run_started(RunStart("run", 5, (1, 2), {}))
         for result in results:
@@ -146,7 +142,7 @@ def test_training_goes_on_without_files_that_cannot_be_written(
     folder.parent.mkdir()
     folder.touch()
     notes = Notes()
-    audience = Audience([new_board(config), notes])
+    audience = Audience([TensorBoard(config), notes])
     audience.run_started(RunStart("run", 5, (1,), {}))
     train(audience, 1, range(2))
     audience.close()

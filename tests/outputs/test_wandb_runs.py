@@ -22,11 +22,12 @@ import pytest
 import wandb
 from support.wandb_files import Logged, files, newest
 
+from raykfold.config.run_config import RunConfig
 from raykfold.files.atomic import write_file
 from raykfold.files.paths import ModelDir
 from raykfold.observers import RunStart
-from raykfold.outputs import wandb_runs as tracking
-from raykfold.outputs.wandb_runs import Tracker
+from raykfold.outputs import wandb_runs
+from raykfold.outputs.wandb_runs import WandbRuns
 from raykfold.pages.run_figures import curves
 from raykfold.training.results import EpochMetrics, FoldResult, Histogram, OutOfFoldMetrics, Summary
 
@@ -43,7 +44,7 @@ def _own_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     monkeypatch.delenv("NETRC", raising=False)
-    monkeypatch.setattr(tracking, "INIT_SECONDS", 3.0)
+    monkeypatch.setattr(wandb_runs, "INIT_SECONDS", 3.0)
     (tmp_path / "home").mkdir()
     yield
     wandb.teardown()
@@ -55,21 +56,16 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def make(tmp_path: Path, said: list[str]) -> Callable[..., Tracker]:
-    """A tracker that writes to ``<tmp_path>/out``."""
+def make(tmp_path: Path, said: list[str]) -> Callable[..., WandbRuns]:
+    """Makes trackers that write to ``<tmp_path>/out``."""
 
-    def make_tracker(**changes: Any) -> Tracker:
-        options: dict[str, Any] = {
-            "project": "sounds",
-            "entity": None,
-            "mode": "offline",
-            "run_id": "abc-1",
-            "folder": tmp_path / "out",
-            "config": {"epochs": 3, "storage_path": None},
-            "api_key": None,
-            "say": said.append,
-        }
-        return Tracker(**(options | changes))
+    def make_tracker(
+        mode: str | None = "offline", run_id: str = "abc-1", api_key: str | None = None
+    ) -> WandbRuns:
+        config = RunConfig(
+            model_dir=tmp_path / "out", epochs=3, wandb_project="sounds", wandb_mode=mode
+        )
+        return WandbRuns(config, run_id, api_key, said.append)
 
     return make_tracker
 
@@ -94,7 +90,7 @@ def summary(*folds: FoldResult) -> Summary:
     )
 
 
-def whole_run(tracker: Tracker) -> None:
+def whole_run(tracker: WandbRuns) -> None:
     """Folds 1 and 2, three epochs each, in turn; fold 2 is better by 0.1."""
     tracker.run_started(RunStart("run", 3, (1, 2), {}))
     for number in range(3):
@@ -107,7 +103,7 @@ def whole_run(tracker: Tracker) -> None:
 
 
 def test_each_fold_is_a_run_and_each_epoch_a_row(
-    make: Callable[..., Tracker],
+    make: Callable[..., WandbRuns],
     tmp_path: Path,
     said: list[str],
     capfd: pytest.CaptureFixture[str],
@@ -143,7 +139,7 @@ def test_each_fold_is_a_run_and_each_epoch_a_row(
 
 
 def test_the_summary_run_has_live_means_and_the_table_of_folds(
-    make: Callable[..., Tracker], tmp_path: Path
+    make: Callable[..., WandbRuns], tmp_path: Path
 ) -> None:
     whole_run(make())
     logged = newest(tmp_path / "out")["summary"]
@@ -174,7 +170,7 @@ def test_the_summary_run_has_live_means_and_the_table_of_folds(
 
 
 def test_the_summary_run_shows_the_pictures_that_are_there(
-    make: Callable[..., Tracker], tmp_path: Path, said: list[str]
+    make: Callable[..., WandbRuns], tmp_path: Path, said: list[str]
 ) -> None:
     outputs = ModelDir(tmp_path / "out")
     drawn = curves([complete(1)]).png(), curves([complete(2)]).png()
@@ -193,7 +189,7 @@ def test_the_summary_run_shows_the_pictures_that_are_there(
 
 
 def test_a_picture_that_is_none_is_said_and_spoils_nothing(
-    make: Callable[..., Tracker], tmp_path: Path, said: list[str]
+    make: Callable[..., WandbRuns], tmp_path: Path, said: list[str]
 ) -> None:
     write_file(ModelDir(tmp_path / "out").plots / "curves.png", b"no picture")
     whole_run(make())
@@ -209,7 +205,7 @@ def table_of(logged: Logged) -> dict[str, Any]:
     return content
 
 
-def test_a_failed_fold_is_a_failed_run(make: Callable[..., Tracker], tmp_path: Path) -> None:
+def test_a_failed_fold_is_a_failed_run(make: Callable[..., WandbRuns], tmp_path: Path) -> None:
     broken = FoldResult.of(2, "failed", 8, 2, (epoch(0, math.nan),), error="loss became nan")
     tracker = make()
     tracker.run_started(RunStart("run", 3, (1, 2), {}))
@@ -225,12 +221,12 @@ def test_a_failed_fold_is_a_failed_run(make: Callable[..., Tracker], tmp_path: P
     assert runs["summary"].summary["status"] == "partial"
     assert "mean_accuracy" not in runs["summary"].summary
     assert table_of(runs["summary"])["data"][1] == [
-        *(2, "failed", 8, 2, 1, None, None, None, None, None, False, "loss became nan"),
+        *(2, "failed", 8, 2, 1, 0, None, None, None, None, False, "loss became nan"),
     ]
 
 
 def test_a_resumed_session_logs_what_the_earlier_one_had(
-    make: Callable[..., Tracker], tmp_path: Path
+    make: Callable[..., WandbRuns], tmp_path: Path
 ) -> None:
     first = make()
     first.run_started(RunStart("run", 4, (1, 2, 3), {}))
@@ -256,7 +252,7 @@ def test_a_resumed_session_logs_what_the_earlier_one_had(
 
 
 def test_an_epoch_that_is_committed_again_is_logged_once(
-    make: Callable[..., Tracker], tmp_path: Path
+    make: Callable[..., WandbRuns], tmp_path: Path
 ) -> None:
     tracker = make()
     tracker.run_started(RunStart("run", 3, (1,), {1: (epoch(0),)}))
@@ -268,7 +264,7 @@ def test_an_epoch_that_is_committed_again_is_logged_once(
 
 
 def test_values_that_are_not_finite_are_left_out(
-    make: Callable[..., Tracker], tmp_path: Path
+    make: Callable[..., WandbRuns], tmp_path: Path
 ) -> None:
     tracker = make()
     tracker.run_started(RunStart("run", 3, (1,), {}))
@@ -283,7 +279,7 @@ def test_values_that_are_not_finite_are_left_out(
 
 
 def test_watched_weights_stand_in_the_row_of_their_epoch(
-    make: Callable[..., Tracker], tmp_path: Path
+    make: Callable[..., WandbRuns], tmp_path: Path
 ) -> None:
     drawn = Histogram(counts=(1, 2), edges=(-1.0, 0.0, 1.0))
     endless = Histogram(counts=(1,), edges=(0.0, math.inf))
@@ -304,9 +300,9 @@ def test_watched_weights_stand_in_the_row_of_their_epoch(
 
 
 def test_without_a_key_the_run_is_recorded_offline_and_one_line_says_how_to_send_it(
-    make: Callable[..., Tracker], tmp_path: Path, said: list[str]
+    make: Callable[..., WandbRuns], tmp_path: Path, said: list[str]
 ) -> None:
-    whole_run(make(mode=None, folder=tmp_path / "out"))
+    whole_run(make(mode=None))
     (line,) = said
     assert "no API key" in line and str(tmp_path / "out" / "wandb") in line
     assert sync_finds(line) == {"abc-1-fold-1", "abc-1-fold-2", "abc-1-summary"}
@@ -321,7 +317,7 @@ def sync_finds(line: str) -> set[str]:
 
 
 def test_the_mode_of_the_environment_counts_where_none_is_given(
-    make: Callable[..., Tracker],
+    make: Callable[..., WandbRuns],
     tmp_path: Path,
     said: list[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -337,7 +333,7 @@ def test_the_mode_of_the_environment_counts_where_none_is_given(
 
 @pytest.mark.parametrize("key_from", ["argument", "login"])
 def test_a_server_that_is_not_there_means_offline_after_one_line(
-    make: Callable[..., Tracker],
+    make: Callable[..., WandbRuns],
     tmp_path: Path,
     said: list[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -367,7 +363,7 @@ def holding_the_key(folder: Path) -> set[Path]:
 
 
 def test_no_call_waits_for_a_server_that_never_answers(
-    make: Callable[..., Tracker],
+    make: Callable[..., WandbRuns],
     tmp_path: Path,
     said: list[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -389,7 +385,7 @@ def test_no_call_waits_for_a_server_that_never_answers(
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(
-    make: Callable[..., Tracker], tmp_path: Path, said: list[str]
+    make: Callable[..., WandbRuns], tmp_path: Path, said: list[str]
 ) -> None:
     (tmp_path / "out").write_text("a file in its place")
     whole_run(make())
@@ -398,7 +394,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(
 
 
 def test_a_tracker_that_was_never_told_of_a_run_closes(
-    make: Callable[..., Tracker], tmp_path: Path, said: list[str]
+    make: Callable[..., WandbRuns], tmp_path: Path, said: list[str]
 ) -> None:
     tracker = make()
     tracker.epoch_committed(1, epoch(0))
@@ -408,7 +404,7 @@ def test_a_tracker_that_was_never_told_of_a_run_closes(
 
 
 def test_closing_twice_and_events_after_it_change_nothing(
-    make: Callable[..., Tracker], tmp_path: Path, said: list[str]
+    make: Callable[..., WandbRuns], tmp_path: Path, said: list[str]
 ) -> None:
     tracker = make()
     whole_run(tracker)
@@ -419,7 +415,7 @@ def test_closing_twice_and_events_after_it_change_nothing(
 
 
 def test_a_tracker_that_closes_leaves_another_one_at_work(
-    make: Callable[..., Tracker], tmp_path: Path, said: list[str]
+    make: Callable[..., WandbRuns], tmp_path: Path, said: list[str]
 ) -> None:
     first, second = make(run_id="first"), make(run_id="second")
     for tracker in (first, second):
@@ -434,7 +430,7 @@ def test_a_tracker_that_closes_leaves_another_one_at_work(
     assert said == []
 
 
-def test_the_process_is_left_as_it_was(make: Callable[..., Tracker]) -> None:
+def test_the_process_is_left_as_it_was(make: Callable[..., WandbRuns]) -> None:
     def state() -> tuple[Any, ...]:
         handlers = (signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
         return (*handlers, sys.exit, sys.excepthook, sys.stdout, dict(os.environ), wandb.run)
@@ -448,10 +444,11 @@ def test_the_service_ends_with_a_process_that_is_killed(tmp_path: Path) -> None:
     script = """
 import os, sys, time
 from pathlib import Path
+from raykfold.config.run_config import RunConfig
 from raykfold.observers import RunStart
-from raykfold.outputs.wandb_runs import Tracker
-tracker = Tracker(project="p", entity=None, mode="offline", run_id="a", folder=Path("out"),
-                  config={}, api_key=None, say=print)
+from raykfold.outputs.wandb_runs import WandbRuns
+config = RunConfig(model_dir=Path("out"), wandb_project="p", wandb_mode="offline")
+tracker = WandbRuns(config, "a", None, print)
 tracker.run_started(RunStart("run", 3, (1,), {}))
 while not list(Path("out/wandb").glob("*/*a-summary.wandb")):
     time.sleep(0.05)
@@ -464,7 +461,7 @@ os.kill(os.getpid(), 9)
     assert (done.stdout, done.stderr) == (b"", b"")
 
 
-def test_ids_fit_and_stay_apart(make: Callable[..., Tracker], tmp_path: Path) -> None:
+def test_ids_fit_and_stay_apart(make: Callable[..., WandbRuns], tmp_path: Path) -> None:
     for run_id in ("a b/" + "c" * 90, "a b/" + "c" * 91):
         tracker = make(run_id=run_id)
         tracker.run_started(RunStart("run", 3, (1,), {}))
@@ -597,7 +594,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def test_online_a_resumed_run_goes_on_where_the_server_is(
-    make: Callable[..., Tracker],
+    make: Callable[..., WandbRuns],
     tmp_path: Path,
     said: list[str],
     server: Server,
@@ -625,7 +622,7 @@ def test_online_a_resumed_run_goes_on_where_the_server_is(
 
 
 def test_a_key_that_is_refused_means_offline(
-    make: Callable[..., Tracker], tmp_path: Path, said: list[str], server: Server
+    make: Callable[..., WandbRuns], tmp_path: Path, said: list[str], server: Server
 ) -> None:
     server.status = 401
     whole_run(make(mode="online", api_key=KEY))
@@ -635,14 +632,14 @@ def test_a_key_that_is_refused_means_offline(
 
 
 def test_a_server_that_goes_silent_during_a_run_does_not_hold_up_its_end(
-    make: Callable[..., Tracker],
+    make: Callable[..., WandbRuns],
     tmp_path: Path,
     said: list[str],
     server: Server,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(tracking, "FINISH_SECONDS", 2.0)
+    monkeypatch.setattr(wandb_runs, "FINISH_SECONDS", 2.0)
     tracker = make(mode="online", api_key=KEY)
     tracker.run_started(RunStart("run", 3, (1, 2), {}))
     while "abc-1-summary" not in server.rows:  # bounded by the test's own time limit

@@ -15,7 +15,7 @@ from raykfold.data.feature_set import FeatureSet
 from raykfold.data.leakage import Leakage
 from raykfold.files.atomic import write_folder
 from raykfold.observers import RunStart
-from raykfold.outputs.model_dir import Artifacts
+from raykfold.outputs.model_dir import ModelDirWriter
 from raykfold.pages.run_page import report
 from raykfold.state.archive import open_run, write_results
 from raykfold.state.record import RunRecord, identity
@@ -118,8 +118,8 @@ def finish(
         repeats=Repeats(tuple(seeds), (folds,) * len(seeds)) if seeds else None,
         leakage=leakage,
     )
-    artifacts = Artifacts(config)
-    artifacts.run_finished(summary)
+    writer = ModelDirWriter(config)
+    writer.run_finished(summary)
     weights = dict.fromkeys(held_out, b"weights")
     write_results(config.outputs, summary, weights, predictions)
     return config
@@ -141,8 +141,8 @@ def go_on(folder: Path, data: FeatureSet, **changes: Any) -> RunConfig:
             {},
         )
     index.write(config.run_dir)
-    artifacts = Artifacts(config)
-    artifacts.run_started(
+    writer = ModelDirWriter(config)
+    writer.run_started(
         RunStart(
             run_name=config.run_name,
             epochs=EPOCHS,

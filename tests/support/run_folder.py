@@ -11,7 +11,7 @@ import numpy as np
 
 from raykfold.config.run_config import RunConfig
 from raykfold.files.atomic import write_folder
-from raykfold.outputs.model_dir import Artifacts
+from raykfold.outputs.model_dir import ModelDirWriter
 from raykfold.state.archive import write_results
 from raykfold.state.record import RunRecord, identity
 from raykfold.state.states import Index
@@ -82,5 +82,5 @@ def conclude(config: RunConfig, *results: FoldResult) -> Summary:
             classes=np.asarray([0, 1]),
         ),
     )
-    Artifacts(config).run_finished(summary)
+    ModelDirWriter(config).run_finished(summary)
     return summary
