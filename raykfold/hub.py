@@ -1,4 +1,4 @@
-"""The command ``python -m raykfold.hub``: send the outputs of a run to the Hugging Face Hub.
+"""``python -m raykfold.hub``: send the outputs of a run to the Hugging Face Hub.
 
 python -m raykfold.hub upload --model_dir runs/demo
 """
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     return exit_code(
         lambda: _upload(_parser().parse_args(arguments)),
-        stopped="raykfold: interrupted; the same command goes on",
+        stopped="raykfold: interrupted; the same command continues",
     )
 
 
@@ -33,15 +33,23 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m raykfold.hub",
         description="Send a run's weights and results to the Hugging Face Hub.",
-        epilog="Exit codes: 0 all is up, 1 some is not, 2 bad input, 130 interrupted.",
+        epilog="Exit codes: 0 all is sent, 1 some is not, 2 bad input, 130 interrupted.",
     )
+    what = "Send what is not on the Hub yet."
     upload = parser.add_subparsers(dest="action", metavar="upload", required=True).add_parser(
-        "upload", help="Send what is not up yet.", description="Send what is not up yet."
+        "upload", help=what, description=what
     )
     add_flag(upload, "model_dir", required=True, metavar="DIR", help="Folder of the run's outputs.")
     add_flag(upload, "repo", metavar="ID", help="Model repository [that of the run].")
-    add_flag(upload, "hub_upload", choices=("all", "best"), help="Weights that go up [the run's].")
-    add_flag(upload, "hub_timeout", type=float, metavar="S", default=600.0, help="Seconds to wait.")
+    add_flag(upload, "hub_upload", choices=("all", "best"), help="Weights to send [the run's].")
+    add_flag(
+        upload,
+        "hub_timeout",
+        type=float,
+        metavar="S",
+        default=600.0,
+        help="Most seconds to wait.",
+    )
     return parser
 
 
@@ -49,19 +57,18 @@ def _upload(options: argparse.Namespace) -> int:
     outputs = ModelDir(absolute(options.model_dir))
     record = read_record(outputs.run_record)
     if record is None:
-        raise BadInput(f"--model_dir {outputs.root}: there is no run; expected that of a run")
-    told = record.config
-    repo_id = options.repo or told.get("hf_model_repo_id")
+        raise BadInput(f"--model_dir {outputs.root}: holds no run")
+    repo_id = options.repo or record.config["hf_model_repo_id"]
     if not repo_id:
-        raise BadInput("--repo: the run was started without --hf_model_repo_id; want owner/name")
-    private = bool(told["hf_private"])
+        raise BadInput(
+            "--repo: the run was started without --hf_model_repo_id; expected owner/name"
+        )
     with without_secrets(os.environ) as credentials:
-        repository = ModelRepository(repo_id, credentials.hf_token, private=private)
         mirror = HubMirror(
             outputs,
-            repository,
-            lambda line: print(line, flush=True),
-            upload=options.hub_upload or told["hub_upload"],
+            ModelRepository(repo_id, credentials.hf_token, private=record.config["hf_private"]),
+            say=lambda line: print(line, flush=True),
+            upload=options.hub_upload or record.config["hub_upload"],
         )
     mirror.finish()
     mirror.start()

@@ -1,4 +1,4 @@
-"""``python -m raykfold.predict``: what class a recording is of, by the weights of a run.
+"""``python -m raykfold.predict``: classify recordings with the weights of a run.
 
 python -m raykfold.predict a.wav b.wav --model_dir runs/demo
 python -m raykfold.predict a.wav --repo owner/name --fold 3
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m raykfold.predict",
-        description="Tell the class of recordings, by the best weights of a run's folds.",
+        description="Classify recordings with the best weights of a run's folds.",
         epilog="Exit codes: 0 done, 2 bad input (the other files are still done), 130 interrupted.",
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="Recordings: WAV, FLAC, OGG, MP3.")
@@ -46,35 +46,34 @@ def _parser() -> Parser:
         "fold",
         metavar="N|all",
         default="all",
-        help="Whose weights: of one fold, or the mean of the probabilities by all.",
+        help="Use the weights of one fold, or average the probabilities over all folds.",
     )
     add_flag(
         parser,
         "model",
         metavar="MODULE:CLASS",
-        help="The network, where it is not the built-in one; its code runs.",
+        help="The network, unless it is the built-in one; its code is run.",
     )
-    add_flag(parser, "json", action="store_true", help="One JSON object a line.")
+    add_flag(parser, "json", action="store_true", help="Print one JSON object a line.")
     return parser
 
 
 def _predict(options: argparse.Namespace) -> int:
     source = f"hf://{options.repo}" if options.repo else _model_dir(options.model_dir)
-    folds = _folds(source, options.fold, options.model)
+    folds = _load(source, options.fold, options.model)
     parameters = folds[0].feature_parameters()
     require_audio()
-    unread = 0
+    exit_status = 0
     for file in options.files:
         try:
             features = log_mel_of_file(Path(file), parameters)
         except BadData as error:
             print(f"raykfold: {error}", file=sys.stderr)
-            unread += 1
+            exit_status = BadData.exit_code
             continue
         probabilities = np.mean([each.probabilities(features[None])[0] for each in folds], axis=0)
-        shown = _as_json if options.json else _as_text
-        print(shown(file, folds, probabilities))
-    return BadData.exit_code if unread else 0
+        print((_as_json if options.json else _as_text)(file, folds, probabilities))
+    return exit_status
 
 
 def _model_dir(text: str) -> Place:
@@ -84,21 +83,24 @@ def _model_dir(text: str) -> Place:
         raise BadInput(f"--model_dir {without_password(text)}: {error}") from None
 
 
-def _folds(source: str | Place, fold: str, model: str | None) -> list[FoldModel]:
-    """The networks to ask, of one mind on classes and features.
+def _load(source: str | Place, fold: str, model: str | None) -> list[FoldModel]:
+    """Return the networks that predict.
 
     Raises:
-        BadInput: they cannot be had, or are not.
+        BadInput: they cannot be loaded, or differ in classes or features.
     """
     if fold == "all":
         folds = load_folds(source, model=model)
     elif fold.lstrip("-").isdecimal():
         folds = [load_fold(source, int(fold), model=model)]
     else:
-        raise BadInput(f"--fold {fold!r}: want a fold's label, or all")
+        raise BadInput(f"--fold {fold!r}: expected the label of a fold, or all")
     first = folds[0]
     for other in folds[1:]:
-        if _terms(other) != _terms(first):
+        if any(
+            getattr(other, name) != getattr(first, name)
+            for name in ("classes", "features", "input_shape")
+        ):
             raise BadInput(
                 f"{source}: folds {first.fold} and {other.fold} differ in classes or features; "
                 "name one with --fold"
@@ -106,12 +108,8 @@ def _folds(source: str | Place, fold: str, model: str | None) -> list[FoldModel]
     return folds
 
 
-def _terms(fold: FoldModel) -> tuple[object, ...]:
-    return fold.classes, fold.features, fold.input_shape
-
-
 def _as_text(file: str, folds: Sequence[FoldModel], probabilities: np.ndarray) -> str:
-    """The class and its probability, and under them those of every class, the likeliest first."""
+    """Return the predicted class, and below it the probability of every class, highest first."""
     names = [one_line(name) for name in folds[0].classes.values()]
     width = max(map(len, names))
     order = np.argsort(-probabilities, kind="stable")
@@ -122,17 +120,15 @@ def _as_text(file: str, folds: Sequence[FoldModel], probabilities: np.ndarray) -
 
 def _as_json(file: str, folds: Sequence[FoldModel], probabilities: np.ndarray) -> str:
     labels, names = zip(*folds[0].classes.items(), strict=True)
+    rounded = [round(float(each), 6) for each in probabilities]
     best = int(probabilities.argmax())
     return json.dumps(
         {
             "file": file,
             "label": labels[best],
             "class": names[best],
-            "confidence": round(float(probabilities[best]), 6),
-            "probabilities": {
-                str(label): round(float(probability), 6)
-                for label, probability in zip(labels, probabilities, strict=True)
-            },
+            "confidence": rounded[best],
+            "probabilities": dict(zip(map(str, labels), rounded, strict=True)),
             "folds": [each.fold for each in folds],
         }
     )

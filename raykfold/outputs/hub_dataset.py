@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from raykfold.data.reading import FILE_NAMES, missing_arrays
@@ -14,52 +14,38 @@ from raykfold.errors import BadData
 from raykfold.outputs.hub_client import Refused, fetch_dataset
 from raykfold.outputs.sync import Unavailable
 
+_PAUSES = (1.0, 4.0, 16.0)  # seconds between tries
 _FETCHED = ".fetched-"
 
 
 def fetch_missing(
     processed_dir: Path, repo_id: str, token: str | None, say: Callable[[str], None]
 ) -> None:
-    """Download what `processed_dir` lacks of a data set from a dataset repository.
+    """Download from a dataset repository what `processed_dir` lacks of a data set.
 
-    A file is there whole or not at all, and those that are there stay.
+    A file is there completely or not at all, and existing files are not touched.
 
     Raises:
-        BadData: the repository cannot be read, or lacks it too.
+        BadData: the repository cannot be read, or lacks an array, too.
     """
     lacking = missing_arrays(processed_dir)
     if not lacking:
         return
     say(f"{processed_dir} lacks {', '.join(lacking)}: fetching from the dataset {repo_id} (Hub)")
     if processed_dir.exists() and not processed_dir.is_dir():
-        raise BadData(f"--processed_dir {processed_dir}: is no folder")
-    # A name that stays, for a fetch that was cut short to go on, but not with another's files.
-    aside = processed_dir / f"{_FETCHED}{repo_id.replace('/', '--')}"
+        raise BadData(f"--processed_dir {processed_dir}: is not a folder")
+
+    # Download into a folder beside the files. Its name is fixed, so that a fetch that was
+    # interrupted continues, and holds the repository, so that it does not mix in another's files.
+    folder = processed_dir / f"{_FETCHED}{repo_id.replace('/', '--')}"
     choices = [
         names for names in FILE_NAMES if not any((processed_dir / name).exists() for name in names)
     ]
-    # The arrays come last: while one is missing, the next call fetches what is.
-    for file in reversed(_fetch_with_patience(repo_id, choices, aside, token, say)):
-        os.replace(file, processed_dir / file.name)
-    for left in processed_dir.glob(f"{_FETCHED}*"):
-        shutil.rmtree(left)
-    lacking = missing_arrays(processed_dir)
-    if lacking:
-        files = ", ".join(f"{name}.npy (or .pkl)" for name in lacking)
-        raise BadData(f"--hf_repo_id {repo_id}: the dataset has no {files}")
-
-
-def _fetch_with_patience(
-    repo_id: str,
-    choices: Sequence[Sequence[str]],
-    folder: Path,
-    token: str | None,
-    say: Callable[[str], None],
-) -> list[Path]:
-    pauses = iter((1.0, 4.0, 16.0))
+    pauses = iter(_PAUSES)
     while True:
         try:
-            return fetch_dataset(repo_id, choices, folder, token, progress=sys.stderr.isatty())
+            files = fetch_dataset(repo_id, choices, folder, token, progress=sys.stderr.isatty())
+            break
         except Refused as refused:
             raise BadData(f"--hf_repo_id {repo_id}: {refused}") from refused
         except Unavailable as unavailable:
@@ -67,7 +53,17 @@ def _fetch_with_patience(
             if pause is None:
                 raise BadData(
                     f"--hf_repo_id {repo_id}: cannot be fetched now ({unavailable}); the same "
-                    "command goes on with it"
+                    "command continues the download"
                 ) from unavailable
-            say(f"Hub: not to be reached now ({unavailable}); tried again")
+            say(f"Hub: cannot be reached now ({unavailable}); trying again")
             time.sleep(max(pause, unavailable.retry_after or 0.0))
+
+    # Move the arrays last: while one is missing, the next call fetches what is missing.
+    for file in reversed(files):
+        os.replace(file, processed_dir / file.name)
+    for left in processed_dir.glob(f"{_FETCHED}*"):
+        shutil.rmtree(left)
+    lacking = missing_arrays(processed_dir)
+    if lacking:
+        names = ", ".join(f"{name}.npy (or .pkl)" for name in lacking)
+        raise BadData(f"--hf_repo_id {repo_id}: the dataset has no {names}")

@@ -1,11 +1,11 @@
-"""The weights that a fold has left, ready to use: from a run's outputs, or from the Hub.
+"""Ready-to-use networks with the weights of a run's folds, from its outputs or from the Hub.
 
     fold = load_fold("runs/demo", 1)  # or load_fold("owner/name", 1)
     fold.probabilities(features)
 
-What a file says of itself is a stranger's word. No code that it names runs: the built-in network
-is built, any other only where the caller names its class; nothing is unpickled; and no number in it
-makes memory that the file itself does not fill.
+The metadata of a weights file are not trusted. No code that they name is run: only the built-in
+network is built, or a class that the caller names. Nothing is unpickled, and no number in the
+metadata allocates memory that the file itself does not fill.
 """
 
 from __future__ import annotations
@@ -37,20 +37,23 @@ from raykfold.training.network import build_model
 
 _BATCH = 64
 _HUB = "hf://"
+_SUMMARY = ModelDir(Path()).summary.name
+_SEARCH = ModelDir(Path()).search.name
+_ANY_FOLD = "model_fold_*_best.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
 class FoldModel:
-    """A fold's network with its best weights.
+    """The network of a fold with its best weights.
 
     Attributes:
         fold: the fold that was held out.
-        epoch: of the weights, counted from 0.
-        accuracy: on the fold that was held out, 0 to 1.
+        epoch: epoch of the weights, counted from 0.
+        accuracy: accuracy on the fold that was held out, 0 to 1.
         model: in evaluation mode, on the CPU; (B, n_mels, time) float32 → (B, classes) logits.
         classes: label → name, in the order of the outputs.
         input_shape: (n_mels, time).
-        features: content of ``features.json``; {} where nobody knew.
+        features: content of ``features.json``; empty if unknown.
     """
 
     fold: int
@@ -62,109 +65,106 @@ class FoldModel:
     features: Mapping[str, Any]
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """(B, classes) float32, each row of sum 1.
+        """Return the class probabilities: (B, classes) float32, each row of sum 1.
 
         Args:
-            features: (B, n_mels, time), any float type.
+            features: (B, n_mels, time), of any float type.
 
         Raises:
-            ValueError: they have another shape.
+            ValueError: `features` has another shape.
         """
         if features.shape[1:] != self.input_shape:
-            raise ValueError(f"features of shape {features.shape}; want (B, *{self.input_shape})")
+            raise ValueError(
+                f"features of shape {features.shape}; expected (B, *{self.input_shape})"
+            )
         batches = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).split(_BATCH)
         with torch.inference_mode():
             logits = torch.cat([self.model(batch) for batch in batches])
         return logits.softmax(dim=1).numpy()
 
     def feature_parameters(self) -> FeatureParameters:
-        """How audio becomes the features that this network knows.
+        """Return how to compute, from audio, the features that this network was trained on.
 
         Raises:
-            BadData: the weights do not say, or nothing that could be.
+            BadData: the weights do not say, or what they say is impossible.
         """
         if not self.features:
             raise BadData(
-                f"fold {self.fold}: its weights do not say how their features were made (features "
-                "that `raykfold.prepare` makes say so)"
+                f"fold {self.fold}: its weights do not say how their features were made (those of "
+                "features from `raykfold.prepare` do)"
             )
         parameters = FeatureParameters.from_dict(self.features)
         shape = (parameters.n_mels, parameters.frames)
         if shape != self.input_shape:
             raise BadData(f"features of {shape}, for a network that takes {self.input_shape}")
-        _refuse_huge(parameters)
+        # Nothing else bounds these numbers: the network takes any number of frames.
+        spectrum = (parameters.length // parameters.hop_length + 1) * (parameters.n_fft // 2 + 1)
+        for what, value, most in (
+            ("a sample rate in Hz", parameters.sample_rate, 400_000),
+            ("samples in a clip", parameters.length, 2**26),
+            ("samples in a window", parameters.n_fft, 2**18),
+            ("values in a feature", parameters.n_mels * parameters.frames, 2**26),
+            ("values in a spectrum", spectrum, 2**26),
+        ):
+            if value > most:
+                raise BadData(f"feature parameters: {value} {what}; expected at most {most}")
         return parameters
 
 
-def _refuse_huge(parameters: FeatureParameters) -> None:
-    """Nothing else bounds these: a network takes any number of frames."""
-    spectrum = (parameters.length // parameters.hop_length + 1) * (parameters.n_fft // 2 + 1)
-    for what, value, most in (
-        ("a sample rate in Hz", parameters.sample_rate, 400_000),
-        ("samples in a clip", parameters.length, 2**26),
-        ("samples in a window", parameters.n_fft, 2**18),
-        ("values in a feature", parameters.n_mels * parameters.frames, 2**26),
-        ("values in a spectrum", spectrum, 2**26),
-    ):
-        if value > most:
-            raise BadData(f"feature parameters: {value} {what}; want at most {most}")
-
-
 def load_fold(source: str | Place, fold: int, *, model: str | None = None) -> FoldModel:
-    """A fold's network with its best weights.
+    """Return the network of a fold with its best weights.
 
     Args:
-        source: a run's `model_dir`, a path or an s3:// or gs:// URI, or else a model repository of
-            the Hub, ``owner/name`` (or, where there is such a folder too, ``hf://owner/name``).
+        source: `model_dir` of a run (a path, or an s3:// or gs:// URI), or a model repository on
+            the Hub: ``owner/name``, or ``hf://owner/name`` if there is such a folder, too.
         fold: the fold that was held out.
-        model: ``module:Class`` of the network where it is not the built-in one; importing it runs
-            its code.
+        model: ``module:Class`` of the network, unless it is the built-in one. Its module is
+            imported, which runs its code.
 
     Raises:
-        BadInput: there are no such weights, or they are no network of that class.
+        BadInput: there are no such weights, or they do not fit this network.
     """
-    with _at_hand(source) as local:
-        return _load_fold(local, fold, model)
-
-
-def _load_fold(source: str | Path, fold: int, model: str | None) -> FoldModel:
-    where, files = _weights_in(source, ModelDir(Path()).best_weights(fold).name)
-    if fold not in files:
-        there = ", ".join(map(str, _weights_in(source)[1])) or "none"
-        raise BadInput(f"{where}: no weights of fold {fold}; of these there are: {there}")
-    return _read_weights_of(fold, files[fold], model)
+    with _local(source) as local:
+        where, files = _find_weights(local, ModelDir(Path()).best_weights(fold).name)
+        if fold not in files:
+            there = ", ".join(map(str, _find_weights(local)[1])) or "none"
+            raise BadInput(f"{where}: no weights of fold {fold}; there are weights of: {there}")
+        return _read_weights(fold, files[fold], model)
 
 
 def load_folds(source: str | Place, *, model: str | None = None) -> list[FoldModel]:
-    """The networks of all folds, as `load_fold` gives one: those that ``summary.json`` names.
+    """Return the networks of all folds that ``summary.json`` names, each as `load_fold` does.
 
-    Without a summary, which a run that goes on has not, those that are there.
+    Without a summary (while the run trains), return those of all weights that are there.
 
     Raises:
-        BadInput: there is none, or one cannot be used.
+        BadInput: there are no weights, or some do not fit the network.
     """
-    with _at_hand(source) as local:
-        return _load_folds(local, model)
-
-
-def _load_folds(source: str | Path, model: str | None) -> list[FoldModel]:
-    where, files = _weights_in(source)
-    if not files and (Path(where) / _SEARCH).is_file():
-        raise BadInput(
-            f"{where}: is a search; want the folder of one of its trials, as in trials/1"
-        )
-    if not files:
-        raise BadInput(f"{where}: no weights; want {_ANY_FOLD} files, as a run leaves them")
-    named = _folds_of_summary(next(iter(files.values())).parent)
-    chosen = [fold for fold in files if named is None or fold in named]
-    if not chosen:
-        raise BadInput(f"{where}: no weights of the folds that its {_SUMMARY} names")
-    return [_read_weights_of(fold, files[fold], model) for fold in chosen]
+    with _local(source) as local:
+        where, files = _find_weights(local)
+        if not files and (Path(where) / _SEARCH).is_file():
+            raise BadInput(
+                f"{where}: is a search; expected the folder of one of its trials, like trials/1"
+            )
+        if not files:
+            raise BadInput(f"{where}: no weights; expected {_ANY_FOLD} files, as a run writes them")
+        # Weights of another run's folds can lie beside those of this run.
+        summary = next(iter(files.values())).parent / _SUMMARY
+        try:
+            named = {row["fold"] for row in json.loads(summary.read_bytes())["folds"]}
+        except FileNotFoundError:
+            named = set(files)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise BadData(f"{summary}: is not the summary of a run ({one_line(error)})") from error
+        chosen = [fold for fold in files if fold in named]
+        if not chosen:
+            raise BadInput(f"{where}: no weights of the folds that its {_SUMMARY} names")
+        return [_read_weights(fold, files[fold], model) for fold in chosen]
 
 
 @contextmanager
-def _at_hand(source: str | Place) -> Iterator[str | Path]:
-    """The source, or a copy in a folder of what is needed from an object store."""
+def _local(source: str | Place) -> Iterator[str | Path]:
+    """Yield the source, or a local folder with the needed files of an object store."""
     found: str | Place = source
     if isinstance(source, str) and "://" in source and not source.startswith(_HUB):
         try:
@@ -174,130 +174,79 @@ def _at_hand(source: str | Place) -> Iterator[str | Path]:
     if not isinstance(found, RemotePath):
         yield found
         return
-    with scratch_dir() as folder, local_copy(found, _are_needed, folder):
+
+    def needed(names: Iterable[str]) -> list[str]:
+        return [n for n in names if n == _SUMMARY or fold_of_best_weights(n) is not None]
+
+    with scratch_dir() as folder, local_copy(found, needed, folder):
         yield folder
 
 
-def _are_needed(names: Iterable[str]) -> list[str]:
-    return [name for name in names if name == _SUMMARY or fold_of_best_weights(name) is not None]
-
-
-def _read_weights_of(fold: int, file: Path, model: str | None) -> FoldModel:
-    found = read_weights(file, model=model)
-    if found.fold != fold:
-        raise BadData(f"{file}: says that it is of fold {found.fold}")
-    return found
-
-
-def _folds_of_summary(folder: Path) -> set[int] | None:
-    """Weights of another run's folds can lie beside them."""
-    try:
-        return {row["fold"] for row in json.loads((folder / _SUMMARY).read_bytes())["folds"]}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BadData(f"{folder / _SUMMARY}: no summary of a run ({one_line(error)})") from error
-
-
-_SUMMARY = ModelDir(Path()).summary.name
-_SEARCH = ModelDir(Path()).search.name
-_ANY_FOLD = "model_fold_*_best.safetensors"
-
-
-def _weights_in(source: str | Path, pattern: str = _ANY_FOLD) -> tuple[str | Path, dict[int, Path]]:
-    """What messages call the source, and fold → file of its weights."""
-    if isinstance(source, Path) or os.path.isdir(source):
-        if not os.path.isdir(source):
+def _find_weights(
+    source: str | Path, pattern: str = _ANY_FOLD
+) -> tuple[str | Path, dict[int, Path]]:
+    """Return the name of the source for messages, and fold → file of its weights."""
+    where, folder = source, Path(source)
+    if not os.path.isdir(source):
+        repo_id = str(source).removeprefix(_HUB)
+        if isinstance(source, Path):
             raise BadInput(f"{source}: no such folder")
-        return source, _best_weights(Path(source), pattern)
-    repo_id = source.removeprefix(_HUB)
-    if repo_id.count("/") != 1:
-        raise BadInput(f"{source}: no such folder, and no repository of the Hub (owner/name)")
-    try:
-        folder = ModelRepository(repo_id, None).fetch([pattern, _SUMMARY])
-    except (Refused, Unavailable) as error:
-        raise BadInput(f"{repo_id}: cannot be had from the Hub ({error})") from error
-    return repo_id, _best_weights(folder, pattern)
-
-
-def _best_weights(folder: Path, pattern: str) -> dict[int, Path]:
+        if repo_id.count("/") != 1:
+            raise BadInput(f"{source}: no such folder, and no repository on the Hub (owner/name)")
+        try:
+            where, folder = repo_id, ModelRepository(repo_id, None).fetch([pattern, _SUMMARY])
+        except (Refused, Unavailable) as error:
+            raise BadInput(f"{repo_id}: cannot be fetched from the Hub ({error})") from error
     found = ((fold_of_best_weights(file.name), file) for file in folder.glob(pattern))
-    return dict(sorted((fold, file) for fold, file in found if fold is not None))
+    return where, dict(sorted((fold, file) for fold, file in found if fold is not None))
 
 
-def read_weights(file: Path, *, model: str | None = None) -> FoldModel:
-    """The network of one file; `load_fold` says the rest.
+def _read_weights(fold: int, file: Path, model: str | None) -> FoldModel:
+    """Return the network of a file.
 
     Raises:
-        BadData: the file is damaged, lacks what a run writes into it, or fits another network.
-        BadInput: it wants a class that was not named.
+        BadData: the file is damaged, lacks metadata, is of another fold, or fits another network.
+        BadInput: it needs a class that the caller did not name.
     """
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise BadData(f"{file}: no whole safetensors file ({one_line(error)})") from error
+        raise BadData(f"{file}: is not a complete safetensors file ({one_line(error)})") from error
+    # These are what `raykfold.state.checkpoint.WeightsContext` writes, or a stranger.
     try:
-        about = _About.of(metadata)
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise BadData(f"{file}: not the weights of a fold ({one_line(repr(error))})") from error
-    return FoldModel(
-        fold=about.fold,
-        epoch=about.epoch,
-        accuracy=about.accuracy,
-        model=_network(file, about, tensors, model),
-        classes=about.classes,
-        input_shape=about.input_shape,
-        features=about.features,
-    )
-
-
-@dataclass(frozen=True)
-class _About:
-    """What `raykfold.state.checkpoint.WeightsContext` writes into a file."""
-
-    fold: int
-    epoch: int
-    accuracy: float
-    model: str
-    classes: dict[int, str]
-    input_shape: tuple[int, int]
-    features: dict[str, Any]
-
-    @classmethod
-    def of(cls, metadata: Mapping[str, str]) -> _About:
         n_mels, time = json.loads(metadata["input_shape"])
         classes = {int(label): name for label, name in json.loads(metadata["classes"]).items()}
         features = json.loads(metadata.get("features", "{}"))
         if not classes or not all(isinstance(name, str) for name in classes.values()):
-            raise TypeError("no classes, or one whose name is no text")
+            raise TypeError("no classes, or the name of a class is not text")
         if not (isinstance(features, dict) and type(n_mels) is type(time) is int):
             raise TypeError("no shape, or no parameters, of features")
-        return cls(
-            fold=int(metadata["fold"]),
-            epoch=int(metadata["epoch"]),
-            accuracy=float(metadata["accuracy"]),
-            model=metadata["model"],
-            classes=classes,
-            input_shape=(n_mels, time),
-            features=features,
-        )
+        of_fold, epoch = int(metadata["fold"]), int(metadata["epoch"])
+        accuracy, spec = float(metadata["accuracy"]), metadata["model"]
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise BadData(f"{file}: not the weights of a fold ({one_line(repr(error))})") from error
+    if of_fold != fold:
+        raise BadData(f"{file}: says that it is of fold {of_fold}")
+    chosen = _choose_network(file, spec, model)
+    network = _build(file, chosen, (n_mels, len(classes), time), tensors)
+    return FoldModel(fold, epoch, accuracy, network, classes, (n_mels, time), features)
 
 
-def _model_spec(file: Path, said: str, named: str | None) -> ModelSpec:
-    """What to build: the class that was named, else the built-in one.
+def _choose_network(file: Path, text: str, named: str | None) -> ModelSpec:
+    """Return what to build: the class that the caller named, or the built-in one.
 
-    With the arguments that the file has for that class, unless others were named.
+    The arguments are those in the file for that class, unless the caller named others.
     """
     try:
-        of_file = ModelSpec.parse(said)
+        of_file = ModelSpec.parse(text)
     except ValueError:
-        of_file = ModelSpec(said)
+        of_file = ModelSpec(text)
     if named is None:
         if of_file.name != DEFAULT_MODEL:
             raise BadInput(
-                f"{file}: weights of {one_line(said)}, which is not the built-in network; name its "
+                f"{file}: weights of {one_line(text)}, which is not the built-in network; name its "
                 "class with --model, if you trust it"
             )
         return of_file
@@ -308,21 +257,20 @@ def _model_spec(file: Path, said: str, named: str | None) -> ModelSpec:
     return of_file if wanted == ModelSpec(of_file.name) else wanted
 
 
-def _network(
-    file: Path, about: _About, tensors: Mapping[str, Tensor], named: str | None
+def _build(
+    file: Path, spec: ModelSpec, shape: tuple[int, int, int], tensors: Mapping[str, Tensor]
 ) -> nn.Module:
-    spec = _model_spec(file, about.model, named)
+    """Build a network for (n_mels, classes, time) and fill it with the tensors of a file."""
     arguments: Mapping[str, Any] = spec.arguments
-    shape = (about.input_shape[0], len(about.classes), about.input_shape[1])
     try:
         if spec.name != DEFAULT_MODEL:
             network = build_model(str(spec), *shape)
         else:
-            with torch.device("meta"):  # takes no memory: the file's tensors take their places
+            with torch.device("meta"):  # allocates nothing: the file's tensors replace its own
                 network = AudioCNN(*shape, **arguments)
-        wanted = network.state_dict()
+        expected = network.state_dict()
         fitting = {
-            name: values.to(wanted[name].dtype) if name in wanted else values
+            name: values.to(expected[name].dtype) if name in expected else values
             for name, values in tensors.items()
         }
         network.load_state_dict(fitting, assign=True)

@@ -130,7 +130,7 @@ def test_an_unreadable_file_is_named_and_the_others_are_done(
     ("arguments", "message"),
     [
         (["--model_dir", "{run}", "--fold", "7"], "no weights of fold 7"),
-        (["--model_dir", "{run}", "--fold", "one"], "want a fold's label, or all"),
+        (["--model_dir", "{run}", "--fold", "one"], "expected the label of a fold, or all"),
         (["--model_dir", "{run}/nowhere"], "no such folder"),
         (["--model_dir", "{run}", "--repo", "a/b"], "not allowed with"),
         ([], "one of the arguments"),

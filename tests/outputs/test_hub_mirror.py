@@ -830,7 +830,7 @@ def test_a_kill_between_two_commits_loses_nothing(
     ("arguments", "said"),
     [
         (["upload", "--model_dir", "{nothing}"], "holds no run"),
-        (["upload", "--model_dir", "{without}"], "want owner/name"),
+        (["upload", "--model_dir", "{without}"], "expected owner/name"),
         (["upload", "--model_dir", "{without}", "--repoo", "a/b"], "--repoo"),
         (["upload", "--model_dir", "{without}", "--hub_upload", "some"], "some"),
         (["upload"], "--model_dir"),

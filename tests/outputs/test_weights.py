@@ -94,13 +94,13 @@ def test_a_fold_from_the_hub_is_the_same(
 
 def test_what_is_not_there_is_said(model_dir: Path, hub: HubServer) -> None:
     hub.add_repository("somebody/else", files={"model.pt": b"x"})
-    with pytest.raises(BadInput, match="no weights of fold 9; of these there are: 3"):
+    with pytest.raises(BadInput, match="no weights of fold 9; there are weights of: 3"):
         load_fold(model_dir, 9)
     with pytest.raises(BadInput, match="no such folder"):
         load_fold(model_dir / "nowhere", 3)
     with pytest.raises(BadInput, match="no such folder, and no repository"):
         load_fold("nowhere", 3)
-    with pytest.raises(BadInput, match="no weights of fold 3; of these there are: none"):
+    with pytest.raises(BadInput, match="no weights of fold 3; there are weights of: none"):
         load_fold("somebody/else", 3)
     with pytest.raises(BadInput, match=r"somebody/nothing.*404"):
         load_fold("somebody/nothing", 3)
@@ -226,8 +226,8 @@ def test_tensors_that_do_not_fit_are_refused(model_dir: Path, change: str) -> No
         ({"kind": "mfcc"}, "kind 'mfcc'"),
         ({"version": 2}, "version 2"),
         ({"n_mels": 24}, "for a network that takes"),
-        ({"seconds": 1e12}, "want at most"),
-        ({"n_fft": 2**30}, "want at most"),
+        ({"seconds": 1e12}, "expected at most"),
+        ({"n_fft": 2**30}, "expected at most"),
         ({"n_fft": 256.0}, "whole number"),
         ({"hop_length": 1, "n_fft": 2**18, "seconds": 2000.0}, "values in a spectrum"),
         ({"sample_rate": 10**12, "seconds": 1e-6}, "a sample rate in Hz"),
@@ -260,7 +260,7 @@ def test_weights_beside_those_that_the_summary_names_are_another_runs(model_dir:
     with pytest.raises(BadInput, match=r"folds that its summary\.json names"):
         load_folds(model_dir)
     (model_dir / "summary.json").write_text("[]")
-    with pytest.raises(BadData, match="no summary of a run"):
+    with pytest.raises(BadData, match="is not the summary of a run"):
         load_folds(model_dir)
 
 
