@@ -1,4 +1,4 @@
-"""The results of a run on a disk or on a store: writing them, and reading them at any time."""
+"""What a run leaves: written when it is over, and read at any time, on a disk or on a store."""
 
 from __future__ import annotations
 
@@ -26,24 +26,25 @@ from raykfold.text import one_line
 from raykfold.training.predictions import OutOfFold
 from raykfold.training.results import FoldResult, Summary
 
-Known = dict[tuple[str, int, Place], FoldResult]  # start of the run, session, folder
+# What was read before, so that it is not read again: (start of the run, session, folder) → result.
+Known = dict[tuple[str, int, Place], FoldResult]
 
 _OUTPUTS = ModelDir(Path())
 _READERS = 16
-# What NumPy and Python say of an archive with bytes of another kind in it.
+# What NumPy and Python raise for an archive with other bytes in it.
 _UNREADABLE = (OSError, EOFError, ValueError, NotImplementedError, BadZipFile, zlib.error)
-_TRIES = 5  # what the index names can be replaced between two looks
+_TRIES = 5  # the states that the index names can be replaced while they are read
 
 
 @dataclass(frozen=True)
 class Archive:
-    """What a run has left so far. Each part is read once, when it is first asked for.
+    """What a run has left so far. Each part is read once, when it is first used.
 
     Attributes:
-        place: the run's outputs (`--model_dir`), or its folder on storage where that was named.
+        place: the run's outputs (`--model_dir`), or its folder on storage if that was named.
         record: what the run is.
-        run_dir: what the run resumes from; it may be out of reach from here.
-        known: what this look and those before have read of folds.
+        run_dir: what the run resumes from; this machine may not see it.
+        known: results that this archive and earlier ones of the run have read.
     """
 
     place: Place
@@ -66,17 +67,17 @@ class Archive:
 
     @cached_property
     def state(self) -> Mapping[str, Any] | None:
-        """Content of ``training_state.json``, if it is there."""
+        """Content of ``training_state.json``; None without that file."""
         return _json(self.place / _OUTPUTS.training_state.name)
 
     @cached_property
     def predictions(self) -> OutOfFold | None:
-        """The held-out predictions of the folds that are complete; None while the run goes on.
+        """Held-out predictions of the complete folds; None while the run trains.
 
         Raises:
             BadInput: their file is damaged.
         """
-        if self.summary is None:  # what is there is of an earlier session
+        if self.summary is None:  # a file that is there is of an earlier session
             return None
         content = _content(self.place / _OUTPUTS.predictions.name)
         if content is None:
@@ -93,7 +94,7 @@ class Archive:
 
     @cached_property
     def folds(self) -> dict[int, FoldResult]:
-        """What is known of each fold that has an epoch behind it, in fold order.
+        """Results so far of each fold that has completed an epoch, in fold order.
 
         Raises:
             BadInput: the file of a finished run is damaged.
@@ -104,47 +105,48 @@ class Archive:
             return self._on_storage()
         try:
             if not isinstance(rows, list):
-                raise TypeError("no list of folds")
+                raise TypeError("it is not a list")
             return {row["fold"]: FoldResult.from_json(row) for row in rows}
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(f"{self.place / name}: cannot be read ({_why(error)})") from None
 
     def repeats(self) -> Iterator[Archive]:
-        """Repeats of the run that have begun: each is a run of its own, within its storage."""
+        """Yield the repeats that have begun: each is a run of its own, in the run's storage."""
         if self.record.repeats > 1:
             records: list[Place] = sorted(self.run_dir.repeats.glob(f"*/{RUN_RECORD}"))
             for record in records:
                 yield open_run(record.parent, self.known)
 
     def _on_storage(self) -> dict[int, FoldResult]:
-        """A fold whose newest state stays unreadable is left out, and the others are not."""
+        """Read each fold's newest state; a fold whose state stays unreadable is left out."""
+        before = Path(self.record.config["storage_path"]) / self.run_name
         found: dict[int, FoldResult] = {}
+
+        def read(session: int, folder: Place) -> FoldResult | None:
+            # On a disk the index has absolute paths, and the run may have been moved since.
+            if isinstance(folder, Path) and folder.is_relative_to(before):
+                folder = self.run_dir.root / folder.relative_to(before)
+            key = (self.record.created, session, folder)
+            if key in self.known:
+                return self.known[key]
+            try:  # `checkpoint.load_result` does the same, and imports torch
+                content = read_folder(folder, only=(HISTORY,))[HISTORY]
+                result = FoldResult.from_json(json.loads(content))
+            except (Damaged, OSError, ValueError, KeyError, TypeError):
+                return None
+            if folder.parent != self.run_dir.handed_over_folds:  # others are written once a session
+                self.known[key] = result
+            return result
+
         for _ in range(_TRIES):
             index, _notes = read_index(self.run_dir)
-            left = {f: self._here(folder) for f, folder in index.folds.items() if f not in found}
-            with ThreadPoolExecutor(_READERS) as readers:  # a store takes its time for each
-                results = readers.map(partial(self._result, index.sessions), left.values())
+            left = {fold: folder for fold, folder in index.folds.items() if fold not in found}
+            with ThreadPoolExecutor(_READERS) as readers:  # on a store each takes some time
+                results = readers.map(partial(read, index.sessions), left.values())
                 found |= {f: each for f, each in zip(left, results, strict=True) if each}
             if len(found) == len(index.folds):
                 break
         return dict(sorted(found.items()))
-
-    def _result(self, session: int, folder: Place) -> FoldResult | None:
-        """From an earlier look, where nobody writes that folder twice in a session."""
-        key = (self.record.created, session, folder)
-        if key in self.known:
-            return self.known[key]
-        result = _read_result(folder)
-        if result is not None and folder.parent != self.run_dir.handed_over_folds:
-            self.known[key] = result
-        return result
-
-    def _here(self, folder: Place) -> Place:
-        """Where a folder that the index names is now: on a disk it names them from the root."""
-        before = Path(self.record.config["storage_path"]) / self.run_name
-        if isinstance(folder, Path) and folder.is_relative_to(before):
-            return self.run_dir.root / folder.relative_to(before)
-        return folder
 
 
 def read_summary(file: Place) -> Summary | None:
@@ -177,14 +179,6 @@ def _content(file: Place) -> bytes | None:
         raise BadInput(f"{file}: cannot be read ({error.strerror})") from None
 
 
-def _read_result(folder: Place) -> FoldResult | None:
-    """As `checkpoint.load_result`, which imports torch; None where no whole one can be read."""
-    try:
-        return FoldResult.from_json(json.loads(read_folder(folder, only=(HISTORY,))[HISTORY]))
-    except (Damaged, OSError, ValueError, KeyError, TypeError):
-        return None
-
-
 def write_results(
     outputs: ModelDir,
     summary: Summary,
@@ -204,7 +198,12 @@ def write_results(
     """
     for fold, content in sorted(weights.items()):
         write_file(outputs.best_weights(fold), content)
-    write_file(outputs.histories, pickle.dumps([_history(r) for r in summary.folds], protocol=4))
+    names = ("loss", "accuracy", "val_loss", "val_accuracy")
+    histories = [
+        {name: [getattr(metrics, name) for metrics in result.history] for name in names}
+        for result in summary.folds
+    ]
+    write_file(outputs.histories, pickle.dumps(histories, protocol=4))
     write_json(outputs.fold_results, [result.to_json() for result in summary.folds])
     if predictions is not None:
         buffer = io.BytesIO()
@@ -215,19 +214,14 @@ def write_results(
     write_json(outputs.summary, summary.to_json())
 
 
-def _history(result: FoldResult) -> dict[str, list[float]]:
-    names = ("loss", "accuracy", "val_loss", "val_accuracy")
-    return {name: [getattr(metrics, name) for metrics in result.history] for name in names}
-
-
 def open_run(named: str | Place, known: Known | None = None) -> Archive:
-    """The run whose `--model_dir`, or whose folder on storage, is `named`.
+    """Return the run whose `--model_dir`, or whose folder on storage, is `named`.
 
-    A store that does not answer is given up within seconds: somebody waits for the look.
+    A store that does not answer is given up within seconds, because a user waits.
 
     Args:
-        named: a path, or a URI.
-        known: what an earlier look at the run has read, so that it is not read again; added to.
+        named: a path or a URI.
+        known: results that an earlier archive of the run has read; more are added.
 
     Raises:
         BadInput: no run is there.
@@ -242,30 +236,27 @@ def open_run(named: str | Place, known: Known | None = None) -> Archive:
         record = RunRecord.from_json(json.loads((folder / RUN_RECORD).read_bytes()))
         storage, name = _impatient(place(record.config["storage_path"])), record.run_name
     except (FileNotFoundError, NotADirectoryError):
-        raise BadInput(f"{shown}: no run is there; want the --model_dir of one") from None
+        raise BadInput(f"{shown}: there is no run; expected the --model_dir of one") from None
     except (OSError, StorageError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadInput(f"{shown}: its {RUN_RECORD} cannot be read ({_why(error)})") from None
     if record.is_search:
         raise BadInput(
-            f"{shown}: is a search, and {_OUTPUTS.search.name} there says how it is; want the "
+            f"{shown}: is a search, whose results are in {_OUTPUTS.search.name}; expected the "
             "folder of one of its trials, as in trials/1"
         )
     # The folder may have been moved, be a copy, or be seen here under another path.
     inside = folder / "ray" / name
-    candidates = [folder, storage / name, inside]
-    if (
-        record.config["storage_path"] == f"{record.config['model_dir']}/ray"
-    ):  # where a copy has a copy of it
-        candidates.insert(1, inside)
+    by_default = record.config["storage_path"] == f"{record.config['model_dir']}/ray"
+    candidates = (
+        [folder, inside, storage / name] if by_default else [folder, storage / name, inside]
+    )
     there = next((each for each in candidates if RunDir(each).index.exists()), storage / name)
     known = {} if known is None else known
     return Archive(place=folder, record=record, run_dir=RunDir(there), known=known)
 
 
 def open_outputs(named: str | Place) -> Archive:
-    """As `open_run`; where the run's folder on storage is named, and its outputs are here, as those
-    have it.
-    """
+    """Return a run as `open_run` does; if storage is named, from its outputs if they are here."""
     archive = open_run(named)
     if archive.place != archive.run_dir.root:
         return archive

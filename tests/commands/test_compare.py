@@ -309,4 +309,4 @@ def test_a_run_that_has_not_finished_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: Any) -> None:
     assert main([leave(tmp_path / "a", FIRST), str(tmp_path / "nobody")]) == 2
-    assert "no run is there" in capsys.readouterr().err
+    assert "there is no run" in capsys.readouterr().err

@@ -150,4 +150,4 @@ def test_a_damaged_file_is_one_line(
 def test_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, said = made(capsys, tmp_path)
     assert code == 2
-    assert said == f"raykfold: {tmp_path}: no run is there; want the --model_dir of one"
+    assert said == f"raykfold: {tmp_path}: there is no run; expected the --model_dir of one"

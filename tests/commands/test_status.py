@@ -293,7 +293,7 @@ def test_json_has_the_documented_keys(
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["nowhere"], "nowhere: no run is there"),
+        (["nowhere"], "nowhere: there is no run"),
         ([], "RUN_DIR"),
         ([".", "--interval", "0"], "--interval: '0': expected a number above 0"),
         ([".", "--interval", "soon"], "'soon': expected a number above 0"),
@@ -360,7 +360,7 @@ def test_watch_prints_a_block_to_a_log_when_something_has_changed(
         process.kill()
         process.wait()
     assert "  3/5  " in first and "  4/5  " in second
-    assert lost.startswith("raykfold: ") and "no run is there" in lost
+    assert lost.startswith("raykfold: ") and "there is no run" in lost
     assert process.returncode == 0
     assert rest.startswith("run: 3 of 3 folds complete, over\n") and rest.count("\n\n") == 1
 

@@ -56,5 +56,5 @@ def test_a_letter_that_the_terminal_lacks_is_no_reason_to_fail() -> None:
     done = shell(f"{sys.executable} -m raykfold.status /nowhere/größe", PYTHONIOENCODING="ascii")
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "raykfold: /nowhere/gr\\xf6\\xdfe: no run is there; want the --model_dir of one"
+        "raykfold: /nowhere/gr\\xf6\\xdfe: there is no run; expected the --model_dir of one"
     ]

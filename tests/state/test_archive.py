@@ -42,7 +42,7 @@ def test_outputs_and_storage_name_the_same_run(tmp_path: Path, named: str) -> No
     config = begin(tmp_path / "out", storage_path=storage)
     store(config, running(1, epochs=2))
     if named == "elsewhere":
-        with pytest.raises(BadInput, match="no run is there"):
+        with pytest.raises(BadInput, match="there is no run"):
             open_run(tmp_path / named)
     else:
         assert open_run(tmp_path / named).folds == {1: running(1, epochs=2)}
@@ -118,7 +118,7 @@ def test_where_no_run_is_that_is_said(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(BadInput, match="no run is there; want the --model_dir of one"):
+    with pytest.raises(BadInput, match="there is no run; expected the --model_dir of one"):
         open_run(named)
 
 
