@@ -13,7 +13,7 @@ A run of folds 1 to 5, where a fold trains for E epochs, leaves these files:
       ray/<run_name>/
         folds/fold_<n>/{state.pt, model.safetensors, history.json, predictions.npz, manifest.json}
         index.json
-        pulse.json
+        heartbeat.json
         run.json
         shares/…                                    Ray Train's own, until the run is complete
         weights/fold_<n>/epoch_<0 … E-1>.safetensors
@@ -84,7 +84,7 @@ def test_a_run_leaves_exactly_the_documented_files(
         "training_state.json",
         "ray/sounds/.lock",
         "ray/sounds/index.json",
-        "ray/sounds/pulse.json",
+        "ray/sounds/heartbeat.json",
         "ray/sounds/run.json",
     }
     for fold in FOLDS:

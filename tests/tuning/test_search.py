@@ -217,7 +217,7 @@ def test_a_search_is_not_resumed_with_other_settings(
     assert "a search with scheduler none, and this one has asha" in refused(searched.config)
     other = tmp_path / "search.toml"
     other.write_text(searched.config.read_text().replace("0.002]", "0.003]"))
-    assert "the [search] table is another" in refused(other, *same)
+    assert "the [search] table differs" in refused(other, *same)
     assert (searched.model_dir / "search.json").read_bytes() == before
 
 
