@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from raykfold.config.command import Parser, add_flag, exit_code
+from raykfold.config.command import Parser, add_flag, run_command
 from raykfold.files.remote import without_password
 from raykfold.pages.comparison_text import comparison_lines, verdict
 from raykfold.state.archive import open_outputs
@@ -19,8 +19,7 @@ from raykfold.state.comparison import EPOCHS, compare
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare, print, and return the exit code: 0, 1, 2 or 130 (see `raykfold.errors`)."""
-    arguments = sys.argv[1:] if argv is None else argv
-    return exit_code(lambda: _main(_parser().parse_args(arguments)), stopped="raykfold: stopped")
+    return run_command(_parser, _main, argv)
 
 
 def _parser() -> Parser:

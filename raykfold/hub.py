@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from raykfold.config.command import Parser, add_flag, exit_code
+from raykfold.config.command import Parser, add_flag, run_command
 from raykfold.config.environment import without_secrets
 from raykfold.errors import BadInput
 from raykfold.files.paths import ModelDir, absolute
@@ -22,10 +22,8 @@ from raykfold.state.record import read_record
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Upload, print, and return the exit code: 0, 1, 2 or 130 (see `raykfold.errors`)."""
-    arguments = sys.argv[1:] if argv is None else argv
-    return exit_code(
-        lambda: _upload(_parser().parse_args(arguments)),
-        stopped="raykfold: interrupted; the same command continues",
+    return run_command(
+        _parser, _upload, argv, stopped="raykfold: interrupted; the same command continues"
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raykfold.config.command import Parser, add_flag, exit_code
+from raykfold.config.command import Parser, add_flag, run_command
 from raykfold.data.log_mel import log_mel_of_file, require_audio
 from raykfold.errors import BadData, BadInput
 from raykfold.files.paths import absolute
@@ -25,10 +25,7 @@ from raykfold.text import one_line
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Predict, print, and return the exit code: 0, 1, 2 or 130 (see `raykfold.errors`)."""
-    arguments = sys.argv[1:] if argv is None else argv
-    return exit_code(
-        lambda: _predict(_parser().parse_args(arguments)), stopped="raykfold: interrupted"
-    )
+    return run_command(_parser, _predict, argv)
 
 
 def _parser() -> Parser:

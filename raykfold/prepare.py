@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raykfold.config.command import Parser, add_flag, exit_code
+from raykfold.config.command import Parser, add_flag, run_command
 from raykfold.config.environment import without_secrets, worker_runtime_env
 from raykfold.data.layouts import LAYOUTS, Listing, Recording, list_recordings, require_several
 from raykfold.data.log_mel import FeatureParameters, frame_count, log_mel_of_file, require_audio
@@ -27,14 +27,9 @@ from raykfold.files.paths import absolute
 CHUNK = 50  # files in a task: a worker's first one waits seconds for librosa to load
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Prepare the features and return the exit code: 0, 1, 2 or 130 (see `raykfold.errors`)."""
-    arguments = sys.argv[1:] if argv is None else argv
-    return exit_code(
-        lambda: _prepare(parser().parse_args(arguments)),
-        stopped="raykfold: interrupted; nothing was written",
-        verbose="--verbose" in arguments,
-    )
+    return run_command(parser, _prepare, argv, stopped="raykfold: interrupted; nothing was written")
 
 
 def _prepare(options: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raykfold.config.command import Parser, add_flag, exit_code
+from raykfold.config.command import Parser, add_flag, run_command
 from raykfold.errors import BadInput, RaykfoldError, StorageError
 from raykfold.files.atomic import write_file
 from raykfold.files.paths import ModelDir, absolute
@@ -29,10 +29,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the page, print where it is, and return the exit code (see `raykfold.errors`)."""
-    arguments = sys.argv[1:] if argv is None else argv
-    return exit_code(
-        lambda: _main(_parser().parse_args(arguments)), stopped="raykfold: interrupted"
-    )
+    return run_command(_parser, _main, argv)
 
 
 def _parser() -> Parser:

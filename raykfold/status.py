@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from raykfold.config.command import Parser, add_flag, exit_code
+from raykfold.config.command import Parser, add_flag, run_command
 from raykfold.errors import RaykfoldError
 from raykfold.pages.progress_text import progress_lines
 from raykfold.state.progress import Progress, Watcher
@@ -27,10 +27,7 @@ from raykfold.text import one_line
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Look, print, and return the exit code: 0, 1, 2 or 130 (see `raykfold.errors`)."""
-    arguments = sys.argv[1:] if argv is None else argv
-    return exit_code(
-        lambda: _main(_parser().parse_args(arguments)), stopped="raykfold: interrupted"
-    )
+    return run_command(_parser, _main, argv)
 
 
 def _parser() -> Parser:

@@ -86,6 +86,26 @@ def exit_code(command: Callable[[], int], *, stopped: str, verbose: bool = False
         return error.exit_code
 
 
+def run_command(
+    parser: Callable[[], argparse.ArgumentParser],
+    work: Callable[[argparse.Namespace], int],
+    argv: Sequence[str] | None,
+    *,
+    stopped: str = "raykfold: interrupted",
+) -> int:
+    """Parse the arguments, do the work, and return the exit code (see `raykfold.errors`).
+
+    Args:
+        parser: makes the command's parser.
+        work: takes the parsed arguments, and returns the exit code.
+        argv: the arguments; those of this process by default.
+        stopped: the line to print when Ctrl-C ends the work.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    verbose = "--verbose" in arguments
+    return exit_code(lambda: work(parser().parse_args(arguments)), stopped=stopped, verbose=verbose)
+
+
 def run_configured(
     parse: Callable[[Sequence[str], Mapping[str, str]], _Config],
     work: Callable[[_Config], int],
