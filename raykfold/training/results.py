@@ -216,17 +216,17 @@ class FoldResult:
 
 @dataclass(frozen=True)
 class Round:
-    """One round of a share, as its worker reports it.
+    """One round of a share, which its worker reports.
 
     Attributes:
-        number: counted from 1 within the share.
-        epochs: fold → the epoch that it finished.
-        finished: results of folds that are over, and are on storage as such.
-        failed: fold → why it cannot go on.
-        released: folds given back at the driver's wish.
+        number: number of the round in its share, from 1.
+        epochs: fold → metrics of the epoch that it completed.
+        finished: fold → result of each fold that is over, which is on storage.
+        failed: fold → why it failed.
+        released: folds that the worker hands over because the driver asked for it.
         handed_over: those of them whose state was written, as they had trained an epoch.
-        saved: folds that are in the round's checkpoint.
-        histograms: fold → of its weights and gradients, by name; empty unless asked for.
+        saved: folds in the checkpoint of the round.
+        histograms: fold → name → histogram of weights or gradients, with --wandb_watch.
     """
 
     number: int
@@ -239,7 +239,7 @@ class Round:
     histograms: dict[int, dict[str, Histogram]] = field(default_factory=dict)
 
     def to_metrics(self) -> dict[str, Any]:
-        """Plain Python values: Ray Train's metrics take nothing else."""
+        """Return plain Python values; Ray Train's metrics take no others."""
         return {
             "number": self.number,
             "epochs": [[fold, vars(metrics)] for fold, metrics in self.epochs.items()],
@@ -257,6 +257,7 @@ class Round:
 
     @classmethod
     def from_metrics(cls, values: Mapping[str, Any]) -> Round:
+        """Return the round whose `to_metrics` is `values`."""
         results = [FoldResult.from_json(result) for result in values["finished"]]
         histograms: dict[int, dict[str, Histogram]] = {}
         for fold, name, counts, edges in values["histograms"]:
