@@ -11,7 +11,6 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from raykfold.config.run_config import RunConfig
 from raykfold.files.atomic import link_file, write_file
@@ -19,7 +18,15 @@ from raykfold.files.paths import ModelDir, is_weights
 from raykfold.files.scratch import scratch_dir
 from raykfold.outputs.hub_client import ModelRepository, Refused, content_ids
 from raykfold.outputs.model_card import model_card
-from raykfold.outputs.sync import FIRST_PAUSE, LONGEST_WAIT_AT_END, Mirror, Unavailable, some_of
+from raykfold.outputs.sync import (
+    FIRST_PAUSE,
+    LONGEST_WAIT_AT_END,
+    Mirror,
+    Unavailable,
+    Version,
+    some_of,
+    version_of,
+)
 from raykfold.state.archive import read_summary
 from raykfold.state.record import read_record
 from raykfold.text import counted
@@ -73,7 +80,7 @@ class HubMirror(Mirror):
         self._sends_card = True
         self._told_of_others = False
         # file → version of it that was read, and the ids of its content
-        self._ids: dict[Path, tuple[_Version, tuple[str, str]]] = {}
+        self._ids: dict[Path, tuple[Version, tuple[str, str]]] = {}
 
     # --- for the driver --------------------------------------------------------------------
 
@@ -118,9 +125,15 @@ class HubMirror(Mirror):
             if (pause := self._last_commit + interval - time.monotonic()) > 0:
                 yield pause
                 continue  # more files may have come
-            batch = self._batch(missing)
+            summary, batch = self._outputs.summary, missing
+            if len(missing) > FILES_PER_COMMIT:  # the card goes first, and the summary last
+                paths = sorted(missing, key=lambda path: (path != CARD, path == summary.name))
+                batch = {path: missing[path] for path in paths[:FILES_PER_COMMIT]}
+            # The summary of an earlier session would say that the repository is complete.
+            current = final and summary.exists() and summary.name not in missing
+            is_outdated = summary.name in self._there and summary.name not in batch and not current
             try:
-                self._commit(batch, self._outdated(final, missing, batch))
+                self._commit(batch, [summary.name] if is_outdated else [])
             except Refused as refused:
                 if refused.status != 400 or CARD not in batch:
                     raise
@@ -166,22 +179,6 @@ class HubMirror(Mirror):
         self._there = {path: there[path] for path in there if path not in outdated}
         self._attempt, self._there_is_current = set(), True
 
-    def _batch(self, missing: Mapping[str, Path]) -> dict[str, Path]:
-        """What goes into the next commit; the summary only if all the rest fits in, too."""
-        if len(missing) <= FILES_PER_COMMIT:
-            return dict(missing)
-        first = [path for path in missing if path == CARD]
-        rest = [path for path in missing if path not in (CARD, self._outputs.summary.name)]
-        return {path: missing[path] for path in [*first, *rest][:FILES_PER_COMMIT]}
-
-    def _outdated(
-        self, final: bool, missing: Mapping[str, Path], batch: Mapping[str, Path]
-    ) -> list[str]:
-        """The summary of an earlier session: it says that the repository is complete."""
-        name = self._outputs.summary.name
-        is_current = name in self._files(final) and name not in missing
-        return [name] if name in self._there and name not in batch and not is_current else []
-
     def _write_card(self, final: bool) -> None:
         outputs = self._outputs
         record = read_record(outputs.run_record)
@@ -190,7 +187,7 @@ class HubMirror(Mirror):
         card = model_card(
             self._repository.repo_id,
             record,
-            _json(outputs.training_state),
+            json.loads(outputs.training_state.read_bytes()),
             read_summary(outputs.summary) if final else None,
             [f"{file.parent.name}/{file.name}" for file in outputs.all_plots()],
         ).encode()
@@ -227,7 +224,7 @@ class HubMirror(Mirror):
 
     def _is_there(self, path: str, file: Path, read: bool) -> bool:
         try:
-            version = _version(file)
+            version = version_of(file)
             if path not in self._there:
                 return False
             known = self._ids.get(file)
@@ -236,18 +233,6 @@ class HubMirror(Mirror):
         except FileNotFoundError:  # the run removed it meanwhile
             return True
         return known is not None and known[0] == version and self._there[path] in known[1]
-
-
-_Version = tuple[int, int, int]
-
-
-def _version(file: Path) -> _Version:
-    stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_bytes())
 
 
 def hub_mirror(config: RunConfig, token: str | None, say: Callable[[str], None]) -> HubMirror:

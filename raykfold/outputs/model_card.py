@@ -1,11 +1,11 @@
-"""The model card: what somebody who finds the weights on the Hub has to know of them.
+"""The model card: what a reader needs to know about the weights of a run on the Hub.
 
-Made from the files of `model_dir` alone, so that it can be made again long after the run.
+It is made from the files in `model_dir` alone, so it can be made again long after the run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec
@@ -14,7 +14,7 @@ from raykfold.state.record import RunRecord
 from raykfold.text import accuracy_text, counted, interval_text, plus_minus
 from raykfold.training.results import Summary, kept_epochs
 
-# What each of the report's pictures shows, in the order of the card.
+# Captions of the report's pictures, in the order of the card.
 _PLOTS = {
     "plots/curves.png": "Validation accuracy and loss after each epoch",
     "plots/folds.png": "Accuracy of each fold",
@@ -30,25 +30,25 @@ def model_card(
     summary: Summary | None,
     plots: Collection[str] = (),
 ) -> str:
-    """The content of a repository's README.md.
+    """Return the content of README.md in the repository of a run.
 
     Args:
-        repo_id: the repository's.
+        repo_id: the repository.
         record: what the run is.
         state: content of ``training_state.json``.
         summary: results of the run; None while it trains, and then the card gives no mean.
-        plots: paths in the repository of the run's pictures; shown when it is over.
+        plots: paths of the run's pictures in the repository; shown when the run is over.
     """
     sections = [
         _front_matter(repo_id, record, summary),
         f"# {_plain(record.run_name)}",
         _opening(record, state, summary),
-        "\n".join(_fold_table(state, summary)),
-        _reading(record, summary),
+        _fold_table(state, summary),
+        _accuracies(record, summary),
         "" if summary is None else _pictures(plots),
-        _loading(repo_id, record, state),
-        "\n".join(_training(record)),
-        "\n".join(_classes(summary)),
+        _use(repo_id, record, state),
+        _training(record),
+        "" if summary is None else _classes(summary),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -77,13 +77,13 @@ def _front_matter(repo_id: str, record: RunRecord, summary: Summary | None) -> s
         if each.status == "complete" and each.kept_val_accuracy is not None
     ]
     estimate = summary.kept if summary else None
-    if estimate is not None:
-        over = f"{len(folds)} folds"
-        means = [result(f"Accuracy, mean over {over}", estimate.mean)]
-        means.append(
-            result(f"Accuracy, standard deviation over {over}", estimate.std, "accuracy-std")
-        )
-        results = (means if len(folds) > 1 else []) + results  # of one fold there is neither
+    if estimate is not None and len(folds) > 1:
+        over = f"over {len(folds)} folds"
+        results = [
+            result(f"Accuracy, mean {over}", estimate.mean),
+            result(f"Accuracy, standard deviation {over}", estimate.std, "accuracy-std"),
+            *results,
+        ]
     data = ModelCardData(
         library_name="raykfold",
         tags=["raykfold", "cross-validation", "audio-classification", "pytorch"],
@@ -121,42 +121,30 @@ def _opening(record: RunRecord, state: Mapping[str, Any], summary: Summary | Non
     return f"{accuracy} (mean ± standard deviation over {over}{interval})"
 
 
-def _fold_table(state: Mapping[str, Any], summary: Summary | None) -> Iterator[str]:
-    if seed := remarks.of_seed(summary):
-        yield f"Each fold{seed}:"
-        yield ""
-    yield "| fold | status | training | validation | epochs | epoch | accuracy | last |"
-    yield "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+def _fold_table(state: Mapping[str, Any], summary: Summary | None) -> str:
+    columns = ("fold", "status", "training", "validation", "epochs", "epoch", "accuracy", "last")
+    rows: list[tuple[Any, ...]] = []
     if summary is None:
         for fold, row in state["folds"].items():
-            name = "chosen" if "chosen_epoch" in row else "best"
-            epoch, accuracy = row[f"{name}_epoch"], row[f"{name}_val_accuracy"]
-            yield _row(fold, row["status"], None, None, row["epochs_done"], epoch, accuracy, None)
-        return
-    for each in summary.folds:
-        status = f"{each.status}{', stopped early' if each.stopped_early else ''}"
-        counts = each.n_train, each.n_val, each.epochs_run
-        kept = each.kept_epoch, each.kept_val_accuracy
-        yield _row(each.fold, status, *counts, *kept, each.last_val_accuracy)
+            kind = "chosen" if "chosen_epoch" in row else "best"
+            kept = _from_1(row[f"{kind}_epoch"]), row[f"{kind}_val_accuracy"]
+            rows.append((fold, row["status"], None, None, row["epochs_done"], *kept, None))
+    else:
+        for each in summary.folds:
+            status = f"{each.status}{', stopped early' if each.stopped_early else ''}"
+            kept = _from_1(each.kept_epoch), each.kept_val_accuracy
+            counts = (each.n_train, each.n_val, each.epochs_run)
+            rows.append((each.fold, status, *counts, *kept, each.last_val_accuracy))
+    seed = remarks.of_seed(summary)
+    return (f"Each fold{seed}:\n\n" if seed else "") + _table(columns, rows, left=("status",))
 
 
-def _row(
-    fold: Any,
-    status: str,
-    n_train: int | None,
-    n_val: int | None,
-    epochs: int,
-    epoch: int | None,
-    *accuracies: float | None,
-) -> str:
-    kept = None if epoch is None else epoch + 1
-    counts = ("" if each is None else str(each) for each in (n_train, n_val, epochs, kept))
-    shown = ("" if each is None else accuracy_text(each) for each in accuracies)
-    return f"| {' | '.join([str(fold), status, *counts, *shown])} |"
+def _from_1(epoch: int | None) -> int | None:
+    return None if epoch is None else epoch + 1
 
 
-def _reading(record: RunRecord, summary: Summary | None) -> str:
-    """Return further accuracies, and what to know of them."""
+def _accuracies(record: RunRecord, summary: Summary | None) -> str:
+    """Return what the accuracies are, and what the reader should know about them."""
     kept = kept_epochs(record.config["select"])
     if summary is None:
         return " ".join(remarks.on_epochs(kept))
@@ -167,7 +155,7 @@ def _reading(record: RunRecord, summary: Summary | None) -> str:
     if (pooled := summary.out_of_fold) is not None:
         lines.append(
             f"All held-out samples pooled, {kept} epochs{remarks.of_seed(summary)}: "
-            f"{pooled.accuracy:.4f} (95 % interval {interval_text(pooled.interval)})."
+            f"{accuracy_text(pooled.accuracy)} (95 % interval {interval_text(pooled.interval)})."
         )
     notes = [f"- {remark.text}" for remark in remarks.on_summary(summary)]
     return "\n\n".join([" ".join(lines), "\n".join(notes)])
@@ -177,9 +165,9 @@ def _pictures(plots: Collection[str]) -> str:
     return "\n\n".join(f"![{text}]({path})" for path, text in _PLOTS.items() if path in plots)
 
 
-def _loading(repo_id: str, record: RunRecord, state: Mapping[str, Any]) -> str:
+def _use(repo_id: str, record: RunRecord, state: Mapping[str, Any]) -> str:
     fold = next(iter(state["folds"]), "1")
-    own = ModelSpec.parse(record.config["model"]).name  # of its arguments the weights know
+    own = ModelSpec.parse(record.config["model"]).name  # the weights know its arguments
     named = "" if own == DEFAULT_MODEL else f', model="{own}"'
     flag = "" if own == DEFAULT_MODEL else f" --model {own}"
     return f"""## Use
@@ -193,36 +181,41 @@ fold.classes        # label -> name, in the order of its outputs
 fold.probabilities(features)  # features: (batch, n_mels, time)
 ```
 
-Or from the shell, where the features are those of `raykfold.prepare`, all folds averaged:
+Or from the shell, for features made by `raykfold.prepare`, averaged over all folds:
 `python -m raykfold.predict recording.wav --repo {repo_id}{flag}`"""
 
 
-def _training(record: RunRecord) -> Iterator[str]:
-    yield "## Training"
-    yield ""
-    yield "| setting | value |"
-    yield "| --- | --- |"
-    for name in record.hyperparameters:  # the identity knows what "auto" stood for
-        yield f"| {name} | {_plain(record.identity.get(name, record.config[name]))} |"
+def _training(record: RunRecord) -> str:
+    # The identity has what "auto" stood for.
+    values = {name: record.config[name] for name in record.hyperparameters}
+    values |= {name: record.identity[name] for name in values if name in record.identity}
     if "device" in record.identity:
-        yield f"| device | {_plain(record.identity['device'])} |"
-    yield f"| fingerprint of the data | {_plain(record.fingerprint)} |"
-    for package, version in record.versions.items():
-        yield f"| {_plain(package)} | {_plain(version)} |"
+        values["device"] = record.identity["device"]
+    values["fingerprint of the data"] = record.fingerprint
+    rows = [(name, _plain(value)) for name, value in (values | dict(record.versions)).items()]
+    return "## Training\n\n" + _table(("setting", "value"), rows, left=("setting", "value"))
 
 
-def _classes(summary: Summary | None) -> Iterator[str]:
-    if summary is None:
-        return
-    yield "## Classes"
-    yield ""
-    yield "| output | label | name |"
-    yield "| ---: | ---: | --- |"
-    for output, (label, name) in enumerate(summary.classes.items()):
-        yield f"| {output} | {_plain(label)} | {_plain(name)} |"
+def _classes(summary: Summary) -> str:
+    classes = enumerate(summary.classes.items())
+    rows = [(output, label, _plain(name)) for output, (label, name) in classes]
+    return "## Classes\n\n" + _table(("output", "label", "name"), rows, left=("name",))
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]], left: Collection[str]) -> str:
+    """Return a Markdown table; columns that are not in `left` are aligned right."""
+
+    def text(cell: Any) -> str:
+        if isinstance(cell, float):
+            return accuracy_text(cell)
+        return "" if cell is None else str(cell)
+
+    lines = [columns, ["---" if name in left else "---:" for name in columns]]
+    lines += [[text(cell) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _plain(value: Any) -> str:
-    """Text from data or a command line, without a mark that Markdown or HTML would act on."""
+    """Return text from data or a command line, with what Markdown and HTML act on escaped."""
     text = " ".join(str(value).split())
     return "".join(c if c.isalnum() or c in " .,:" else f"&#{ord(c)};" for c in text)

@@ -13,12 +13,10 @@ from raykfold.errors import StorageError
 from raykfold.files.atomic import remove_tree
 from raykfold.files.paths import ModelDir
 from raykfold.files.remote import RemotePath, reason
-from raykfold.outputs.sync import Mirror, Unavailable, some_of
+from raykfold.outputs.sync import Mirror, Unavailable, Version, some_of, version_of
 from raykfold.training.results import Summary
 
 _PAUSE = 5.0  # seconds after a failure: the store's client has tried again for long before it
-
-_Version = tuple[int, int, int]
 
 
 class StoreMirror(Mirror):
@@ -47,7 +45,7 @@ class StoreMirror(Mirror):
         self._keep = keep
         self._summary: Summary | None = None
         self._sizes: Mapping[RemotePath, int] | None = None  # of weights that are there already
-        self._sent: dict[Path, _Version] = {}
+        self._sent: dict[Path, Version] = {}
 
     def run_finished(self, summary: Summary) -> None:
         self._summary = summary
@@ -90,7 +88,7 @@ class StoreMirror(Mirror):
                 self._sizes = self._look()
             for file in self._missing(final):
                 with suppress(FileNotFoundError):  # the run removed it meanwhile
-                    version = _version(file)
+                    version = version_of(file)
                     self._place_of(file).send(file)
                     self._sent[file] = version
                 yield 0.0
@@ -128,7 +126,7 @@ class StoreMirror(Mirror):
 
     def _is_there(self, file: Path) -> bool:
         try:
-            version = _version(file)
+            version = version_of(file)
         except FileNotFoundError:  # not written, or removed
             return True
         if file in self._sent:
@@ -139,8 +137,3 @@ class StoreMirror(Mirror):
 
     def _place_of(self, file: Path) -> RemotePath:
         return self._target / file.relative_to(self._outputs.root).as_posix()
-
-
-def _version(file: Path) -> _Version:
-    stat = file.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino

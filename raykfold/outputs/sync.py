@@ -10,6 +10,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from queue import SimpleQueue
 
 from raykfold.observers import Observer, RunStart
@@ -202,6 +203,15 @@ class Mirror(Observer, ABC):
 
     def _notice(self, text: str) -> None:
         self._notices.put(f"{self._name}: {text}")
+
+
+Version = tuple[int, int, int]
+
+
+def version_of(file: Path) -> Version:
+    """Return what changes when a file is replaced or written to: its size, time and inode."""
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def some_of(names: Sequence[str]) -> str:
