@@ -357,7 +357,7 @@ class FoldTrainer:
         if self._cuda_stream is not None:
             self._cuda_stream.synchronize()
 
-    # --- what there is to know of the fold
+    # --- progress and results
 
     @property
     def n_train(self) -> int:
@@ -429,7 +429,7 @@ class FoldTrainer:
                 )
         return histograms
 
-    # --- its state
+    # --- state
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that later epochs depend on, as tensors and plain values."""
@@ -538,7 +538,7 @@ def run_epochs(trainers: Sequence[FoldTrainer]) -> dict[int, EpochMetrics | Fold
                 raise tallies
             outcomes[trainer.fold] = trainer.conclude(tallies, started, len(trainers))
         except FoldError as error:
-            outcomes[trainer.fold] = error.with_traceback(None)  # it would keep all folds in memory
+            outcomes[trainer.fold] = error.with_traceback(None)  # that keeps all folds in memory
     return outcomes
 
 

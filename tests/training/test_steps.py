@@ -52,8 +52,8 @@ class ByHand:
 
         def replay(batch: Tensor) -> tuple[Tensor, Tensor]:
             inputs.copy_(batch)
-            for kept, new in zip((loss, right), step(inputs), strict=True):
-                kept.copy_(new)
+            for output, new in zip((loss, right), step(inputs), strict=True):
+                output.copy_(new)
             return loss, right
 
         return replay
@@ -170,8 +170,8 @@ def test_a_recording_that_is_forgotten_is_made_again() -> None:
     assert torch.equal(walked(walk, recorded, recorded.forget), expected)
     assert recorded.refused is None
     careless = Walk()
-    kept = careless.recorded(stale(careless))
-    assert not torch.equal(walked(careless, kept, lambda: None), expected)
+    unaware = careless.recorded(stale(careless))
+    assert not torch.equal(walked(careless, unaware, lambda: None), expected)
 
 
 def test_a_loss_that_is_no_number_is_no_reason_to_refuse() -> None:
