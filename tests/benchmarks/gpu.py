@@ -1,11 +1,12 @@
-"""The training core on one GPU, at UrbanSound8K's shapes, way by way; without Ray.
+"""Time the training core on one GPU, without Ray, at the shapes of UrbanSound8K.
 
     python tests/benchmarks/gpu.py [--folds 10 --clips 8732 --epochs 3]
 
-Ways: a plain loop over a `DataLoader` (one fold); steps as they come; steps recorded as CUDA
-graphs; all folds together; each of the latter in fp32 and in bf16. Seconds of an epoch of a fold,
-with a checkpoint of it; the first epochs, in which steps are recorded, are not timed. Bits: whether
-losses are those of the first way of that precision. On a CPU this only tries the script.
+Compares with a plain loop over a `DataLoader`, for one fold: steps without recording, steps that
+are recorded as CUDA graphs, and all folds stepped together; each in fp32 and in bf16. Prints the
+seconds of an epoch of one fold, including its checkpoint. The first epochs, in which steps are
+recorded, are not timed. The column "bits" says whether the losses equal those of the first way in
+that precision. On a CPU this only shows that the script works.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folds", type=int, default=10)
     parser.add_argument("--clips", type=int, default=8732)
-    parser.add_argument("--epochs", type=int, default=3, help="timed ones")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs to time")
     parser.add_argument("--shape", default="128x173")
     parser.add_argument("--batch_size", type=int, default=32)
     arguments = parser.parse_args()
@@ -64,7 +65,7 @@ def main() -> None:
             seconds = timed(folds, stepped, arguments.epochs)
             losses = [[epoch.loss for epoch in fold.history] for fold in folds]
             first = first or losses
-            same = "equal" if losses == first else "other"
+            same = "equal" if losses == first else "different"
             print(f"| {way}, {precision} | {seconds:.4f} | {plain / seconds:.1f} | {same} |")
             refused = folds[0].why_not_recorded
             if refused and recorder is None:
@@ -72,7 +73,7 @@ def main() -> None:
 
 
 def not_recorded(step: Step, rows: torch.Tensor) -> Step:
-    raise RuntimeError("not wanted")
+    raise RuntimeError("not recorded here")
 
 
 def one_by_one(folds: list[FoldTrainer]) -> None:
@@ -82,7 +83,7 @@ def one_by_one(folds: list[FoldTrainer]) -> None:
 
 Stepped = Callable[[list[FoldTrainer]], object]
 WAYS: dict[str, tuple[Callable[[Step, torch.Tensor], Step] | None, Stepped]] = {
-    "as they come": (not_recorded, one_by_one),
+    "not recorded": (not_recorded, one_by_one),
     "recorded": (None, one_by_one),
     "together": (None, run_epochs),
 }
@@ -107,7 +108,7 @@ def timed(folds: list[FoldTrainer], stepped: Stepped, epochs: int) -> float:
 def reference(
     features: torch.Tensor, classes: torch.Tensor, fold: Split, batch_size: int, epochs: int
 ) -> float:
-    """Median seconds of an epoch."""
+    """Return the median seconds of an epoch of the plain loop."""
     dataset = SoundDataset(features.cpu().numpy(), classes.cpu().numpy(), str(features.device))
     train = DataLoader(Subset(dataset, fold.train.tolist()), batch_size=batch_size, shuffle=True)
     validation = DataLoader(Subset(dataset, fold.validation.tolist()), batch_size=batch_size)
@@ -124,7 +125,7 @@ def reference(
 
 
 def sounds(clips: int, shape: str, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise, a little louder in the band of its class."""
+    """Return noise that is a little louder in the band of its class, and the classes."""
     n_mels, frames = map(int, shape.split("x"))
     rng = np.random.default_rng(0)
     classes = rng.integers(0, CLASSES, clips)

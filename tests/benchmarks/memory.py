@@ -1,13 +1,12 @@
-"""Unshared memory that each further worker of a run adds, with features of 800 MB.
+"""Measure the unshared memory that each further worker of a run adds, with features of 800 MB.
 
     python tests/benchmarks/memory.py [--workers 1,2,3] [--batch_size 2]
 
-For each number of workers: a run is started, watched for some seconds of training, and stopped.
-Batches of two leave out what every training loop needs for its step, and has with or without us.
-Counted is what is resident in one process only: of a Train worker, and of all processes of the run
-(a worker brings two actors of Ray Train along). Not counted are the features, which the machine
-holds once, in Ray's object store and the mapped file: who touches a page of these first would else
-be charged for it.
+For each number of workers, starts a run, watches it for some seconds of training, and stops it.
+Batches of two leave out the memory of a training step, which every training loop needs. Counts
+memory that is resident in one process only: of the largest Train worker, and of all processes of
+the run. Does not count the features, which the machine holds once, in Ray's object store and in
+the mapped file: they would be charged to the process that touches a page first.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 SAMPLES, N_MELS, FRAMES = 9034, 128, 173  # 800 MB of float32
-WATCH_SECONDS = 45.0  # from the last worker's start: some 30 s of training
+WATCH_SECONDS = 45.0  # from the start of the last worker: about 30 s of training
 
 
 def main() -> None:
@@ -40,7 +39,7 @@ def main() -> None:
             f"features {size / 1e6:.0f} MB, batches of {arguments.batch_size}; "
             f"unshared memory in MB, peak of {WATCH_SECONDS:.0f} s"
         )
-        print("workers  largest worker  whole run  added to the whole")
+        print("workers  largest worker  whole run  added by the last")
         before: float | None = None
         for workers in map(int, arguments.workers.split(",")):
             model_dir = Path(folder) / str(workers)
@@ -65,7 +64,7 @@ def write_data(processed: Path) -> None:
 
 
 def watch(processed: Path, model_dir: Path, workers: int, batch_size: int) -> tuple[float, float]:
-    """Peaks in MB: of the largest worker, of the whole run."""
+    """Return the peak MB of the largest worker and of the whole run."""
     command = [
         *(sys.executable, "-m", "raykfold.run", "--processed_dir", str(processed)),
         *("--model_dir", str(model_dir), "--local_cpus", str(workers)),
@@ -79,7 +78,7 @@ def watch(processed: Path, model_dir: Path, workers: int, batch_size: int) -> tu
         deadline = None
         while deadline is None or time.monotonic() < deadline:
             if run.poll() is not None:
-                raise SystemExit(f"the run ended by itself, with {run.returncode}")
+                raise SystemExit(f"the run ended with exit code {run.returncode}")
             rows = {pid: unshared(pid) for pid in family(run.pid)}
             training = [pid for pid in rows if "RayTrainWorker" in title(pid)]
             if len(training) == workers and deadline is None:
@@ -100,7 +99,7 @@ def family(ancestor: int) -> set[int]:
             try:
                 stat = Path(f"/proc/{entry}/stat").read_text()
             except OSError:
-                continue  # it has just ended
+                continue  # the process has ended
             parents[int(entry)] = int(stat.rpartition(")")[2].split()[1])
     found = {ancestor}
     while grown := {pid for pid, parent in parents.items() if parent in found} - found:
@@ -109,17 +108,17 @@ def family(ancestor: int) -> set[int]:
 
 
 def unshared(pid: int) -> float:
-    """MB that are resident in this process alone, leaving out where the features lie."""
+    """Return the MB that are resident in this process alone, without the features."""
     try:
         lines = Path(f"/proc/{pid}/smaps").read_text().splitlines()
     except OSError:
-        return 0.0  # it has just ended
+        return 0.0  # the process has ended
     kilobytes, counted = 0, True
     for line in lines:
         name, _, value = line.partition(":")
         if name in ("Private_Clean", "Private_Dirty"):
             kilobytes += int(value.split()[0]) * counted
-        elif " " in name:  # the head of a mapping: addresses, permissions, …, path
+        elif " " in name:  # the first line of a mapping: addresses, permissions, …, path
             counted = not ("/plasma" in line or line.endswith("features.npy"))
     return kilobytes * 1024 / 1e6
 

@@ -1,10 +1,10 @@
-"""What the mirror to a slow Hub costs a run: the time to its results, with it and without.
+"""Compare the time to a run's results with and without uploads to a slow Hub.
 
     python tests/benchmarks/mirror.py [--pairs 3] [--epochs 8]
 
 The Hub is on loopback and takes a second for each call. The time is from the command to the line
-with the mean: the wait for what has still to go up comes after it, and is shown by itself. Each
-pair is run one after the other, in turns of which comes first.
+with the mean. The wait for the remaining uploads comes after it and has a column of its own. The
+runs of a pair follow each other, and the pairs alternate in which run comes first.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def with_mirror(epochs: int) -> tuple[float, float, int]:
 
 
 def measure(epochs: int, environment: dict[str, str], *flags: str) -> tuple[float, float]:
-    """Seconds from the command to the mean, and from there to its end."""
+    """Return the seconds from the command to the mean, and from there to its end."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *(sys.executable, "-m", "raykfold.run", "--demo", "--local_cpus", "2"),

@@ -1,9 +1,9 @@
-"""Wall time of a run outside of its epochs, phase by phase, for 1 to 5 folds on two slots.
+"""Time a run outside of its epochs, phase by phase, for 1 to 5 folds on two slots.
 
     python tests/benchmarks/overhead.py [--repeats 3] [--folds 1,2,5] [--clips 250 --shape 64x32]
 
-A run of the command on noise, in a process of its own each time. What the driver logs marks the
-phases; a round's cost is what its wall time has beyond the seconds of its epochs.
+Runs on noise, in a new process each time. The driver's log marks the phases. The cost of a round
+is its wall time minus the seconds of its epochs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PHASES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--folds", default="1,2,3,4,5", help="how many folds to hold out")
+    parser.add_argument("--folds", default="1,2,3,4,5", help="numbers of folds to hold out")
     parser.add_argument("--clips", type=int, default=250, help="a fifth of them in each fold")
     parser.add_argument("--shape", default="64x32")
     parser.add_argument("--child", nargs=2, metavar=("DIR", "FOLDS"), help=argparse.SUPPRESS)
@@ -84,7 +84,7 @@ def measure(folds: int, data: list[str]) -> dict[str, float]:
 
 
 def rounds(marks: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Seconds of a round's epochs, and beyond them, in the share where it costs most."""
+    """Return the seconds of a round's epochs and beyond them, where the latter are highest."""
     costs = []
     for share, ready in marks["ready"].items():
         rows = marks["epochs"][share]

@@ -1,8 +1,8 @@
-"""What a run pays for its page and for the look for twins, against the run itself.
+"""Compare the time for a run's page and for the search for twins with that of the run itself.
 
     python tests/benchmarks/page.py MODEL_DIR [--repeats 3]
 
-Of a run that is over, and whose data is still where it was.
+The run must be complete, and its data must not have moved.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     summary = open_run(options.model_dir).summary
-    assert summary is not None, "the run is not over"
+    assert summary is not None, "the run is not complete"
     run = summary.wall_seconds
     processed_dir = Path(open_run(options.model_dir).record.config["processed_dir"])
     data = read_feature_set(processed_dir)
     with tempfile.TemporaryDirectory() as folder:
         outputs = ModelDir(Path(folder))
         steps: dict[str, Callable[[], object]] = {
-            "reading and checking the data": lambda: read_feature_set(processed_dir),
-            "looking for twins": lambda: find_leakage(data),
-            "the page": lambda: write_report(open_run(options.model_dir), outputs, data),
+            "read and check the data": lambda: read_feature_set(processed_dir),
+            "look for twins in other folds": lambda: find_leakage(data),
+            "the page and its pictures": lambda: write_report(
+                open_run(options.model_dir), outputs, data
+            ),
         }
         print(f"the run: {run:.1f} s")
         for name, step in steps.items():

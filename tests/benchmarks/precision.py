@@ -1,8 +1,9 @@
-"""Whether bf16 costs accuracy: every fold trained with several seeds in fp32 and in bf16, paired.
+"""Compare accuracies in fp32 and in bf16: every fold with several seeds in both, as pairs.
 
     python tests/benchmarks/precision.py --processed_dir data/fsdd --epochs 10 --seeds 5
 
-Without Ray, a fold a process. On a GPU if there is one, else on the CPU, where bf16 rounds alike.
+Runs without Ray, one fold in a process. Uses a GPU if there is one, else the CPU, which rounds
+bf16 in the same way.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--processed_dir", type=Path, default=Path("data/processed"))
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
     folds = read_feature_set(arguments.processed_dir).fold_labels
@@ -50,7 +51,7 @@ def main() -> None:
 
 
 def train(job: Job) -> tuple[float, float, float]:
-    """Accuracy in the best and in the last epoch, and seconds."""
+    """Return the accuracies at the best and the last epoch, and the seconds of training."""
     folder, epochs, seed, fold, precision = job
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
@@ -70,7 +71,7 @@ def train(job: Job) -> tuple[float, float, float]:
 
 
 def compared(name: str, exact: np.ndarray, rough: np.ndarray) -> str:
-    """Means, and Student's paired t-test (Student 1908)."""
+    """Return the means and the paired t-test (Student, 1908) as text."""
     from scipy.stats import ttest_rel
 
     difference = statistics.fmean(rough) - statistics.fmean(exact)

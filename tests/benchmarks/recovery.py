@@ -1,9 +1,10 @@
-"""Seconds from a fault to the next epoch of the folds that it struck, where a slot is spare.
+"""Time from a fault to the next epoch of both folds of a run, with a free slot elsewhere.
 
     python tests/benchmarks/recovery.py [--repeats 3]
 
-A head and three hosts with one CPU each (tests/support/hosts.py, which needs root and iproute2) run
-one job of two folds. An epoch takes a little over a second, and each figure includes one.
+A head and three hosts with one CPU each (tests/support/hosts.py, which needs root and iproute2)
+run one job of two folds. An epoch takes a little over a second, and each figure includes one or
+two.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def main() -> None:
         job = hosts.head.start(
             *job_command(hosts, "submit", "--", *command(data_dir, model_dir, *ARGUMENTS))
         )
-        print("| fault | seconds, median | each |")
+        print("| fault | median | each |")
         print("| --- | --- | --- |")
         for name, fault in faults(hosts).items():
             times = [seconds_of(hosts, model_dir, fault) for _ in range(repeats)]
@@ -54,15 +55,13 @@ def main() -> None:
 
 
 def faults(hosts: Hosts) -> dict[str, Callable[[Host, ExitStack], object]]:
-    """What strikes a host that has a worker; what is to be undone afterwards goes on the stack."""
+    """Return the faults by name: each strikes a host, and puts what undoes it on the stack."""
     return {
         "SIGKILL of a worker": lambda host, after: host.kill("TrainWorker"),
         "SIGKILL of the Train controllers": lambda host, after: hosts.head.kill("ShareController"),
-        "SIGKILL of a node, all of it": lambda host, after: host.power_off(),
-        "a node that packets no longer reach": lambda host, after: after.enter_context(
-            host.cut_off()
-        ),
-        "a node that is drained": lambda host, after: drain(hosts, host, seconds=60),
+        "SIGKILL of all processes of a node": lambda host, after: host.power_off(),
+        "packets no longer reach a node": lambda host, after: after.enter_context(host.cut_off()),
+        "a node is drained": lambda host, after: drain(hosts, host, seconds=60),
     }
 
 
@@ -75,7 +74,7 @@ def seconds_of(hosts: Hosts, model_dir: Path, fault: Callable[[Host, ExitStack],
     with ExitStack() as after:
         began = time.monotonic()
         fault(struck, after)
-        last = [last_epoch(model_dir, fold) + 2 for fold in FOLDS]  # one can be in flight
+        last = [last_epoch(model_dir, fold) + 2 for fold in FOLDS]  # one may have been under way
         wait_for(lambda: reached(model_dir, last), "epochs after the fault", seconds=200)
         taken = time.monotonic() - began
     struck.power_off()
@@ -90,7 +89,7 @@ def reached(model_dir: Path, epochs: list[int]) -> bool:
 
 
 def last_epoch(model_dir: Path, fold: int) -> int:
-    """The newest epoch among the outputs of a fold, from 0; 0 also where there is none yet."""
+    """Return the newest epoch among the outputs of a fold, from 0; 0 if there is none yet."""
     found = (model_dir / f"checkpoints/fold_{fold}").glob("epoch_*.safetensors")
     return max((int(path.stem.removeprefix("epoch_")) for path in found), default=0)
 

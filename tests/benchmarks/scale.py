@@ -1,13 +1,13 @@
-"""What more slots and more folds cost, on one host: start, rounds, CPU and memory by process.
+"""Measure what more slots and more folds cost on one host: start, rounds, CPU and memory.
 
     python tests/benchmarks/scale.py [--slots 2,4,8,16] [--folds 10] [--seconds 20]
     python tests/benchmarks/scale.py --ledger
 
-Slots are logical: sixteen workers on two cores take eight times as long to start as they would
-on machines of their own. So epochs do next to nothing but wait, and rounds are looked at only
-while all shares are at work: what a round costs beyond the seconds of its epochs, and how much CPU
-each kind of process takes for an epoch of a fold, which is the same on any number of cores.
-With `--ledger`: what the driver does for a committed round, by folds that are there and over.
+Slots are logical: sixteen workers on two cores take eight times as long to start as on machines of
+their own. Epochs wait and compute next to nothing. Rounds are measured only while all shares
+train: what a round takes beyond the seconds of its epochs, and the CPU time of each kind of
+process for an epoch of a fold, which does not depend on the number of cores. With `--ledger`: the
+driver's time for a committed round, by the numbers of folds and of finished folds.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slots", default="2,4,8,16")
     parser.add_argument("--folds", default="10", help="one number, or one for each of --slots")
-    parser.add_argument("--seconds", type=float, default=20.0, help="to look at rounds")
-    parser.add_argument("--ledger", action="store_true")
+    parser.add_argument("--seconds", type=float, default=20.0, help="how long to measure rounds")
+    parser.add_argument("--ledger", action="store_true", help="time the driver alone")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -97,7 +97,7 @@ def measure(slots: int, folds: int, seconds: float) -> dict[str, Any]:
 
 
 class Window(logging.Handler):
-    """From the first step of the last share on: epochs, CPU time, memory; then the run is ended."""
+    """Measures epochs, CPU and memory once the last share has begun to train; then ends the run."""
 
     def __init__(self, shares: int, seconds: float) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ def run(folder: Path, slots: int, folds: int, seconds: float) -> None:
 
 
 def cpu_by_role() -> dict[str, float]:
-    """CPU seconds that this process and those below it have taken, by what they are."""
+    """Return the CPU seconds that this process and its descendants have taken, by role."""
     seconds = dict.fromkeys(("driver", *ROLES), 0.0)
     for pid, role in roles():
         try:
@@ -187,7 +187,7 @@ def cpu_by_role() -> dict[str, float]:
 
 
 def unshared(*wanted: str) -> float:
-    """MB that only these processes hold."""
+    """Return the MB that only the processes of these roles hold."""
     total = 0.0
     for pid, role in roles():
         if role in wanted:
@@ -197,7 +197,7 @@ def unshared(*wanted: str) -> float:
 
 
 def roles() -> Iterator[tuple[int, str]]:
-    """This process and those below it that have a part in a run: pid, and which."""
+    """Yield pid and role of this process and of its descendants that have one."""
     yield os.getpid(), "driver"
     for pid, title in processes():
         role = next((role for role, sign in ROLES.items() if sign in title), None)
@@ -206,8 +206,8 @@ def roles() -> Iterator[tuple[int, str]]:
 
 
 def time_the_ledger() -> None:
-    """Milliseconds of the driver for a committed round of one fold, its outputs included."""
-    print("| folds | of which over | ms a round |")
+    """Print the driver's milliseconds for a committed round of one fold, its outputs included."""
+    print("| folds | of them finished | ms a round |")
     print("| --- | --- | --- |")
     for folds, over in ((10, 0), (100, 0), (100, 50), (100, 95)):
         print(f"| {folds} | {over} | {1000 * seconds_a_round(folds, over):.2f} |", flush=True)

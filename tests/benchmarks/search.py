@@ -1,15 +1,14 @@
-"""What a search finds, and for how many epochs, against a full grid of which each trial is trained
-to its end.
+"""Compare searches with a full grid: what they find, and how many epochs they train for it.
 
     python tests/benchmarks/search.py [--trials 12] [--epochs 10] [--folder DIR]
 
-The grid is of learning rates from 1e-4 to 1e-1, evenly spaced in their logarithm, on the built-in
-data. The searches have as many trials, of the same rates, or of rates from that range.
-With --folder, what was run stays there, and what is there already is not run again.
+The grid has learning rates from 1e-4 to 1e-1, evenly spaced in their logarithm, on the built-in
+data, and trains each to the end. The searches have as many trials, of the same rates or of rates
+from that range. `--folder` saves the searches; those that are there already do not run again.
 
-Beside it stands what a rule that prunes by folds would have saved, by the accuracies of the full
-grid: folds one after the other, and a trial is dropped when a paired test over those that it has
-says that it is not as good as the best so far. In so many random orders of the trials.
+Also prints what pruning by folds would save, on the accuracies of the full grid: folds are trained
+one after the other, and a trial is dropped if a paired test over its folds says that it is worse
+than the best so far. This is repeated for many random orders of the trials.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ SEARCHES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--trials", type=int, default=12, help="of the grid and of each search")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--folder", type=Path, help="where to save the searches")
     options = parser.parse_args()
     with folder_of(options.folder) as folder:
         rates = np.geomspace(LOWEST, HIGHEST, options.trials).tolist()
@@ -76,7 +75,7 @@ def folder_of(named: Path | None) -> Iterator[Path]:
 
 
 def searched(folder: Path, name: str, space: str, *arguments: str) -> dict[str, Any]:
-    """``search.json`` of a search."""
+    """Run a search, and return its ``search.json``."""
     file = folder / name / "search.json"
     command = [sys.executable, "-m", "raykfold.search", "--config", str(folder / f"{space}.toml")]
     command += ["--model_dir", str(file.parent), *arguments]
@@ -97,7 +96,7 @@ def print_row(name: str, found: dict[str, Any], full: dict[str, Any]) -> None:
 
 
 def print_pruning_by_folds(full: dict[str, Any], fewest: int) -> None:
-    """A test with fewer folds would be of nothing."""
+    """Print what pruning by folds finds and saves, if it tests from the fold number `fewest` on."""
     scores = {row["trial"]: list(row["fold_scores"].values()) for row in full["trials"]}
     highest = full["best"]["mean_accuracy"]
     folds, found = 0, 0
@@ -115,7 +114,7 @@ def print_pruning_by_folds(full: dict[str, Any], fewest: int) -> None:
 
 
 def pruned_by_folds(trials: list[list[float]], fewest: int) -> tuple[float, int]:
-    """Mean of the winner, and how many folds were trained."""
+    """Return the mean of the winner, and the number of folds that were trained."""
     best, trained = trials[0], len(trials[0])
     for scores in trials[1:]:
         seen = next(
@@ -133,9 +132,9 @@ def pruned_by_folds(trials: list[list[float]], fewest: int) -> tuple[float, int]
 
 
 def is_worse(scores: list[float], best: list[float], folds: int) -> bool:
-    """By a one-sided paired t-test, corrected for training sets that overlap."""
+    """Return the verdict of a one-sided paired t-test, corrected for overlapping training sets."""
     test = corrected_t_test([a - b for a, b in zip(scores, best, strict=True)], 1 / (folds - 1))
-    if test.t is None or test.p is None:  # differences that are all the same
+    if test.t is None or test.p is None:  # all differences are equal
         return test.difference < 0
     return test.t < 0 and test.p / 2 < UNLIKELY
 

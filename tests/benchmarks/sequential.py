@@ -1,9 +1,10 @@
-"""The plain way, to compare speed with: one process, fold after fold, epoch after epoch.
+"""Cross-validate with a plain loop, to compare speed with: fold after fold in one process.
 
     python tests/benchmarks/sequential.py --processed_dir data/processed --epochs 5 --folds 1,2
 
-Network, optimiser, schedule and stopping rule are those of a run; network and loop are written as
-people write them: module after module, a `DataLoader`, `loss.item()` for each batch, nothing saved.
+Network, optimiser, schedule and stopping rule are those of a run. Network and loop are written in
+the usual way: module after module, a `DataLoader`, `loss.item()` for each batch, and nothing is
+saved.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Loader = DataLoader[tuple[torch.Tensor, torch.Tensor]]
 
 
 class PlainCNN(nn.Module):
-    """The network of `raykfold.AudioCNN`, which takes (B, n_mels, time)."""
+    """The network of `raykfold.AudioCNN`, written in plain modules; takes (B, n_mels, time)."""
 
     def __init__(self, n_mels: int, num_classes: int) -> None:
         super().__init__()
@@ -141,7 +142,7 @@ def run_fold(
 def run_epoch(
     model: nn.Module, loader: Loader, optimizer: torch.optim.Optimizer | None = None
 ) -> tuple[float, float]:
-    """Mean loss and accuracy over `loader`; trains where there is an optimiser."""
+    """Return mean loss and accuracy over `loader`; train if there is an optimiser."""
     model.train(optimizer is not None)
     criterion = nn.CrossEntropyLoss()
     total_loss, right, seen = 0.0, 0, 0
@@ -162,7 +163,7 @@ def parse_args() -> argparse.Namespace:
     def labels(text: str) -> list[int]:
         return [int(label) for label in text.split(",")]
 
-    parser = argparse.ArgumentParser(description="Cross-validate in one process, fold by fold.")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--processed_dir", type=Path, default=Path("data/processed"))
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--batch_size", type=int, default=32)
@@ -171,7 +172,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folds", type=labels, help="folds to hold out, as in 1,3 (default: all)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="(default: all cores)")
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
     return parser.parse_args()
 
 

@@ -1,11 +1,11 @@
-"""Whole runs, wall to wall: a plain loop, raykfold before its work on speed, and raykfold.
+"""Time whole runs: a plain loop, raykfold before the work on its speed, and raykfold now.
 
     python tests/benchmarks/speed.py [--processed_dir data/fsdd --epochs 15] [--seeds 1,2,3]
 
-Without a folder the data are 400 of the demo's clips, stretched to the (128, 173) of UrbanSound8K.
-Each run is a command in a process of its own, one after the other, with all cores; start-up counts.
-The earlier raykfold comes out of the repository's history. Early stopping is off, so that all train
-for as many epochs; with several seeds, only the first is timed for the earlier one.
+By default the data are 400 clips of the demo, stretched to the (128, 173) of UrbanSound8K. Each
+run is a command in its own process, one after the other, with all cores and including start-up.
+The earlier raykfold comes from the repository's history, and runs with the first seed only. Early
+stopping is off, so that all train the same number of epochs.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def agreement(differences: list[float], seeds: int) -> str:
     mean = statistics.fmean(differences)
     error = statistics.stdev(differences) / len(differences) ** 0.5
     return (
-        f"\nraykfold less the plain loop, paired over {len(differences) // seeds} folds and "
+        f"\nraykfold minus the plain loop, paired over {len(differences) // seeds} folds and "
         f"{seeds} seed{'s' * (seeds > 1)}: {mean:+.4f}, standard error {error:.4f}"
     )
 
@@ -91,7 +91,7 @@ def sequential(command: list[str], report: Path) -> Measured:
 
 
 def run(command: list[str], model_dir: Path, source: Path) -> Measured:
-    """A run of the raykfold that is in `source`."""
+    """Run and time the raykfold in the folder `source`."""
     whole = [sys.executable, "-m", "raykfold.run", *command, "--model_dir", str(model_dir)]
     seconds = timed(whole, source)
     folds = json.loads((model_dir / "summary.json").read_text())["folds"]
@@ -110,12 +110,12 @@ def timed(command: list[str], source: Path) -> float:
 
 
 def source_of(commit: str, folder: Path) -> Path | None:
-    """The package as it was at `commit`; None where the history does not go back so far."""
+    """Return a folder with the package at `commit`; None if the history does not have it."""
     archive = subprocess.run(
         ["git", "archive", commit, "raykfold"], cwd=REPOSITORY, capture_output=True, check=False
     )
     if archive.returncode:
-        print(f"no commit {commit} here: the earlier raykfold is left out", file=sys.stderr)
+        print(f"commit {commit} not found: the earlier raykfold is left out", file=sys.stderr)
         return None
     with tarfile.open(fileobj=BytesIO(archive.stdout)) as files:
         files.extractall(folder, filter="data")
@@ -123,7 +123,7 @@ def source_of(commit: str, folder: Path) -> Path | None:
 
 
 def stretched_demo(folder: Path) -> Path:
-    """Demo clips whose features are (128, 173): bands twice, frames over again."""
+    """Return a folder with demo clips of (128, 173): each band twice, frames repeated."""
     features, labels, folds, _ = demo_arrays()
     tall = np.repeat(features[:CLIPS], 2, axis=1)
     frames = np.arange(173) % tall.shape[2]
@@ -139,7 +139,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--processed_dir", type=Path, help="(default: stretched demo clips)")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--no_before", action="store_true", help="leave the earlier one out")
+    parser.add_argument("--no_before", action="store_true", help="leave out the earlier raykfold")
     parser.add_argument(
         "--also", action="append", default=[], help="flags of one more run, as '--precision bf16'"
     )

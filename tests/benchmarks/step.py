@@ -1,10 +1,10 @@
-"""A training step on a CPU, way by way: what each change to it has brought.
+"""Time a training step on a CPU, with each change that made it faster.
 
     python tests/benchmarks/step.py [--threads 1]
 
-Milliseconds of a step of 32 samples, the median; each way in a process of its own, because what is
-kept of freed memory is decided when a process starts. First: seconds of the first step, in which
-`torch.compile` compiles.
+Prints the median milliseconds of a step of 32 samples, and the seconds of the first step, in which
+`torch.compile` compiles. Each way runs in a process of its own, because glibc reads what to do
+with freed memory when a process starts.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from torch import nn
 from raykfold.config.environment import allocator
 from raykfold.models import AudioCNN
 
-SHAPES = {"64x32": 40, "128x173": 8}  # and timed steps
-# Network, memory format, memory kept, fused Adam, compiled, bf16.
+SHAPES = {"64x32": 40, "128x173": 8}  # shape → steps to time
+# network, channels last, freed memory stays, fused Adam, compiled, bf16
 WAYS: dict[str, tuple[str, bool, bool, bool, bool, bool]] = {
-    "module after module": ("plain", False, False, False, False, False),
-    "memory kept": ("plain", False, True, False, False, False),
+    "plain modules": ("plain", False, False, False, False, False),
+    "freed memory stays": ("plain", False, True, False, False, False),
     "and channels last": ("plain", True, True, False, False, False),
-    "and the block as one step": ("fused", False, True, False, False, False),
-    "and Adam in one call": ("fused", False, True, True, False, False),
+    "and the fused block": ("fused", False, True, False, False, False),
+    "and fused Adam": ("fused", False, True, True, False, False),
     "and bf16": ("fused", False, True, True, False, True),
-    "without bf16, memory given back": ("fused", False, False, True, False, False),
-    "torch.compile, memory kept, channels last": ("plain", True, True, True, True, False),
+    "without bf16, freed memory returned": ("fused", False, False, True, False, False),
+    "torch.compile, freed memory stays, channels last": ("plain", True, True, True, True, False),
 }
 
 
