@@ -9,16 +9,16 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #
-# A Ray of this job's own over its nodes, one run of raykfold on it, and nothing left behind:
+# Starts a Ray cluster on the nodes of this job, runs raykfold on it, and removes everything at the end:
 #
 #   sbatch cluster/slurm.sh --processed_dir /shared/data/us8k --model_dir /shared/runs/us8k
 #
-# Arguments are raykfold's. Both folders must be ones that every node sees (or URIs). The first node
-# has Ray's head and the driver. Where time runs out, or Slurm takes the nodes away, the job is queued
-# again, and goes on from its checkpoints.
+# The arguments are raykfold's. All nodes must see both folders, which can be URIs. The first node runs
+# Ray's head and the driver. When time runs out, or Slurm takes nodes away, the job is queued again and
+# resumes from its checkpoints.
 #
-# PYTHON is the interpreter of an environment that all nodes see (`python` by default); NODE_SECONDS
-# is how long to wait for the other nodes (300): the run then starts with those that came.
+# PYTHON is the interpreter of an environment that all nodes see (default: python). NODE_SECONDS is how
+# long to wait for the other nodes (default: 300); then the run starts on those that are there.
 set -euo pipefail
 
 : "${SLURM_JOB_ID:?run this with sbatch}"
@@ -27,35 +27,35 @@ nodes=${SLURM_JOB_NUM_NODES:-1}
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first=${hosts[0]:?scontrol names no node}
 
-# Ray takes a token from every process that speaks to it. This one is the job's: in a file that only
-# its owner can read, in the home folder, which the nodes share.
+# Every process that talks to Ray sends this token. It is for this job only, in a file that only its
+# owner can read, in the home folder that the nodes share.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$HOME/.raykfold-$SLURM_JOB_ID.token
-unset RAY_AUTH_TOKEN RAY_ADDRESS # the one would go before the file, the other names another cluster
+unset RAY_AUTH_TOKEN RAY_ADDRESS # the one would override the file, the other names another cluster
 (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH")
 
-# Nothing here has a fixed port or folder: other jobs may be on these nodes.
+# Ports and folders are not fixed, because other jobs may share these nodes.
 logs=$(mktemp -d "${TMPDIR:-/tmp}/raykfold-$SLURM_JOB_ID-XXXXXX")
 free_port() {
   "$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'
 }
 port=$(free_port)
 client_port=$(free_port)
-# By Ray's own rule, which its head goes by too.
+# Ray's head chooses its address in the same way.
 address=$("$PYTHON" -c 'import ray; print(ray.util.get_node_ip_address())'):$port
 
-# What a node runs: Ray, until it is told to stop, and then the removal of what Ray leaves. Its
-# workers have no use for the secrets that the driver has.
-# shellcheck disable=SC2016 # to be expanded on the node
+# Each node runs Ray until it gets a signal, and then removes what Ray leaves. Ray's processes do not get
+# the driver's secrets.
+# shellcheck disable=SC2016 # the node expands them
 on_node='
   unset HF_TOKEN HUGGING_FACE_HUB_TOKEN WANDB_API_KEY
-  folder=/tmp/rkf-$SLURM_JOB_ID-$1 # short: the paths of the sockets below end at 107 bytes
+  folder=/tmp/rkf-$SLURM_JOB_ID-$1 # short, because a path of a socket has at most 107 bytes
   [[ $1 == head ]] || folder=$folder$SLURM_PROCID
   shift
   "$PYTHON" -m ray.scripts.scripts start --block --temp-dir="$folder" --disable-usage-stats \
     --num-cpus="${SLURM_CPUS_PER_TASK:-$(nproc)}" --min-worker-port=0 --max-worker-port=0 \
     --dashboard-agent-listen-port=0 "$@" &
   trap "kill $! 2>/dev/null || :" TERM INT
-  wait $! || wait $! || : # the first one ends when the signal comes, the second with Ray
+  wait $! || wait $! || : # the first wait ends with the signal, the second with Ray
   rm -rf "$folder"
 '
 
@@ -64,17 +64,17 @@ driver='' stopped='' again=''
 leave() {
   local code=$?
   trap '' TERM INT USR1
-  # `ray stop` would take the Ray of every other job of this user on the node with it.
+  # Not `ray stop`: it would also stop the Ray of this user's other jobs on the node.
   for step in "${steps[@]}"; do kill "$step" 2>/dev/null || :; done
   for step in "${steps[@]}"; do wait "$step" 2>/dev/null || :; done
   rm -rf "$RAY_AUTH_TOKEN_PATH" "$logs"
-  # Last, because Slurm ends the job there and then.
+  # Last, because Slurm then ends the job at once.
   if [[ -n $again && $code -eq 130 ]]; then scontrol requeue "$SLURM_JOB_ID"; fi
 }
 trap leave EXIT
 
-# Before the driver is there, a signal ends the job; the driver gets it passed on, stops its workers,
-# says how to go on, and exits with 130.
+# Before the driver starts, a signal ends the job. After that it is passed on to the driver, which stops
+# its workers, prints the command that resumes, and exits with 130.
 stop() {
   [[ -n $driver ]] || exit 130
   stopped=yes
@@ -87,7 +87,7 @@ time_is_up() {
 trap stop TERM INT
 trap time_is_up USR1
 
-# --cpus-per-task: srun does not take it over from sbatch by itself.
+# srun does not inherit --cpus-per-task from sbatch.
 srun --nodes=1 --ntasks=1 --nodelist="$first" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
   bash -c "$on_node" node head --head --port="$port" --ray-client-server-port="$client_port" \
   --include-dashboard=false >"$logs/head" 2>&1 &
@@ -120,7 +120,7 @@ code=0
 "$PYTHON" -m raykfold.run --address "$address" "$@" &
 driver=$!
 wait "$driver" || code=$?
-if [[ -n $stopped ]]; then # then it was the signal that ended the wait
+if [[ -n $stopped ]]; then # the signal ended the first wait
   code=0
   wait "$driver" || code=$?
 fi
