@@ -1,9 +1,4 @@
-"""The data of a cross-validation: features, labels, folds and classes.
-
-data = read_feature_set(Path("data/processed"))  # of raykfold.data.reading
-for fold in data.fold_labels:
-    split = data.split(fold)
-"""
+"""The data of a cross-validation: features, labels, folds and classes, and its splits."""
 
 from __future__ import annotations
 
@@ -22,8 +17,8 @@ Array = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]
 
 _MOST_LISTED = 12  # classes, in a message
-_ENOUGH_FOLDS = 4  # to train on, for one of them to be spared
-_INNER_SHARE = 0.2
+_ENOUGH_FOLDS = 4  # folds to train on, if one of them is to be the inner validation set
+_INNER_SHARE = 0.2  # of each class, in the inner validation set where there are fewer folds
 
 
 @dataclass(frozen=True)
@@ -36,13 +31,14 @@ class SoundClass:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The samples of one fold's training and validation, as ascending int64 indices.
+    """The samples that train and validate one fold, as ascending int64 indices.
 
     Attributes:
         fold: the label of the fold that is held out.
-        train: what the network learns from.
-        validation: what is held out.
-        inner: what is kept from training to choose an epoch by; empty unless asked for.
+        train: the samples that the network learns from.
+        validation: the samples of the fold.
+        inner: the inner validation set: training samples held back to choose an epoch by. Empty
+            unless asked for.
     """
 
     fold: int
@@ -53,19 +49,19 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """Everything a cross-validation is about, checked.
+    """The checked data of a cross-validation.
 
     Attributes:
         features: (N, n_mels, time), float16, float32 or float64 in native byte order, all finite;
-            memory-mapped where the file is, else C-contiguous.
+            memory-mapped if the file is, else C-contiguous.
         labels: (N,) class labels as in the files.
         folds: (N,) fold labels as in the files.
-        classes: in ascending order of label; the outputs of a network are in this order.
-        feature_parameters: how the features were made (`features.json`), {} where unknown.
-        fingerprint: hex; equal for equal features, labels, folds and class labels, whatever files
-            or shapes they came in.
+        classes: in ascending order of label, which is also the order of a network's outputs.
+        feature_parameters: how the features were made (`features.json`); {} if unknown.
+        fingerprint: a hash in hex, equal for equal features, labels, folds and class labels,
+            whatever files or shapes they came in.
         notes: lines to show the user.
-        left_out: folds without a part in it: their samples are neither trained on nor held out.
+        left_out: folds to ignore: their samples are neither trained on nor held out.
     """
 
     features: Array
@@ -86,7 +82,7 @@ class FeatureSet:
 
     @property
     def time(self) -> int:
-        """Frames of a sample."""
+        """Number of frames of a sample."""
         return int(self.features.shape[2])
 
     @property
@@ -103,60 +99,58 @@ class FeatureSet:
 
     @property
     def class_mapping(self) -> dict[int, str]:
-        """Label → name, in the order of `classes`."""
+        """Names by label, in the order of `classes`."""
         return {each.label: each.name for each in self.classes}
 
     @property
     def class_indices(self) -> Integers:
-        """(N,) the labels as 0 to num_classes - 1, in the order of `classes`."""
+        """Indices (N,) of the samples' classes in `classes`."""
         return np.searchsorted(self.class_labels, self.labels).astype(np.int64)
 
     @property
     def fold_labels(self) -> tuple[int, ...]:
-        """The folds' labels, ascending."""
-        return tuple(np.unique(self.folds[self._has_part]).tolist())
+        """Labels of the folds, ascending."""
+        return tuple(np.unique(self.folds[self._in_use]).tolist())
 
     def without(self, fold: int) -> FeatureSet:
-        """The same as if no sample were in `fold`; the arrays stay as they are, and are shared.
+        """Return a feature set that ignores `fold` and shares the arrays of this one.
 
         Raises:
             BadInput: no sample is in that fold.
         """
-        self._in(fold)
+        self._held_out(fold)
         name = f"{self.fingerprint} without fold {fold}"
         fingerprint = hashlib.blake2b(name.encode(), digest_size=20).hexdigest()
         return replace(self, left_out=(*self.left_out, fold), fingerprint=fingerprint, notes=())
 
     @property
-    def _has_part(self) -> npt.NDArray[np.bool_]:
-        """(N,) whether a sample is in a fold that is not left out."""
+    def _in_use(self) -> npt.NDArray[np.bool_]:
+        """(N,) whether a sample's fold is not left out."""
         return ~np.isin(self.folds, self.left_out)
 
-    def _in(self, fold: int) -> npt.NDArray[np.bool_]:
-        """(N,) whether a sample is in that fold.
-
-        Raises:
-            BadInput: none is.
-        """
-        held_out = (self.folds == fold) & self._has_part
+    def _held_out(self, fold: int) -> npt.NDArray[np.bool_]:
+        """(N,) whether a sample is in `fold`; raises BadInput if none is."""
+        held_out = (self.folds == fold) & self._in_use
         if not held_out.any():
             known = ", ".join(map(str, self.fold_labels))
             raise BadInput(f"fold {fold}: not in the data, whose folds are {known}")
         return held_out
 
     def split(self, fold: int, *, inner: bool = False, seed: int = 0) -> Split:
-        """The split that holds `fold` out.
+        """Return the split that holds `fold` out.
 
         Args:
-            inner: keep an inner validation set from the training samples: the fold after `fold`
-                (the first, after the last) where four folds or more are left to train on; else,
-                by `seed`, a fifth of each class.
+            fold: label of a fold.
+            inner: hold an inner validation set back from training. It is the fold after `fold`
+                (the first, after the last) if that leaves four folds or more to train on, else a
+                fifth of each class.
+            seed: draws that fifth.
 
         Raises:
-            BadInput: no sample is in that fold; there are too few for an inner validation set.
+            BadInput: no sample is in `fold`, or too few are left for an inner validation set.
         """
-        held_out = self._in(fold)
-        train, validation = np.flatnonzero(self._has_part & ~held_out), np.flatnonzero(held_out)
+        held_out = self._held_out(fold)
+        train, validation = np.flatnonzero(self._in_use & ~held_out), np.flatnonzero(held_out)
         if not inner:
             return Split(fold, train, validation)
         chosen = self._inner(fold, train, seed)
@@ -164,36 +158,46 @@ class FeatureSet:
 
     def _inner(self, fold: int, train: Integers, seed: int) -> Integers:
         labels = self.fold_labels
-        if len(labels) > _ENOUGH_FOLDS:  # what belongs together stays together, as in the folds
+        if len(labels) > _ENOUGH_FOLDS:  # a fold: samples that belong together stay together
             following = labels[(labels.index(fold) + 1) % len(labels)]
             return np.flatnonzero(self.folds == following)
+        # Not by scikit-learn, whose stratified splits refuse a class of one sample. Here it stays
+        # in training.
         rng = np.random.default_rng((seed, labels.index(fold)))
-        of_classes = [train[self.labels[train] == label] for label in self.class_labels]
-        # scikit-learn's stratified splits refuse a class of one sample: here it stays in training.
-        chosen = [rng.permutation(each)[: _inner_share(len(each))] for each in of_classes]
+        chosen = []
+        for label in self.class_labels:
+            samples = train[self.labels[train] == label]
+            count = max(round(_INNER_SHARE * len(samples)), 1) if len(samples) > 1 else 0
+            chosen.append(rng.permutation(samples)[:count])
         if not any(map(len, chosen)):
             raise BadInput(
-                f"--select inner: fold {fold} leaves no class with two samples to train on; want "
-                "more data, or --select best"
+                f"--select inner: fold {fold} leaves no class with two samples to train on; "
+                "expected more data, or --select best"
             )
         return np.sort(np.concatenate(chosen))
 
     def warnings(
         self, folds: Sequence[int] | None = None, *, inner: bool = False, seed: int = 0
     ) -> list[str]:
-        """One line for each fold whose training lacks a class, one for inner validation splits that
-        do, and one for classes without data.
+        """Return lines about classes that are absent from the data or from some of its splits.
+
+        One line is for classes without data, one for each fold whose training lacks a class, and
+        one for inner validation sets that lack a class.
 
         Args:
-            folds: those that are held out; all by default.
-            inner, seed: as of `split`, and so are the errors.
+            folds: the folds to hold out; all by default.
+            inner: as of `split`.
+            seed: as of `split`.
+
+        Raises:
+            BadInput: as `split` does.
         """
-        present = set(self.labels[self._has_part].tolist())
+        present = set(self.labels[self._in_use].tolist())
         lines = []
         absent = [each for each in self.classes if each.label not in present]
         if absent:
             lines.append(f"no sample in any fold is of {_listed(absent)}")
-        unheard: dict[int, list[SoundClass]] = {}
+        lacking_inside: dict[int, list[SoundClass]] = {}
         for fold in self.fold_labels if folds is None else folds:
             split = self.split(fold, inner=inner, seed=seed)
             trained = set(self.labels[split.train].tolist())
@@ -201,27 +205,28 @@ class FeatureSet:
             if lacking:
                 lines.append(f"fold {fold}: its training split has no sample of {_listed(lacking)}")
             chosen = set(self.labels[split.inner].tolist())
-            unheard[fold] = [each for each in self.classes if each.label in trained - chosen]
-        count = sum(map(bool, unheard.values()))
+            lacking_inside[fold] = [each for each in self.classes if each.label in trained - chosen]
+        count = sum(map(bool, lacking_inside.values()))
         if inner and count:
-            worst = max(unheard, key=lambda fold: len(unheard[fold]))
+            worst = max(lacking_inside, key=lambda fold: len(lacking_inside[fold]))
             lines.append(
-                f"{count} of {len(unheard)} inner validation splits lack a class that is trained "
-                f"on; that of fold {worst} has no sample of {_listed(unheard[worst])}"
+                f"{count} of {len(lacking_inside)} inner validation splits lack a class that is "
+                f"trained on; that of fold {worst} has no sample of "
+                f"{_listed(lacking_inside[worst])}"
             )
         return lines
 
 
 class SoundDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Samples for a `DataLoader`: (n_mels, time) float32 and a scalar long, on `device`.
+    """Samples for a `DataLoader`: features (n_mels, time) float32 and a scalar label, long.
 
     Args:
         features: (N, n_mels, time), any float type; may be memory-mapped or read-only.
         labels: (N,) integers; for a loss, class indices.
-        device: where the tensors go.
+        device: the device of the tensors.
 
     Raises:
-        ValueError: there are not as many labels as features.
+        ValueError: the numbers of features and labels differ.
     """
 
     def __init__(self, features: Array, labels: Array, device: str | torch.device = "cpu") -> None:
@@ -238,11 +243,6 @@ class SoundDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
         sample = torch.from_numpy(np.array(self.features[index], dtype=np.float32))
         label = torch.tensor(int(self.labels[index]), dtype=torch.long)
         return sample.to(self.device), label.to(self.device)
-
-
-def _inner_share(samples: int) -> int:
-    """Of a class with so many, how many are kept from training."""
-    return max(round(_INNER_SHARE * samples), 1) if samples > 1 else 0
 
 
 def _listed(classes: list[SoundClass]) -> str:

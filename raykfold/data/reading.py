@@ -1,7 +1,7 @@
 """Reads the data of a cross-validation from files, checks it, and writes it.
 
-Data sets come from strangers, so no code of theirs runs: `.npy` files are mapped without pickle
-support, and pickles are read by `raykfold.data.pickles`. What cannot be used is refused with one
+Data sets come from strangers, so none of their code runs: `.npy` files are mapped without pickle
+support, and `raykfold.data.pickles` reads pickles. Data that cannot be used is refused with one
 line that says what would be right.
 """
 
@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,51 +29,56 @@ from raykfold.text import one_line
 _ARRAYS = ("features", "labels", "folds")
 _MAPPING = "class_mapping"
 _PARAMETERS = "features.json"
-# Of each file of a data set the names it may have; the first that is there is read.
+# The names that each file of a data set may have; the first that exists is read.
 FILE_NAMES = (
     *((f"{name}.npy", f"{name}.pkl") for name in _ARRAYS),
     (f"{_MAPPING}.json", f"{_MAPPING}.pkl"),
     (_PARAMETERS,),
 )
-_CHUNK_BYTES = 16 * 2**20  # of features that one thread holds at a time
+_CHUNK_BYTES = 16 * 2**20  # of features, in one thread at a time
 
 
 def read_feature_set(processed_dir: Path) -> FeatureSet:
-    """Read and check the files of `processed_dir`.
+    """Read and check the files in `processed_dir`.
 
-    `features`, `labels` and `folds` as `.npy` (which wins) or `.pkl`; optionally `class_mapping`
-    as `.json` (which wins) or `.pkl`, and `features.json`. `features.npy` stays on disk,
-    memory-mapped, and is read once, to check and fingerprint it.
+    They are ``features``, ``labels`` and ``folds`` as `.npy`, else `.pkl`, and optionally
+    ``class_mapping`` as `.json`, else `.pkl`, and ``features.json``. ``features.npy`` is
+    memory-mapped, and read once to check and fingerprint it.
 
     Raises:
         BadData: a file is missing, damaged, or holds what a cross-validation cannot use.
     """
-    paths = _find_arrays(processed_dir)
-    mapping_path = _first_file(processed_dir, f"{_MAPPING}.json", f"{_MAPPING}.pkl")
-    parameters_path = _first_file(processed_dir, _PARAMETERS)
+    *paths, mapping_path, parameters_path = (
+        _first_file(processed_dir, names) for names in FILE_NAMES
+    )
+    arrays = {name: path for name, path in zip(_ARRAYS, paths, strict=True) if path is not None}
+    if len(arrays) < len(_ARRAYS):
+        files = ", ".join(f"{name}.npy (or .pkl)" for name in _ARRAYS if name not in arrays)
+        exists = os.path.isdir(processed_dir)
+        state = f"lacks {files}" if exists else f"no such folder; it should hold {files}"
+        raise BadData(
+            f"{processed_dir}: {state}; make the data with `python -m raykfold.prepare`, fetch it "
+            "from the Hugging Face Hub with --hf_repo_id, or try --demo"
+        )
     return feature_set_from_arrays(
-        *(_read_array(path) for path in paths),
+        *map(_read_array, arrays.values()),
         class_mapping=_read_mapping(mapping_path) if mapping_path else None,
         feature_parameters=_read_json_object(parameters_path) if parameters_path else None,
-        names={
-            **{array: str(path) for array, path in zip(_ARRAYS, paths, strict=True)},
-            _MAPPING: str(mapping_path),
-        },
+        names={**{name: str(path) for name, path in arrays.items()}, _MAPPING: str(mapping_path)},
     )
 
 
-def files_to_read(there: Iterable[str]) -> list[str]:
-    """Of the names of files in a folder, those that `read_feature_set` would open."""
-    names = set(there)
+def files_to_read(existing: Iterable[str]) -> list[str]:
+    """Return the names that `read_feature_set` would open in a folder with files so named."""
+    names = set(existing)
     first = (next((name for name in each if name in names), None) for each in FILE_NAMES)
     return [name for name in first if name is not None]
 
 
 def missing_arrays(processed_dir: Path) -> list[str]:
-    """Which of features, labels and folds `processed_dir` lacks."""
-    return [
-        name for name in _ARRAYS if _first_file(processed_dir, f"{name}.npy", f"{name}.pkl") is None
-    ]
+    """Return which of features, labels and folds `processed_dir` lacks."""
+    choices = zip(_ARRAYS, FILE_NAMES, strict=False)
+    return [name for name, files in choices if _first_file(processed_dir, files) is None]
 
 
 def feature_set_from_arrays(
@@ -85,14 +90,14 @@ def feature_set_from_arrays(
     feature_parameters: Mapping[str, Any] | None = None,
     names: Mapping[str, str] | None = None,
 ) -> FeatureSet:
-    """Check arrays as `read_feature_set` checks files.
+    """Return a feature set of arrays, checked as `read_feature_set` checks files.
 
     Args:
         features: (N, n_mels, time), or with a channel axis of length 1 second or last; float.
-        labels: (N,) integers; they need not be 0 to C - 1.
+        labels: (N,) integers, in any range.
         folds: (N,) integers.
-        class_mapping: label → name for every label in the data, maybe more; a label may be
-            written as a string. None: classes are named by their labels.
+        class_mapping: label → name, for at least the labels in the data; a label may be a string.
+            By default classes are named by their labels.
         feature_parameters: how the features were made.
         names: what messages call ``features``, ``labels``, ``folds`` and ``class_mapping``.
 
@@ -136,74 +141,62 @@ def write_feature_set(
 ) -> None:
     """Write the files that `read_feature_set` reads, as `.npy` and `.json`, into `directory`.
 
-    The folder is made. All files are written aside first and then moved, so a file is there whole
-    or not at all. Nothing is checked here.
+    The folder is made if it does not exist. All files are written under other names and then
+    moved, so each is there whole or not at all. The data is not checked.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
     """
-    arrays = zip(_ARRAYS, (features, labels, folds), strict=True)
-    named = {str(label): name for label, name in class_mapping.items()}
+
+    def json_bytes(content: Mapping[str, Any]) -> bytes:
+        return (json.dumps(content, indent=2) + "\n").encode()
+
     contents: dict[str, Array | bytes] = {
-        **{f"{name}.npy": np.asarray(values) for name, values in arrays},
-        f"{_MAPPING}.json": _json_bytes(named),
-        _PARAMETERS: _json_bytes(dict(feature_parameters)),
+        "features.npy": np.asarray(features),
+        "labels.npy": np.asarray(labels),
+        "folds.npy": np.asarray(folds),
+        f"{_MAPPING}.json": json_bytes({str(label): name for label, name in class_mapping.items()}),
+        _PARAMETERS: json_bytes(dict(feature_parameters)),
     }
     aside = {name: directory / f".{name}.{os.getpid()}" for name in contents}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            _write_flushed(aside[name], content)
+            with aside[name].open("wb") as file:
+                if isinstance(content, bytes):
+                    file.write(content)
+                else:
+                    np.save(file, content, allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())
         for name in contents:
             os.replace(aside[name], directory / name)
     except OSError as error:
         raise StorageError(f"{directory}: cannot be written ({one_line(error)})") from error
     finally:
-        with suppress(OSError):  # the error above is the one to tell
+        with suppress(OSError):  # the error above is the one to report
             for path in aside.values():
                 path.unlink(missing_ok=True)
 
 
-# ---- Finding and reading files
+# ---- Reading files
 
 
-def _find_arrays(processed_dir: Path) -> list[Path]:
-    found = [_first_file(processed_dir, f"{name}.npy", f"{name}.pkl") for name in _ARRAYS]
-    paths = [path for path in found if path is not None]
-    if len(paths) == len(_ARRAYS):
-        return paths
-    missing = missing_arrays(processed_dir)
-    files = ", ".join(f"{name}.npy (or .pkl)" for name in missing)
-    state = (
-        f"lacks {files}" if processed_dir.is_dir() else f"no such folder; it should hold {files}"
-    )
-    raise BadData(
-        f"{processed_dir}: {state}; make the data with `python -m raykfold.prepare`, fetch it from "
-        "the Hugging Face Hub with --hf_repo_id, or try --demo"
-    )
-
-
-def _first_file(folder: Path, *names: str) -> Path | None:
-    # os.path.isfile, because Path.is_file raises where a folder may not be entered.
+def _first_file(folder: Path, names: Sequence[str]) -> Path | None:
+    # os.path.isfile, because Path.is_file raises where the folder may not be entered.
     return next((folder / name for name in names if os.path.isfile(folder / name)), None)
 
 
 def _read_array(path: Path) -> Array:
-    return _map_npy(path) if path.suffix == ".npy" else _read_pickled_array(path)
-
-
-def _map_npy(path: Path) -> Array:
-    try:
-        with np.errstate(over="ignore"):  # absurd shapes overflow, and are refused right after
-            return np.lib.format.open_memmap(path, mode="r")
-    except Exception as error:  # a broken header can raise nearly anything
-        raise BadData(
-            f"{path}: damaged, or no .npy file of plain numbers ({one_line(error)}); "
-            "make it again with numpy.save"
-        ) from error
-
-
-def _read_pickled_array(path: Path) -> Array:
+    if path.suffix == ".npy":
+        try:
+            with np.errstate(over="ignore"):  # absurd shapes overflow before they are refused
+                return np.lib.format.open_memmap(path, mode="r")
+        except Exception as error:  # a broken header can raise nearly anything
+            raise BadData(
+                f"{path}: damaged, or not an .npy file of plain numbers ({one_line(error)}); "
+                "make it again with numpy.save"
+            ) from error
     content = read_pickle(path)
     if isinstance(content, np.ndarray):
         return content
@@ -224,7 +217,7 @@ def _stack(path: Path, arrays: list[Array]) -> Array:
             f"{path}: holds a list of arrays that differ, {kinds[0]} and {kinds[1]}; "
             "all samples should have one type and shape"
         )
-    # One array can stand in the list many times: a small file that stacks to a huge array.
+    # A small file can stack to a huge array, because one array can be many items of the list.
     total = sum(array.nbytes for array in arrays)
     if total > max(path.stat().st_size, 2**30):
         raise BadData(f"{path}: {path.stat().st_size} bytes that unfold to {total}; {SAVE_AS_NPY}")
@@ -255,22 +248,8 @@ def _read_json_object(path: Path) -> dict[str, Any]:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise ValueError("a key stands twice in one object")
+        raise ValueError("a key appears twice in one object")
     return content
-
-
-def _json_bytes(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def _write_flushed(path: Path, content: Array | bytes) -> None:
-    with path.open("wb") as file:
-        if isinstance(content, bytes):
-            file.write(content)
-        else:
-            np.save(file, content, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 # ---- Checking arrays
@@ -282,7 +261,7 @@ def _as_array(name: str, values: npt.ArrayLike) -> Array:
     try:
         return np.asarray(values)
     except (ValueError, TypeError, OverflowError) as error:
-        raise BadData(f"{name}: no array of numbers ({one_line(error)})") from error
+        raise BadData(f"{name}: not an array of numbers ({one_line(error)})") from error
 
 
 def _check_sample_counts(
@@ -323,7 +302,9 @@ def _as_features(name: str, given: Array) -> tuple[Array, tuple[str, ...]]:
         raise _bad_shape(name, given)
     if not features.dtype.isnative:  # torch takes no other byte order
         features = features.astype(features.dtype.newbyteorder("="))
-        notes.append("features: their byte order is not this machine's, so they are held in memory")
+        notes.append(
+            "features: their byte order is not this machine's, so they are copied into memory"
+        )
     if not isinstance(features, np.memmap):
         features = np.ascontiguousarray(features)
     return features, tuple(notes)
@@ -343,7 +324,7 @@ def _as_integers(name: str, key: str, values: Array) -> Integers:
         return np.array(values, dtype=np.int64)
     wanted = f"{key} should be integers, one for each sample"
     if values.dtype.kind == "U":
-        raise BadData(f"{name}: text; {wanted}, and names stand in {_MAPPING}.json")
+        raise BadData(f"{name}: text; {wanted}, and names belong in {_MAPPING}.json")
     if values.dtype.kind != "f":
         raise BadData(f"{name}: dtype {values.dtype}, non-integer {key}; {wanted}")
     fractions = np.flatnonzero(~np.isfinite(values) | (values != np.floor(values)))
@@ -358,7 +339,7 @@ def _as_integers(name: str, key: str, values: Array) -> Integers:
 
 def _check_several(name: str, noun: str, values: Integers) -> None:
     if values.min() == values.max():
-        raise BadData(f"{name}: {noun} {values[0]} only; a cross-validation needs two at least")
+        raise BadData(f"{name}: {noun} {values[0]} only; a cross-validation needs at least two")
 
 
 def _classes(
@@ -372,7 +353,7 @@ def _classes(
     for key, class_name in class_mapping.items():
         label = _label_of(name, key)
         if label in class_names:
-            raise BadData(f"{name}: label {label} stands twice; each should have one name")
+            raise BadData(f"{name}: label {label} appears twice; each should have one name")
         if not isinstance(class_name, str):
             raise BadData(
                 f"{name}: the name of label {label} is a {_kind_of(class_name)}; "
@@ -408,12 +389,12 @@ def _label_of(name: str, key: Any) -> int:
     return label
 
 
-# ---- Fingerprint, and the check that features are finite: one pass over the file
+# ---- The fingerprint, and the check that features are finite, in one pass over the file
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """What one pass over some samples found."""
+    """The digest of some samples, and which of their values are unusable."""
 
     digest: bytes
     unusable: int
@@ -421,7 +402,7 @@ class _Chunk:
 
 
 def _digest_finite(name: str, features: Array) -> bytes:
-    """The digest of all values, in C order and little-endian, whatever their layout.
+    """Return a digest of all values in C order and little-endian, whatever their layout.
 
     Raises:
         BadData: a value is not finite as float32.
@@ -442,9 +423,9 @@ def _digest_finite(name: str, features: Array) -> bytes:
 
 
 def _scan(samples: Array, start: int) -> _Chunk:
-    # Plain `np.asarray` first: operations on a memmap would make memmaps, at a cost for each.
+    # As a plain array: operations on a memmap would make memmaps, at a cost for each.
     values = np.ascontiguousarray(np.asarray(samples))
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf there, and is counted
+    with np.errstate(over="ignore"):  # values beyond float32 become inf, and are counted
         usable = np.isfinite(values.astype(np.float32) if values.dtype.itemsize > 4 else values)
     unusable = values.size - int(np.count_nonzero(usable))
     first = np.unravel_index(int(np.argmin(usable)), usable.shape) if unusable else (0, 0, 0)
@@ -462,7 +443,7 @@ def _fingerprint(
     folds: Integers,
     classes: tuple[SoundClass, ...],
 ) -> str:
-    # Labels of classes without a sample count too: they change a network's outputs.
+    # Include labels of classes without samples, which add outputs to a network.
     class_labels = [each.label for each in classes]
     head = f"{features.dtype.name} {features.shape} {class_labels}\n"
     digest = hashlib.blake2b(head.encode(), digest_size=20)

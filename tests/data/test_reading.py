@@ -255,7 +255,7 @@ def test_values_are_checked_far_into_a_large_file(tmp_path: Path) -> None:
         (b'["dog", "cat"]', "holds a list"),
         (b"3", "holds a int"),
         (b'{"3": "a", "3": "b"}', "twice"),
-        (b'{"3": "a", "03": "b"}', "label 3 stands twice"),
+        (b'{"3": "a", "03": "b"}', "label 3 appears twice"),
         (b'{"dog": 3, "cat": 7}', "key 'dog'"),
         (b'{"3.0": "a"}', "key '3.0'"),
         (b'{"99999999999999999999": "a"}', "key '99999999999999999999'"),
@@ -279,7 +279,7 @@ def test_arrays_in_memory_are_checked_alike_and_named_as_asked() -> None:
         feature_set_from_arrays(FEATURES, LABELS[:, None], FOLDS)
     with pytest.raises(BadData, match=r"^the labels: shape \(12, 1\)"):
         feature_set_from_arrays(FEATURES, LABELS[:, None], FOLDS, names={"labels": "the labels"})
-    with pytest.raises(BadData, match=r"^features: no array of numbers"):
+    with pytest.raises(BadData, match=r"^features: not an array of numbers"):
         feature_set_from_arrays([[[1.0]], [[1.0, 2.0]]], [0, 1], [0, 1])
     with pytest.raises(BadData, match=r"^class_mapping: key 'x'"):
         feature_set_from_arrays(FEATURES, LABELS, FOLDS, class_mapping={"x": "a"})
