@@ -1,18 +1,15 @@
-"""Samples that stand in more than one fold: a model is then tested on what it was trained on.
+"""Finds samples that are in more than one fold: a model is then tested on what it was trained on.
 
-    for line in find_leakage(data).warnings():
-        print(line)
-
-Identical samples are found by a hash of each. Near-identical ones, like copies at another level or
-from another encoder, are looked for among the nearest of each sample's sketch: a few sums of its
-values, with signs drawn at random, whose distances are close to those between the samples.
+Identical samples are found by their hashes. Near-identical samples, like copies at another level or
+from another encoder, are searched for among the nearest neighbours of each sample's sketch: a few
+sums of its values with random signs. Distances between sketches approximate those between samples.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,25 +23,25 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 Booleans = npt.NDArray[np.bool_]
 
-# Distance at which two samples are near-identical, as a share of their size. In FSDD, spoken
-# digits, two recordings are never below 0.13, whatever their speaker; noise of 1 % is below 0.04.
+# Distance of near-identical samples, relative to their size. In FSDD, spoken digits, any two
+# recordings are at least 0.13 apart, also of one speaker; noise of 1 % adds less than 0.04.
 _NEAR = 0.05
-_SLACK = 1.5  # sketches may be that much further apart than what they are of
-_SUMS = 61  # of a sketch; a prime, so that neither a mel band nor a frame falls into few of them
-_PAIRS = 2**26  # of sketches that are compared: all there are, up to 8192 samples
-_FEWEST = 256  # samples that are looked at, however many there are to compare each with
-_SEED = 0  # the same samples are looked at whenever a run is resumed
-_CHUNK_BYTES = 4 * 2**20  # of features, as float32, that one thread holds at a time
+_SLACK = 1.5  # sketches of near-identical samples may be this much further apart
+_SUMS = 61  # of a sketch; prime, so that a mel band or a frame is spread over many of them
+_PAIRS = 2**26  # of sketches to compare: all there are, up to 8192 samples
+_FEWEST = 256  # samples to compare, however many there are to compare each with
+_SEED = 0  # fixed, so that a resumed run looks at the same samples
+_CHUNK_BYTES = 4 * 2**20  # of features as float32, in one thread at a time
 _BLOCK_PAIRS = 2**20
-# Values near float32's end, whose squares it cannot hold, spoil the search for near-identical
-# samples, as they spoil a training. That is no reason to print numpy's warnings.
+# Squares of values near float32's end overflow. That spoils the search for near-identical samples,
+# as it spoils a training, but is no reason for NumPy to print warnings.
 _QUIET = np.errstate(over="ignore", invalid="ignore")
 _CONSEQUENCE = "a model is tested on what it was trained on"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two samples in different folds: their indices, from 0, and the labels of their folds."""
+    """Two samples in different folds: their indices, from 0, and their folds' labels."""
 
     samples: tuple[int, int]
     folds: tuple[int, int]
@@ -56,12 +53,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Twins:
-    """Samples that have a twin in another fold.
+    """Counts of the samples that have a twin in another fold.
 
     Attributes:
-        samples: how many they are.
-        groups: how many sets of twins they make; of near-identical ones, how many pairs.
-        disagreeing: how many of the samples have a twin with another label.
+        samples: number of such samples.
+        groups: number of sets of identical samples, or of pairs of near-identical ones.
+        disagreeing: number of such samples with a twin of another label.
         example: two twins; None if there are none.
     """
 
@@ -73,14 +70,14 @@ class Twins:
 
 @dataclass(frozen=True)
 class Leakage:
-    """What the folds of a data set have in common. No sample is counted twice.
+    """Samples that the folds of a data set have in common. No sample is counted twice.
 
     Attributes:
-        samples: all there are.
-        identical: samples whose values are all as in a sample of another fold.
-        constant: the same, of samples whose values are all one, as in digital silence.
-        near: samples that are nearly as one of another fold, among those that were looked at.
-        looked_at: samples without an identical twin that were compared with all other folds.
+        samples: number of all samples.
+        identical: samples identical to one of another fold, constant ones excepted.
+        constant: constant samples, as of digital silence, identical to one of another fold.
+        near: samples near-identical to one of another fold, among those looked at.
+        looked_at: number of samples without an identical twin that were compared with all others.
     """
 
     samples: int
@@ -90,22 +87,29 @@ class Leakage:
     looked_at: int
 
     def warnings(self) -> list[str]:
-        """One line for each kind of twins that there is."""
+        """Return a line for each kind of twins found."""
         of_all = f"of {self.samples} samples"
         of_some = f"of the {self.looked_at} samples that were compared"
-        lines = [
-            _warning(self.identical, of_all, "identical to a sample of another fold"),
-            _warning(
-                self.constant,
-                of_all,
-                "constant, as digital silence is, and identical to a sample of another fold",
-            ),
-            _warning(self.near, of_some, "near-identical to a sample of another fold"),
+        constant = "constant, as digital silence is, and identical to a sample of another fold"
+        kinds = [
+            (self.identical, of_all, "identical to a sample of another fold"),
+            (self.constant, of_all, constant),
+            (self.near, of_some, "near-identical to a sample of another fold"),
         ]
-        return [line for line in lines if line is not None]
+        lines = []
+        for twins, of_those, what in kinds:
+            if twins.example is None:
+                continue
+            verb = "is" if twins.samples == 1 else "are"
+            example = f"{'such as' if twins.samples > 2 else 'namely'} {twins.example}"
+            line = f"{twins.samples} {of_those} {verb} {what}, {example}: {_CONSEQUENCE}"
+            if twins.disagreeing:
+                line += f"; {twins.disagreeing} of them have a twin with another label"
+            lines.append(line)
+        return lines
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, under the names of the attributes, and the lines of `warnings`."""
+        """Return plain values by attribute, and the lines of `warnings`."""
         return {**asdict(self), "warnings": self.warnings()}
 
 
@@ -113,37 +117,26 @@ class Leakage:
 def find_leakage(data: FeatureSet) -> Leakage:
     """Count the samples of `data` that have a twin in another fold.
 
-    Values are compared as float32, as they are trained on, and -0.0 is 0.0. Two samples are
-    near-identical if, with the mean of each taken away, they are at most 5 % of their size apart:
-    of the smaller one's distance from 0, or from the mean of all samples where that is less. So a
-    constant that is added, as by another gain to a log-mel spectrogram, makes no difference. A copy
-    that begins a frame later is not found: it is as far away as another recording.
+    Values are compared as float32, as they are trained on, and -0.0 equals 0.0. Two samples, each
+    less its mean, are near-identical if they are at most 5 % of their size apart. Their size is the
+    smallest of their distances from 0 and from the mean of all samples. So adding a constant, as
+    another gain does to a log-mel spectrogram, makes no difference. A copy that begins a frame
+    later is not found: it is as far away as another recording.
 
-    The features are read once, and once more where samples look near-identical. All samples are
-    looked at where there are at most 8192, else some of every fold, the same ones each time.
+    The features are read once, and once more where samples may be near-identical. Up to 8192
+    samples are all looked at, of more some from every fold, always the same ones.
     """
-    scan = _scanned(data.features)
+    scan = _scan(data.features)
     _, groups = np.unique(scan.digests, return_inverse=True)
-    shared = _mixed(groups, data.folds)
-    looked_at = _drawn(np.flatnonzero(~shared), data.folds)
+    shared = _differ_in_group(groups, data.folds)
+    looked_at = _draw(np.flatnonzero(~shared), data.folds)
     return Leakage(
         samples=len(data),
-        identical=_identical(data, groups, shared & ~scan.constant),
-        constant=_identical(data, groups, shared & scan.constant),
-        near=_near(data, scan, looked_at),
+        identical=_count_identical(data, groups, shared & ~scan.constant),
+        constant=_count_identical(data, groups, shared & scan.constant),
+        near=_count_near(data, scan, looked_at),
         looked_at=len(looked_at),
     )
-
-
-def _warning(twins: Twins, of_those: str, what: str) -> str | None:
-    if twins.example is None:
-        return None
-    verb = "is" if twins.samples == 1 else "are"
-    example = f"{'such as' if twins.samples > 2 else 'namely'} {twins.example}"
-    line = f"{twins.samples} {of_those} {verb} {what}, {example}: {_CONSEQUENCE}"
-    if not twins.disagreeing:
-        return line
-    return f"{line}; {twins.disagreeing} of them have a twin with another label"
 
 
 # ---- One pass over the features
@@ -151,13 +144,13 @@ def _warning(twins: Twins, of_those: str, what: str) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class _Scan:
-    """What is kept of the samples, each less its own mean.
+    """Summaries of the samples, each less its own mean.
 
     Attributes:
-        digests: (N,) uint64; by accident equal in one of 40 million data sets of a million samples.
-        constant: (N,) all values of the sample are one.
+        digests: (N,) uint64. Two collide in one of 40 million data sets of a million samples.
+        constant: (N,) whether all values of the sample are equal.
         sizes: (N,) Euclidean norms.
-        sketches: (N, _SUMS), distances in which are about those between the samples.
+        sketches: (N, _SUMS); their distances approximate those between the samples.
         total: (n_mels * time,) float64, the sum of the samples.
     """
 
@@ -171,14 +164,14 @@ class _Scan:
         return len(self.digests)
 
 
-def _scanned(features: Array) -> _Scan:
+def _scan(features: Array) -> _Scan:
     width = features[0].size
     rows = -(-width // _SUMS)
     signs = np.random.default_rng(_SEED).choice(np.array([-1, 1], np.float32), (rows, _SUMS))
     count = max(1, _CHUNK_BYTES // (4 * width))
     starts = range(0, len(features), count)
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        parts = list(pool.map(lambda at: _scan(features[at : at + count], signs), starts))
+        parts = list(pool.map(lambda at: _scan_chunk(features[at : at + count], signs), starts))
     return _Scan(
         digests=np.concatenate([part.digests for part in parts]),
         constant=np.concatenate([part.constant for part in parts]),
@@ -188,11 +181,11 @@ def _scanned(features: Array) -> _Scan:
     )
 
 
-@_QUIET  # which threads do not inherit
-def _scan(samples: Array, signs: Floats) -> _Scan:
+@_QUIET  # threads do not inherit it
+def _scan_chunk(samples: Array, signs: Floats) -> _Scan:
     padded = np.zeros((len(samples), signs.size), np.float32)
     values = padded[:, : samples[0].size]
-    # Adding to 0.0 makes -0.0 the same; plain `np.asarray`, as a memmap costs more at every step.
+    # Adding to 0.0 turns -0.0 into 0.0. As a plain array: each step costs more for a memmap.
     values += np.asarray(samples).reshape(values.shape)
     digests = b"".join(hashlib.blake2b(row.data, digest_size=8).digest() for row in values)
     values -= values.mean(axis=1, dtype=np.float64, keepdims=True).astype(np.float32)
@@ -208,14 +201,14 @@ def _scan(samples: Array, signs: Floats) -> _Scan:
 # ---- Identical samples
 
 
-def _mixed(groups: Integers, values: Integers) -> Booleans:
-    """(N,) whether the samples of a sample's group differ in `values`."""
+def _differ_in_group(groups: Integers, values: Integers) -> Booleans:
+    """Return (N,) whether `values` differ among the samples of a sample's group."""
     _, firsts = np.unique(groups, return_index=True)
     differing = groups[values != values[firsts][groups]]
     return np.isin(groups, differing)
 
 
-def _identical(data: FeatureSet, groups: Integers, chosen: Booleans) -> Twins:
+def _count_identical(data: FeatureSet, groups: Integers, chosen: Booleans) -> Twins:
     samples = np.flatnonzero(chosen)
     if not len(samples):
         return Twins()
@@ -224,7 +217,7 @@ def _identical(data: FeatureSet, groups: Integers, chosen: Booleans) -> Twins:
     return Twins(
         samples=len(samples),
         groups=len(np.unique(groups[samples])),
-        disagreeing=int(np.count_nonzero(_mixed(groups, data.labels)[samples])),
+        disagreeing=int(np.count_nonzero(_differ_in_group(groups, data.labels)[samples])),
         example=_pair(data, first, np.flatnonzero(others)[0]),
     )
 
@@ -237,10 +230,10 @@ def _pair(data: FeatureSet, one: int, other: int) -> Pair:
 # ---- Near-identical samples
 
 
-def _drawn(samples: Integers, folds: Integers) -> Integers:
-    """As many of `samples` as there is time for, from every fold alike, ascending."""
+def _draw(samples: Integers, folds: Integers) -> Integers:
+    """Return as many of `samples` as there is time for, equally from all folds, ascending."""
     shuffled = np.random.default_rng(_SEED).permutation(samples)
-    turns = np.empty(len(shuffled), np.int64)  # each fold's first, then each fold's second
+    turns = np.empty(len(shuffled), np.int64)  # the position of a sample within its fold
     for fold in np.unique(folds):
         of_fold = folds[shuffled] == fold
         turns[of_fold] = np.arange(np.count_nonzero(of_fold))
@@ -248,14 +241,15 @@ def _drawn(samples: Integers, folds: Integers) -> Integers:
     return np.sort(shuffled[np.argsort(turns, kind="stable")[:count]])
 
 
-def _near(data: FeatureSet, scan: _Scan, looked_at: Integers) -> Twins:
+def _count_near(data: FeatureSet, scan: _Scan, looked_at: Integers) -> Twins:
     mean = (scan.total / len(scan)).astype(np.float32)
     candidates = dict(_candidates(scan, data.folds, looked_at))
-    once = list({_ordered(pair) for pair in candidates.items()})
+    # Two samples may be each other's nearest: compare them once.
+    unordered = list({frozenset(pair) for pair in candidates.items()})
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        verdicts = pool.map(lambda pair: _near_identical(data.features, mean, pair), once)
-        confirmed = {pair for pair, near in zip(once, verdicts, strict=True) if near}
-    pairs = [pair for pair in candidates.items() if _ordered(pair) in confirmed]
+        verdicts = pool.map(lambda pair: _near_identical(data.features, mean, pair), unordered)
+        confirmed = {pair for pair, near in zip(unordered, verdicts, strict=True) if near}
+    pairs = [pair for pair in candidates.items() if frozenset(pair) in confirmed]
     if not pairs:
         return Twins()
     return Twins(
@@ -266,12 +260,8 @@ def _near(data: FeatureSet, scan: _Scan, looked_at: Integers) -> Twins:
     )
 
 
-def _ordered(pair: tuple[int, int]) -> tuple[int, int]:
-    return min(pair), max(pair)
-
-
 def _candidates(scan: _Scan, folds: Integers, looked_at: Integers) -> Iterator[tuple[int, int]]:
-    """Each sample that may be near-identical to one of another fold, with the nearest of them."""
+    """Yield samples that may be near-identical to one of another fold, each with its nearest."""
     sketches = scan.sketches - scan.sketches.mean(axis=0)
     squares = np.einsum("ns,ns->n", sketches, sketches)
     limits = (_SLACK * _NEAR) ** 2 * np.minimum(scan.sizes**2, squares)
@@ -290,8 +280,8 @@ def _candidates(scan: _Scan, folds: Integers, looked_at: Integers) -> Iterator[t
 
 
 @_QUIET
-def _near_identical(features: Array, mean: Floats, pair: tuple[int, int]) -> bool:
-    first, second = (_centred(features[sample]) for sample in pair)
+def _near_identical(features: Array, mean: Floats, pair: Iterable[int]) -> bool:
+    first, second = (_centred(features[sample]) for sample in sorted(pair))
     size = min(np.linalg.norm(each) for each in (first, second, first - mean, second - mean))
     return bool(np.linalg.norm(first - second) < _NEAR * size)
 
