@@ -1,8 +1,8 @@
-"""The data of ``--demo``: synthesised sounds of ten classes, made on the spot from a seed.
+"""The data of ``--demo``: synthetic sounds of ten classes, generated from a seed.
 
-A *recording* is one sound source in one room before one background; the *clips* of a recording
-differ in little, and stay in one fold, as the slices of a field recording should. What varies
-between recordings (pitch, rate, room, background, level) is drawn alike for every class.
+A *recording* is one sound source in one room before one background. The *clips* of a recording
+differ little and stay in one fold, as slices of a field recording should. Everything that varies
+between recordings (pitch, rate, room, background, level) has the same distribution in every class.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PARAMETERS = DIGITS
 FOLDS = 5
 RECORDINGS_PER_FOLD = 4  # of each class
 CLIPS_PER_RECORDING = 4
-NOISE_RATIO = (0.3, 1.5)  # of the background's amplitude to the sound's
+NOISE_RATIO = (0.3, 1.5)  # range of the background's amplitude relative to the sound's
 
 _RATE = PARAMETERS.sample_rate
 _LENGTH = PARAMETERS.length
@@ -32,11 +32,7 @@ _FREQUENCIES = np.fft.rfftfreq(_LENGTH, 1 / _RATE)
 
 
 def demo_feature_set(seed: int = 0) -> FeatureSet:
-    """The demo's data as a run reads it.
-
-    Args:
-        seed: other seeds give other recordings of the same classes.
-    """
+    """Return the demo's data; other seeds give other recordings of the same classes."""
     from raykfold.data.reading import feature_set_from_arrays
 
     features, labels, folds, names = demo_arrays(seed)
@@ -50,22 +46,22 @@ def demo_feature_set(seed: int = 0) -> FeatureSet:
 
 
 def demo_arrays(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Features, labels, folds and class names, in an order that says nothing.
+    """Generate the demo's samples, in random order.
 
     Returns:
-        features (N, n_mels, frames) float32, dB; labels (N,) int64, indices into the names;
-        folds (N,) int64, 1 to 5; names of the classes.
+        features (N, n_mels, frames) float32 in dB, labels (N,) int64 as indices of class names,
+        folds (N,) int64 from 1 to 5, and the class names.
     """
     features, labels, folds = [], [], []
     for label, make_sound in enumerate(SOUNDS.values()):
         for number in range(FOLDS * RECORDINGS_PER_FOLD):
             rng = np.random.default_rng((seed, label, number))
-            for samples in _recording(make_sound, rng):
+            for samples in make_recording(make_sound, rng):
                 features.append(log_mel_numpy(samples, PARAMETERS))
                 labels.append(label)
                 folds.append(1 + number % FOLDS)
     order = np.random.default_rng(seed).permutation(len(labels))
-    # The last bits follow the type of processor. Without them the data, and so its fingerprint,
+    # The last bits depend on the type of processor. Without them the data, and so its fingerprint,
     # is the same wherever a run is resumed.
     rounded = np.round(np.stack(features)[order], 2)
     return rounded, np.array(labels)[order], np.array(folds)[order], tuple(SOUNDS)
@@ -73,29 +69,29 @@ def demo_arrays(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, tupl
 
 @dataclass(frozen=True)
 class Source:
-    """What the clips of a recording have in common.
+    """What the clips of a recording have in common; each class uses it in its own way.
 
     Attributes:
-        pitch: Hz, 150 to 1200, whatever the class makes of it.
-        rate: repetitions in a second, 2 to 6.
-        colour: 0 to 1, how much of the sound is in its overtones.
+        pitch: in Hz, from 150 to 1200.
+        rate: repetitions in a second, from 2 to 6.
+        colour: strength of the overtones, from 0 to 1.
     """
 
     pitch: float
     rate: float
     colour: float
 
-    def varied(self, rng: Generator) -> Source:
-        """The same source a moment later."""
+    def vary(self, rng: Generator) -> Source:
+        """Return the source as it is a moment later."""
         return Source(
             self.pitch * rng.uniform(0.94, 1.06), self.rate * rng.uniform(0.92, 1.08), self.colour
         )
 
 
-def _recording(
+def make_recording(
     make_sound: Callable[[Source, Generator], np.ndarray], rng: Generator
 ) -> list[np.ndarray]:
-    """The clips (samples,) of one recording."""
+    """Return the clips (samples,) of one recording."""
     source = Source(
         pitch=float(np.exp(rng.uniform(np.log(150), np.log(1200)))),
         rate=rng.uniform(2.0, 6.0),
@@ -106,77 +102,83 @@ def _recording(
     noise_ratio = rng.uniform(*NOISE_RATIO)
     clips = []
     for _ in range(CLIPS_PER_RECORDING):
-        sound = np.fft.rfft(make_sound(source.varied(rng), rng)) * room
+        sound = np.fft.rfft(make_sound(source.vary(rng), rng)) * room
         background = _noise_spectrum(rng) * slope
         level = rng.uniform(0.01, 1.0)
-        clips.append(np.fft.irfft(level * (_even(sound) + noise_ratio * _even(background))))
+        clips.append(np.fft.irfft(level * (_unit(sound) + noise_ratio * _unit(background))))
     return clips
 
 
-# Convolutions wrap around, as if each sound had been going on before its clip.
+# Convolutions wrap around, as if each sound had begun before its clip.
 
 
 def _room(rng: Generator) -> np.ndarray:
-    """Spectrum of a room's answer to an impulse: the impulse, and noise that dies away."""
+    """Return the spectrum of a room's impulse response: the impulse and decaying noise."""
     decay = rng.uniform(0.02, 0.25)
     echoes = rng.normal(size=_LENGTH) * np.exp(-_TIME / decay)
-    answer = rng.uniform(0.2, 1.0) * echoes / np.linalg.norm(echoes)
-    answer[0] += 1.0
-    return np.fft.rfft(answer)
+    response = rng.uniform(0.2, 1.0) * echoes / np.linalg.norm(echoes)
+    response[0] += 1.0
+    return np.fft.rfft(response)
 
 
-def _even(spectrum: np.ndarray) -> np.ndarray:
-    """`spectrum` at an energy of 1."""
+def _unit(spectrum: np.ndarray) -> np.ndarray:
+    """Return `spectrum` scaled to an energy of 1."""
     return spectrum / np.sqrt(np.sum(np.abs(spectrum) ** 2))
 
 
 def _noise_spectrum(rng: Generator) -> np.ndarray:
-    """Spectrum of white noise."""
+    """Return a spectrum of white noise."""
     real, imaginary = rng.normal(size=(2, len(_FREQUENCIES)))
     return real + 1j * imaginary
 
 
 def _band(centre: float, width: float) -> np.ndarray:
-    """Amplitudes of a band around `centre` Hz, `width` octaves to each side."""
+    """Return amplitudes of a band around `centre` Hz, `width` octaves to each side."""
     octaves = np.log2(_FREQUENCIES.clip(1) / centre)
     return np.exp(-0.5 * (octaves / width) ** 2)
 
 
 def _noise(band: np.ndarray, rng: Generator) -> np.ndarray:
-    """Noise with the amplitudes `band`."""
+    """Return noise with the amplitudes `band`."""
     return np.fft.irfft(_noise_spectrum(rng) * band)
 
 
 def _tone(pitch: np.ndarray | float, colour: float, overtones: int = 5) -> np.ndarray:
-    """A harmonic tone whose pitch, Hz, may move; overtones beyond half the rate are left out."""
+    """Return a harmonic tone without overtones near or beyond half the sample rate.
+
+    Args:
+        pitch: in Hz, for each sample or for all.
+        colour: amplitude of each overtone relative to the one below.
+        overtones: number of harmonics.
+    """
     pitch = np.broadcast_to(pitch, _LENGTH)
-    turning = np.exp(2j * np.pi / _RATE * np.cumsum(pitch))
-    sound, harmonic = turning.imag.copy(), turning
+    fundamental = np.exp(2j * np.pi / _RATE * np.cumsum(pitch))
+    sound, harmonic = fundamental.imag.copy(), fundamental
     for multiple in range(2, overtones + 1):
-        harmonic = harmonic * turning
+        harmonic = harmonic * fundamental
         audible = multiple * pitch < 0.48 * _RATE
         sound += colour ** (multiple - 1) * audible * harmonic.imag
     return sound
 
 
 def _cycle(rate: float, rng: Generator) -> np.ndarray:
-    """Position, 0 to 1, within a repetition."""
+    """Return the position within a repetition, from 0 to 1, at each sample."""
     return (_TIME * rate + rng.uniform()) % 1.0
 
 
 def _strokes(rate: float, unevenness: float, rng: Generator) -> np.ndarray:
-    """(samples,) impulses, `rate` in a second, of varying strength."""
+    """Return `rate` impulses in a second, of varying strength."""
     period = 1 / rate
-    times = np.arange(rng.uniform(0, min(period, 0.5)), 1.0, period)  # one at least
+    times = np.arange(rng.uniform(0, min(period, 0.5)), 1.0, period)  # at least one
     times += rng.normal(size=len(times)) * unevenness * period
     strokes = np.zeros(_LENGTH)
     strokes[(times * _RATE).astype(int).clip(0, _LENGTH - 1)] = rng.uniform(0.5, 1.0, len(times))
     return strokes
 
 
-def _struck(strokes: np.ndarray, answer: np.ndarray) -> np.ndarray:
-    """Each stroke sounds as `answer`."""
-    return np.fft.irfft(np.fft.rfft(strokes) * np.fft.rfft(answer))
+def _strike(strokes: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """Return strokes that each sound like `response`."""
+    return np.fft.irfft(np.fft.rfft(strokes) * np.fft.rfft(response))
 
 
 def siren(source: Source, rng: Generator) -> np.ndarray:
@@ -205,23 +207,23 @@ def chirps(source: Source, rng: Generator) -> np.ndarray:
 
 
 def bell(source: Source, rng: Generator) -> np.ndarray:
-    """A stroke of frequency modulation, inharmonic, that rings on."""
+    """Strokes of an inharmonic, frequency-modulated tone that rings on."""
     envelope = np.exp(-3 * _TIME)
     modulator = np.sin(2 * np.pi * 1.41 * source.pitch * _TIME)
     ring = envelope * np.sin(2 * np.pi * source.pitch * _TIME + 4 * envelope * modulator)
-    return _struck(_strokes(source.rate / 2, 0.0, rng), ring)
+    return _strike(_strokes(source.rate / 2, 0.0, rng), ring)
 
 
 def knocks(source: Source, rng: Generator) -> np.ndarray:
     """Regular strokes on something that resonates briefly."""
-    answer = np.sin(2 * np.pi * source.pitch * _TIME) * np.exp(-60 * _TIME)
-    return _struck(_strokes(source.rate, 0.03, rng), answer)
+    response = np.sin(2 * np.pi * source.pitch * _TIME) * np.exp(-60 * _TIME)
+    return _strike(_strokes(source.rate, 0.03, rng), response)
 
 
 def footsteps(source: Source, rng: Generator) -> np.ndarray:
     """Uneven strokes of dull noise."""
     burst = _noise(_band(source.pitch, 0.8), rng) * np.exp(-40 * _TIME)
-    return _struck(_strokes(source.rate, 0.12, rng), burst)
+    return _strike(_strokes(source.rate, 0.12, rng), burst)
 
 
 def engine(source: Source, rng: Generator) -> np.ndarray:

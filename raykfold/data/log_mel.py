@@ -1,11 +1,10 @@
-"""Audio to log-mel spectrograms, and the parameters that make them repeatable.
+"""Turns audio into log-mel spectrograms, with parameters that make them repeatable.
 
-Two ways to one definition: `log_mel` goes through librosa and serves recordings;
-`log_mel_numpy` needs NumPy only and serves the built-in data. They agree to 1e-4 dB. What
-``version`` 1 of the definition is, beyond `FeatureParameters`: a periodic Hann window, frames
-centred and zeros beyond the ends, power spectrum, triangular bands on Slaney's mel scale from
-0 Hz to half the sample rate with unit area, decibels relative to the clip's maximum, cut off
-80 dB below it.
+`log_mel` uses librosa and is for recordings. `log_mel_numpy` needs only NumPy and is for the demo.
+They agree to 1e-4 dB. Version 1 of the features means, beside `FeatureParameters`: a periodic Hann
+window, centred frames, zeros beyond the ends, a power spectrum, triangular bands of unit area on
+Slaney's mel scale from 0 Hz to half the sample rate, and decibels relative to the clip's maximum,
+cut off 80 dB below it.
 """
 
 from __future__ import annotations
@@ -25,26 +24,23 @@ from raykfold.errors import BadData, BadInput
 
 KIND = "log_mel"
 VERSION = 1
-_LOWEST_POWER = 1e-10  # what silence counts as, so that its logarithm is finite
+_LOWEST_POWER = 1e-10  # used for silence, so that its logarithm is finite
 _DYNAMIC_RANGE = 80.0  # dB
-_READ_BEYOND = 0.1  # seconds, so that resampling sees what follows a cut
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+_READ_BEYOND = 0.1  # seconds, because resampling depends on what follows a cut
 
 
 @dataclass(frozen=True)
 class FeatureParameters:
-    """How audio becomes features; the content of ``features.json``.
+    """How audio is turned into features; the content of ``features.json``.
 
     Attributes:
-        sample_rate: Hz.
-        seconds: length that every clip is padded with zeros, or cut, to.
-        n_mels: mel bands.
-        n_fft: samples in a window.
-        hop_length: samples from one frame to the next.
-        frames: frames of a feature, `frame_count` as a rule; padded with silence, or cut.
+        sample_rate: in Hz.
+        seconds: length of a clip; audio is cut, or padded with zeros, to it.
+        n_mels: number of mel bands.
+        n_fft: number of samples in a window.
+        hop_length: number of samples from one frame to the next.
+        frames: number of frames, usually `frame_count`; a spectrogram is cut, or padded with
+            silence, to it.
 
     Raises:
         BadInput: a value is out of range; the text begins with the attribute's name.
@@ -60,33 +56,36 @@ class FeatureParameters:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not (_is_number(value) and value > 0 and math.isfinite(value)):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (is_number and value > 0 and math.isfinite(value)):
                 raise BadInput(f"{field.name} {value!r}: expected a number above 0")
             if field.name != "seconds" and not isinstance(value, int):
                 raise BadInput(f"{field.name} {value!r}: expected a whole number")
         if self.length < 1:
-            raise BadInput(f"seconds {self.seconds}: not one sample at {self.sample_rate} Hz")
+            raise BadInput(
+                f"seconds {self.seconds}: expected at least one sample at {self.sample_rate} Hz"
+            )
         if self.n_mels > self.n_fft // 2 + 1:
             raise BadInput(
-                f"n_mels {self.n_mels}: more bands than the {self.n_fft // 2 + 1} frequencies "
-                f"that n_fft {self.n_fft} tells apart"
+                f"n_mels {self.n_mels}: expected at most {self.n_fft // 2 + 1}, the number of "
+                f"frequencies of n_fft {self.n_fft}"
             )
 
     @property
     def length(self) -> int:
-        """Samples in a clip."""
+        """Number of samples in a clip."""
         return round(self.sample_rate * self.seconds)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, with the kind and the version of the definition."""
+        """Return plain values, with the kind and the version of the features."""
         return {"kind": KIND, "version": VERSION, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FeatureParameters:
-        """The parameters that `as_dict` wrote down; keys that it does not know are left alone.
+        """Return the parameters in a dict of `as_dict`; unknown keys are ignored.
 
         Raises:
-            BadData: they are of another kind or version, or one is missing or out of range.
+            BadData: the kind or version is another, or a value is missing or out of range.
         """
         if values.get("kind") != KIND or values.get("version") != VERSION:
             raise BadData(
@@ -104,7 +103,7 @@ class FeatureParameters:
 
 
 def frame_count(sample_rate: int, seconds: float, hop_length: int) -> int:
-    """Frames of a clip: one at its first sample and one after every `hop_length` samples."""
+    """Return the number of frames of a clip: one at its start and one every `hop_length`."""
     return 1 + round(sample_rate * seconds) // hop_length
 
 
@@ -120,7 +119,7 @@ DIGITS = FeatureParameters(
 
 
 def log_mel_of_file(path: Path, parameters: FeatureParameters) -> np.ndarray:
-    """(n_mels, frames) float32 of a recording: `read_audio`, then `log_mel`.
+    """Return the features (n_mels, frames) float32 of a recording.
 
     Raises:
         BadData: the file cannot be read, or holds no sound.
@@ -131,12 +130,12 @@ def log_mel_of_file(path: Path, parameters: FeatureParameters) -> np.ndarray:
 
 
 def read_audio(path: Path, sample_rate: int, seconds: float | None = None) -> np.ndarray:
-    """(samples,) float32, nominally from -1 to 1: the mean of the channels at `sample_rate`.
+    """Return the mean of a file's channels, (samples,) float32, nominally from -1 to 1.
 
     Args:
-        path: WAV, FLAC, OGG, MP3, or whatever else libsndfile reads.
-        sample_rate: Hz.
-        seconds: read little more than this much of a long file (all of it by default).
+        path: a WAV, FLAC, OGG or MP3 file, or another that libsndfile reads.
+        sample_rate: in Hz; the audio is resampled to it.
+        seconds: read little more than this much of the file; all of it by default.
 
     Raises:
         BadData: the file cannot be read, or holds no sound.
@@ -146,8 +145,8 @@ def read_audio(path: Path, sample_rate: int, seconds: float | None = None) -> np
     try:
         with soundfile.SoundFile(path) as file:
             rate = file.samplerate
-            wanted = -1 if seconds is None else math.ceil((seconds + _READ_BEYOND) * rate)
-            channels = file.read(wanted, dtype="float32", always_2d=True)
+            count = -1 if seconds is None else math.ceil((seconds + _READ_BEYOND) * rate)
+            channels = file.read(count, dtype="float32", always_2d=True)
     except (OSError, soundfile.SoundFileError) as error:
         raise BadData(f"{path}: cannot be read as audio ({_reason(error, path)})") from None
     if channels.shape[0] == 0:
@@ -160,44 +159,42 @@ def read_audio(path: Path, sample_rate: int, seconds: float | None = None) -> np
 
 
 def log_mel(samples: np.ndarray, parameters: FeatureParameters) -> np.ndarray:
-    """(n_mels, frames) float32, dB relative to the clip's maximum, by librosa.
+    """Return a log-mel spectrogram by librosa, (n_mels, frames) float32.
+
+    Values are in dB relative to the clip's maximum; a silent clip is 0 dB throughout.
 
     Args:
-        samples: (samples,) at `parameters.sample_rate`; its level does not matter. A silent clip
-            is 0 dB throughout.
+        samples: (samples,) at `parameters.sample_rate`, at any level.
+        parameters: of the spectrogram.
 
     Raises:
         BadInput: librosa is not installed.
     """
     librosa, _ = require_audio()
-    # In float64, because the rounding of float32 shows in bands 80 dB below the maximum.
+    # In float64: rounding to float32 would show in bands 80 dB below the maximum.
     power = librosa.feature.melspectrogram(
-        y=_fitted(samples.astype(np.float64), parameters.length),
+        y=_fit(samples.astype(np.float64), parameters.length),
         sr=parameters.sample_rate,
         n_fft=parameters.n_fft,
         hop_length=parameters.hop_length,
         n_mels=parameters.n_mels,
     )
     decibels = librosa.power_to_db(
-        _fitted(power, parameters.frames), ref=np.max, amin=_LOWEST_POWER, top_db=_DYNAMIC_RANGE
+        _fit(power, parameters.frames), ref=np.max, amin=_LOWEST_POWER, top_db=_DYNAMIC_RANGE
     )
     return np.asarray(decibels, dtype=np.float32)
 
 
 def log_mel_numpy(samples: np.ndarray, parameters: FeatureParameters) -> np.ndarray:
-    """(n_mels, frames) float32, dB relative to the clip's maximum, by NumPy alone.
-
-    Args:
-        samples: (samples,) at `parameters.sample_rate`.
-    """
+    """Return what `log_mel` does, by NumPy alone."""
     n_fft = parameters.n_fft
-    clip = np.pad(_fitted(samples.astype(np.float64), parameters.length), n_fft // 2)
-    clip = _fitted(clip, max(len(clip), n_fft))
+    clip = np.pad(_fit(samples.astype(np.float64), parameters.length), n_fft // 2)
+    clip = _fit(clip, max(len(clip), n_fft))
     windows = np.lib.stride_tricks.sliding_window_view(clip, n_fft)[:: parameters.hop_length]
     spectrum = np.abs(np.fft.rfft(windows * _hann(n_fft), axis=1)) ** 2
     bands = mel_filters(parameters.sample_rate, n_fft, parameters.n_mels)
-    # Not `@`: the threads of BLAS wait for each other, ten times as long on a busy machine.
-    power = _fitted(np.einsum("mf,tf->mt", bands, spectrum), parameters.frames)
+    # Not by `@`: BLAS's threads wait for each other, ten times as long on a busy machine.
+    power = _fit(np.einsum("mf,tf->mt", bands, spectrum), parameters.frames)
     decibels = 10 * np.log10(np.maximum(power, _LOWEST_POWER))
     decibels -= decibels.max()
     return np.maximum(decibels, -_DYNAMIC_RANGE).astype(np.float32)
@@ -205,9 +202,9 @@ def log_mel_numpy(samples: np.ndarray, parameters: FeatureParameters) -> np.ndar
 
 @lru_cache
 def mel_filters(sample_rate: int, n_fft: int, n_mels: int) -> np.ndarray:
-    """(n_mels, n_fft // 2 + 1) float64: triangles on the mel scale, each of unit area over Hz.
+    """Return triangular filters of unit area over Hz, (n_mels, n_fft // 2 + 1) float64.
 
-    The scale is that of M. Slaney, Auditory Toolbox Version 2, Technical Report 1998-010,
+    The mel scale is that of M. Slaney, Auditory Toolbox Version 2, Technical Report 1998-010,
     Interval Research Corporation, 1998 (`mfcc.m`): linear below 1 kHz, logarithmic above.
     """
     frequencies = np.fft.rfftfreq(n_fft, 1 / sample_rate)
@@ -216,7 +213,7 @@ def mel_filters(sample_rate: int, n_fft: int, n_mels: int) -> np.ndarray:
     rising = (frequencies - lower) / (centre - lower)
     falling = (upper - frequencies) / (upper - centre)
     filters = np.maximum(0.0, np.minimum(rising, falling)) * (2 / (upper - lower))
-    filters.flags.writeable = False  # it is shared by all who ask
+    filters.flags.writeable = False  # the cache shares it
     return filters
 
 
@@ -244,15 +241,15 @@ def _hann(length: int) -> np.ndarray:
     return window
 
 
-def _fitted(values: np.ndarray, size: int) -> np.ndarray:
-    """`values` with its last axis cut, or padded with zeros, to `size`."""
+def _fit(values: np.ndarray, size: int) -> np.ndarray:
+    """Return `values` with the last axis cut, or padded with zeros, to `size`."""
     missing = max(size - values.shape[-1], 0)
     padding = [(0, 0)] * (values.ndim - 1) + [(0, missing)]
     return np.pad(values[..., :size], padding)
 
 
 def require_audio() -> tuple[ModuleType, ModuleType]:
-    """librosa and soundfile.
+    """Return the modules librosa and soundfile.
 
     Raises:
         BadInput: one of them is not installed, or cannot be loaded.
@@ -260,7 +257,7 @@ def require_audio() -> tuple[ModuleType, ModuleType]:
     try:
         import librosa
         import soundfile
-    except (ImportError, OSError) as error:  # OSError: libsndfile itself is missing
+    except (ImportError, OSError) as error:  # OSError: libsndfile is missing
         raise BadInput(
             f"reading audio needs librosa and soundfile ({error}): pip install 'raykfold[audio]'"
         ) from None
@@ -268,7 +265,7 @@ def require_audio() -> tuple[ModuleType, ModuleType]:
 
 
 def _reason(error: Exception, path: Path) -> str:
-    """What went wrong, without the path again."""
+    """Return what went wrong, without the path."""
     if not path.exists():
         return "no such file"
     if isinstance(error, OSError):

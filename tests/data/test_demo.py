@@ -43,7 +43,7 @@ def test_clips_of_a_recording_stay_in_one_fold(monkeypatch):
     def numbered(make_sound, rng):
         return [np.full(demo.PARAMETERS.length, next(numbers))] * demo.CLIPS_PER_RECORDING
 
-    monkeypatch.setattr(demo, "_recording", numbered)
+    monkeypatch.setattr(demo, "make_recording", numbered)
     monkeypatch.setattr(demo, "log_mel_numpy", lambda samples, parameters: samples[:1])
     recordings, labels, folds, _ = demo.demo_arrays()
     for recording in np.unique(recordings):
@@ -83,5 +83,5 @@ def test_its_shapes_tell_the_class_and_its_spectra_do_not(demo_data):
 def test_every_sound_is_heard():
     for seed in range(10):
         for make_sound in demo.SOUNDS.values():
-            for clip in demo._recording(make_sound, np.random.default_rng(seed)):
+            for clip in demo.make_recording(make_sound, np.random.default_rng(seed)):
                 assert np.isfinite(clip).all() and clip.std() > 0
