@@ -18,7 +18,7 @@ from raykfold.config.command import Parser, add_flag, run_command
 from raykfold.errors import BadInput, RaykfoldError, StorageError
 from raykfold.files.atomic import write_file
 from raykfold.files.paths import ModelDir, absolute
-from raykfold.files.remote import Place, RemotePath, place
+from raykfold.files.remote import RemotePath, place
 from raykfold.pages.run_page import report, write_report
 from raykfold.state.archive import Archive, open_outputs
 from raykfold.text import one_line
@@ -57,8 +57,18 @@ def _parser() -> Parser:
 
 def _main(options: argparse.Namespace) -> int:
     archive = _open(options.run)
-    target = None if options.output is None else _target(options.output)
-    outputs = _model_dir(archive) if target is None else None
+    # Where the page goes. A file that the user names gets the page alone; a link is followed.
+    target: Path | None = None
+    outputs: ModelDir | None = None
+    if options.output is not None:
+        target = absolute(options.output).resolve()
+        if target.exists() and not target.is_file():
+            raise BadInput(f"--output {options.output}: is not a file")
+    elif isinstance(archive.place, Path) and archive.place != archive.run_dir.root:
+        outputs = ModelDir(archive.place)
+    else:
+        where = "is on a store" if isinstance(archive.place, RemotePath) else "holds no outputs"
+        raise BadInput(f"{archive.place}: {where}, so no page fits there; expected --output FILE")
     data = _data(archive, options.processed_dir)
     if archive.summary is None:  # the run may have finished meanwhile, and written its own page
         archive = _open(options.run)
@@ -83,38 +93,28 @@ def _open(run: str) -> Archive:
     return archive
 
 
-def _target(named: str) -> Path:
-    """Return the file to write; a link is followed.
-
-    Raises:
-        BadInput: something other than a file is there.
-    """
-    target = absolute(named).resolve()
-    if target.exists() and not target.is_file():
-        raise BadInput(f"--output {named}: is not a file")
-    return target
-
-
-def _model_dir(archive: Archive) -> ModelDir:
-    """Return the folder of the run's outputs, where the page goes by default.
-
-    Raises:
-        BadInput: the folder is not on this machine.
-    """
-    if isinstance(archive.place, Path) and archive.place != archive.run_dir.root:
-        return ModelDir(archive.place)
-    where = "is on a store" if isinstance(archive.place, RemotePath) else "holds no outputs"
-    raise BadInput(f"{archive.place}: {where}, so no page fits there; expected --output FILE")
-
-
 def _data(archive: Archive, named: str | None) -> FeatureSet | None:
     """Read the run's data for the spectrograms; without it, print a line and return None.
 
     Raises:
         BadInput: `named`, the folder that the user gave, does not hold the run's data.
     """
+    from raykfold.data.demo import demo_feature_set
+    from raykfold.data.reading import read_feature_set
+
+    config = archive.record.config
     try:
-        data = _read(archive, named)
+        if named is None and config["demo"]:
+            data = demo_feature_set()
+        elif isinstance(folder := place(named or config["processed_dir"]), RemotePath):
+            raise BadInput(f"{folder}: is on a store; --processed_dir takes a copy on this machine")
+        else:
+            data = read_feature_set(absolute(folder))
+        if data.fingerprint == archive.record.fingerprint:
+            return data
+        if named is not None:
+            raise BadInput(f"--processed_dir {named}: is not the data of this run")
+        print("without spectrograms: the data is not what the run was trained on", file=sys.stderr)
     except RaykfoldError as error:
         if named is not None:
             raise
@@ -123,26 +123,7 @@ def _data(archive: Archive, named: str | None) -> FeatureSet | None:
             f"without spectrograms: {what}; --processed_dir DIR names another folder",
             file=sys.stderr,
         )
-        return None
-    if data.fingerprint == archive.record.fingerprint:
-        return data
-    if named is not None:
-        raise BadInput(f"--processed_dir {named}: is not the data of this run")
-    print("without spectrograms: the data is not what the run was trained on", file=sys.stderr)
     return None
-
-
-def _read(archive: Archive, named: str | None) -> FeatureSet:
-    from raykfold.data.demo import demo_feature_set
-    from raykfold.data.reading import read_feature_set
-
-    config = archive.record.config
-    if named is None and config.get("demo"):
-        return demo_feature_set()
-    folder: Place = place(named or config["processed_dir"])
-    if isinstance(folder, RemotePath):
-        raise BadInput(f"{folder}: is on a store; --processed_dir takes a copy on this machine")
-    return read_feature_set(absolute(folder))
 
 
 if __name__ == "__main__":
