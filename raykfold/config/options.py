@@ -350,7 +350,9 @@ def _parser(cls: type[Options]) -> argparse.ArgumentParser:
     )
     docs = _docstrings(cls)
     groups: dict[str, argparse._ArgumentGroup] = {}
-    for name, field in options(cls).items():
+    # Those that a class adds come first: its command is about them.
+    for name in sorted(options(cls), key=lambda name: name not in cls.__annotations__):
+        field = options(cls)[name]
         group = field.metadata["group"]
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
