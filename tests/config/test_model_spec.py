@@ -24,7 +24,7 @@ def test_a_text_is_read(text: str, name: str, arguments: dict[str, object]) -> N
     assert ModelSpec.parse(str(spec)) == spec
 
 
-def test_equal_blueprints_have_equal_texts() -> None:
+def test_equal_specs_have_equal_texts() -> None:
     assert str(ModelSpec.parse("a:C(y = 2,x=1)")) == str(ModelSpec.parse("a:C(x=1, y=2)"))
     assert str(ModelSpec.parse("a:C(y=2, x='q')")) == "a:C(x='q', y=2)"
 
