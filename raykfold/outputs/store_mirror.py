@@ -16,8 +16,6 @@ from raykfold.files.remote import RemotePath, reason
 from raykfold.outputs.sync import Mirror, Unavailable, Version, some_of, version_of
 from raykfold.training.results import Summary
 
-_PAUSE = 5.0  # seconds after a failure: the store's client has tried again for long before it
-
 
 class StoreMirror(Mirror):
     """Sends new files from `outputs` to `target`.
@@ -28,6 +26,8 @@ class StoreMirror(Mirror):
         say: takes lines for the user.
         keep: whether to keep the working copy after everything was sent, for others to use.
         timeout: most seconds to wait at the end of the run.
+        pause: seconds from a failure to the next try; the store's client has tried for long by
+            then.
     """
 
     def __init__(
@@ -38,8 +38,9 @@ class StoreMirror(Mirror):
         *,
         keep: bool = False,
         timeout: float = 600.0,
+        pause: float = 5.0,
     ) -> None:
-        super().__init__(str(target), say, timeout=timeout, longest_pause=_PAUSE)
+        super().__init__(str(target), say, timeout=timeout, first_pause=pause, longest_pause=pause)
         self._outputs = outputs
         self._target = target
         self._keep = keep

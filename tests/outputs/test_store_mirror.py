@@ -124,7 +124,7 @@ def test_an_outage_is_outlasted_and_blocks_nobody(
     s3: S3Server, outputs: ModelDir, target: RemotePath
 ) -> None:
     s3.fault("internal", for_seconds=2)
-    mirror = StoreMirror(outputs, target, print)
+    mirror = StoreMirror(outputs, target, print, pause=0.2)
     mirror.run_started(START)
     began = time.monotonic()
     for epoch in range(3):
@@ -142,7 +142,7 @@ def test_what_cannot_be_sent_is_said_and_ends_the_run(
 ) -> None:
     train(outputs, 0)
     s3.fault("slow_down")
-    mirror = StoreMirror(outputs, target, print, timeout=1)
+    mirror = StoreMirror(outputs, target, print, timeout=1, pause=0.2)
     mirror.run_started(START)
     mirror.run_finished(SUMMARY)
     with pytest.raises(StorageError, match=r"not sent yet: epoch_0.*the same command sends"):
