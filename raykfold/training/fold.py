@@ -170,6 +170,8 @@ class FoldTrainer:
         self.fold = fold
         self.settings = settings
         self.device = features.device
+        self.n_train = len(split.train)
+        self.n_val = len(split.validation)
         self.history: list[EpochMetrics] = []
         self.kept_weights: dict[str, Tensor] = {}
         self._features = features
@@ -360,14 +362,6 @@ class FoldTrainer:
     # --- progress and results
 
     @property
-    def n_train(self) -> int:
-        return len(self._train)
-
-    @property
-    def n_val(self) -> int:
-        return len(self._validation)
-
-    @property
     def epochs_run(self) -> int:
         return len(self.history)
 
@@ -424,9 +418,7 @@ class FoldTrainer:
         for name, values in tensors.items():
             if values.isfinite().all():
                 counts, edges = torch.histogram(values.float().cpu(), bins=_HISTOGRAM_BINS)
-                histograms[name] = Histogram(
-                    tuple(map(int, counts.tolist())), tuple(edges.tolist())
-                )
+                histograms[name] = Histogram(tuple(counts.long().tolist()), tuple(edges.tolist()))
         return histograms
 
     # --- state
@@ -495,13 +487,9 @@ class FoldTrainer:
 
     def _tensors(self) -> list[Tensor]:
         """Return the tensors that a step changes in place."""
-        of_optimizer = [
-            value
-            for state in self.optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, Tensor)
-        ]
-        return [*self.model.parameters(), *self.model.buffers(), *of_optimizer]
+        optimizer = [value for state in self.optimizer.state.values() for value in state.values()]
+        tensors = [value for value in optimizer if isinstance(value, Tensor)]
+        return [*self.model.parameters(), *self.model.buffers(), *tensors]
 
 
 def run_epochs(trainers: Sequence[FoldTrainer]) -> dict[int, EpochMetrics | FoldError]:

@@ -11,27 +11,6 @@ from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec
 from raykfold.errors import BadInput
 
 
-def model_class(spec: str) -> type[nn.Module]:
-    """Import the class that ``module:Class`` names.
-
-    Raises:
-        BadInput: it cannot be imported, or is not a subclass of `nn.Module`.
-    """
-    module_name, _, class_name = spec.partition(":")
-    if not module_name or not class_name:
-        raise BadInput(f"--model {spec!r}: expected module:Class, as in {DEFAULT_MODEL}")
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except Exception as error:  # a user's module can raise anything while it is imported
-        raise BadInput(
-            f"--model {spec}: cannot be imported ({type(error).__name__}: {error}); "
-            "the module must be on the Python path"
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise BadInput(f"--model {spec}: not a subclass of torch.nn.Module")
-    return found
-
-
 def build_model(spec: str, n_mels: int, num_classes: int, target_len: int) -> nn.Module:
     """Build a network, drawing its initial weights from torch's current random state.
 
@@ -46,7 +25,23 @@ def build_model(spec: str, n_mels: int, num_classes: int, target_len: int) -> nn
         parsed = ModelSpec.parse(spec)
     except ValueError as error:
         raise BadInput(f"--model {spec}: {error}") from None
-    cls = model_class(parsed.name)
+
+    # Import the class. The user's module can raise anything meanwhile.
+    name = parsed.name
+    module_name, _, class_name = name.partition(":")
+    if not module_name or not class_name:
+        raise BadInput(f"--model {name!r}: expected module:Class, as in {DEFAULT_MODEL}")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except Exception as error:
+        raise BadInput(
+            f"--model {name}: cannot be imported ({type(error).__name__}: {error}); "
+            "the module must be on the Python path"
+        ) from error
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise BadInput(f"--model {name}: not a subclass of torch.nn.Module")
+
+    # Call it.
     try:
         return cls(n_mels, num_classes, target_len, **parsed.arguments)
     except Exception as error:
