@@ -311,15 +311,15 @@ def _parallel(results: SearchResults) -> Row | None:
     if not _has_accuracies(results) or not results.space:
         return None
     counts = _counts(results)
-    caption = "A line a trial, through its values to its accuracy, which colours it. "
+    caption = "One line per trial, through its values to its accuracy, which gives the colour. "
     if counts["complete"] > 1 and counts["stopped"]:
         caption += (
-            "Colours span the complete trials; a stopped one below them has the lowest colour, "
+            "Colours span the complete trials; a stopped trial below them has the lowest colour "
             "and a fainter line. "
         )
     ends = {"failed": "has failed", "running": "is running"}
     if ends := {status: text for status, text in ends.items() if counts[status]}:
-        caption += f"One that {' or '.join(ends.values())} ends before the accuracy."
+        caption += f"A line of a trial that {' or '.join(ends.values())} ends before the accuracy."
     picture = search_figures.parallel(_dimensions(results), _drawn(results))
     return figure(picture, "Hyper-parameters and accuracy of each trial", caption)
 
@@ -336,11 +336,11 @@ def _pictures(results: SearchResults) -> Iterator[Row]:
         "Each trial's accuracy, in the order in which they began; the line is the best of the "
         "complete trials so far.",
     )
-    stopped = ", and the dot is where one was stopped" if _counts(results)["stopped"] else ""
+    stopped = "; a dot marks where a trial was stopped" if _counts(results)["stopped"] else ""
     yield figure(
         search_figures.learning(drawn),
         "Accuracy of each trial after each epoch",
-        f"The mean over the folds after each epoch, coloured by where it led{stopped}.",
+        f"The mean over the folds after each epoch, coloured by the last one{stopped}.",
     )
 
 

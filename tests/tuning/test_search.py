@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from fakes.hub_server import HubServer
 from support.outcome import Outcome, assert_as_without_ray
 from support.shell import read_until, run_command, start_command
 from support.small_data import CLASSES, small_arrays
-from support.wandb_files import newest
 
 import raykfold.run
 from raykfold.data.reading import read_feature_set, write_feature_set
@@ -37,7 +36,6 @@ early_stopping_patience = 1
 local_cpus = 2
 model_dir = "{model_dir}"
 """
-ON_WANDB = BASE + 'wandb_project = "sounds"\nwandb_mode = "offline"\n'
 GRID = f'model = {{grid = ["{ORDINARY}", "{TROUBLED}"]}}\nlearning_rate = {{grid = {list(RATES)}}}'
 
 
@@ -55,8 +53,15 @@ def run(config: Path, *arguments: str, timeout: float = 280) -> subprocess.Compl
     return run_command(command(config, *arguments), timeout=timeout)
 
 
-def start(config: Path, *arguments: str) -> subprocess.Popen[str]:
-    return start_command(command(config, *arguments))
+def kill_after(config: Path, *arguments: str, lines: Sequence[str]) -> None:
+    """Start a search, and kill its driver when it has printed such lines, one after the other."""
+    killed = start_command(command(config, *arguments))
+    try:
+        for line in lines:
+            read_until(killed, line)
+    finally:
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
 
 
 @pytest.fixture
@@ -79,11 +84,12 @@ def found_in(model_dir: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Searched:
-    """A search that is over, and how its command ended."""
+    """A search that is over, how its command ended, and the Hub that its best trial went to."""
 
     config: Path
     model_dir: Path
     done: subprocess.CompletedProcess[str]
+    hub: HubServer
 
     @property
     def found(self) -> dict[str, Any]:
@@ -91,21 +97,21 @@ class Searched:
 
 
 @pytest.fixture(scope="module")
-def searched(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Searched:
-    """Four trials of three folds on two slots, two of which fail; nothing stops the others."""
+def searched(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searched]:
+    """Four trials of three folds on two slots, two of which fail; nothing stops the others.
+
+    The driver is killed during the first trial. The search is resumed with three more, and its best
+    trial sent to the Hub.
+    """
     folder = tmp_path_factory.mktemp("searched")
     model_dir = folder / "out"
-    config = write_config(folder, ON_WANDB, GRID, data_dir=data_dir, model_dir=model_dir)
-    arguments = ("--scheduler", "none", "--concurrent_trials", "3")
-    return Searched(config, model_dir, run(config, *arguments))
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with HubServer() as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
-        monkeypatch.setenv("HF_TOKEN", HubServer.token)
-        yield server
+    config = write_config(folder, BASE, GRID, data_dir=data_dir, model_dir=model_dir)
+    same = ("--scheduler", "none", "--concurrent_trials", "3")
+    kill_after(config, *same, "--trials", "1", lines=[r"^trial 1  epoch 1/"])
+    sent = ("--hf_model_repo_id", "tester/best", "--hub_interval", "0.5")
+    with HubServer() as hub:
+        env = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": HubServer.token}
+        yield Searched(config, model_dir, run_command(command(config, *same, *sent), env), hub)
 
 
 # --- a whole search ------------------------------------------------------------------------------
@@ -178,8 +184,10 @@ def test_the_table_names_the_best_and_how_far_to_trust_it(searched: Searched) ->
 
 
 def test_the_command_of_the_best_trial_runs_it(
-    searched: Searched, capsys: pytest.CaptureFixture[str]
+    searched: Searched, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", searched.hub.endpoint)
+    monkeypatch.setenv("HF_TOKEN", HubServer.token)
     best = searched.found["best"]
     given = best["command"].split()
     assert given[:3] == ["python", "-m", "raykfold.run"]
@@ -192,14 +200,20 @@ def test_the_command_of_the_best_trial_runs_it(
     assert "search" not in values
 
 
-def test_each_trial_is_a_group_on_wandb(searched: Searched) -> None:
-    groups = {}
-    for row in searched.found["trials"]:
-        logged = newest(Path(row["model_dir"]))
-        (groups[row["trial"]],) = {each.run["run_group"] for each in logged.values()}
-        rate = next(iter(logged.values())).run["config"]
-        assert str(row["config"]["learning_rate"]) in json.dumps(rate)
-    assert groups == {number: f"sounds-trial-{number}" for number in (1, 2, 3, 4)}
+def test_a_killed_search_resumes_with_what_its_trials_have(searched: Searched) -> None:
+    lines = searched.done.stdout
+    assert re.search(r"^trial 1 resumes after epoch \d", lines, re.MULTILINE)
+    kept = r"^trial 1: (fold 4: resumes after epoch \d|complete already, skipped: folds 1, 3, 4)"
+    assert re.search(kept, lines, re.MULTILINE)
+    assert "trial 1 begins: " not in lines and "trial 2 begins: " in lines
+    assert searched.found["sessions"] == 2
+
+
+def test_the_best_trial_goes_to_the_hub(searched: Searched) -> None:
+    (repository,) = searched.hub.repositories
+    best = Path(searched.found["best"]["model_dir"])
+    for name in ("model_fold_3_best.safetensors", "summary.json"):
+        assert repository.files[name] == (best / name).read_bytes()
 
 
 # --- what is wrong is said before anything starts ------------------------------------------------
@@ -275,44 +289,7 @@ def test_nested_needs_three_folds(refused: Callable[..., str], tmp_path: Path) -
     )
 
 
-# --- kills, and going on -------------------------------------------------------------------------
-
-
-def test_a_killed_search_goes_on_with_what_its_trials_have(
-    data_dir: Path, tmp_path: Path, hub: HubServer
-) -> None:
-    """With more trials than before. The winner goes to the Hub."""
-    model_dir = tmp_path / "out"
-    model, rates = "support.networks:Unhurried", [0.002, 0.005]
-    space = f"model = {{choice = ['{model}']}}\nlearning_rate = {{grid = {rates}}}"
-    text = BASE.replace("epochs = 6", "epochs = 2").replace("[1, 3, 4]", "[1, 3]")
-    config = write_config(tmp_path, text, space, data_dir=data_dir, model_dir=model_dir)
-    arguments = ("--scheduler", "none", "--concurrent_trials", "1")
-    killed = start(config, "--trials", "1", *arguments)
-    try:
-        read_until(killed, r"^trial 1  epoch 1/")
-    finally:
-        killed.send_signal(signal.SIGKILL)
-        killed.communicate()
-    sent = ("--hf_model_repo_id", "tester/best", "--hub_interval", "0.5")
-    done = run(config, "--trials", "2", *arguments, *sent)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^trial 1 resumes after epoch \d", done.stdout, re.MULTILINE)
-    assert re.search(r"^trial 1: fold \d: resumes after epoch \d", done.stdout, re.MULTILINE)
-    assert "trial 2 begins: " in done.stdout
-    found = found_in(model_dir)
-    assert [row["status"] for row in found["trials"]] == ["complete"] * 2
-    assert found["sessions"] == 2
-    for row in found["trials"]:
-        rate = row["config"]["learning_rate"]
-        where = Path(row["model_dir"])
-        assert_as_without_ray(
-            where, data_dir, folds=[1, 3], epochs=2, patience=1, learning_rate=rate
-        )
-    (repository,) = hub.repositories
-    winner = Path(found["best"]["model_dir"])
-    for name in ("model_fold_3_best.safetensors", "summary.json"):
-        assert repository.files[name] == (winner / name).read_bytes()
+# --- kills and resuming --------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -323,14 +300,8 @@ def test_what_is_over_is_not_trained_again(scheduler: str, data_dir: Path, tmp_p
     space = "learning_rate = {loguniform = [1e-5, 1e-1]}"
     config = write_config(tmp_path, BASE, space, data_dir=data_dir, model_dir=model_dir)
     arguments = ("--trials", "8", "--scheduler", scheduler)
-    killed = start(config, *arguments)
-    try:
-        read_until(killed, r"^trial \d complete")
-        read_until(killed, r"^trial \d begins")
-        read_until(killed, r"^trial \d  epoch 1/")
-    finally:
-        killed.send_signal(signal.SIGKILL)
-        killed.communicate()
+    lines = [r"^trial \d complete", r"^trial \d begins", r"^trial \d  epoch 1/"]
+    kill_after(config, *arguments, lines=lines)
     before = {row["trial"]: row for row in found_in(model_dir)["trials"]}
     over = {n: row for n, row in before.items() if row["status"] in ("complete", "stopped")}
     first = {number: weights_of(model_dir / f"trials/{number}") for number in over}
@@ -355,7 +326,7 @@ def weights_of(folder: Path) -> dict[Path, int]:
 def test_ctrl_c_ends_a_search_and_says_how_to_go_on(data_dir: Path, tmp_path: Path) -> None:
     space = "learning_rate = {loguniform = [1e-4, 1e-2]}"
     config = write_config(tmp_path, BASE, space, data_dir=data_dir, model_dir=tmp_path / "out")
-    stopped = start(config, "--trials", "3")
+    stopped = start_command(command(config, "--trials", "3"))
     read_until(stopped, r"^trial \d  epoch 1/")
     stopped.send_signal(signal.SIGINT)
     output, _ = stopped.communicate(timeout=60)
