@@ -4,7 +4,7 @@ It speaks the part of the Hub's protocol that huggingface_hub uses to create, co
 download models and datasets, with LFS and without Xet (`HF_HUB_DISABLE_XET=1`), which
 `xet_server.py` adds. Repositories are in memory and have one branch, `main`. LFS content lies at a
 second port, as at the Hub it lies at another host. To try commands against it:
-`python tests/hub_server.py --help`.
+`python tests/fakes/hub_server.py --help`.
 """
 
 from __future__ import annotations
