@@ -51,7 +51,7 @@ class TrialRunner:
 
     Args:
         config: the search's.
-        given: what its trials start from.
+        inputs: what its trials start from.
         journal: its trials.
         dealer: has the slots.
         score_actor: the handle of a `ScoreActor`.
@@ -62,7 +62,7 @@ class TrialRunner:
     def __init__(
         self,
         config: SearchConfig,
-        given: Inputs,
+        inputs: Inputs,
         journal: Journal,
         dealer: Dealer,
         score_actor: Any,
@@ -70,7 +70,7 @@ class TrialRunner:
         observer: SearchObserver,
     ) -> None:
         self._config = config
-        self._given = given
+        self._inputs = inputs
         self._journal = journal
         self._dealer = dealer
         self._score_actor = score_actor
@@ -89,7 +89,7 @@ class TrialRunner:
         """
         if self._error is not None:
             raise self._error
-        self._given.audience.time_passed()
+        self._inputs.audience.time_passed()
         for number, trial in list(self._active.items()):
             failure = trial.scores.failure
             if failure is not None:  # without that fold the trial cannot have a mean
@@ -127,7 +127,7 @@ class TrialRunner:
         if number in self._active or trial.status != "running":
             return  # Ray Tune's actor began again, and reads the scores again
         self._observer.trial_began(trial)
-        data = self._given.data
+        data = self._inputs.data
         try:
             config = self._config.trial(number, trial.values)
             check_model(config.model, data.n_mels, data.num_classes, data.time)
@@ -137,7 +137,7 @@ class TrialRunner:
             with ExitStack() as resources:
                 resources.enter_context(claim_part(config, audience))
                 ledger = open_ledger(
-                    EarlierRun.read(config), self._given, audience, name=f"trial {number}"
+                    EarlierRun.read(config), self._inputs, audience, name=f"trial {number}"
                 )
                 # Active before its first score, which an earlier session may have trained.
                 self._active[number] = active = _ActiveTrial(ledger, scores, resources)
@@ -181,7 +181,7 @@ class TrialRunner:
     def _close_run(self, number: int, trial: _ActiveTrial, status: TrialStatus) -> None:
         with trial.resources:
             if status == "complete":
-                trial.ledger.conclude(self._given.leakage)
+                trial.ledger.conclude(self._inputs.leakage)
         if status == "complete":  # only now: a complete trial is never opened again
             self._end(number, status, trial.scores.epochs_run, None)
 

@@ -75,23 +75,23 @@ def search(
     """
     observer = observer or SearchObserver()
     _check_sampler(config)
-    with open_inputs(config, data, [Voice(observer.noticed)]) as given:
-        _check_space(config, given.data)
-        without = _without_outer_folds(config, given)
-        with claim_run(config, given.audience):
-            set_earlier_aside(config, given.audience)
-            return _search(config, given, without, observer)
+    with open_inputs(config, data, [Voice(observer.noticed)]) as inputs:
+        _check_space(config, inputs.data)
+        without = _without_outer_folds(config, inputs)
+        with claim_run(config, inputs.audience):
+            set_earlier_aside(config, inputs.audience)
+            return _search(config, inputs, without, observer)
 
 
 def _search(
-    config: SearchConfig, given: Inputs, without: dict[int, Inputs], observer: SearchObserver
+    config: SearchConfig, inputs: Inputs, without: dict[int, Inputs], observer: SearchObserver
 ) -> SearchResults:
     # Read what earlier sessions did.
     inner = {
         fold: _FoldSearch(config.outer(fold), rest, observer.of_outer(fold))
         for fold, rest in without.items()
     }
-    whole = _FoldSearch(config, given, observer, inner)
+    whole = _FoldSearch(config, inputs, observer, inner)
     searches = [whole, *inner.values()]
 
     # Train what is left: the trials of each search, then each inner winner on its outer fold.
@@ -100,14 +100,14 @@ def _search(
         for line in _remarks(config):
             observer.noticed(line)
         whole.journal.start_clock()
-        with connect_dealer(whole.earlier, given) as dealer:
+        with connect_dealer(whole.earlier, inputs) as dealer:
             for each in searches:
                 each.write_record(dealer)
             for each in searches:
                 if not each.results().is_over:
                     each.tune(dealer)
                     each.journal.stop_clock()
-            _measure_winners(given, inner, dealer)
+            _measure_winners(inputs, inner, dealer)
         whole.journal.stop_clock()
 
     # Write the results, and send the best trial to the Hub.
@@ -120,7 +120,7 @@ def _search(
         audience = Audience([Voice(observer.noticed)])
         try:
             with claim_part(run, audience):
-                train(run, replace(given, audience=audience))
+                train(run, replace(inputs, audience=audience))
         except BadInput as error:  # another process works on it, or has trained it further
             observer.noticed(f"the best trial was not sent to the Hub: {error}")
     return results
@@ -165,19 +165,19 @@ def _check_space(config: SearchConfig, data: FeatureSet) -> None:
             ) from error
 
 
-def _without_outer_folds(config: SearchConfig, given: Inputs) -> dict[int, Inputs]:
+def _without_outer_folds(config: SearchConfig, inputs: Inputs) -> dict[int, Inputs]:
     """Return what the search within each outer fold starts from; nothing without --nested."""
     if not config.nested:
         return {}
-    if len(given.data.fold_labels) < 3:
+    if len(inputs.data.fold_labels) < 3:
         raise BadInput("--nested true: the data has two folds; expected three or more")
     without = {}
-    for fold in given.folds:
-        rest = given.data.without(fold)
+    for fold in inputs.folds:
+        rest = inputs.data.without(fold)
         # These raise where a split is impossible.
         rest.warnings(inner=config.select == "inner", seed=config.seed)
-        given.data.warnings([fold], inner=True, seed=config.seed)
-        without[fold] = replace(given, data=rest, folds=rest.fold_labels)
+        inputs.data.warnings([fold], inner=True, seed=config.seed)
+        without[fold] = replace(inputs, data=rest, folds=rest.fold_labels)
     return without
 
 
@@ -201,7 +201,7 @@ class _FoldSearch:
 
     Args:
         config: its own.
-        given: what its trials start from.
+        inputs: what its trials start from.
         observer: follows its trials.
         inner: for the whole search with --nested: outer fold → the search within it.
 
@@ -215,24 +215,24 @@ class _FoldSearch:
     def __init__(
         self,
         config: SearchConfig,
-        given: Inputs,
+        inputs: Inputs,
         observer: SearchObserver,
         inner: dict[int, _FoldSearch] | None = None,
     ) -> None:
         self.config = config
-        self.given = given
+        self.inputs = inputs
         self.observer = observer
         self.outer_error: str | None = None
         self._inner = inner or {}
         self.earlier = EarlierRun.read(config)
-        self.earlier.check(search_identity(config, given.data.fingerprint))
+        self.earlier.check(search_identity(config, inputs.data.fingerprint))
         self.journal = Journal(config.run_dir.journal)
         if config.num_trials < len(self.journal):
             raise BadInput(
                 f"--trials {config.num_trials}: the search has begun {len(self.journal)} already; "
                 "expected at least that, or --fresh"
             )
-        splits = [given.data.split(fold, inner=True, seed=config.seed) for fold in self._inner]
+        splits = [inputs.data.split(fold, inner=True, seed=config.seed) for fold in self._inner]
         trained = sum(len(split.train) for split in splits)
         held_out = sum(len(split.validation) for split in splits)
         self._test_to_train = held_out / trained if trained else 0.0
@@ -258,20 +258,20 @@ class _FoldSearch:
         return search_results(
             self.config,
             self.journal,
-            folds=self.given.folds,
-            fingerprint=self.given.data.fingerprint,
-            warnings=self.given.leakage.warnings(),
+            folds=self.inputs.folds,
+            fingerprint=self.inputs.data.fingerprint,
+            warnings=self.inputs.leakage.warnings(),
             outer=outer,
             test_to_train=self._test_to_train,
         )
 
     def write_record(self, dealer: Dealer) -> None:
         """Write beside outputs and checkpoints which search they belong to."""
-        config, data = self.config, self.given.data
+        config, data = self.config, self.inputs.data
         there = known_identity(self.earlier, data, dealer.size)
         identity = search_identity(config, data.fingerprint, there["device"], there["precision"])
         self.earlier.check(identity)
-        record = RunRecord.of(config, identity, self.earlier.created, self.given.folds)
+        record = RunRecord.of(config, identity, self.earlier.created, self.inputs.folds)
         record.write(config)
 
     def tune(self, dealer: Dealer) -> None:
@@ -279,21 +279,21 @@ class _FoldSearch:
         from raykfold.tuning.score_actor import start_score_actor
         from raykfold.tuning.tune import TuneRun
 
-        config, given, journal = self.config, self.given, self.journal
+        config, inputs, journal = self.config, self.inputs, self.journal
         concurrent = config.concurrent_trials
-        concurrent = concurrent or concurrent_trials(dealer.slots(), len(given.folds))
+        concurrent = concurrent or concurrent_trials(dealer.slots(), len(inputs.folds))
         actor = start_score_actor()
         writer = ResultsWriter(config, self.results, self.observer)
         with scratch_dir() as folder:
             tune_run = TuneRun(config, journal, actor, concurrent=concurrent, folder=folder)
-            runner = TrialRunner(config, given, journal, dealer, actor, tune_run, writer)
+            runner = TrialRunner(config, inputs, journal, dealer, actor, tune_run, writer)
             with closing(runner):
                 journal.start_clock()
                 tune_run.start()
                 dealer.work(runner.tend)
 
 
-def _measure_winners(given: Inputs, inner: dict[int, _FoldSearch], dealer: Dealer) -> None:
+def _measure_winners(inputs: Inputs, inner: dict[int, _FoldSearch], dealer: Dealer) -> None:
     """Train the winner of each inner search on all but its outer fold, and measure it there.
 
     All winners train at once; each is a run of one fold. An inner split chooses its epoch, so the
@@ -301,7 +301,7 @@ def _measure_winners(given: Inputs, inner: dict[int, _FoldSearch], dealer: Deale
     """
 
     def tend() -> bool:
-        given.audience.time_passed()
+        inputs.audience.time_passed()
         return False
 
     with ExitStack() as claims:
@@ -314,13 +314,13 @@ def _measure_winners(given: Inputs, inner: dict[int, _FoldSearch], dealer: Deale
                 config = each.config.fit(best.number, best.values, fold)
                 audience = Audience([Voice(each.observer.noticed)])
                 claims.enter_context(claim_part(config, audience))
-                fit = replace(given, folds=(fold,), audience=audience)
+                fit = replace(inputs, folds=(fold,), audience=audience)
                 ledger = open_ledger(EarlierRun.read(config), fit, audience)
-                add_run(ledger, given.data, dealer)
+                add_run(ledger, inputs.data, dealer)
                 fits.append((each, best, ledger))
         dealer.work(tend)
         for each, best, ledger in fits:
-            result = ledger.conclude(given.leakage).folds[0]
+            result = ledger.conclude(inputs.leakage).folds[0]
             if result.status == "complete":
                 each.journal.set_outer_accuracy(best.number, result.chosen_val_accuracy)
                 ledger.remove_rounds()
