@@ -299,7 +299,7 @@ def test_what_is_over_is_not_trained_again(scheduler: str, data_dir: Path, tmp_p
     model_dir = tmp_path / "out"
     space = "learning_rate = {loguniform = [1e-5, 1e-1]}"
     config = write_config(tmp_path, BASE, space, data_dir=data_dir, model_dir=model_dir)
-    arguments = ("--trials", "8", "--scheduler", scheduler)
+    arguments = ("--trials", "5", "--scheduler", scheduler)
     lines = [r"^trial \d complete", r"^trial \d begins", r"^trial \d  epoch 1/"]
     kill_after(config, *arguments, lines=lines)
     before = {row["trial"]: row for row in found_in(model_dir)["trials"]}
@@ -308,7 +308,7 @@ def test_what_is_over_is_not_trained_again(scheduler: str, data_dir: Path, tmp_p
     done = run(config, *arguments)
     assert done.returncode == 0, done.stderr
     after = {row["trial"]: row for row in found_in(model_dir)["trials"]}
-    assert len(after) == 8 and over
+    assert len(after) == 5 and over
     for number, row in before.items():
         told = row["history"]
         assert after[number]["history"][: len(told)] == told
@@ -363,21 +363,22 @@ def test_poor_trials_are_stopped_before_their_end(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1300)  # up to 600 epochs, and half as many again
-def test_a_search_is_no_worse_than_the_full_grid_for_half_its_epochs(tmp_path: Path) -> None:
-    """Twelve learning rates on the built-in data."""
-    rates = np.geomspace(1e-4, 1e-1, 12).tolist()
-    text = "demo = true\nepochs = 10\nmodel_dir = '{model_dir}'\n"
+def test_a_search_is_no_worse_than_the_full_grid_for_half_its_epochs(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    """Twelve learning rates, of which few train well; benchmarks/search.py has larger data."""
+    rates = np.geomspace(1e-6, 1e-1, 12).tolist()
+    text = BASE.replace("patience = 1", "patience = 9").replace("epochs = 6", "epochs = 9")
     found = {}
     for scheduler in ("none", "asha"):
-        places = {"model_dir": tmp_path / scheduler}
+        places = {"data_dir": data_dir, "model_dir": tmp_path / scheduler}
         config = write_config(tmp_path, text, f"learning_rate = {{grid = {rates}}}", **places)
-        done = run(config, "--scheduler", scheduler, timeout=800)
+        done = run(config, "--scheduler", scheduler)
         assert done.returncode == 0, done.stderr
         found[scheduler] = found_in(tmp_path / scheduler)
         assert len(found[scheduler]["trials"]) == 12
     full, search = found["none"], found["asha"]
-    assert full["epochs_run"] <= full["epochs_of_all"] == 12 * 5 * 10
+    assert full["epochs_run"] == full["epochs_of_all"] == 12 * 3 * 9
     assert search["best"]["mean_accuracy"] >= full["best"]["mean_accuracy"]
     assert search["epochs_run"] <= full["epochs_run"] / 2
 
