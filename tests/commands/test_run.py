@@ -594,7 +594,7 @@ def test_files_that_the_hub_refuses_can_be_sent_later(
     assert done.returncode == 0, done.stderr
     assert_same_folds(outcome, tmp_path)
     assert done.stdout.count("HTTP 403") == 1
-    again = re.search(r"Hub: not up yet: .*; to send them: (.*)", done.stdout)
+    again = re.search(r"Hub: not sent yet: .*; to send them: (.*)", done.stdout)
     assert again
     hub.clear_faults()
     sent = run_command([sys.executable, *again[1].split()[1:]])
