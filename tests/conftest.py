@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # As in a worker. Two threads gain nothing on small data, and wait for each other while a
     # test's other processes take a core.
     torch.set_num_threads(1)
+    # A shell that starts the tests in the background has told them to ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

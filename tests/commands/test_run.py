@@ -381,18 +381,27 @@ def test_a_run_shows_its_secrets_to_no_worker_and_writes_them_nowhere(disturbed:
 # --- repeats ----------------------------------------------------------------------------------
 
 
-def test_repeats_are_runs_with_the_next_seeds_and_resume_after_a_kill(
+def test_repeats_are_runs_with_the_next_seeds_and_resume_after_ctrl_c(
     data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Train two folds with two seeds, choose epochs on inner splits, and kill the driver once."""
+    """Train two folds with two seeds, and choose epochs on inner splits.
+
+    The run is stopped by SIGINT, and resumed by the command that it prints.
+    """
     arguments = ("--local_cpus", "2", "--repeats", "2", "--select", "inner", "--folds", "1,3")
     process = start(data_dir, tmp_path, *arguments)
     try:
         read_until(process, r"^fold \d  epoch 1/6")  # most of seed 1 has still to be dealt
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=30)
     finally:
         process.kill()
         process.wait()
-    done = run(data_dir, tmp_path, *arguments)
+    assert process.returncode == 130
+    resume = re.search(r"to go on: (.*)", output)
+    assert resume and "--repeats 2" in resume[1]
+
+    done = run_command([sys.executable, *resume[1].split()[1:]])
     assert done.returncode == 0, done.stderr
     for seed, folder in ((0, tmp_path), (1, tmp_path / "seed_1")):
         assert_as_without_ray(
@@ -425,30 +434,12 @@ def test_repeats_are_runs_with_the_next_seeds_and_resume_after_a_kill(
 # --- folds that fail, runs that are stopped ------------------------------------------------------
 
 
-def test_failing_folds_stop_no_other_and_a_run_stopped_by_ctrl_c_resumes(
-    outcome: Outcome, data_dir: Path, tmp_path: Path
-) -> None:
-    """Fold 4's network raises in epoch 3, and fold 2's kills its worker; one share trains both.
-
-    Before that the run is stopped by SIGINT and resumed by the command that it prints.
-    """
+def test_failing_folds_stop_no_other(outcome: Outcome, data_dir: Path, tmp_path: Path) -> None:
+    """Fold 4's network raises in epoch 3, and fold 2's kills its worker; one share trains both."""
     network = ("--model", "support.networks:Troubled")
     arguments = ("--local_cpus", "2", "--folds", "1,2,3,4", "--folds_per_slot", "3", *network)
-    process = start(data_dir, tmp_path, *arguments)
-    try:
-        read_until(process, r"epoch 1/6")
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 130
-    resume = re.search(r"to go on: (.*)", output)
-    assert resume and "--model support.networks:Troubled" in resume[1]
-
-    done = run_command([sys.executable, *resume[1].split()[1:]])
+    done = run(data_dir, tmp_path, *arguments)
     assert done.returncode == 3, done.stderr
-    assert "resumes after epoch" in done.stdout
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["status"] == "partial"
     assert summary["mean_accuracy"] is None

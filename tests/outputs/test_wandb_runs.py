@@ -331,7 +331,7 @@ def test_the_mode_of_the_environment_counts_where_none_is_given(
     assert said == []
 
 
-@pytest.mark.parametrize("key_from", ["argument", "login"])
+@pytest.mark.parametrize("key_from", [pytest.param("argument", marks=pytest.mark.slow), "login"])
 def test_a_server_that_is_not_there_means_offline_after_one_line(
     make: Callable[..., WandbRuns],
     tmp_path: Path,
