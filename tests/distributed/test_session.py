@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,12 +65,11 @@ def test_a_server_that_is_no_ray_cluster_is_said_at_once() -> None:
     with subprocess.Popen(server, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            done, seconds = join(f"127.0.0.1:{int(process.stdout.readline())}")
+            done = join(f"127.0.0.1:{int(process.stdout.readline())}")
         finally:
             process.kill()
     assert done.returncode == 2
     assert re.fullmatch(r"raykfold: --address \S+: no Ray cluster answers there .*\n", done.stderr)
-    assert seconds < 15
 
 
 SERVER = """
@@ -125,22 +123,20 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | changes
 
 
-def join(address: str, **changes: str) -> tuple[subprocess.CompletedProcess[str], float]:
-    started = time.monotonic()
-    done = subprocess.run(
+def join(address: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-c", JOIN, address],
         capture_output=True,
         text=True,
         timeout=120,
         env=environment(**changes),
     )
-    return done, time.monotonic() - started
 
 
 def test_a_token_that_the_cluster_refuses_is_said_in_one_line_and_at_once(
     cluster: tuple[str, str], tmp_path: Path
 ) -> None:
-    """`ray.init` by itself takes twenty seconds and prints a line in each."""
+    """`ray.init` by itself prints a line a second for twenty seconds."""
     address, token = cluster
     empty = tmp_path / "empty"
     empty.touch()
@@ -154,16 +150,15 @@ def test_a_token_that_the_cluster_refuses_is_said_in_one_line_and_at_once(
         "Token authentication is enabled but": {"HOME": str(tmp_path)},
         f"RAY_AUTH_TOKEN_PATH is set but .*{empty}": {"RAY_AUTH_TOKEN_PATH": str(empty)},
     }.items():
-        done, seconds = join(address, **{"RAY_AUTH_MODE": "token", **variables})
+        done = join(address, **{"RAY_AUTH_MODE": "token", **variables})
         assert done.returncode == 2, done.stderr
         line = f"raykfold: --address {re.escape(address)}: {what}.*{re.escape(wanted)}.*\n"
         assert re.fullmatch(line, done.stderr)
-        assert seconds < 15
 
 
 def test_the_cluster_s_own_token_opens_it(cluster: tuple[str, str], tmp_path: Path) -> None:
     address, token = cluster
     file = tmp_path / "auth_token"
     file.write_text(token)
-    done, _ = join(address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(file))
+    done = join(address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(file))
     assert (done.returncode, done.stdout) == (0, "joined\n"), done.stderr

@@ -171,10 +171,9 @@ def test_an_outage_is_bridged_in_the_middle_of_a_read(s3: S3Server, faulty: Remo
 
 def test_a_look_without_patience_ends_soon(s3: S3Server, faulty: RemotePath) -> None:
     s3.fault("slow_down")
-    began = time.monotonic()
     with pytest.raises(StorageError, match="SLOW_DOWN"):
         (faulty / "x").impatient().write_bytes(b"x")
-    assert time.monotonic() - began < 10
+    assert s3.disturbed <= 3
 
 
 def test_a_process_ends_also_in_an_outage(s3: S3Server, faulty: RemotePath) -> None:
@@ -281,10 +280,9 @@ def test_a_lease_of_a_dead_process_of_this_machine_is_taken_at_once(root: Remote
         content = (root / ".lock").read_bytes()
     write_json(root / ".lock", {**json.loads(content), "pid": 2**22 + 1})
     said: list[str] = []
-    began = time.monotonic()
     with hold_lease(root / ".lock", said.append):
-        assert time.monotonic() - began < 3
-    assert said == []
+        pass
+    assert said == []  # not that it waits
 
 
 def is_held(lease: Lease) -> bool:

@@ -123,16 +123,17 @@ def test_a_later_session_sends_the_difference(outputs: ModelDir, target: RemoteP
 def test_an_outage_is_outlasted_and_blocks_nobody(
     s3: S3Server, outputs: ModelDir, target: RemotePath
 ) -> None:
-    s3.fault("internal", for_seconds=2)
+    s3.fault("internal")
     mirror = StoreMirror(outputs, target, print, pause=0.2)
     mirror.run_started(START)
-    began = time.monotonic()
-    for epoch in range(3):
+    for epoch in range(3):  # none of these calls waits for the end of the outage
         train(outputs, epoch)
         mirror.epoch_committed(1, METRICS)
         mirror.time_passed()
-    assert time.monotonic() - began < 1
     mirror.run_finished(SUMMARY)
+    while not s3.disturbed:
+        time.sleep(0.01)
+    s3.faults.clear()
     mirror.close()
     assert len(contents(target)) == 5
 
@@ -156,11 +157,9 @@ def test_a_run_that_is_stopped_does_not_wait(
     train(outputs, 0)
     s3.fault("slow_down")
     said: list[str] = []
-    mirror = StoreMirror(outputs, target, said.append)
+    mirror = StoreMirror(outputs, target, said.append, timeout=3600)
     mirror.run_started(START)
-    began = time.monotonic()
     mirror.close()
-    assert time.monotonic() - began < 1
     assert len(said) == 1 and "not sent yet" in said[0]
 
 
