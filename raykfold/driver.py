@@ -236,19 +236,25 @@ def train(config: RunConfig, inputs: Inputs) -> Summary:
     Raises:
         BadInput, StorageError: as `cross_validate`.
     """
+
     # Nothing is written before every seed's earlier run is known to fit.
-    seeds = [config.repeat(number) for number in range(config.repeats)]
-    earlier = [EarlierRun.read(each) for each in seeds]
-    for each in earlier:
-        each.check(identity(each.config, inputs.data.fingerprint))
+    def read(seed: RunConfig) -> EarlierRun:
+        earlier = EarlierRun.read(seed)
+        earlier.check(identity(seed, inputs.data.fingerprint))
+        return earlier
+
+    earlier = [read(config.repeat(number)) for number in range(config.repeats)]
 
     with ExitStack() as claims:
-        # Each seed has a ledger, which learns from storage what is left to do.
+        # Each seed has a ledger, which learns from storage what is left to do. A repeat is a run
+        # that another process may have worked on until it is claimed.
         ledgers = [open_ledger(earlier[0], inputs, inputs.audience)]
-        for each in earlier[1:]:
-            audience = inputs.audience.of_repeat(each.config.seed)
-            claims.enter_context(claim_part(each.config, audience))
-            ledgers.append(open_ledger(each, inputs, audience, repeat_of=config))
+        for number in range(1, config.repeats):
+            seed = earlier[number].config
+            audience = inputs.audience.of_repeat(seed.seed)
+            claims.enter_context(claim_part(seed, audience))
+            earlier[number] = read(seed)
+            ledgers.append(open_ledger(earlier[number], inputs, audience, repeat_of=config))
         run, *repeats = ledgers
 
         # Ray starts only if a fold is left.

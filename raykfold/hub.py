@@ -23,7 +23,7 @@ from raykfold.state.record import read_record
 def main(argv: Sequence[str] | None = None) -> int:
     """Upload, print, and return the exit code: 0, 1, 2 or 130 (see `raykfold.errors`)."""
     return run_command(
-        _parser, _upload, argv, stopped="raykfold: interrupted; the same command continues"
+        _parser, _upload, argv, stopped="raykfold: interrupted; the same command resumes"
     )
 
 
@@ -55,7 +55,7 @@ def _upload(options: argparse.Namespace) -> int:
     outputs = ModelDir(absolute(options.model_dir))
     record = read_record(outputs.run_record)
     if record is None:
-        raise BadInput(f"--model_dir {outputs.root}: holds no run")
+        raise BadInput(f"--model_dir {outputs.root}: holds no run; expected the --model_dir of one")
     repo_id = options.repo or record.config["hf_model_repo_id"]
     if not repo_id:
         raise BadInput(

@@ -44,6 +44,7 @@ _OPCODES = {
 }
 _NUMBER_OR_TEXT = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|U[0-9]{1,6})")
 _MOST_TUPLES = 10_000
+_MOST_SHARED_TUPLES = 16
 
 
 class _Refused(Exception):
@@ -83,7 +84,8 @@ def read_pickle(path: Path) -> Any:
 
 def _scan(file: IO[bytes], size: int) -> None:
     """Refuse what `pickle.Unpickler` would obey before `find_class` has a say."""
-    tuples, has_dict = 0, False
+    tuples, shared, has_dict = 0, 0, False
+    memo_size, memo_tuples, top_is_tuple = 0, set[int](), False
     for opcode, argument, position in pickletools.genops(file):
         name = opcode.name
         if name not in _OPCODES:
@@ -95,9 +97,20 @@ def _scan(file: IO[bytes], size: int) -> None:
                 raise ValueError(f"{name} {number} in a file of {size} bytes")
         tuples += "TUPLE" in name
         has_dict |= name in ("DICT", "SETITEM", "SETITEMS")
-    # Hashing tuples within tuples, as a key of a dict, overflows the C stack and ends the process.
-    if has_dict and tuples > _MOST_TUPLES:
-        raise _Refused(f"a dict and {tuples} tuples, one of which may be too deep for a key")
+        # Which tuples are used more than once: the memo keeps them, and GET fetches them.
+        if name == "MEMOIZE" or name.endswith("PUT"):
+            index = memo_size if name == "MEMOIZE" else int(argument or 0)
+            memo_size += 1
+            (memo_tuples.add if top_is_tuple else memo_tuples.discard)(index)
+        elif name.endswith("GET"):
+            top_is_tuple = int(argument or 0) in memo_tuples
+            shared += top_is_tuple
+        else:
+            top_is_tuple = name.startswith("TUPLE")
+    # As a key of a dict, a tuple is hashed: one of tuples within tuples overflows the C stack, and
+    # one that holds another twice, which holds another twice, and so on, takes for ever.
+    if has_dict and (tuples > _MOST_TUPLES or shared > _MOST_SHARED_TUPLES):
+        raise _Refused(f"a dict and {tuples} tuples, which may be too much for a key")
 
 
 class _PlainUnpickler(pickle.Unpickler):

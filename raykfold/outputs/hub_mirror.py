@@ -105,7 +105,7 @@ class HubMirror(Mirror):
             self.stop()
             if missing := self.missing():
                 self._say(f"Hub: not sent yet: {some_of(missing)}; to send them: {self._command}")
-            elif self._final:
+            elif self._final and not self._broken:
                 self._say("Hub: everything is up")
 
     # --- in the thread ---------------------------------------------------------------------
@@ -132,6 +132,8 @@ class HubMirror(Mirror):
             # The summary of an earlier session would say that the repository is complete.
             current = final and summary.exists() and summary.name not in missing
             is_outdated = summary.name in self._there and summary.name not in batch and not current
+            if self._stopped:
+                return
             try:
                 self._commit(batch, [summary.name] if is_outdated else [])
             except Refused as refused:
@@ -203,12 +205,12 @@ class HubMirror(Mirror):
         for folder, run in runs.items():
             weights = run.all_epoch_weights() if self._upload == "all" else []
             results = [run.histories, run.fold_results, run.predictions, run.report]
-            if final and folder:
-                results.append(run.summary)
             top = [*run.all_best_weights(), *(file for file in results if file.exists())]
             paths = {f"{file.parent.name}/{file.name}": file for file in weights}
             paths |= {file.name: file for file in top}
             paths |= {f"{file.parent.name}/{file.name}": file for file in run.all_plots()}
+            if final and folder and run.summary.exists():  # where it is, everything is
+                paths[run.summary.name] = run.summary
             prefix = f"{folder}/" if folder else ""
             files |= {f"{prefix}{path}": file for path, file in paths.items()}
         if self._sends_card and self._outputs.card.exists():

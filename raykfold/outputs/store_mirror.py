@@ -88,6 +88,8 @@ class StoreMirror(Mirror):
             if self._sizes is None:
                 self._sizes = self._look()
             for file in self._missing(final):
+                if self._stopped:
+                    return
                 with suppress(FileNotFoundError):  # the run removed it meanwhile
                     version = version_of(file)
                     self._place_of(file).send(file)

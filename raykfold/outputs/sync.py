@@ -70,6 +70,7 @@ class Mirror(Observer, ABC):
         self._news = False
         self._final = False
         self._stopped = False
+        self._broken = False  # by what no further try would mend
         self._failures = 0  # since the place was last reached
 
     @abstractmethod
@@ -167,6 +168,7 @@ class Mirror(Observer, ABC):
             except Unavailable as unavailable:
                 self._outlast(unavailable, final)
             except Exception as error:  # a refusal, a full disk, a bug: training goes on
+                self._broken = True
                 self._notice(f"{one_line(error, 500)}; uploads stop here, nothing else does")
                 return
 
@@ -196,7 +198,7 @@ class Mirror(Observer, ABC):
         self._failures += 1
         asked = unavailable.retry_after or 0.0
         with self._changed:
-            # Once the run is over the user waits: try at once, unless the service asked for peace.
+            # Once the run is over the user waits: try at once, unless the service asked to wait.
             self._changed.wait_for(
                 lambda: self._stopped or (self._final != final and not asked), max(pause, asked)
             )

@@ -223,10 +223,11 @@ class Ledger:
                 self.observer.epoch_committed(fold, metrics)
             if fold in self._results:
                 self._end(self._results[fold])
-                return
         else:
             self._origins.pop(fold, None)
             self._histories[fold] = []
+        if fold in self._results:
+            return
         if death is not None:
             self._deaths[fold].append(death)
         wrong = verdict(self._deaths[fold], self.config.max_failures)
@@ -247,7 +248,7 @@ class Ledger:
         """Put the folds together, and write the outputs.
 
         Args:
-            leakage: what was found in the data, in plain values.
+            leakage: what folds have in common and should not.
             repeats: summaries of the run's repeats.
 
         Raises:

@@ -16,6 +16,7 @@ from raykfold.errors import BadInput
 from raykfold.files.atomic import write_json
 from raykfold.files.paths import RUN_RECORD
 from raykfold.files.remote import Place, RemotePath
+from raykfold.text import one_line
 
 _IDENTITY_HINTS = {
     "data": "the features, labels or folds differ",
@@ -137,8 +138,8 @@ def read_record(path: Place) -> RunRecord | None:
         return RunRecord.from_json(json.loads(path.read_bytes()))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise BadInput(f"{path}: is not the record of a run") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadInput(f"{path}: is not the record of a run ({one_line(error)})") from None
 
 
 @dataclass(frozen=True)

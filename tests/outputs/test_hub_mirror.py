@@ -466,7 +466,6 @@ STRUCK = [
 ]
 
 
-@pytest.mark.usefixtures("short_pauses")
 @pytest.mark.parametrize(("endpoint", "kind"), STRUCK)
 def test_a_fault_that_passes_costs_nothing(
     hub: HubServer, outputs: ModelDir, make: MakeMirror, endpoint: str, kind: str, said: list[str]
