@@ -64,7 +64,7 @@ class _Entry:
     Attributes:
         ledger: knows the folds of a run, or of a part of one.
         rank: when slots are short, entries of lower rank come first.
-        run: the entry of the run that this one is a part of, which may be itself.
+        run: the entry of the run that this one repeats; None for a run by itself.
         workers: the folds of each worker, as the observer was last told.
     """
 

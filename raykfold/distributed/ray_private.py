@@ -86,7 +86,7 @@ def few_daemons(*, log_monitor: bool) -> Iterator[None]:
     get_node: Any = getattr(services, "get_node", None)
 
     def get_node_promptly(gcs_address: str, node_id: str) -> Any:
-        with suppress(AttributeError, TypeError):  # Ray then looks once a second
+        with suppress(ImportError, AttributeError, KeyError, TypeError):  # Ray looks once a second
             _wait_for_node(gcs_address, node_id)
         return get_node(gcs_address, node_id)
 
@@ -310,7 +310,7 @@ class ControllerHandle:
         propagated = part(f"{_TRAIN}.constants.get_env_vars_to_propagate")
         if controller_class is None or propagated is None:
             return self._run_plainly(**parts)
-        ask_for_nothing(parts["scaling_policy"])
+        ask_for_nothing(parts.get("scaling_policy"))
         # An instance of our own has these settings already. Its idle processes, which save the
         # start of one, run what has no environment of its own.
         environment = {} if self._own_instance else {"env_vars": propagated()}

@@ -129,18 +129,17 @@ def _run_rounds(task: ShareTask, writer: Executor) -> None:
         # Train one epoch of each fold, group by group: a group's folds are stepped together.
         for trainers in pace.groups(list(active.values())):
             if in_flight.done():
-                in_flight.result()  # if writing has failed, another epoch would be in vain
+                in_flight.result()  # do not train another epoch if writing has failed
             # Wait for the board. Should a fold end this process, the driver has to know which fold
             # it was. The answer is whether the share is to leave its node now.
             begun = {trainer.fold: trainer.epochs_run for trainer in trainers}
             if ray.get(task.board.stepping.remote(task.share, begun)):
                 break
             unfinished = [trainer for trainer in trainers if not trainer.done(task.epochs)]
-            for fold, outcome in run_epochs(unfinished).items():
-                if isinstance(outcome, FoldError):
-                    failed[fold] = str(outcome)
-                else:
-                    epochs[fold] = outcome
+            outcomes = run_epochs(unfinished)
+            failed |= {f: str(each) for f, each in outcomes.items() if isinstance(each, FoldError)}
+            epochs |= {f: each for f, each in outcomes.items() if not isinstance(each, FoldError)}
+            del outcomes, unfinished  # an error's traceback holds the memory of a step
             for trainer in trainers:
                 if trainer.fold in epochs and task.watch:
                     histograms[trainer.fold] = trainer.histograms()
@@ -185,6 +184,7 @@ def _run_rounds(task: ShareTask, writer: Executor) -> None:
             histograms=histograms,
         )
         in_flight = writer.submit(_write_round, task, round_, snapshots, probabilities)
+        del snapshots, round_, probabilities  # the writer frees them before the next are made
         active = staying
     in_flight.result()
     ray.get(task.board.committed.remote(task.share, number))

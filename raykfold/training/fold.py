@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias
 
@@ -221,10 +221,12 @@ class FoldTrainer:
             Mean loss and number of samples classified correctly, both scalars on the device.
         """
         inputs, targets = self._batch(rows)
-        # A step uses each weight once, so a cache of cast weights would gain nothing; and a
-        # recording must not contain one.
-        bf16 = self.settings.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+        precision: AbstractContextManager[object] = nullcontext()
+        if self.settings.precision == "bf16":
+            # A step uses each weight once, so a cache of cast weights would gain nothing; and a
+            # recording must not contain one.
+            precision = torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+        with precision:
             logits = self.model(inputs)
         loss = nn.functional.cross_entropy(logits.float(), targets)
         self.optimizer.zero_grad(set_to_none=True)
@@ -376,7 +378,7 @@ class FoldTrainer:
         """Whether the last `early_stopping_patience` epochs have brought no lower loss."""
         losses = [metrics.deciding_loss for metrics in self.history]
         patience = self.settings.early_stopping_patience
-        return len(losses) > patience and min(losses) in losses[:-patience]
+        return len(losses) > patience and min(losses) in losses[: len(losses) - patience]
 
     def done(self, epochs: int) -> bool:
         """Return whether a run of `epochs` has nothing left to train here."""
@@ -547,6 +549,8 @@ def _turn(
         raise
     except Exception as error:
         trainer.wait()  # another fold will soon use the memory of one that has failed
+        if isinstance(error, FoldError):
+            return error
         failure = FoldError(f"epoch {trainer.epochs_run + 1}: {type(error).__name__}: {error}")
         failure.__cause__ = error
         return failure
