@@ -70,6 +70,7 @@ def files_in(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_gives_the_same_bits(
     outcome: Outcome,
     s3: S3Server,
