@@ -363,22 +363,21 @@ def test_poor_trials_are_stopped_before_their_end(
 
 
 @pytest.mark.slow
-def test_a_search_is_no_worse_than_the_full_grid_for_half_its_epochs(
-    data_dir: Path, tmp_path: Path
-) -> None:
-    """Twelve learning rates, of which few train well; benchmarks/search.py has larger data."""
-    rates = np.geomspace(1e-6, 1e-1, 12).tolist()
-    text = BASE.replace("patience = 1", "patience = 9").replace("epochs = 6", "epochs = 9")
+@pytest.mark.timeout(1300)  # up to 600 epochs, and half as many again
+def test_a_search_is_no_worse_than_the_full_grid_for_half_its_epochs(tmp_path: Path) -> None:
+    """Twelve learning rates on the built-in data."""
+    rates = np.geomspace(1e-4, 1e-1, 12).tolist()
+    text = "demo = true\nepochs = 10\nmodel_dir = '{model_dir}'\n"
     found = {}
     for scheduler in ("none", "asha"):
-        places = {"data_dir": data_dir, "model_dir": tmp_path / scheduler}
+        places = {"model_dir": tmp_path / scheduler}
         config = write_config(tmp_path, text, f"learning_rate = {{grid = {rates}}}", **places)
-        done = run(config, "--scheduler", scheduler)
+        done = run(config, "--scheduler", scheduler, timeout=800)
         assert done.returncode == 0, done.stderr
         found[scheduler] = found_in(tmp_path / scheduler)
         assert len(found[scheduler]["trials"]) == 12
     full, search = found["none"], found["asha"]
-    assert full["epochs_run"] == full["epochs_of_all"] == 12 * 3 * 9
+    assert full["epochs_run"] <= full["epochs_of_all"] == 12 * 5 * 10
     assert search["best"]["mean_accuracy"] >= full["best"]["mean_accuracy"]
     assert search["epochs_run"] <= full["epochs_run"] / 2
 
