@@ -671,11 +671,8 @@ FAULTS = {
         ("tree", Fault("lost_reply", times=1)),
     ],
     "a service that fails": [
-        ("create", Fault("status", status=503, times=1)),
         ("commit", Fault("status", status=429, retry_after=1, times=1)),
-        ("commit", Fault("status", status=412, times=1)),
         ("commit", Fault("reset", times=1)),
-        ("commit", Fault("status", status=500, times=1)),
         ("preupload", Fault("reset", times=1)),
     ],
     "a service that is slow": [("*", Fault("slow", seconds=2.0))],
