@@ -472,6 +472,7 @@ def test_a_run_ends_when_a_state_cannot_be_written_and_keeps_the_weights_before_
     assert not (tmp_path / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_more_workers_than_slots_are_refused_before_anything_is_written(
     data_dir: Path, tmp_path: Path
 ) -> None:

@@ -560,6 +560,7 @@ def test_a_head_that_does_not_start_ends_the_job_with_what_it_said(allocation: A
     assert allocation.left() == []
 
 
+@pytest.mark.slow
 def test_a_job_makes_do_with_the_nodes_that_come(allocation: Allocation) -> None:
     job = allocation.start(BROKEN="--address")
     _, error = job.communicate(timeout=60)

@@ -176,6 +176,7 @@ def test_a_wait_for_slots_says_what_is_needed_and_times_out(
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_wait_for_slots(
     shared_cluster: Hosts, data_dir: Path, tmp_path: Path
 ) -> None:

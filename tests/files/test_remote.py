@@ -144,16 +144,8 @@ def test_its_filesystem_is_as_patient_after_a_pickle(s3: S3Server, faulty: Remot
     assert s3.disturbed >= 3
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "lost_reply",
-        *(
-            pytest.param(kind, marks=pytest.mark.slow)
-            for kind in ("internal", "slow_down", "reset")
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["internal", "slow_down", "reset", "lost_reply"])
 def test_an_outage_is_bridged(s3: S3Server, faulty: RemotePath, kind: str) -> None:
     s3.fault(kind, for_seconds=3.0)
     began = time.monotonic()

@@ -155,6 +155,7 @@ def test_a_store_that_fails_for_ten_seconds_changes_no_result(
     assert_same(outcome, outputs_in(out, tmp_path / "outputs"))
 
 
+@pytest.mark.slow
 def test_a_run_that_another_driver_works_on_is_refused(
     s3: S3Server, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

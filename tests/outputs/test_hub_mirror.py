@@ -484,7 +484,7 @@ def test_a_fault_that_passes_costs_nothing(
         assert count(said, OUTAGE) == 1
 
 
-@pytest.mark.parametrize("endpoint", ["create", "commit"])
+@pytest.mark.parametrize("endpoint", [pytest.param("create", marks=pytest.mark.slow), "commit"])
 def test_the_hub_is_left_in_peace_for_as_long_as_it_says(
     hub: HubServer, outputs: ModelDir, make: MakeMirror, endpoint: str
 ) -> None:

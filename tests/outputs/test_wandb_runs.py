@@ -631,6 +631,7 @@ def test_a_key_that_is_refused_means_offline(
     assert newest(tmp_path / "out")["fold_1"].column("epoch") == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_silent_during_a_run_does_not_hold_up_its_end(
     make: Callable[..., WandbRuns],
     tmp_path: Path,

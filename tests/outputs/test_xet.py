@@ -110,9 +110,9 @@ FAULTS = {
     ("endpoint", "kind"),
     [
         ("xorb_put", "500"),
-        ("xorb_put", "reset"),
+        pytest.param("xorb_put", "reset", marks=pytest.mark.slow),
         ("xorb_commit", "lost_reply"),
-        ("shard", "lost_reply"),
+        pytest.param("shard", "lost_reply", marks=pytest.mark.slow),
     ],
 )
 def test_a_fault_that_passes_is_the_clients_own_affair(
@@ -125,7 +125,16 @@ def test_a_fault_that_passes_is_the_clients_own_affair(
     assert len(notices) == 1 and OPEN in notices[0]
 
 
-@pytest.mark.parametrize("endpoints", [("xet_token",), ("xorb_put", "xorb"), ("shard",)])
+@pytest.mark.parametrize(
+    "endpoints",
+    [
+        ("xet_token",),
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in [("xorb_put", "xorb"), ("shard",)]
+        ),
+    ],
+)
 def test_what_the_client_gives_up_the_uploader_tries_again(
     hub: XetHubServer, outputs: ModelDir, endpoints: tuple[str, ...]
 ) -> None:
@@ -146,7 +155,7 @@ def test_a_refusal_of_the_storage_is_told_once_and_ends_the_uploads(
     assert commits(hub) == []
 
 
-@pytest.mark.parametrize("endpoint", ["xorb_put", "shard"])
+@pytest.mark.parametrize("endpoint", ["xorb_put", pytest.param("shard", marks=pytest.mark.slow)])
 def test_a_kill_in_the_middle_loses_nothing(
     hub: XetHubServer, outputs: ModelDir, endpoint: str
 ) -> None:
