@@ -73,7 +73,9 @@ def _upload(options: argparse.Namespace) -> int:
     mirror.wait(options.hub_timeout)
     mirror.stop()
     missing = mirror.missing()
-    print(f"Hub: not sent yet: {some_of(missing)}" if missing else f"Hub: all is up in {repo_id}")
+    print(
+        f"Hub: not sent yet: {some_of(missing)}" if missing else f"Hub: every file is in {repo_id}"
+    )
     return 1 if missing else 0
 
 

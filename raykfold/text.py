@@ -39,19 +39,19 @@ def epoch_text(epoch: int | None) -> str:
     return NOTHING if epoch is None else str(epoch + 1)
 
 
-def counted(number: int, noun: str) -> str:
+def count_of(number: int, noun: str) -> str:
     """``1 fold``, ``2 folds``."""
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def listed(values: Iterable[object]) -> str:
+def comma_list(values: Iterable[object]) -> str:
     """``1, 2, 3``."""
     return ", ".join(map(one_line, values))
 
 
-def named(folds: Sequence[int]) -> str:
+def fold_names(folds: Sequence[int]) -> str:
     """``fold 3``, ``folds 1, 2``."""
-    return f"fold{'s' * (len(folds) != 1)} {listed(folds)}"
+    return f"fold{'s' * (len(folds) != 1)} {comma_list(folds)}"
 
 
 def fold_with_seed(fold: int, seed: int | None) -> str:

@@ -6,12 +6,12 @@ import pytest
 
 from raykfold.text import (
     accuracy_text,
-    counted,
+    count_of,
     duration,
     epoch_text,
+    fold_names,
     fold_with_seed,
     mean_text,
-    named,
     one_line,
     plus_minus,
 )
@@ -39,9 +39,9 @@ def test_one_fold_has_no_spread() -> None:
 
 
 def test_folds_are_named() -> None:
-    assert (named([3]), named([1, 2])) == ("fold 3", "folds 1, 2")
+    assert (fold_names([3]), fold_names([1, 2])) == ("fold 3", "folds 1, 2")
     assert (fold_with_seed(3, None), fold_with_seed(3, 1)) == ("fold 3", "fold 3 with seed 1")
-    assert (counted(1, "fold"), counted(2, "fold")) == ("1 fold", "2 folds")
+    assert (count_of(1, "fold"), count_of(2, "fold")) == ("1 fold", "2 folds")
 
 
 def test_text_of_a_library_becomes_one_printable_line() -> None:

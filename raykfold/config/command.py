@@ -128,7 +128,7 @@ def run_configured(
             signal.signal(number, _stop)
         if config.verbose:
             logging.basicConfig(level=logging.INFO, format="%(message)s")
-        stopped = f"stopped; to go on: {shlex.join(config.command())}"
+        stopped = f"stopped; to resume: {shlex.join(config.command())}"
         return exit_code(lambda: work(config), stopped=stopped, verbose=config.verbose)
 
     return exit_code(command, stopped="stopped")

@@ -196,14 +196,16 @@ class FeatureSet:
         lines = []
         absent = [each for each in self.classes if each.label not in present]
         if absent:
-            lines.append(f"no sample in any fold is of {_listed(absent)}")
+            lines.append(f"no sample in any fold is of {_class_list(absent)}")
         lacking_inside: dict[int, list[SoundClass]] = {}
         for fold in self.fold_labels if folds is None else folds:
             split = self.split(fold, inner=inner, seed=seed)
             trained = set(self.labels[split.train].tolist())
             lacking = [each for each in self.classes if each.label in present - trained]
             if lacking:
-                lines.append(f"fold {fold}: its training split has no sample of {_listed(lacking)}")
+                lines.append(
+                    f"fold {fold}: its training split has no sample of {_class_list(lacking)}"
+                )
             chosen = set(self.labels[split.inner].tolist())
             lacking_inside[fold] = [each for each in self.classes if each.label in trained - chosen]
         count = sum(map(bool, lacking_inside.values()))
@@ -212,7 +214,7 @@ class FeatureSet:
             lines.append(
                 f"{count} of {len(lacking_inside)} inner validation splits lack a class that is "
                 f"trained on; that of fold {worst} has no sample of "
-                f"{_listed(lacking_inside[worst])}"
+                f"{_class_list(lacking_inside[worst])}"
             )
         return lines
 
@@ -245,7 +247,7 @@ class SoundDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return sample.to(self.device), label.to(self.device)
 
 
-def _listed(classes: list[SoundClass]) -> str:
+def _class_list(classes: list[SoundClass]) -> str:
     noun = "class" if len(classes) == 1 else "classes"
     shown = ", ".join(f"{each.label} ({each.name})" for each in classes[:_MOST_LISTED])
     more = len(classes) - _MOST_LISTED

@@ -281,11 +281,11 @@ def _candidates(scan: _Scan, folds: Integers, looked_at: Integers) -> Iterator[t
 
 @_QUIET
 def _near_identical(features: Array, mean: Floats, pair: Iterable[int]) -> bool:
-    first, second = (_centred(features[sample]) for sample in sorted(pair))
+    first, second = (_centre(features[sample]) for sample in sorted(pair))
     size = min(np.linalg.norm(each) for each in (first, second, first - mean, second - mean))
     return bool(np.linalg.norm(first - second) < _NEAR * size)
 
 
-def _centred(sample: Array) -> Floats:
+def _centre(sample: Array) -> Floats:
     values = np.asarray(sample, np.float32).ravel()
     return values - values.mean(dtype=np.float64).astype(np.float32)

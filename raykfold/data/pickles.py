@@ -147,7 +147,7 @@ class _Array:
     def __setstate__(self, state: Any) -> None:
         match state:
             case int(), shape, _Dtype(dtype), fortran, bytes(data) if self.value is None:
-                self.value = _shaped(data, dtype, shape, "F" if fortran else "C")
+                self.value = _to_array(data, dtype, shape, "F" if fortran else "C")
             case _:
                 raise _Refused("a state for an array that no numbers need")
 
@@ -175,11 +175,11 @@ class _Name:
                     raise _Refused(f"an array of {kind}")
                 return _Dtype(np.dtype(code))
             case "_frombuffer", (data, _Dtype(dtype), shape, "C" | "F" as order):
-                return _Array(_shaped(data, dtype, shape, order))
+                return _Array(_to_array(data, dtype, shape, order))
             case "_frombuffer", (data, _Dtype(dtype), shape, "K", tuple(axes)):
-                return _Array(_shaped(data, dtype, shape, "C").transpose(axes))
+                return _Array(_to_array(data, dtype, shape, "C").transpose(axes))
             case "scalar", (_Dtype(dtype), bytes(data)):
-                return _shaped(data, dtype, (1,), "C")[0]
+                return _to_array(data, dtype, (1,), "C")[0]
             case "encode", (str(text), "latin1"):
                 # Each byte is in the file once; more come from one text that is used many times.
                 self.unpickler.encodable -= len(text)
@@ -199,7 +199,7 @@ def _plain(item: Any) -> Any:
     return item.value if isinstance(item, _Array | _Dtype) else item
 
 
-def _shaped(data: bytes | bytearray, dtype: np.dtype[Any], shape: Any, order: Any) -> Any:
+def _to_array(data: bytes | bytearray, dtype: np.dtype[Any], shape: Any, order: Any) -> Any:
     if len(shape) > 32 or not all(isinstance(size, int) and size >= 0 for size in shape):
         raise ValueError("an impossible shape")
     if math.prod(shape) * dtype.itemsize != len(data):

@@ -29,7 +29,7 @@ class WorkerSize:
 
 
 def slots(nodes: Sequence[Mapping[str, float]], size: WorkerSize) -> int:
-    """Return how many workers of this size fit on nodes with these resources, none over two."""
+    """Return how many workers of this size fit on nodes with these resources, each on one node."""
     return sum(
         min(int(node.get(name, 0.0) // amount) for name, amount in size.resources.items())
         for node in nodes

@@ -232,9 +232,9 @@ class Dealer:
                 aid.close()
 
     def _is_busy(self) -> bool:
-        return bool(self._waiting()) or any(share.active for share in self._shares.values())
+        return bool(self._waiting_ledgers()) or any(share.active for share in self._shares.values())
 
-    def _waiting(self) -> list[Ledger]:
+    def _waiting_ledgers(self) -> list[Ledger]:
         """Return the ledgers with folds that wait."""
         return [entry.ledger for entry in self._entries if entry.ledger.waiting]
 
@@ -257,7 +257,7 @@ class Dealer:
                 share.trainer.stop()
             elif share.started and share.slot in leaving and share.active - share.asked:
                 folds = tuple(sorted(share.active))
-                which = share.ledger.named(folds)
+                which = share.ledger.fold_names(folds)
                 self._observer.noticed(f"node {share.address} is leaving: {which} will move")
                 self._ask(name, folds, leave=True)
 
@@ -272,10 +272,12 @@ class Dealer:
         free = 0
         most = self._config.num_workers or len(self._data.fold_labels) * len(self._entries)
         room = most - len(self._shares)
-        is_useful = self._waiting() or any(len(share.active) > 1 for share in self._shares.values())
+        is_useful = self._waiting_ledgers() or any(
+            len(share.active) > 1 for share in self._shares.values()
+        )
         if is_useful and room > 0 and now >= self._deal_after:
             unplaced = sum(not share.started for share in self._shares.values())
-            free = max(0, min(room, free_slots(self.size, self._excluded()) - unplaced))
+            free = max(0, min(room, free_slots(self.size, self._unusable_nodes()) - unplaced))
 
         for entry in self._entries:
             for folds in deal(sorted(entry.ledger.waiting), free):
@@ -286,10 +288,10 @@ class Dealer:
             self._request.want(min(unfinished, most))
         if not any(share.started for share in self._shares.values()):
             self._wait()
-        elif free > 0 and not self._waiting():
+        elif free > 0 and not self._waiting_ledgers():
             self._relieve(free)
 
-    def _excluded(self) -> set[str]:
+    def _unusable_nodes(self) -> set[str]:
         """Return the ids of nodes where no worker is to start."""
         if self._watch is None:
             return set()
@@ -311,10 +313,12 @@ class Dealer:
         waited = now - self._waiting_since
         if self._failed_starts > 1:
             what = f"no worker has come to a round; the last ended: {self._last_reason}"
-        elif self._shares or not self._waiting():
+        elif self._shares or not self._waiting_ledgers():
             return  # shares are on their way
         else:
-            waiting = ", ".join(each.named(sorted(each.waiting)) for each in self._waiting())
+            waiting = ", ".join(
+                each.fold_names(sorted(each.waiting)) for each in self._waiting_ledgers()
+            )
             what = f"no free slot in Ray; {waiting} waiting ({inventory(self.size)})"
         if waited >= _PATIENCE_SECONDS and now - self._reminded >= _REMIND_SECONDS:
             self._reminded = now
@@ -338,7 +342,7 @@ class Dealer:
         }
         promised = sum(share.is_asked for share in self._shares.values())
         for name, folds in hand_over(loads, free - promised, _START_SECONDS).items():
-            which = self._shares[name].ledger.named(folds)
+            which = self._shares[name].ledger.fold_names(folds)
             self._observer.noticed(f"a slot is free: {which} will move there")
             self._ask(name, folds, leave=False)
 
@@ -349,13 +353,13 @@ class Dealer:
     def _start_share(self, entry: _Entry, folds: tuple[int, ...]) -> None:
         """Start a Ray Train run for these folds, in a thread that waits for its end."""
         name = _new_name()
-        _log.info("share %s: dealt %s", name, entry.ledger.named(folds))
+        _log.info("share %s: dealt %s", name, entry.ledger.fold_names(folds))
         entry.ledger.waiting -= set(folds)
         trainer = ShareTrainer(
             self._task(entry.ledger, name, folds),
             self.size,
             entry.ledger.config.run_dir.shares,
-            excluded=self._excluded(),
+            excluded=self._unusable_nodes(),
             own_instance=self._own_instance,
         )
         self._shares[name] = _Share(entry, trainer, set(folds))
@@ -420,7 +424,7 @@ class Dealer:
                 ledger = self._shares[event.share].ledger
                 committed[ledger].append((event.round, event.checkpoint))
         for entry in self._entries:
-            entry.ledger.take_in_all(committed[entry.ledger])
+            entry.ledger.take_in(committed[entry.ledger])
 
         for event in events:
             share = self._shares[event.share]
@@ -488,7 +492,7 @@ class Dealer:
             died = failed = False
             reason = f"its node {share.address or share.slot} is gone"
         folds = tuple(sorted(share.active))
-        self._observer.noticed(f"the worker of {share.ledger.named(folds)} ended: {reason}")
+        self._observer.noticed(f"the worker of {share.ledger.fold_names(folds)} ended: {reason}")
         share.ledger.observer.worker_lost(folds, reason)
 
         # Blame a death on the folds that were being trained. If none was, or it was a failure, all

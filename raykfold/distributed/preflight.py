@@ -88,7 +88,7 @@ def storage_marker(config: RunConfig, size: WorkerSize) -> Iterator[Place]:
 
 
 def precision(config: RunConfig, size: WorkerSize, before: str | None) -> Precision:
-    """Return what `--precision` stands for; a run that was begun has that of `before`."""
+    """Return what `--precision` stands for; a run that resumes keeps the one of `before`."""
     chosen = config.precision
     if chosen == "auto":
         # bf16 may not suit every part of a network of the user's own.

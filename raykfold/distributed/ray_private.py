@@ -257,6 +257,7 @@ class Autoscaler:
 
 _TRAIN = "ray.train.v2._internal"
 _WORKER_GROUP = f"{_TRAIN}.execution.worker_group"
+_ENVIRONMENT = f"{_TRAIN}.constants.get_env_vars_to_propagate"
 
 
 def slot_name(share: str) -> str:
@@ -285,7 +286,10 @@ class ControllerHandle:
             trainer._initialize_and_run_controller = self._run
         callbacks = getattr(trainer, "_create_default_callbacks", None)
         if callbacks is not None:
-            trainer._create_default_callbacks = lambda: used_callbacks(callbacks())
+            names_slot = self._run_plainly is not None and can_name_slots()
+            trainer._create_default_callbacks = lambda: useful_callbacks(
+                callbacks(), names_slot=names_slot
+            )
 
     def kill(self) -> bool:
         """End the run now: `fit` raises. Returns whether there is a controller that can be killed.
@@ -307,13 +311,12 @@ class ControllerHandle:
         if self._killed:
             raise RuntimeError("stopped before it began")
         controller_class = share_controller()
-        propagated = part(f"{_TRAIN}.constants.get_env_vars_to_propagate")
-        if controller_class is None or propagated is None:
+        if controller_class is None:
             return self._run_plainly(**parts)
         ask_for_nothing(parts.get("scaling_policy"))
         # An instance of our own has these settings already. Its idle processes, which save the
         # start of one, run what has no environment of its own.
-        environment = {} if self._own_instance else {"env_vars": propagated()}
+        environment = {} if self._own_instance else {"env_vars": part(_ENVIRONMENT)()}
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         controller = ray.remote(controller_class).options(
             num_cpus=0, scheduling_strategy=here, runtime_env=environment
@@ -325,14 +328,18 @@ class ControllerHandle:
         return ray.get(self._controller.get_result.remote())
 
 
-def used_callbacks(callbacks: list[Any]) -> list[Any]:
+def useful_callbacks(callbacks: list[Any], *, names_slot: bool) -> list[Any]:
     """Return Ray Train's callbacks without two that start an actor each. Gains 3 s of CPU apiece.
 
     Features come through the object store and not through Ray Data. The driver gives the slot of
-    a dead controller back itself, where the slot has a name.
+    a dead controller back itself.
+
+    Args:
+        callbacks: those of a trainer.
+        names_slot: whether the driver can find the slot of the trainer's worker by its name.
     """
     unused = {"DatasetsCallback"}
-    if part(f"{_WORKER_GROUP}.worker_group.placement_group") is not None:
+    if names_slot:
         unused.add("PlacementGroupCleanerCallback")
     return [each for each in callbacks if type(each).__name__ not in unused]
 
@@ -350,11 +357,17 @@ def ask_for_nothing(policy: Any) -> None:
         policy._cancel_resource_request = _nothing
 
 
+def can_name_slots() -> bool:
+    """Return whether the placement group of a share's worker gets a name."""
+    has_group = part(f"{_WORKER_GROUP}.worker_group.placement_group") is not None
+    return has_group and share_controller() is not None
+
+
 @cache
 def share_controller() -> Any:
-    """Return Ray Train's controller class, changed for a share; None if Ray has it elsewhere."""
+    """Return Ray Train's controller class, changed for a share; None if Ray lacks what it needs."""
     controller = part(f"{_TRAIN}.execution.controller.TrainController")
-    if controller is None:
+    if controller is None or part(_ENVIRONMENT) is None:
         return None
 
     class ShareController(controller):  # type: ignore[misc, valid-type]
@@ -457,6 +470,6 @@ def is_lost_slot(error: BaseException) -> bool:
     return type(error).__name__ == "WorkerGroupStartupTimeoutError"
 
 
-def raised_by_worker(failure: Exception) -> Exception:
+def error_in_worker(failure: Exception) -> Exception:
     """Return the exception that the training function raised, which Ray Train has wrapped."""
     return getattr(failure, "_base_exc", failure)

@@ -54,14 +54,14 @@ def ray_session(
     verbose: bool = False,
     meanwhile: Callable[[], None] | None = None,
 ) -> Iterator[bool]:
-    """Connect to the Ray cluster at `address`, or start an own instance; disconnect at the end.
+    """Connect to the Ray cluster at `address`, or start a local instance; disconnect at the end.
 
-    An own instance has a port and a temporary folder of its own, so it neither finds nor is found
+    A local instance has a port and a temporary folder of its own, so it neither finds nor is found
     by another Ray on the host.
 
     Args:
-        address: ``host:port`` or ``auto``, not ``ray://…``; None starts an own instance.
-        local_cpus: CPUs of an own instance; None for as many as the machine has.
+        address: ``host:port`` or ``auto``, not ``ray://…``; None starts a local instance.
+        local_cpus: CPUs of a local instance; None for as many as the machine has.
         verbose: let Ray and the workers print.
         meanwhile: called in a thread while Ray starts or connects, which is mostly waiting, to
             import what is needed next. What it raises is ignored.

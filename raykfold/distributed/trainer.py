@@ -22,10 +22,10 @@ from raykfold.distributed.callback import ShareCallback
 from raykfold.distributed.deal import WorkerSize
 from raykfold.distributed.ray_private import (
     ControllerHandle,
+    error_in_worker,
     health_failure,
     is_failed_start,
     is_lost_slot,
-    raised_by_worker,
     slot_name,
 )
 from raykfold.distributed.worker import ShareTask, run_share
@@ -167,7 +167,7 @@ def cause(error: Exception) -> str:
 def _root(error: Exception) -> Exception:
     """Return the failure of the worker or of the controller that an error of `fit` is about."""
     if isinstance(error, WorkerGroupError):
-        return raised_by_worker(next(iter(error.worker_failures.values()), error))
+        return error_in_worker(next(iter(error.worker_failures.values()), error))
     return error.controller_failure if isinstance(error, ControllerError) else error
 
 

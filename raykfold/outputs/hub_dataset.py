@@ -26,7 +26,7 @@ def fetch_missing(
     A file is there completely or not at all, and existing files are not touched.
 
     Raises:
-        BadData: the repository cannot be read, or lacks an array, too.
+        BadData: the repository cannot be read, or lacks an array as well.
     """
     lacking = missing_arrays(processed_dir)
     if not lacking:

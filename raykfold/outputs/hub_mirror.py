@@ -29,7 +29,7 @@ from raykfold.outputs.sync import (
 )
 from raykfold.state.archive import read_summary
 from raykfold.state.record import read_record
-from raykfold.text import counted
+from raykfold.text import count_of
 from raykfold.training.results import Summary
 
 CARD = "README.md"
@@ -175,7 +175,7 @@ class HubMirror(Mirror):
             ids = {path: content_ids(link)[0] for path, link in links.items()}
             self._attempt, self._there_is_current = set(batch), False
             kind = "Results" if self._outputs.summary.name in batch else "Weights"
-            self._repository.commit(links, outdated, f"{kind}: {counted(len(batch), 'file')}")
+            self._repository.commit(links, outdated, f"{kind}: {count_of(len(batch), 'file')}")
         self._last_commit = time.monotonic()
         there = {**self._there, **ids}
         self._there = {path: there[path] for path in there if path not in outdated}

@@ -11,7 +11,7 @@ from typing import Any
 from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec
 from raykfold.pages import remarks
 from raykfold.state.record import RunRecord
-from raykfold.text import accuracy_text, counted, interval_text, plus_minus
+from raykfold.text import accuracy_text, count_of, interval_text, plus_minus
 from raykfold.training.results import Summary, kept_epochs
 
 # Captions of the report's pictures, in the order of the card.
@@ -42,7 +42,7 @@ def model_card(
     sections = [
         _front_matter(repo_id, record, summary),
         f"# {_plain(record.run_name)}",
-        _opening(record, state, summary),
+        _introduction(record, state, summary),
         _fold_table(state, summary),
         _accuracies(record, summary),
         "" if summary is None else _pictures(plots),
@@ -96,9 +96,9 @@ def _front_matter(repo_id: str, record: RunRecord, summary: Summary | None) -> s
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _opening(record: RunRecord, state: Mapping[str, Any], summary: Summary | None) -> str:
+def _introduction(record: RunRecord, state: Mapping[str, Any], summary: Summary | None) -> str:
     folds = len(state["folds"])
-    about = f"{counted(folds, 'fold')} of a cross-validation of `{record.config['model']}`"
+    about = f"{count_of(folds, 'fold')} of a cross-validation of `{record.config['model']}`"
     dataset = record.config["hf_repo_id"]
     if dataset:
         about += f" on [{dataset}](https://huggingface.co/datasets/{dataset})"

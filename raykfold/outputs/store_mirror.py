@@ -26,7 +26,7 @@ class StoreMirror(Mirror):
         say: takes lines for the user.
         keep: whether to keep the working copy after everything was sent, for others to use.
         timeout: most seconds to wait at the end of the run.
-        pause: seconds from a failure to the next try; the store's client has tried for long by
+        pause: seconds from a failure to the next try; the store's client has already retried by
             then.
     """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from raykfold.observers import Observer, RunStart
-from raykfold.text import counted, duration, one_line
+from raykfold.text import count_of, duration, one_line
 from raykfold.training.results import EpochMetrics, FoldResult
 
 FIRST_PAUSE = 5.0  # seconds from a failure to the second try; doubled after each further failure
@@ -147,7 +147,7 @@ class Mirror(Observer, ABC):
             self.time_passed()
             if now >= next_line and (missing := self.missing()):
                 next_line = now + _SECONDS_BETWEEN_LINES
-                files, left = counted(len(missing), "file"), duration(ends - now)
+                files, left = count_of(len(missing), "file"), duration(ends - now)
                 self._say(f"{self._name}: waiting for {files} to be sent, at most {left}")
         self.time_passed()
         return not self._thread.is_alive()
@@ -166,7 +166,7 @@ class Mirror(Observer, ABC):
                 with self._changed:
                     self._changed.wait_for(lambda: self._news or self._final or self._stopped)
             except Unavailable as unavailable:
-                self._outlast(unavailable, final)
+                self._note_outage(unavailable, final)
             except Exception as error:  # a refusal, a full disk, a bug: training goes on
                 self._broken = True
                 self._notice(f"{one_line(error, 500)}; uploads stop here, nothing else does")
@@ -175,20 +175,20 @@ class Mirror(Observer, ABC):
     def _send(self, final: bool) -> bool:
         """Send what is missing; return whether that came to its end."""
         for pause in self.send(final):
-            self._reached()
+            self._note_answer()
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped or self._final != final, pause)
             if self._stopped or self._final != final:
                 return False
-        self._reached()
+        self._note_answer()
         return True
 
-    def _reached(self) -> None:
+    def _note_answer(self) -> None:
         if self._failures:
             self._notice("reached again")
         self._failures = 0
 
-    def _outlast(self, unavailable: Unavailable, final: bool) -> None:
+    def _note_outage(self, unavailable: Unavailable, final: bool) -> None:
         """Wait before the next try."""
         if not self._failures:
             self._notice(f"cannot be reached now ({unavailable}); uploads are tried again")

@@ -2,8 +2,8 @@
 
     tensorboard --logdir MODEL_DIR/tensorboard
 
-Each session writes the file of a fold anew from its history, so no epoch appears twice, whatever a
-kill has left. Metrics have the same names as in W&B.
+Each session rewrites the file of a fold from its history, so no epoch appears twice after a kill.
+Metrics have the same names as in W&B.
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ class WandbRuns(Observer):
     is contacted or written before `run_started`.
 
     Args:
-        config: configuration of the run; each W&B run shows it. It holds no secrets. Its
-            `wandb_mode` None stands for WANDB_MODE, and that for ``online``. Without a key or an
+        config: configuration of the run; each W&B run shows it. It holds no secrets. If its
+            `wandb_mode` is None, WANDB_MODE decides; the default is ``online``. Without a key or an
             answer from the server, everything is recorded offline.
         run_id: start of the ids of the W&B runs; the same in each session of the run.
         api_key: None for the key that ``wandb login`` stored, if any.

@@ -116,7 +116,7 @@ def load_fold(source: str | Place, fold: int, *, model: str | None = None) -> Fo
 
     Args:
         source: `model_dir` of a run (a path, or an s3:// or gs:// URI), or a model repository on
-            the Hub: ``owner/name``, or ``hf://owner/name`` if there is such a folder, too.
+            the Hub: ``owner/name``, or ``hf://owner/name`` where a local folder has the same name.
         fold: the fold that was held out.
         model: ``module:Class`` of the network, unless it is the built-in one. Its module is
             imported, which runs its code.

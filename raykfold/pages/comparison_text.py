@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from raykfold.pages import remarks
 from raykfold.state.comparison import EPOCHS, Comparison
-from raykfold.text import counted, mean_text
+from raykfold.text import count_of, mean_text
 from raykfold.training.statistics import ROUNDING, mean_accuracy, population_std
 
 _SIGNIFICANT = 0.05
@@ -63,7 +63,7 @@ def verdict(comparison: Comparison) -> str:
     test, pairs = comparison.test, comparison.predictions
     difference = abs(test.difference)
     better, worse = comparison.names if test.difference < 0 else reversed(comparison.names)
-    over = counted(len(comparison.folds), "fold")
+    over = count_of(len(comparison.folds), "fold")
     equal = difference < ROUNDING
 
     if test.p is None and not test.degrees:  # one fold

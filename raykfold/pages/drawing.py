@@ -1,9 +1,9 @@
 """What the pictures of runs and of searches share: colours, files, and parts of a figure.
 
-A `Picture` is drawn in the light theme. In its SVG, which is for use within a page, the CSS
-variable ``--name`` stands for each colour of the theme, and the page sets it for light and for
-dark. The same values give the same bytes, whatever the user's matplotlib settings are, and these
-are left as they were.
+A `Picture` is drawn in the light theme. Its SVG, for use within a
+page, names each colour by a CSS variable, which the page sets for light and for dark. The same
+values give the same bytes whatever the user's matplotlib settings are, and drawing does not change
+these settings.
 """
 
 from __future__ import annotations

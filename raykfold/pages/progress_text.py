@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from raykfold.state.progress import FoldProgress, Progress
-from raykfold.text import counted, duration, mean_text, one_line
+from raykfold.text import count_of, duration, mean_text, one_line
 
 _HEADER = ("status", "epoch", "val acc", "kept (epoch)", "s/epoch")
 
@@ -34,10 +34,10 @@ def _driver(progress: Progress) -> str:
     ago = duration(driver["seconds_ago"])
     who = f"on {driver['host']} (pid {driver['pid']})"
     return {
-        "at work": f"at work {who}, heard of {ago} ago",
-        "silent": f"nothing heard of for {ago}: the driver {who} may be dead",
-        "stopped": f"stopped: last heard of {ago} ago",
-        "sending": f"over; the driver {who} still sends files, heard of {ago} ago",
+        "at work": f"at work {who}, last heard from {ago} ago",
+        "silent": f"nothing heard for {ago}: the driver {who} may be dead",
+        "stopped": f"stopped: last heard from {ago} ago",
+        "sending": f"over; the driver {who} still sends files, last heard from {ago} ago",
         "over": "over",
         "unknown": "",
     }[progress.state]
@@ -55,7 +55,7 @@ def _foot(progress: Progress, seeds: int) -> Iterator[str]:
 
     pace, left = progress.seconds_an_epoch, progress.epochs_left
     if progress.seconds_left is not None and pace is not None and left:
-        epochs = f"{pace:.1f} s an epoch, {counted(left, 'epoch')} left at most"
+        epochs = f"{pace:.1f} s an epoch, {count_of(left, 'epoch')} left at most"
         yield f"about {duration(progress.seconds_left)} to go ({epochs})"
     elif state == "at work" and left:
         yield f"starting: no epoch yet in this session, {left} left at most"
@@ -70,8 +70,8 @@ def _foot(progress: Progress, seeds: int) -> Iterator[str]:
         ago = duration(progress.last_failure["seconds_ago"])
         yield f"last failure, {ago} ago: {progress.last_failure['text']}"
     if progress.uploads_pending:
-        files = [f"{to} {counted(n, 'file')}" for to, n in progress.uploads_pending.items()]
-        then = "" if state in ("at work", "sending") else " when last heard of"
+        files = [f"{to} {count_of(n, 'file')}" for to, n in progress.uploads_pending.items()]
+        then = "" if state in ("at work", "sending") else " when last heard from"
         yield f"uploads pending{then}: {', '.join(files)}"
 
     if progress.mean_accuracy is not None and progress.std_accuracy is not None:

@@ -12,10 +12,10 @@ from typing import NamedTuple
 from raykfold.text import (
     accuracy_text,
     capital,
-    counted,
+    comma_list,
+    count_of,
+    fold_names,
     fold_with_seed,
-    listed,
-    named,
     one_line,
 )
 from raykfold.training.results import KeptEpochs, Summary
@@ -73,7 +73,7 @@ def on_summary(summary: Summary) -> Iterator[Remark]:
         yield Remark(ONE_FOLD)
     if outliers := summary.outlier_folds:
         verb = "is" if len(outliers) == 1 else "are"
-        text = f"{capital(named(outliers))} {verb} apart from the others"
+        text = f"{capital(fold_names(outliers))} {verb} apart from the others"
         yield Remark(f"{text}: look at the samples before you trust the mean.", serious=True)
     for line in summary.leakage.warnings() if summary.leakage else ():
         yield Remark(f"Leakage: {one_line(line, longest=600)}.", serious=True)
@@ -89,13 +89,13 @@ def on_partial(summary: Summary) -> str:
     total = sum(len(folds) for _, folds in summary.by_seed)
     complete = total - len(summary.incomplete)
     verb = "is" if total == 1 else "are"
-    text = f"{complete} of {counted(total, 'fold')} {verb} complete, so there is no mean."
+    text = f"{complete} of {count_of(total, 'fold')} {verb} complete, so there is no mean."
     partial = summary.partial_mean
     if partial is None or partial.mean is None:
         return text
     seeds = ", complete with every seed," if summary.repeats else ""
     return (
-        f"{text} Over {named(partial.folds)}{seeds} alone it would be "
+        f"{text} Over {fold_names(partial.folds)}{seeds} alone it would be "
         f"{accuracy_text(partial.mean)} at the {summary.kept_epochs} epochs, which is not the mean "
         "of the whole cross-validation."
     )
@@ -103,7 +103,7 @@ def on_partial(summary: Summary) -> str:
 
 def on_failures(summary: Summary) -> str:
     """Return the folds that failed: ``fold 3, fold 4 with seed 1``."""
-    return listed(fold_with_seed(each.fold, seed) for seed, each in summary.incomplete)
+    return comma_list(fold_with_seed(each.fold, seed) for seed, each in summary.incomplete)
 
 
 def on_seeds(summary: Summary) -> str:
@@ -146,7 +146,7 @@ def on_search(results: SearchResults) -> Iterator[Remark]:
     if results.score == "best" and compared:
         yield Remark(BEST_EPOCHS)
     if results.close_to_best:
-        trials = numbered([each.number for each in results.close_to_best])
+        trials = trial_names([each.number for each in results.close_to_best])
         verb = "is" if len(results.close_to_best) == 1 else "are"
         yield Remark(
             f"{trials} {verb} less than one standard deviation over folds below the best: another "
@@ -156,9 +156,11 @@ def on_search(results: SearchResults) -> Iterator[Remark]:
         yield Remark(f"Leakage: {one_line(line, longest=600)}.", serious=True)
 
 
-def numbered(trials: Sequence[int]) -> str:
+def trial_names(trials: Sequence[int]) -> str:
     """Return ``Trial 3``, ``Trials 3, 4`` or ``Trials 3, 4 and 20 others``."""
     if len(trials) == 1:
         return f"Trial {trials[0]}"
     more = len(trials) - 8
-    return f"Trials {listed(trials[:8])}" + (f" and {counted(more, 'other')}" if more > 0 else "")
+    return f"Trials {comma_list(trials[:8])}" + (
+        f" and {count_of(more, 'other')}" if more > 0 else ""
+    )

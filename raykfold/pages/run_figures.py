@@ -86,10 +86,10 @@ def _draw_curves(axes: Axes, folds: Sequence[FoldResult], what: str) -> None:
         style: Any = {"linewidth": 1.2, "color": LIGHT.get(f"fold{position}")}
         if position >= FOLD_COLOURS // 2:
             style["linestyle"] = (0, (4.0, 1.6))
-        if len(folds) > FOLD_COLOURS:  # too many to be told apart
+        if len(folds) > FOLD_COLOURS:  # too many to tell apart
             label, dots = "a fold" if position == 0 else "", []
             style = {"linewidth": 0.6, "color": MUTED, "alpha": 0.5}
-        if len(values) == 1:  # is no line
+        if len(values) == 1:  # one value makes no line
             dots = [0]
         epochs = np.arange(1, len(values) + 1)
         heights = np.where(np.isfinite(values), values, np.nan)

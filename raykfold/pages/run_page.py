@@ -33,12 +33,12 @@ from raykfold.text import (
     NOTHING,
     accuracy_text,
     capital,
-    counted,
+    comma_list,
+    count_of,
     duration,
     epoch_text,
     fold_with_seed,
     interval_text,
-    listed,
     one_line,
     plus_minus,
     times,
@@ -92,7 +92,7 @@ def report(archive: Archive, data: FeatureSet | None = None) -> str:
         {
             "run_name": one_line(archive.run_name),
             "made_from": "the run's files",
-            **_opening(run),
+            **_introduction(run),
             "remarks": list(_remarks(run, data)),
             **_folds(run),
             "repeats": _repeats(run),
@@ -275,7 +275,7 @@ def _results(archive: Archive, beat: Beat | None) -> tuple[FoldResult, ...]:
 # --- the parts of the page -----------------------------------------------------------------------
 
 
-def _opening(run: _Run) -> Values:
+def _introduction(run: _Run) -> Values:
     """Return what the page opens with: the mean, or why there is none, and other key figures."""
     summary, estimate, folds = run.summary, run.estimate, len(run.folds)
     complete = sum(result.status == "complete" for _, result in run.all_folds)
@@ -303,7 +303,7 @@ def _opening(run: _Run) -> Values:
         epochs = sum(result.epochs_run for _, result in run.all_folds)
         what = (
             f"As of {time.strftime('%Y-%m-%d %H:%M:%S')}: {complete} of "
-            f"{counted(run.total, 'fold')} {verb} complete; {counted(epochs, 'epoch')} trained, "
+            f"{count_of(run.total, 'fold')} {verb} complete; {count_of(epochs, 'epoch')} trained, "
             f"of at most {run.record.epochs} a fold. There is no mean yet."
         )
         if run.is_stopped:
@@ -337,13 +337,13 @@ def _opening(run: _Run) -> Values:
     if summary is not None:
         notes = []
         if summary.num_workers:
-            notes.append(f"at most {counted(summary.num_workers, 'worker')} at once")
+            notes.append(f"at most {count_of(summary.num_workers, 'worker')} at once")
         if summary.sessions > 1:
             notes.append(f"resumed {times(summary.sessions - 1)}")
         tiles.append(("Time", duration(summary.wall_seconds), ", ".join(notes)))
     model = one_line(run.record.config["model"])
     return {
-        "about": f"cross-validation of {model}, {counted(folds, 'fold')}",
+        "about": f"cross-validation of {model}, {count_of(folds, 'fold')}",
         "headline": headline,
         "state": state,
         "tiles": [{"name": n, "value": v, "note": note} for n, v, note in tiles],
@@ -369,9 +369,9 @@ def _remarks(run: _Run, data: FeatureSet | None) -> Iterator[Remark]:
         for line in data.warnings(labels, inner=run.record.inner, seed=seed):
             yield Remark(f"{capital(line)}.", True)
     elif missing := [each.name for each in run.scores if not each.support]:
-        yield Remark(f"No held-out sample is of {listed(missing)}.", True)
+        yield Remark(f"No held-out sample is of {comma_list(missing)}.", True)
     if never := [each.name for each in run.scores if each.support and not each.recall]:
-        yield Remark(f"Never recognised: {listed(never)}.", True)
+        yield Remark(f"Never recognised: {comma_list(never)}.", True)
     if run.record.config["folds"]:
         yield Remark(remarks.SOME_FOLDS)
 
@@ -435,7 +435,7 @@ def _repeats(run: _Run) -> Values | None:
         cells = list(map(accuracy_text, kept))
         rows.append({"seed": seed, "cells": cells, "mean": accuracy_text(_mean(kept))})
     what = (
-        f"The cross-validation was run with {counted(len(rows), 'seed')}; the table above, pooled "
+        f"The cross-validation was run with {count_of(len(rows), 'seed')}; the table above, pooled "
         f"numbers and pictures are of seed {rows[0]['seed']}. {remarks.on_seeds(run.summary)} "
         f"Below are the accuracies at the {run.kept} epochs."
     )
@@ -471,7 +471,7 @@ def _pictures(run: _Run) -> Iterator[Values]:
     complete = [each for each in run.folds if each.status == "complete"]
     over = f"over {sum(each.n_val for each in complete)} held-out samples"
     if len(complete) < len(run.folds):
-        over += f" of the complete folds alone ({listed(each.fold for each in complete)})"
+        over += f" of the complete folds alone ({comma_list(each.fold for each in complete)})"
     over += f", {run.kept} epochs{run.of_seed}"
     if (picture := run.confusion) is not None:
         caption = (
@@ -520,7 +520,7 @@ def _mistakes(run: _Run, data: FeatureSet | None) -> Values | None:
                 "sample": int(predictions.index[each]),
             }
         )
-    what = f"{counted(len(wrong), 'held-out sample')} {'was' if len(wrong) == 1 else 'were'} "
+    what = f"{count_of(len(wrong), 'held-out sample')} {'was' if len(wrong) == 1 else 'were'} "
     what += "taken for something else. "
     if len(wrong) > 1:
         what += f"These are the {len(first)} that the networks were surest of. "
@@ -572,7 +572,7 @@ def _facts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[str, str]]:
                 "twins in other folds",
                 (
                     f"{found.identical.samples} identical, {found.constant.samples} constant, of "
-                    f"{counted(found.samples, 'sample')}; {found.near.samples} near-identical, of "
+                    f"{count_of(found.samples, 'sample')}; {found.near.samples} near-identical, of "
                     f"{found.looked_at} compared"
                 ),
             )
@@ -592,7 +592,7 @@ def _settings(run: _Run) -> Values:
     if run.beat is not None and run.beat.resume:
         command = run.beat.resume
     changed = set(run.record.config) if config is None else set(config.changed())
-    rows = [(name, _setting(value)) for name, value in run.record.config.items()]
+    rows = [(name, _setting_text(value)) for name, value in run.record.config.items()]
     return {
         "command": None if command is None else one_line(command, longest=None),
         "own_settings": [row for row in rows if row[0] in changed],
@@ -600,11 +600,11 @@ def _settings(run: _Run) -> Values:
     }
 
 
-def _setting(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return listed(value)
+        return comma_list(value)
     return NOTHING if value in (None, "") else one_line(value, longest=None)
 
 

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from raykfold.files.paths import ModelDir
 from raykfold.pages.frame import figure, render, write_page
-from raykfold.pages.remarks import Remark, numbered, on_search
+from raykfold.pages.remarks import Remark, on_search, trial_names
 from raykfold.text import (
     NOTHING,
     accuracy_text,
-    counted,
+    count_of,
     duration,
     interval_text,
     one_line,
     plus_minus,
     times,
 )
-from raykfold.training.search_results import TRIAL_STATUSES, SearchResults, Trial, ranked
+from raykfold.training.search_results import TRIAL_STATUSES, SearchResults, Trial, rank
 from raykfold.training.statistics import ROUNDING
 
 if TYPE_CHECKING:
@@ -65,16 +65,16 @@ def search_page(results: SearchResults) -> str:
         "run_name": one_line(results.run_name),
         "made_from": "search.json",
         "about": (
-            f"search over {counted(len(results.space), 'hyper-parameter')}; each trial is a "
-            f"cross-validation of {counted(len(results.folds), 'fold')}, up to "
-            f"{counted(results.epochs, 'epoch')}"
+            f"search over {count_of(len(results.space), 'hyper-parameter')}; each trial is a "
+            f"cross-validation of {count_of(len(results.folds), 'fold')}, up to "
+            f"{count_of(results.epochs, 'epoch')}"
         ),
         "headline": _headline(results),
         "state": _state(results),
         "tiles": [{"name": n, "value": v, "note": note} for n, v, note in _tiles(results)],
         "remarks": list(_remarks(results)),
         "best": _best(results),
-        "nested": _nested(results),
+        "nested": _nested_row(results),
         "parallel": _parallel(results),
         "pictures": list(_pictures(results)),
         "table": _table(results) if results.trials else None,
@@ -123,14 +123,14 @@ def _headline(results: SearchResults) -> Row | None:
         if nested is None:
             return None
         count, mean, std = len(results.outer), nested.mean, nested.std
-        what = f"Accuracy of the whole procedure over {counted(count, 'outer fold')}"
+        what = f"Accuracy of the whole procedure over {count_of(count, 'outer fold')}"
         interval = f", 95 % interval {interval_text(nested.interval)}" if nested.interval else ""
         is_optimistic = False
     elif best is None or best.mean is None or best.std is None:
         return None
     else:
         count, mean, std = len(results.folds), best.mean, best.std
-        what = f"Accuracy of trial {best.number}, the best, over {counted(count, 'fold')}"
+        what = f"Accuracy of trial {best.number}, the best, over {count_of(count, 'fold')}"
         interval = ""
         is_optimistic = len(results.compared) > 1 or results.score == "best"
     return {
@@ -145,8 +145,8 @@ def _state(results: SearchResults) -> Row:
     """Return what takes the place of the number at the top if there is none."""
     counts = _counts(results)
     listed = [f"{counts[status]} {status}" for status in TRIAL_STATUSES if counts[status]]
-    trials = counted(len(results.trials), "trial") + (f" ({', '.join(listed)})" if listed else "")
-    outer = counted(len(results.outer), "outer fold")
+    trials = count_of(len(results.trials), "trial") + (f" ({', '.join(listed)})" if listed else "")
+    outer = count_of(len(results.outer), "outer fold")
     complete = sum(each.status == "complete" for each in results.outer)
     if results.status != "running":
         if results.outer:
@@ -155,7 +155,7 @@ def _state(results: SearchResults) -> Row:
         return {"title": "No result", "what": f"No configuration was chosen, of {trials}."}
     what = (
         f"As of {time.strftime('%Y-%m-%d %H:%M:%S')}: {trials}; "
-        f"{counted(results.epochs_run, 'epoch')} trained, of at most {results.epochs_of_all}."
+        f"{count_of(results.epochs_run, 'epoch')} trained, of at most {results.epochs_of_all}."
     )
     if results.outer:
         what += f" {complete} of {outer} are complete."
@@ -196,7 +196,7 @@ def _tiles(results: SearchResults) -> Iterator[tuple[str, str, str]]:
 def _remarks(results: SearchResults) -> Iterator[Remark]:
     if failed := _counts(results)["failed"]:
         errors = "Their errors are" if failed > 1 else "Its error is"
-        text = f"{counted(failed, 'trial')} failed. {errors} below the table of trials."
+        text = f"{count_of(failed, 'trial')} failed. {errors} below the table of trials."
         yield Remark(text, serious=True)
     for each in results.outer:
         if each.error is not None:
@@ -226,7 +226,7 @@ def _best(results: SearchResults) -> Row | None:
     }
 
 
-def _nested(results: SearchResults) -> Row | None:
+def _nested_row(results: SearchResults) -> Row | None:
     if not results.outer:
         return None
     rows = []
@@ -251,15 +251,15 @@ def _table(results: SearchResults) -> Row:
     spread = " ± std" if len(results.folds) > 1 else ""
     best, complete = results.best, _complete(results)
     rows = []
-    for trial in ranked(results.trials):
-        is_complete, rank = trial.status == "complete", NOTHING
+    for trial in rank(results.trials):
+        is_complete, place = trial.status == "complete", NOTHING
         if is_complete and trial.mean is not None:  # trials that are equal share a rank
             better = [each for each in complete if (each.mean or 0.0) > trial.mean + ROUNDING]
-            rank = str(1 + len(better))
+            place = str(1 + len(better))
         accuracies = {} if trial.mean is None else trial.folds
         rows.append(
             {
-                "rank": rank,
+                "rank": place,
                 "trial": trial.number,
                 # The page of an unfinished trial may still change, or be missing.
                 "page": f"trials/{trial.number}/report.html" if is_complete else None,
@@ -296,10 +296,10 @@ def _errors(results: SearchResults) -> Iterator[tuple[str, str]]:
         if each.status == "failed":
             error = one_line(each.error or "unknown", longest=_LONGEST_ERROR)
             trials.setdefault(error, []).append(each.number)
-    found = [(numbered(numbers), error) for error, numbers in trials.items()]
+    found = [(trial_names(numbers), error) for error, numbers in trials.items()]
     yield from found[:_MOST_ERRORS]
     if len(found) > _MOST_ERRORS:
-        yield "Others", f"{counted(len(found) - _MOST_ERRORS, 'more error')}, in search.json"
+        yield "Others", f"{count_of(len(found) - _MOST_ERRORS, 'more error')}, in search.json"
 
 
 # --- pictures ------------------------------------------------------------------------------------
@@ -382,7 +382,7 @@ def _counts(results: SearchResults) -> Mapping[str, int]:
 
 
 def _complete(results: SearchResults) -> list[Trial]:
-    return [each for each in ranked(results.trials) if each.status == "complete"]
+    return [each for each in rank(results.trials) if each.status == "complete"]
 
 
 def _has_accuracies(results: SearchResults) -> bool:

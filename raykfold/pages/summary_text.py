@@ -79,11 +79,11 @@ def _sparklines(folds: Sequence[FoldResult]) -> list[str]:
     span = highest - lowest or 1.0
     return [
         "".join(SPARKS[round((value - lowest) / span * (len(SPARKS) - 1))] for value in shown)
-        for shown in map(_thinned, series)
+        for shown in map(_thin, series)
     ]
 
 
-def _thinned(values: Sequence[float]) -> Sequence[float]:
+def _thin(values: Sequence[float]) -> Sequence[float]:
     """Return at most `_SPARK_WIDTH` of the values, evenly spaced, with the first and the last."""
     if len(values) <= _SPARK_WIDTH:
         return values

@@ -78,7 +78,11 @@ def claim(
                 raise _in_use(config, owner)
             if not said:
                 said = True
-                say(_waiting(config.run_dir.root, owner, f"up to {_LOST_MACHINE_SECONDS:.0f} s"))
+                say(
+                    _waiting_text(
+                        config.run_dir.root, owner, f"up to {_LOST_MACHINE_SECONDS:.0f} s"
+                    )
+                )
             time.sleep(1)
         lock.truncate(0)
         lock.write(_this_process())
@@ -93,7 +97,7 @@ def _in_use(config: RunConfig, owner: str) -> BadInput:
     )
 
 
-def _waiting(folder: Path | RemotePath, owner: str, how_long: str) -> str:
+def _waiting_text(folder: Path | RemotePath, owner: str, how_long: str) -> str:
     return (
         f"{folder}: was last worked on by another process ({owner}); waiting {how_long} to see "
         "whether it still lives"
@@ -198,7 +202,7 @@ def hold_lease(
     # The lease of a process that is not known to have ended is watched for some periods.
     first = _read(path)
     if first and not is_dead(first):
-        say(_waiting(path.parent, _owner(first), f"{_PERIODS * period:.0f} s"))
+        say(_waiting_text(path.parent, _owner(first), f"{_PERIODS * period:.0f} s"))
         ends = time.monotonic() + _PERIODS * period
         while time.monotonic() < ends:
             time.sleep(period / 5)

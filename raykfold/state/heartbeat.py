@@ -25,7 +25,7 @@ from raykfold.files.paths import RunDir
 from raykfold.files.remote import RemotePath
 from raykfold.observers import Observer, RunStart
 from raykfold.state.claim import machine
-from raykfold.text import named, one_line
+from raykfold.text import fold_names, one_line
 from raykfold.training.results import EpochMetrics, FoldResult, Summary
 
 PAUSE_SECONDS = 2.0  # least time from one beat to the next, however much happens
@@ -185,7 +185,7 @@ class Heartbeat(Observer):
         self._wake()
 
     def worker_lost(self, folds: Sequence[int], reason: str) -> None:
-        self._failure = f"the worker of {named(folds)} ended: {one_line(reason)}", time.time()
+        self._failure = f"the worker of {fold_names(folds)} ended: {one_line(reason)}", time.time()
         self._wake()
 
     def run_finished(self, summary: Summary) -> None:

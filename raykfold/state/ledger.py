@@ -18,7 +18,7 @@ from raykfold.state.checkpoint import FinishedFold, load_finished_fold, load_res
 from raykfold.state.deaths import Death, verdict
 from raykfold.state.record import EarlierRun, RunRecord, versions
 from raykfold.state.states import FoldState, Index, newest_states, read_index, sweep
-from raykfold.text import named
+from raykfold.text import fold_names
 from raykfold.training.fold import Precision
 from raykfold.training.predictions import out_of_fold
 from raykfold.training.results import EpochMetrics, FoldResult, Repeats, Round, Summary
@@ -85,7 +85,7 @@ class Ledger:
             self.observer.noticed(line)
         if self._results:
             done = "" if self.waiting else "; nothing is left to train"
-            complete = named(sorted(self._results))
+            complete = fold_names(sorted(self._results))
             self.observer.noticed(f"complete already, skipped: {complete}{done}")
         for fold in sorted(self.waiting & states.keys()):
             self.observer.noticed(f"fold {fold}: resumes after epoch {states[fold].epochs_run}")
@@ -130,9 +130,9 @@ class Ledger:
 
     # --- what the dealer asks --------------------------------------------------------------------
 
-    def named(self, folds: Sequence[int]) -> str:
+    def fold_names(self, folds: Sequence[int]) -> str:
         """Return ``fold 3`` or ``folds 1, 2``; among several runs, ``folds 1, 2 of seed 4``."""
-        return named(folds) + (f" of {self._name}" if self._name else "")
+        return fold_names(folds) + (f" of {self._name}" if self._name else "")
 
     def origins(self, folds: Sequence[int]) -> dict[int, Place]:
         """Return the folders of the states from which those of `folds` that have one resume."""
@@ -161,20 +161,12 @@ class Ledger:
         """Note how many workers are at work at once."""
         self._index.num_workers = max(self._index.num_workers, count)
 
-    def take_in(self, round_: Round, checkpoint: str | None) -> None:
-        """Take in a committed round.
+    def take_in(self, committed: Sequence[tuple[Round, str | None]]) -> None:
+        """Take in committed rounds of several shares: the index is written once, and first.
 
         Args:
-            round_: the round.
-            checkpoint: the path, as Ray has it, of the checkpoint with its saved folds.
-
-        Raises:
-            StorageError: the index, or an output, cannot be written.
-        """
-        self.take_in_all([(round_, checkpoint)])
-
-    def take_in_all(self, committed: Sequence[tuple[Round, str | None]]) -> None:
-        """Take in committed rounds of several shares: the index is written once, and first.
+            committed: rounds, each with the path, as Ray has it, of the checkpoint with its saved
+                folds; None if none was saved.
 
         Raises:
             StorageError: the index, or an output, cannot be written.

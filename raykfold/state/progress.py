@@ -59,13 +59,13 @@ class Progress:
     Attributes:
         run_name: the run's name.
         seed: its first seed.
-        state: ``at work``; ``silent`` (the driver has not been heard of for long, and may be dead);
-            ``stopped``; ``sending`` (every fold is over, and files are still sent); ``over``;
-            ``unknown`` (nothing is known of its driver).
+        state: ``at work``; ``silent`` (nothing was heard from the driver for long, and it may
+            be dead); ``stopped``; ``sending`` (every fold is over, and files are still sent);
+            ``over``; ``unknown`` (nothing is known of its driver).
         folds: of the first seed.
         complete: number of complete folds, of all seeds.
         total: number of folds, of all seeds.
-        driver: host, pid, and seconds_ago that it was heard of; None if it never was.
+        driver: host, pid, and seconds_ago since it was last heard from; None if it never was.
         seconds_left: most time until the run is over; None until this session commits an epoch.
         seconds_an_epoch: mean time from one epoch to the next, over all folds.
         epochs_left: most epochs to train.
@@ -163,7 +163,7 @@ def _progress(archive: Archive, beat: Beat | None, age: float) -> Progress:
     Args:
         archive: the run.
         beat: its last heartbeat.
-        age: seconds since the driver was heard of.
+        age: seconds since the driver was last heard from.
     """
     state, summary = _state(archive, beat, age), archive.summary
 

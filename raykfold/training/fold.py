@@ -187,8 +187,8 @@ class FoldTrainer:
         self.model = model.to(self.device)
         self.optimizer = self.build_optimizer()
         self.scheduler = self.build_scheduler()
-        self._training = self._recorded_step(self.training_step, recorder)
-        self._evaluation = self._recorded_step(self.evaluation_step, recorder)
+        self._training = self._record_step(self.training_step, recorder)
+        self._evaluation = self._record_step(self.evaluation_step, recorder)
 
     # --- the recipe
 
@@ -477,7 +477,7 @@ class FoldTrainer:
 
     # --- recordings
 
-    def _recorded_step(self, step: Step, recorder: Recorder | None) -> RecordedStep:
+    def _record_step(self, step: Step, recorder: Recorder | None) -> RecordedStep:
         if recorder is None and self._cuda_stream is not None:
             if vars(type(self.model)).get("recordable", False):
                 recorder = cuda_graphs(self._cuda_stream)  # each step has memory of its own

@@ -65,7 +65,7 @@ class Trial:
         }
 
 
-def ranked(trials: Iterable[Trial]) -> list[Trial]:
+def rank(trials: Iterable[Trial]) -> list[Trial]:
     """Sort trials by status, as in `TRIAL_STATUSES`, then by mean, then by number."""
     order = {status: place for place, status in enumerate(TRIAL_STATUSES)}
     return sorted(trials, key=lambda each: (order[each.status], -(each.mean or 0.0), each.number))
@@ -73,7 +73,7 @@ def ranked(trials: Iterable[Trial]) -> list[Trial]:
 
 def best_trial(trials: Iterable[Trial]) -> Trial | None:
     """Return the complete trial of the highest mean, the first of equals; None if there is none."""
-    first = next(iter(ranked(trials)), None)
+    first = next(iter(rank(trials)), None)
     return first if first is not None and first.status == "complete" else None
 
 
@@ -193,7 +193,7 @@ class SearchResults:
         best = self.best
         if best is None or best.mean is None or not best.std or self.status == "running":
             return []
-        complete = [t for t in ranked(self.trials) if t.status == "complete" and t is not best]
+        complete = [t for t in rank(self.trials) if t.status == "complete" and t is not best]
         return [each for each in complete if (each.mean or 0.0) >= best.mean - best.std]
 
     @property

@@ -32,7 +32,7 @@ from raykfold.files.scratch import scratch_dir
 from raykfold.observers import Audience, Voice
 from raykfold.state.ledger import Ledger
 from raykfold.state.record import EarlierRun, RunRecord
-from raykfold.text import counted
+from raykfold.text import count_of
 from raykfold.training.network import check_model
 from raykfold.training.search_results import OuterFold, SearchResults, Trial, best_trial
 from raykfold.tuning.findings import (
@@ -189,7 +189,7 @@ def _remarks(config: SearchConfig) -> Iterator[str]:
     elif combinations is not None and config.num_trials > combinations:
         yield (
             f"--trials {config.num_trials}: there are only "
-            f"{counted(combinations, 'configuration')}; some are tried again, with the same result"
+            f"{count_of(combinations, 'configuration')}; some are tried again, with the same result"
         )
 
 
@@ -229,7 +229,7 @@ class _FoldSearch:
         self.journal = Journal(config.run_dir.journal)
         if config.num_trials < len(self.journal):
             raise BadInput(
-                f"--trials {config.num_trials}: the search has begun {len(self.journal)} already; "
+                f"--trials {config.num_trials}: the search has already begun {len(self.journal)}; "
                 "expected at least that, or --fresh"
             )
         splits = [inputs.data.split(fold, inner=True, seed=config.seed) for fold in self._inner]

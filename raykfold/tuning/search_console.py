@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from raykfold.pages.remarks import on_search
-from raykfold.text import NOTHING, accuracy_text, counted, interval_text, mean_text
-from raykfold.training.search_results import SearchResults, Trial, ranked
+from raykfold.text import NOTHING, accuracy_text, count_of, interval_text, mean_text
+from raykfold.training.search_results import SearchResults, Trial, rank
 from raykfold.tuning.observer import SearchObserver
 from raykfold.tuning.scores import Score
 from raykfold.tuning.space import SearchConfig, value_text, values_text
@@ -55,7 +55,7 @@ class SearchConsole(SearchObserver):
 def result_lines(results: SearchResults) -> Iterator[str]:
     """Yield the lines that a search prints at its end."""
     # The trials, best first.
-    shown = ranked(results.trials)[:_MOST_TRIALS_SHOWN]
+    shown = rank(results.trials)[:_MOST_TRIALS_SHOWN]
     rows = [["trial", *results.space, "mean", "std", "epochs", "status"]]
     for trial in shown:
         values = (value_text(trial.values[name]) for name in results.space)
@@ -68,7 +68,7 @@ def result_lines(results: SearchResults) -> Iterator[str]:
         yield "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
     count = len(results.trials)
     if count > len(shown):
-        yield f"and {counted(count - len(shown), 'trial')} more: see search.json, or the page"
+        yield f"and {count_of(count - len(shown), 'trial')} more: see search.json, or the page"
     for trial in results.trials:
         if trial.status == "failed":
             yield f"trial {trial.number} failed: {trial.error}"
@@ -79,7 +79,7 @@ def result_lines(results: SearchResults) -> Iterator[str]:
     if best is None:
         yield "No trial is complete, so there is no best one"
     else:
-        over = counted(len(best.folds), "fold")
+        over = count_of(len(best.folds), "fold")
         yield (
             f"Best: trial {best.number}, {_accuracy(best)} over {over}, {results.score} epochs: "
             f"{values_text(best.values)}"
@@ -93,7 +93,7 @@ def result_lines(results: SearchResults) -> Iterator[str]:
             inner = accuracy_text(each.winner.mean if each.winner else None)
             chosen = each.error or (values_text(each.winner.values) if each.winner else NOTHING)
             yield f"{each.fold:>10}  {inner:>10}  {accuracy_text(each.accuracy):>8}  {chosen}"
-        epochs = counted(sum(each.epochs_run for each in results.outer), "epoch")
+        epochs = count_of(sum(each.epochs_run for each in results.outer), "epoch")
         yield f"The searches within outer folds trained {epochs}, summed over folds"
         nested, folds = results.nested, len(results.outer)
         if nested is None:
@@ -103,13 +103,13 @@ def result_lines(results: SearchResults) -> Iterator[str]:
             interval = (
                 f", 95 % interval {interval_text(nested.interval)}" if nested.interval else ""
             )
-            yield f"Nested: {mean} over {counted(folds, 'outer fold')}{interval}"
+            yield f"Nested: {mean} over {count_of(folds, 'outer fold')}{interval}"
 
     if results.epochs_of_all:
         share = results.epochs_run / results.epochs_of_all
         yield (
             f"Epochs trained, summed over folds: {results.epochs_run} of at most "
-            f"{results.epochs_of_all} for {counted(count, 'trial')} ({share:.0%})"
+            f"{results.epochs_of_all} for {count_of(count, 'trial')} ({share:.0%})"
         )
     yield ""
     yield from (remark.text for remark in on_search(results))

@@ -235,11 +235,13 @@ def seconds_a_round(folds: int, over: int, rounds: int = 200) -> float:
         for fold in data.fold_labels[folds - over :]:
             history = tuple(map(epoch, range(50)))
             result = FoldResult.of(fold, "complete", 8, 2, history)
-            ledger.take_in(Round(1, {fold: history[-1]}, finished={fold: result}), None)
+            ledger.take_in([(Round(1, {fold: history[-1]}, finished={fold: result}), None)])
         times = []
         for number in range(rounds):
             began = time.perf_counter()
-            ledger.take_in(Round(number + 1, {1: epoch(number)}, saved=(1,)), f"{folder}/c{number}")
+            ledger.take_in(
+                [(Round(number + 1, {1: epoch(number)}, saved=(1,)), f"{folder}/c{number}")]
+            )
             writer.time_passed()
             times.append(time.perf_counter() - began)
     return statistics.median(times)

@@ -398,7 +398,7 @@ def test_repeats_are_runs_with_the_next_seeds_and_resume_after_ctrl_c(
         process.kill()
         process.wait()
     assert process.returncode == 130
-    resume = re.search(r"to go on: (.*)", output)
+    resume = re.search(r"to resume: (.*)", output)
     assert resume and "--repeats 2" in resume[1]
 
     done = run_command([sys.executable, *resume[1].split()[1:]])
@@ -495,7 +495,7 @@ def test_ctrl_c_while_ray_starts_stops_ray_and_says_how_to_resume(
         process.kill()
         process.wait()
     assert process.returncode == 130, output
-    assert "to go on: python -m raykfold.run" in output
+    assert "to resume: python -m raykfold.run" in output
     wait_until_gone(ray)
 
 

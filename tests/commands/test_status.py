@@ -84,9 +84,10 @@ def test_a_run_at_work_is_shown_with_its_folds_and_the_time_left(
     assert (found.state, found.complete, found.epochs_left) == ("at work", 1, 7)
     assert [row.status for row in found.folds] == ["complete", "running", "waiting"]
     text = progress_lines(found)
-    ago = text[0].rpartition("heard of ")[2]
+    ago = text[0].rpartition("heard from ")[2]
     assert text == [
-        f"run: 1 of 3 folds complete, at work on {beat.host} (pid {beat.pid}), heard of {ago}",
+        f"run: 1 of 3 folds complete, at work on {beat.host} (pid {beat.pid}), "
+        f"last heard from {ago}",
         "fold    status  epoch  val acc  kept (epoch)  s/epoch",
         "   1  complete    5/5   0.5400    0.5400 (5)      2.0",
         "   2   running    3/5   0.5200    0.5200 (3)      2.0",
@@ -128,8 +129,8 @@ def test_a_run_whose_driver_is_dead_is_stopped(config: RunConfig, out: Path) -> 
     assert found.state == "stopped" and found.seconds_left is None
     assert [row.status for row in found.folds] == ["complete", "stopped", "waiting"]
     text = progress_lines(found)
-    assert re.search(r"1 of 3 folds complete, stopped: last heard of \d+ s ago$", text[0])
-    assert text[-1] == f"to go on: {beat.resume}"
+    assert re.search(r"1 of 3 folds complete, stopped: last heard from \d+ s ago$", text[0])
+    assert text[-1] == f"to resume: {beat.resume}"
 
 
 def test_a_run_whose_driver_elsewhere_has_long_sent_no_heartbeat_is_silent(
@@ -140,8 +141,8 @@ def test_a_run_whose_driver_elsewhere_has_long_sent_no_heartbeat_is_silent(
     found = look(out)
     assert found.state == "silent"
     text = progress_lines(found)
-    assert text[0].endswith("heard of for 1 h 00 min: the driver on far (pid 1) may be dead")
-    assert text[-1].startswith("to go on: python -m raykfold.run")
+    assert text[0].endswith("heard for 1 h 00 min: the driver on far (pid 1) may be dead")
+    assert text[-1].startswith("to resume: python -m raykfold.run")
 
 
 def test_a_heartbeat_between_two_looks_shows_a_run_at_work_whatever_its_clock_says(
@@ -173,11 +174,11 @@ def test_a_stopped_run_shows_its_last_failure_and_how_to_resume(
     beat = change(config, phase="stopped", workers=(), **failure)
     change(config, time=beat.time - 2 * HOUR, failure_time=beat.time - 2 * HOUR - 180)
     text = progress_lines(look(out))
-    assert text[0] == "run: 1 of 3 folds complete, stopped: last heard of 2 h 00 min ago"
+    assert text[0] == "run: 1 of 3 folds complete, stopped: last heard from 2 h 00 min ago"
     assert text[-3:] == [
         "last failure, 2 h 03 min ago: the worker of fold 2 ended: killed",
-        "uploads pending when last heard of: Hub 1 file",
-        f"to go on: {beat.resume}",
+        "uploads pending when last heard from: Hub 1 file",
+        f"to resume: {beat.resume}",
     ]
 
 

@@ -41,7 +41,6 @@ from raykfold.distributed.ray_private import (
     share_controller,
     silent_daemons,
     token_refused,
-    used_callbacks,
 )
 
 # As Any: a type checker takes the names that they import for their own.
@@ -229,10 +228,20 @@ def test_callbacks_with_an_actor_of_their_own_are_left_out(monkeypatch: pytest.M
     trainer = PlainTrainer()
     ControllerHandle(trainer, "share", own_instance=True)
     assert names(trainer._create_default_callbacks()) == ["BackendSetupCallback"]
-    # A slot without a name can only be given back by Ray Train.
-    monkeypatch.delattr(worker_group, "placement_group")
-    used = used_callbacks(PlainTrainer()._create_default_callbacks())
-    assert names(used) == ["BackendSetupCallback", "PlacementGroupCleanerCallback"]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(worker_group, "placement_group"), (controller, "TrainController")],
+)
+def test_a_slot_without_a_name_is_given_back_by_ray_train(
+    module: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(module, name)
+    trainer = PlainTrainer()
+    ControllerHandle(trainer, "share", own_instance=True)
+    kept = names(trainer._create_default_callbacks())
+    assert kept == ["BackendSetupCallback", "PlacementGroupCleanerCallback"]
 
 
 @pytest.mark.parametrize(

@@ -653,7 +653,7 @@ def test_a_refusal_is_said_once_and_what_is_left_can_be_sent_later(
     for _ in range(2):
         assert main(["upload", "--model_dir", str(outputs.root)]) == 0
         printed = capsys.readouterr()
-        assert f"Hub: all is up in {REPO}" in printed.out and printed.err == ""
+        assert f"Hub: every file is in {REPO}" in printed.out and printed.err == ""
         check_all_up_once(hub, outputs)
     assert os.environ["HF_TOKEN"] == hub.token
 
@@ -852,7 +852,7 @@ def test_another_repository_and_choice_can_be_told(
     monkeypatch.setenv("HF_TOKEN", hub.token)
     told = ["--model-dir", str(outputs.root), "--repo", "team/other", "--hub-upload", "best"]
     assert main(["upload", *told]) == 0
-    assert "all is up in team/other" in capsys.readouterr().out
+    assert "every file is in team/other" in capsys.readouterr().out
     assert [repository.id for repository in hub.repositories] == ["team/other"]
     assert not any("/epoch_" in path for path in hub.repository("team/other").files)
 

@@ -58,7 +58,7 @@ def test_a_committed_round_is_in_the_index_before_anybody_hears_of_it(
         notes.told.append(json.loads(index.read_text())["folds"])
 
     notes.epoch_committed = look  # type: ignore[method-assign]
-    ledger.take_in(Round(1, epochs={1: epoch(0)}, saved=(1,)), "/storage/checkpoint_1")
+    ledger.take_in([(Round(1, epochs={1: epoch(0)}, saved=(1,)), "/storage/checkpoint_1")])
     assert notes.told == [{"1": "/storage/checkpoint_1/fold_1"}]
     assert ledger.origins([1, 2]) == {1: Path("/storage/checkpoint_1/fold_1")}
     assert (ledger.epochs_left(1), ledger.epochs_left(2)) == (4, 5)
@@ -78,12 +78,12 @@ def test_a_round_without_a_checkpoint_leaves_the_newest_state_where_it_is(
 ) -> None:
     ledger, _ = new_ledger(tmp_path, small_data)
     first = put_state(tmp_path / "ray/run/shares/a/checkpoint_1/fold_1", 1, epochs=1)
-    ledger.take_in(Round(1, epochs={1: epoch(0)}, saved=(1,)), str(first))
-    ledger.take_in(Round(2, epochs={1: epoch(1)}), None)
+    ledger.take_in([(Round(1, epochs={1: epoch(0)}, saved=(1,)), str(first))])
+    ledger.take_in([(Round(2, epochs={1: epoch(1)}), None)])
     assert ledger.epochs_left(1) == 3
     ledger.take_back(1, Death("killed"))
     assert ledger.origins([1]) == {1: first / "fold_1"}
-    ledger.take_in(Round(1, epochs={1: epoch(1)}), None)  # trained again, and counted once
+    ledger.take_in([(Round(1, epochs={1: epoch(1)}), None)])  # trained again, and counted once
     assert ledger.epochs_left(1) == 3
 
 
@@ -92,7 +92,7 @@ def test_a_dead_share_can_have_left_more_than_it_could_say(
 ) -> None:
     ledger, notes = new_ledger(tmp_path, small_data)
     first = put_state(tmp_path / "ray/run/shares/a/checkpoint_1/fold_1", 1, epochs=1)
-    ledger.take_in(Round(1, epochs={1: epoch(0)}, saved=(1,)), str(first))
+    ledger.take_in([(Round(1, epochs={1: epoch(0)}, saved=(1,)), str(first))])
     second = put_state(tmp_path / "ray/run/shares/a/checkpoint_2/fold_1", 1, epochs=2)
     ledger.take_back(1, Death("killed"))
     assert ledger.origins([1]) == {1: second / "fold_1"}
@@ -106,8 +106,8 @@ def test_a_damaged_state_is_passed_over_when_its_share_has_died(
     ledger, notes = new_ledger(tmp_path, small_data)
     first = put_state(tmp_path / "ray/run/shares/a/checkpoint_1/fold_1", 1, epochs=1)
     second = put_state(tmp_path / "ray/run/shares/a/checkpoint_2/fold_1", 1, epochs=2)
-    ledger.take_in(Round(1, epochs={1: epoch(0)}, saved=(1,)), str(first))
-    ledger.take_in(Round(2, epochs={1: epoch(1)}, saved=(1,)), str(second))
+    ledger.take_in([(Round(1, epochs={1: epoch(0)}, saved=(1,)), str(first))])
+    ledger.take_in([(Round(2, epochs={1: epoch(1)}, saved=(1,)), str(second))])
     (second / "fold_1" / "history.json").write_bytes(b"")
     ledger.take_back(1, Death("killed"))
     assert ledger.origins([1]) == {1: first / "fold_1"}
@@ -122,7 +122,7 @@ def test_a_fold_whose_worker_dies_waits_again_until_it_has_died_too_often(
     assert ledger.waiting == {1}
     ledger.waiting.clear()
     saved = put_state(tmp_path / "ray/run/shares/a/checkpoint_1/fold_1", 1, epochs=1)
-    ledger.take_in(Round(1, epochs={1: epoch(0)}, saved=(1,)), str(saved))  # counted anew
+    ledger.take_in([(Round(1, epochs={1: epoch(0)}, saved=(1,)), str(saved))])  # counted anew
     ledger.take_back(1, Death("out of memory"))
     ledger.take_back(1, None)  # no place for it: that is no death
     assert ledger.waiting == {1}
@@ -142,7 +142,7 @@ def test_a_fold_whose_worker_dies_twice_in_one_epoch_is_quarantined(
     ledger.take_back(1, None)  # its node died: that is no death of the fold's
     assert ledger.waiting == {1}
     saved = put_state(tmp_path / "ray/run/shares/a/checkpoint_1/fold_1", 1, epochs=1)
-    ledger.take_in(Round(1, epochs={1: epoch(0)}, saved=(1,)), str(saved))
+    ledger.take_in([(Round(1, epochs={1: epoch(0)}, saved=(1,)), str(saved))])
     ledger.take_back(1, Death("segfault", epoch=1))
     ledger.waiting.clear()
     ledger.take_back(1, Death("segfault", epoch=1))
@@ -156,7 +156,7 @@ def test_a_fold_given_back_before_its_first_epoch_starts_anew(
     tmp_path: Path, small_data: FeatureSet
 ) -> None:
     ledger, _ = new_ledger(tmp_path, small_data)
-    ledger.take_in(Round(1, released=(1,)), None)
+    ledger.take_in([(Round(1, released=(1,)), None)])
     assert ledger.waiting == {1}
     assert ledger.origins([1]) == {}
 
@@ -165,14 +165,14 @@ def test_a_fold_that_is_handed_over_lies_where_ray_deletes_nothing(
     tmp_path: Path, small_data: FeatureSet
 ) -> None:
     ledger, _ = new_ledger(tmp_path, small_data)
-    ledger.take_in(Round(1, epochs={1: epoch(0)}, released=(1,), handed_over=(1,)), None)
+    ledger.take_in([(Round(1, epochs={1: epoch(0)}, released=(1,), handed_over=(1,)), None)])
     assert ledger.origins([1]) == {1: tmp_path / "ray" / "run" / "handed_over" / "fold_1"}
     assert ledger.waiting == {1}
 
 
 def test_released_folds_wait_and_failed_ones_do_not(tmp_path: Path, small_data: FeatureSet) -> None:
     ledger, notes = new_ledger(tmp_path, small_data)
-    ledger.take_in(Round(1, failed={1: "loss became nan"}, released=(2,)), None)
+    ledger.take_in([(Round(1, failed={1: "loss became nan"}, released=(2,)), None)])
     assert ledger.waiting == {2}
     assert notes.told == [(1, "failed", "loss became nan")]
 
@@ -182,7 +182,7 @@ def test_a_failed_fold_keeps_its_history_and_its_best_epoch(
 ) -> None:
     ledger, _ = new_ledger(tmp_path, small_data)
     for number, accuracy in enumerate((0.4, 0.6, 0.6)):
-        ledger.take_in(Round(number + 1, epochs={1: epoch(number, accuracy)}), None)
+        ledger.take_in([(Round(number + 1, epochs={1: epoch(number, accuracy)}), None)])
     ledger.fail(1, "no")
     ledger.fail(2, "nor this")
     summary = ledger.conclude()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from support.searches import nested, outer, search, trial
 
-from raykfold.training.search_results import best_trial, ranked
+from raykfold.training.search_results import best_trial, rank
 from raykfold.training.statistics import Estimate
 
 
@@ -32,7 +32,7 @@ def test_trials_are_ranked_by_how_they_ended_and_then_by_score() -> None:
         trial(5, 0.3),
         trial(6, None, "running"),
     ]
-    assert [each.number for each in ranked(trials)] == [5, 4, 3, 2, 6, 1]
+    assert [each.number for each in rank(trials)] == [5, 4, 3, 2, 6, 1]
 
 
 def test_a_failed_trial_has_no_score() -> None:

@@ -225,7 +225,7 @@ def test_a_search_is_not_resumed_with_other_settings(
     before = (searched.model_dir / "search.json").read_bytes()
     same = ("--scheduler", "none")
     fewer = refused(searched.config, *same, "--trials", "2")
-    assert fewer.startswith("--trials 2: the search has begun 4 already; expected at least that")
+    assert fewer.startswith("--trials 2: the search has already begun 4; expected at least that")
     epochs = refused(searched.config, *same, "--epochs", "7")
     assert "is taken by a search with epochs 6, and this one has 7" in epochs
     assert "a search with scheduler none, and this one has asha" in refused(searched.config)
@@ -332,7 +332,7 @@ def test_ctrl_c_ends_a_search_and_says_how_to_go_on(data_dir: Path, tmp_path: Pa
     output, _ = stopped.communicate(timeout=60)
     assert stopped.returncode == 130
     last = output.rstrip("\n").splitlines()[-1]
-    assert last.startswith("stopped; to go on: python -m raykfold.search ")
+    assert last.startswith("stopped; to resume: python -m raykfold.search ")
     assert str(config) in last and "--trials 3" in last
     assert "Traceback" not in output
     assert "Last result" not in output  # Ray Tune's own word
