@@ -103,20 +103,25 @@ def committed(output: str) -> list[tuple[str, str]]:
     return re.findall(r"^fold (\d+)  epoch (\d+)/", output, re.MULTILINE)
 
 
+def assert_each_epoch_once(output: str, epochs: int) -> None:
+    """Assert that every epoch was committed once: none that was committed was trained again."""
+    assert "quarantined" not in output
+    expected = sorted((str(fold), str(epoch + 1)) for fold in FOLDS for epoch in range(epochs))
+    assert sorted(committed(output)) == expected
+
+
 # --- on one cluster ------------------------------------------------------------------------------
 
 
-def test_a_submitted_job_gives_the_same_bits_whatever_fails(
+def test_a_submitted_job_gives_the_same_bits_after_a_worker_and_a_node_have_died(
     shared_cluster: Hosts, data_dir: Path, tmp_path: Path
 ) -> None:
-    """Submit with the working directory, as the README does.
-
-    Kill a worker, a Train controller and a node, which is started again, and cut a link.
-    """
-    hosts = shared_cluster
+    """Submit with the working directory, as the README does."""
+    hosts, epochs = shared_cluster, 9
     root = Path(raykfold.__file__).parents[1]
     sent = ("--runtime-env", str(root / "cluster/runtime_env.yaml"), "--working-dir", str(root))
-    with submitted(hosts, data_dir, tmp_path, *UNHURRIED, sent=sent) as job:
+    arguments = (*UNHURRIED, "--epochs", str(epochs))
+    with submitted(hosts, data_dir, tmp_path, *arguments, sent=sent) as job:
         lines = read_until(job, r"fold 1  epoch 1/")
         for fold in FOLDS:
             wait_for_epoch(tmp_path, fold, 1)
@@ -127,20 +132,29 @@ def test_a_submitted_job_gives_the_same_bits_whatever_fails(
             if not any(re.search(end, line) for line in lines):
                 lines += read_until(job, rf"the worker of fold \d ended: {end}")
         hosts.join(hosts[2])
-        for fold in FOLDS:
-            wait_for_epoch(tmp_path, fold, 4)
+        lines.append(finish(job))
+    output = "".join(lines)
+    assert "Average Best Validation Accuracy" in output
+    assert_each_epoch_once(output, epochs)
+    assert_as_without_ray(tmp_path, data_dir, folds=FOLDS, epochs=epochs, patience=EPOCHS)
+
+
+@pytest.mark.slow
+def test_a_link_that_is_cut_and_a_controller_that_dies_change_nothing(
+    shared_cluster: Hosts, data_dir: Path, tmp_path: Path
+) -> None:
+    hosts = shared_cluster
+    with submitted(hosts, data_dir, tmp_path, *UNHURRIED) as job:
+        lines = read_until(job, r"fold 1  epoch 1/")
         with hosts[3].cut_off():
             time.sleep(3)
+        for fold in FOLDS:
+            wait_for_epoch(tmp_path, fold, 1)
         assert hosts.head.kill("ShareController")
         lines.append(finish(job))
     output = "".join(lines)
     assert "ended: its Ray Train controller died" in output
-    assert "quarantined" not in output
-    assert "Average Best Validation Accuracy" in output
-    # Every epoch was committed once: none that was committed was trained again.
-    assert sorted(committed(output)) == sorted(
-        (str(fold), str(epoch + 1)) for fold in FOLDS for epoch in range(EPOCHS)
-    )
+    assert_each_epoch_once(output, EPOCHS)
     assert_as_without_ray(tmp_path, data_dir, folds=FOLDS, epochs=EPOCHS, patience=EPOCHS)
 
 
