@@ -19,6 +19,7 @@ from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FeatureSet
 from raykfold.distributed.deal import Load, WorkerSize, deal, hand_over, slots
 from raykfold.distributed.events import (
+    EventBoard,
     FoldsStepping,
     NodeIsBlind,
     RoundCommitted,
@@ -26,7 +27,7 @@ from raykfold.distributed.events import (
     ShareReady,
     ShareStarted,
     ShareStopping,
-    open_board,
+    start_actor,
 )
 from raykfold.distributed.nodes import Request, Watch, all_nodes, free_slots, inventory, is_up
 from raykfold.distributed.trainer import ShareTrainer, cause, is_death, is_failure
@@ -146,7 +147,7 @@ class Dealer:
         self._shares: dict[str, _Share] = {}
         self._threads: list[threading.Thread] = []
         self._ended: queue.Queue[tuple[str, Exception | None]] = queue.Queue()
-        self._board = open_board()
+        self._board = start_actor(EventBoard)
         self._received = 0  # events
         # A memory-mapped array would travel as a pickle, and be a private copy in each worker.
         self._features = ray.put(np.asarray(data.features))

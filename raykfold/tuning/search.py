@@ -276,13 +276,14 @@ class _FoldSearch:
 
     def tune(self, dealer: Dealer) -> None:
         """Let Ray Tune try the configurations that are left."""
-        from raykfold.tuning.score_actor import start_score_actor
+        from raykfold.distributed.events import start_actor
+        from raykfold.tuning.score_actor import ScoreActor
         from raykfold.tuning.tune import TuneRun
 
         config, inputs, journal = self.config, self.inputs, self.journal
         concurrent = config.concurrent_trials
         concurrent = concurrent or concurrent_trials(dealer.slots(), len(inputs.folds))
-        actor = start_score_actor()
+        actor = start_actor(ScoreActor)
         writer = ResultsWriter(config, self.results, self.observer)
         with scratch_dir() as folder:
             tune_run = TuneRun(config, journal, actor, concurrent=concurrent, folder=folder)
