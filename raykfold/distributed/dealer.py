@@ -188,7 +188,7 @@ class Dealer:
 
     def slots(self) -> int:
         """Return how many workers there can be: --num_workers, or what Ray's nodes hold now."""
-        there = slots([node.resources for node in all_nodes() if node.alive], self.size)
+        there = slots([node.resources for node in all_nodes()], self.size)
         return self._config.num_workers or there
 
     def has_shares(self, ledger: Ledger) -> bool:
