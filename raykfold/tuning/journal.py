@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from raykfold.errors import BadInput
@@ -27,12 +27,6 @@ class Decision(NamedTuple):
     trial: int
     epoch: int
     stops: bool
-
-
-@dataclass(frozen=True)
-class _OuterAccuracy:
-    trial: int
-    accuracy: float | None
 
 
 class Journal:
@@ -53,7 +47,7 @@ class Journal:
         self._lock = threading.Lock()
         self._trials: list[Trial] = []
         self._decisions: list[Decision] = []
-        self._outer: _OuterAccuracy | None = None
+        self._outer: Mapping[int, float | None] = {}  # of one trial at most
         self._earlier_seconds = 0.0
         self._earlier_sessions = 0
         self._began: float | None = None
@@ -71,8 +65,7 @@ class Journal:
     def _load(self, content: Mapping[str, Any]) -> None:
         self._earlier_seconds = float(content["wall_seconds"])
         self._earlier_sessions = int(content["sessions"])
-        if content["outer_accuracy"] is not None:
-            self._outer = _OuterAccuracy(**content["outer_accuracy"])
+        self._outer = {int(trial): each for trial, each in content["outer_accuracy"].items()}
         self._decisions = [Decision(*row) for row in content["decisions"]]
         stopped = {decision.trial for decision in self._decisions if decision.stops}
         for row in content["trials"]:
@@ -184,8 +177,7 @@ class Journal:
 
     def outer_accuracy(self, number: int) -> float | None:
         """Return a trial's accuracy on the fold that the search left out; None if not measured."""
-        outer = self._outer
-        return outer.accuracy if outer is not None and outer.trial == number else None
+        return self._outer.get(number)
 
     def set_outer_accuracy(self, number: int, accuracy: float | None) -> None:
         """Record `outer_accuracy` for one trial, in place of any other.
@@ -194,7 +186,7 @@ class Journal:
             StorageError: the journal cannot be written.
         """
         with self._lock:
-            self._outer = _OuterAccuracy(number, accuracy)
+            self._outer = {number: accuracy}
             self._write()
 
     def _change(self, number: int, **changes: Any) -> None:
@@ -206,7 +198,7 @@ class Journal:
             {
                 "wall_seconds": round(self.wall_seconds, 3),
                 "sessions": self.sessions,
-                "outer_accuracy": None if self._outer is None else asdict(self._outer),
+                "outer_accuracy": self._outer,
                 "decisions": self._decisions,
                 "trials": [asdict(trial) for trial in self._trials],
             },
