@@ -149,7 +149,7 @@ class TuneRun:
 
     def close(self) -> None:
         """Stop Ray Tune and wait for its end."""
-        self._stopping.set()
+        self.stop()
         if self._thread.is_alive():
             self._thread.join(_STOP_SECONDS)
 
@@ -385,11 +385,6 @@ class _EventCallback(_NotPickled, tune.Callback):
 class _SilentProgress(_NotPickled, TrialProgressCallback):
     """Takes the place of Ray Tune's own callback, which prints despite ``verbose=0``."""
 
-    def on_trial_result(self, *args: Any, **info: Any) -> None:
-        pass
+    def _nothing(self, *_: Any, **__: Any) -> None: ...
 
-    def on_trial_error(self, *args: Any, **info: Any) -> None:
-        pass
-
-    def on_trial_complete(self, *args: Any, **info: Any) -> None:
-        pass
+    on_trial_result = on_trial_error = on_trial_complete = _nothing
