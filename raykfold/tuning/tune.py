@@ -250,24 +250,19 @@ class _JournalScheduler(_NotPickled, FIFOScheduler):
 
 
 def _scheduler(config: SearchConfig) -> TrialScheduler:
+    common: dict[str, Any] = {
+        "time_attr": _EPOCH,
+        "metric": METRIC,
+        "mode": "max",
+        "grace_period": config.grace_epochs,
+    }
     if config.scheduler == "asha":
         return ASHAScheduler(
-            time_attr=_EPOCH,
-            metric=METRIC,
-            mode="max",
-            max_t=config.most_epochs,
-            grace_period=config.grace_epochs,
-            reduction_factor=config.reduction_factor,
+            max_t=config.most_epochs, reduction_factor=config.reduction_factor, **common
         )
     if config.scheduler == "median":
-        return MedianStoppingRule(
-            time_attr=_EPOCH,
-            metric=METRIC,
-            mode="max",
-            grace_period=config.grace_epochs,
-            # With a time slice it would pause trials, whose workers would train on.
-            min_time_slice=math.inf,  # type: ignore[arg-type]
-        )
+        # With a time slice it would pause trials, whose workers would train on.
+        return MedianStoppingRule(min_time_slice=math.inf, **common)  # type: ignore[arg-type]
     return FIFOScheduler()
 
 
