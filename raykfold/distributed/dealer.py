@@ -358,7 +358,6 @@ class Dealer:
         entry.ledger.waiting -= set(folds)
         trainer = ShareTrainer(
             self._task(entry.ledger, name, folds),
-            self.size,
             entry.ledger.config.run_dir.shares,
             excluded=self._unusable_nodes(),
             own_instance=self._own_instance,
@@ -402,8 +401,7 @@ class Dealer:
             run_dir=config.run_dir,
             marker=self._marker,
             checkpoint_every=config.checkpoint_every,
-            threads=self.size.cpus,
-            use_gpu=bool(self.size.gpus),
+            size=self.size,
             watch=config.wandb_watch and config.wandb_project is not None,
             together=1 if has_died else together,
             record=not has_died,
@@ -473,9 +471,7 @@ class Dealer:
         if error is not None:
             share.trainer.free_slot()
             # The worker's own StorageError has come as an event. This is one of Ray's.
-            if any(
-                sign in str(error) for sign in ("No space left on device", "Disk quota exceeded")
-            ):
+            if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
                 raise StorageError(
                     f"{self._config.run_dir.root}: the disk is full; what was complete before is "
                     "safe, and the same command resumes from it"
@@ -486,12 +482,14 @@ class Dealer:
             return
 
         # Find out what the end tells: of a death, of a failure, or of neither.
-        reason = "it ended early" if error is None else cause(error)
-        died = error is not None and is_death(error)
-        failed = died or (error is not None and is_failure(error))
-        if error is not None and share.slot is not None and self._is_gone(share.slot):
-            died = failed = False
+        died = failed = False
+        if error is None:
+            reason = "it ended early"
+        elif share.slot is not None and self._is_gone(share.slot):
             reason = f"its node {share.address or share.slot} is gone"
+        else:
+            reason, died = cause(error), is_death(error)
+            failed = died or is_failure(error)
         folds = tuple(sorted(share.active))
         self._observer.noticed(f"the worker of {share.ledger.fold_names(folds)} ended: {reason}")
         share.ledger.observer.worker_lost(folds, reason)

@@ -19,7 +19,6 @@ from ray.util.placement_group import (
 
 from raykfold.config.environment import worker_runtime_env
 from raykfold.distributed.callback import ShareCallback
-from raykfold.distributed.deal import WorkerSize
 from raykfold.distributed.ray_private import (
     ControllerHandle,
     error_in_worker,
@@ -43,7 +42,6 @@ class ShareTrainer:
 
     Args:
         task: what the share's worker is told.
-        size: what the worker takes of a node.
         storage: folder where Ray Train keeps the share's checkpoints, on a disk that every node
             has or on an object store.
         excluded: ids of nodes where the worker must not run.
@@ -53,7 +51,6 @@ class ShareTrainer:
     def __init__(
         self,
         task: ShareTask,
-        size: WorkerSize,
         storage: Place,
         *,
         excluded: Collection[str] = (),
@@ -70,8 +67,8 @@ class ShareTrainer:
             train_loop_config={"task": ray.put(task)},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=1,
-                use_gpu=bool(size.gpus),
-                resources_per_worker=size.resources,
+                use_gpu=bool(task.size.gpus),
+                resources_per_worker=task.size.resources,
                 label_selector=elsewhere,  # type: ignore[call-arg]
             ),
             # A type checker sees the classes of Ray Train V1 here, which V2 replaces.

@@ -16,6 +16,7 @@ import torch
 from ray.train import CheckpointUploadMode
 
 from raykfold.data.feature_set import Split
+from raykfold.distributed.deal import WorkerSize
 from raykfold.distributed.events import (
     FoldsStepping,
     NodeIsBlind,
@@ -60,8 +61,7 @@ class ShareTask:
             finds credentials itself, in its environment or its machine's role.
         marker: a file on the run's storage; a worker that does not see it ends. None: don't look.
         checkpoint_every: rounds from one checkpoint to the next.
-        threads: CPU threads of the worker.
-        use_gpu: train on the GPU that Ray has given the worker.
+        size: how many CPU threads to use, and whether to train on the GPU that Ray has given.
         watch: report histograms of weights and gradients.
         together: how many folds are stepped together; None to find out what is fastest.
         record: record steps as CUDA graphs where possible.
@@ -79,8 +79,7 @@ class ShareTask:
     run_dir: RunDir
     marker: Place | None
     checkpoint_every: int
-    threads: int
-    use_gpu: bool
+    size: WorkerSize
     watch: bool
     together: int | None
     record: bool
@@ -97,7 +96,7 @@ def run_share(config: Mapping[str, Any]) -> None:
     if task.marker is not None and not is_seen(task.marker):
         ray.get(task.board.post.remote(NodeIsBlind(task.share, node, address)))
         return
-    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if task.use_gpu else ""
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if task.size.gpus else ""
     ray.get(task.board.post.remote(ShareStarted(task.share, node, address, os.getpid(), gpu)))
     try:
         with ThreadPoolExecutor(max_workers=1) as writer:
@@ -232,9 +231,9 @@ def _write_round(
 
 def _trainers(task: ShareTask) -> dict[int, FoldTrainer]:
     """Return a trainer for each fold of the share, in the state that the fold goes on from."""
-    torch.set_num_threads(task.threads)  # Ray has set OMP_NUM_THREADS by a rule of its own
-    device = torch.device("cuda" if task.use_gpu else "cpu")
-    if task.use_gpu and not torch.cuda.is_available():
+    torch.set_num_threads(task.size.cpus)  # Ray has set OMP_NUM_THREADS by a rule of its own
+    device = torch.device("cuda" if task.size.gpus else "cpu")
+    if task.size.gpus and not torch.cuda.is_available():
         raise RuntimeError(
             f"Ray has given this worker a GPU, and torch {torch.__version__} finds no CUDA on "
             f"{ray.util.get_node_ip_address()}"
@@ -244,7 +243,7 @@ def _trainers(task: ShareTask) -> dict[int, FoldTrainer]:
     torch.backends.cudnn.deterministic = True
     features = _tensor(ray.get(task.features)).to(device)
     class_indices = _tensor(task.class_indices).to(device)
-    recorder = None if task.record or not task.use_gpu else no_recordings("a worker has died")
+    recorder = None if task.record or not task.size.gpus else no_recordings("a worker has died")
     trainers = {}
     for fold, split in task.splits.items():
         classes = len(task.context.classes)
