@@ -116,7 +116,7 @@ def _run_rounds(task: ShareTask, writer: Executor) -> None:
     task.board.post.remote(ShareReady(task.share))
     number = 0
     pace = Pace(task.together)
-    noticed: set[int] = set()
+    told: set[str | None] = {None}  # why steps are not recorded
     in_flight: Future[None] = writer.submit(lambda: None)  # nothing, before the first round
     while active:
         number += 1
@@ -148,16 +148,14 @@ def _run_rounds(task: ShareTask, writer: Executor) -> None:
         if epochs:
             pace.took(sum(epoch.seconds for epoch in epochs.values()) / len(epochs))
 
-        # Say once for each fold that its steps are slower than they could be.
-        for fold in sorted(active.keys() - noticed):
-            reason = active[fold].why_not_recorded
-            if reason is not None:
-                noticed.add(fold)
-                text = (
-                    f"steps cannot be recorded as CUDA graphs ({reason}): they are started kernel "
-                    "by kernel, which is slower"
-                )
-                task.board.post.remote(ShareNotice(task.share, text))
+        # Say once for each reason that steps are slower than they could be.
+        for reason in {trainer.why_not_recorded for trainer in active.values()} - told:
+            told.add(reason)
+            text = (
+                f"steps cannot be recorded as CUDA graphs ({reason}): they are started kernel "
+                "by kernel, which is slower"
+            )
+            task.board.post.remote(ShareNotice(task.share, text))
 
         # Wait until the round before is committed. The answer names folds that the driver wants
         # back: they are released, and those with an epoch behind them are handed over with a state.
