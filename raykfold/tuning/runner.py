@@ -10,7 +10,6 @@ trial that began first, so no trial waits for what another holds.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -150,11 +149,10 @@ class TrialRunner:
     def _add_score(self, number: int, score: Score) -> None:
         try:
             is_new = self._journal.add_score(number, score, self._active[number].scores.epochs_run)
-            self._score_actor.add.remote(
-                number, {"epoch": score.epoch, "mean_accuracy": score.mean}
-            )
+            row = {"epoch": score.epoch, "mean_accuracy": score.mean}
+            self._score_actor.add.remote(number, row)
             if is_new:
-                self._observer.trial_scored(self._journal[number], score)
+                self._observer.trial_scored(self._journal[number])
         except Exception as error:  # an observer that raises is dropped: `tend` raises it instead
             self._error = self._error or error
 
@@ -189,16 +187,3 @@ class TrialRunner:
         self._journal.end_trial(number, status, epochs_run, error)
         self._score_actor.end.remote(number)
         self._observer.trial_ended(self._journal[number])
-
-
-def concurrent_trials(slots: int, folds: int) -> int:
-    """Return how many trials to train at once: those that fill the slots, and one more.
-
-    The further trial takes the slots that the others leave when they have fewer folds left than
-    slots, and while the next trial begins.
-
-    Args:
-        slots: of all nodes.
-        folds: of a trial.
-    """
-    return math.ceil(max(slots, 1) / folds) + 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from raykfold.observers import Observer, RunStart
 from raykfold.training.results import EpochMetrics, FoldResult, kept_of
-from raykfold.training.statistics import mean_accuracy, population_std
+from raykfold.training.statistics import mean_accuracy
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,6 @@ class Score:
     @property
     def mean(self) -> float:
         return mean_accuracy(list(self.folds.values()))
-
-    @property
-    def std(self) -> float:
-        """Standard deviation over the folds (ddof 0)."""
-        return population_std(list(self.folds.values()))
 
 
 class ScoreKeeper(Observer):
