@@ -11,7 +11,7 @@ a share's Train controller imports it without what trains.
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -32,11 +32,8 @@ _TOKEN_EXPECTED = (
 
 def part(path: str) -> Any:
     """Return a module of Ray, or an attribute of one, by its full name; None if there is none."""
-    with suppress(ImportError):
-        return importlib.import_module(path)
-    module, _, name = path.rpartition(".")
-    with suppress(ImportError):
-        return getattr(importlib.import_module(module), name, None)
+    with suppress(ImportError, AttributeError):
+        return pkgutil.resolve_name(path)
     return None
 
 
