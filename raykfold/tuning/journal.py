@@ -33,7 +33,8 @@ class Journal:
     """The trials of a search, written to storage as they begin, are scored and end.
 
     Trials are numbered from 1 and immutable: each change replaces one. Several threads may use a
-    journal.
+    journal. A method raises `StorageError` if the journal cannot be written; `add_decision` and
+    `revoke_stop` leave writing to the next change.
 
     Args:
         place: its file.
@@ -108,21 +109,13 @@ class Journal:
         self._began = self._began or time.monotonic()
 
     def stop_clock(self) -> None:
-        """Stop counting time, and write it.
-
-        Raises:
-            StorageError: the journal cannot be written.
-        """
+        """Stop counting time, and write it."""
         with self._lock:
             self._ended = time.monotonic()
             self._write()
 
     def add_trial(self, values: Mapping[str, Any]) -> Trial:
-        """Begin a new trial.
-
-        Raises:
-            StorageError: the journal cannot be written.
-        """
+        """Begin a new trial."""
         with self._lock:
             trial = Trial(len(self._trials) + 1, dict(values))
             self._trials.append(trial)
@@ -130,11 +123,7 @@ class Journal:
         return trial
 
     def add_score(self, number: int, score: Score, epochs_run: int) -> bool:
-        """Record a trial's score; return whether it is a new one.
-
-        Raises:
-            StorageError: the journal cannot be written.
-        """
+        """Record a trial's score; return whether it is a new one."""
         with self._lock:
             trial = self[number]
             self._change(number, epochs_run=max(trial.epochs_run, epochs_run))
@@ -165,11 +154,7 @@ class Journal:
     def end_trial(
         self, number: int, status: TrialStatus, epochs_run: int, error: str | None = None
     ) -> None:
-        """Record how a trial ended.
-
-        Raises:
-            StorageError: the journal cannot be written.
-        """
+        """Record how a trial ended."""
         with self._lock:
             epochs_run = max(self[number].epochs_run, epochs_run)
             self._change(number, status=status, error=error, epochs_run=epochs_run)
@@ -180,11 +165,7 @@ class Journal:
         return self._outer.get(number)
 
     def set_outer_accuracy(self, number: int, accuracy: float | None) -> None:
-        """Record `outer_accuracy` for one trial, in place of any other.
-
-        Raises:
-            StorageError: the journal cannot be written.
-        """
+        """Record `outer_accuracy` for one trial, in place of any other."""
         with self._lock:
             self._outer = {number: accuracy}
             self._write()
