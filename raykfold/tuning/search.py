@@ -13,7 +13,7 @@ import math
 import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from raykfold.data.feature_set import FeatureSet
@@ -193,6 +193,7 @@ def _remarks(config: SearchConfig) -> Iterator[str]:
 # --- one search ----------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
 class FoldSearch:
     """A search over some folds: the whole search, or the one within an outer fold.
 
@@ -209,18 +210,14 @@ class FoldSearch:
         BadInput: an earlier search of that name differs, or has more trials.
     """
 
-    def __init__(
-        self,
-        config: SearchConfig,
-        inputs: Inputs,
-        observer: SearchObserver,
-        inner: dict[int, FoldSearch] | None = None,
-    ) -> None:
-        self.config = config
-        self.inputs = inputs
-        self.observer = observer
-        self.outer_error: str | None = None
-        self._inner = inner or {}
+    config: SearchConfig
+    inputs: Inputs
+    observer: SearchObserver
+    inner: dict[int, FoldSearch] = field(default_factory=dict)
+    outer_error: str | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        config, inputs = self.config, self.inputs
         self.earlier = EarlierRun.read(config)
         self.earlier.check(search_identity(config, inputs.data.fingerprint))
         self.journal = Journal(config.run_dir.journal)
@@ -229,7 +226,7 @@ class FoldSearch:
                 f"--trials {config.num_trials}: the search has already begun {len(self.journal)}; "
                 "expected at least that, or --fresh"
             )
-        splits = [inputs.data.split(fold, inner=True, seed=config.seed) for fold in self._inner]
+        splits = [inputs.data.split(fold, inner=True, seed=config.seed) for fold in self.inner]
         trained = sum(len(split.train) for split in splits)
         held_out = sum(len(split.validation) for split in splits)
         self._test_to_train = held_out / trained if trained else 0.0
@@ -252,7 +249,7 @@ class FoldSearch:
                 failed=sum(trial.status == "failed" for trial in each.journal),
                 error=each.outer_error,
             )
-            for fold, each in self._inner.items()
+            for fold, each in self.inner.items()
         )
         trials, best_config = tuple(self.journal), str(config.outputs.best_config)
         all_began = len(trials) >= config.num_trials
