@@ -341,14 +341,7 @@ def connect_dealer(earlier: EarlierRun, inputs: Inputs) -> Iterator[Dealer]:
                 check_slots(config, size)
             else:
                 marker = stack.enter_context(storage_marker(config, size))
-            dealer = Dealer(
-                config,
-                inputs.data,
-                inputs.audience,
-                size=size,
-                marker=marker,
-                own_instance=own_instance,
-            )
+            dealer = Dealer(config, inputs.data, inputs.audience, size, marker, own_instance)
             yield stack.enter_context(closing(dealer))
 
 

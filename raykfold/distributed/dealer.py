@@ -115,6 +115,7 @@ class _Share:
         return bool(self.asked & self.active)
 
 
+@dataclass(eq=False)
 class Dealer:
     """Trains the waiting folds of ledgers until every one is over.
 
@@ -127,22 +128,14 @@ class Dealer:
         own_instance: Ray was started by this process, and ends with it.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        data: FeatureSet,
-        observer: Observer,
-        *,
-        size: WorkerSize,
-        marker: Place | None,
-        own_instance: bool,
-    ) -> None:
-        self.size = size
-        self._config = config
-        self._data = data
-        self._observer = observer
-        self._marker = marker
-        self._own_instance = own_instance
+    config: RunConfig
+    data: FeatureSet
+    observer: Observer
+    size: WorkerSize
+    marker: Place | None
+    own_instance: bool
+
+    def __post_init__(self) -> None:
         self._entries: list[_Entry] = []  # those of lower rank first
         self._shares: dict[str, _Share] = {}
         self._threads: list[threading.Thread] = []
@@ -150,10 +143,10 @@ class Dealer:
         self._board = start_actor(EventBoard)
         self._received = 0  # events
         # A memory-mapped array would travel as a pickle, and be a private copy in each worker.
-        self._features = ray.put(np.asarray(data.features))
+        self._features = ray.put(np.asarray(self.data.features))
         # An instance of our own is one node, and cannot grow.
-        self._watch = None if own_instance else Watch()
-        self._request = None if own_instance else Request(_new_name(), size)
+        self._watch = None if self.own_instance else Watch()
+        self._request = None if self.own_instance else Request(_new_name(), self.size)
         self._blind: dict[str, float] = {}  # nodes, and until when no worker is to start there
         self._failed_starts = 0  # shares in a row that ended without a round
         self._last_reason = ""  # why the last of them did
@@ -189,7 +182,7 @@ class Dealer:
     def slots(self) -> int:
         """Return how many workers there can be: --num_workers, or what Ray's nodes hold now."""
         there = slots([node.resources for node in all_nodes()], self.size)
-        return self._config.num_workers or there
+        return self.config.num_workers or there
 
     def has_shares(self, ledger: Ledger) -> bool:
         """Return whether a worker of this ledger has still to end."""
@@ -221,7 +214,7 @@ class Dealer:
             for share in self._shares.values():
                 share.trainer.stop()
             self._join_threads(_STOP_SECONDS)
-            if not self._own_instance:  # which ends as a whole
+            if not self.own_instance:  # which ends as a whole
                 for share in self._shares.values():
                     share.trainer.free_slot()
             raise
@@ -259,7 +252,7 @@ class Dealer:
             elif share.started and share.slot in leaving and share.active - share.asked:
                 folds = tuple(sorted(share.active))
                 which = share.ledger.fold_names(folds)
-                self._observer.noticed(f"node {share.address} is leaving: {which} will move")
+                self.observer.noticed(f"node {share.address} is leaving: {which} will move")
                 self._ask(name, folds, leave=True)
 
     def _deal(self) -> None:
@@ -271,7 +264,7 @@ class Dealer:
 
         # Count the free slots. A share that has not started will take one of them.
         free = 0
-        most = self._config.num_workers or len(self._data.fold_labels) * len(self._entries)
+        most = self.config.num_workers or len(self.data.fold_labels) * len(self._entries)
         room = most - len(self._shares)
         is_useful = self._waiting_ledgers() or any(
             len(share.active) > 1 for share in self._shares.values()
@@ -323,8 +316,8 @@ class Dealer:
             what = f"no free slot in Ray; {waiting} waiting ({inventory(self.size)})"
         if waited >= _PATIENCE_SECONDS and now - self._reminded >= _REMIND_SECONDS:
             self._reminded = now
-            self._observer.noticed(f"for {waited:.0f} s, {what}")
-        longest = self._config.wait_timeout
+            self.observer.noticed(f"for {waited:.0f} s, {what}")
+        longest = self.config.wait_timeout
         if longest is not None and waited >= longest:
             raise BadInput(
                 f"--wait_timeout {longest:g}: in that time, {what}; expected a longer one, or a "
@@ -344,7 +337,7 @@ class Dealer:
         promised = sum(share.is_asked for share in self._shares.values())
         for name, folds in hand_over(loads, free - promised, _START_SECONDS).items():
             which = self._shares[name].ledger.fold_names(folds)
-            self._observer.noticed(f"a slot is free: {which} will move there")
+            self.observer.noticed(f"a slot is free: {which} will move there")
             self._ask(name, folds, leave=False)
 
     def _ask(self, name: str, folds: tuple[int, ...], *, leave: bool) -> None:
@@ -356,12 +349,8 @@ class Dealer:
         name = _new_name()
         _log.info("share %s: dealt %s", name, entry.ledger.fold_names(folds))
         entry.ledger.waiting -= set(folds)
-        trainer = ShareTrainer(
-            self._task(entry.ledger, name, folds),
-            entry.ledger.config.run_dir.shares,
-            excluded=self._unusable_nodes(),
-            own_instance=self._own_instance,
-        )
+        task, storage = self._task(entry.ledger, name, folds), entry.ledger.config.run_dir.shares
+        trainer = ShareTrainer(task, storage, self._unusable_nodes(), self.own_instance)
         self._shares[name] = _Share(entry, trainer, set(folds))
 
         def fit() -> None:
@@ -378,11 +367,11 @@ class Dealer:
         thread.start()
 
     def _task(self, ledger: Ledger, name: str, folds: tuple[int, ...]) -> ShareTask:
-        config, data = ledger.config, self._data
+        config, data = ledger.config, self.data
         # After a death, folds are stepped one by one, so that the next death tells whose fault it
         # was; and no steps are recorded, because recordings take memory.
         has_died = ledger.has_died(folds)
-        together = self._config.folds_per_slot or (None if self.size.gpus else 1)
+        together = self.config.folds_per_slot or (None if self.size.gpus else 1)
         return ShareTask(
             share=name,
             board=self._board,
@@ -399,7 +388,7 @@ class Dealer:
                 feature_parameters=data.feature_parameters,
             ),
             run_dir=config.run_dir,
-            marker=self._marker,
+            marker=self.marker,
             checkpoint_every=config.checkpoint_every,
             size=self.size,
             watch=config.wandb_watch and config.wandb_project is not None,
@@ -441,13 +430,13 @@ class Dealer:
                     share.stepping = event.epochs
                 case ShareNotice() if event.text not in self._noticed:
                     self._noticed.add(event.text)
-                    self._observer.noticed(event.text)
+                    self.observer.noticed(event.text)
                 case NodeIsBlind():
                     share.blind = True
                     if event.node not in self._blind:
-                        self._observer.noticed(
+                        self.observer.noticed(
                             f"node {event.address} is left out: it does not see "
-                            f"{self._config.run_dir.root}"
+                            f"{self.config.run_dir.root}"
                         )
                     self._blind[event.node] = time.monotonic() + _BLIND_SECONDS
                 case ShareStopping():
@@ -473,7 +462,7 @@ class Dealer:
             # The worker's own StorageError has come as an event. This is one of Ray's.
             if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
                 raise StorageError(
-                    f"{self._config.run_dir.root}: the disk is full; what was complete before is "
+                    f"{self.config.run_dir.root}: the disk is full; what was complete before is "
                     "safe, and the same command resumes from it"
                 )
         if share.blind:
@@ -491,7 +480,7 @@ class Dealer:
             reason, died = cause(error), is_death(error)
             failed = died or is_failure(error)
         folds = tuple(sorted(share.active))
-        self._observer.noticed(f"the worker of {share.ledger.fold_names(folds)} ended: {reason}")
+        self.observer.noticed(f"the worker of {share.ledger.fold_names(folds)} ended: {reason}")
         share.ledger.observer.worker_lost(folds, reason)
 
         # Blame a death on the folds that were being trained. If none was, or it was a failure, all

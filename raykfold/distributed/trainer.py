@@ -49,12 +49,7 @@ class ShareTrainer:
     """
 
     def __init__(
-        self,
-        task: ShareTask,
-        storage: Place,
-        *,
-        excluded: Collection[str] = (),
-        own_instance: bool,
+        self, task: ShareTask, storage: Place, excluded: Collection[str], own_instance: bool
     ) -> None:
         self._task = task
         self._slot_name = slot_name(task.share)

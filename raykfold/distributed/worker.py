@@ -213,13 +213,8 @@ def _write_round(
             folder = same_store(task.run_dir.root, path) / fold_name(fold)
             save_active_fold(folder, snapshot, weights)
         if fold in probabilities:
-            save_finished_fold(
-                task.run_dir.finished(fold),
-                snapshot,
-                task.context,
-                task.splits[fold].validation,
-                probabilities[fold],
-            )
+            place, held_out = task.run_dir.finished(fold), task.splits[fold].validation
+            save_finished_fold(place, snapshot, task.context, held_out, probabilities[fold])
     ray.train.report(
         round_.to_metrics(),
         checkpoint if round_.saved else None,

@@ -326,12 +326,10 @@ def _optuna(config: SearchConfig, journal: Journal, unfinished: list[Trial]) -> 
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    space = {
-        name: getattr(tune, domain.kind)(list(domain.arguments))
-        if domain.kind == "choice"
-        else getattr(tune, domain.kind)(*domain.arguments)
-        for name, domain in config.space.domains.items()
-    }
+    space = {}
+    for name, domain in config.space.domains.items():
+        arguments = [list(domain.arguments)] if domain.kind == "choice" else domain.arguments
+        space[name] = getattr(tune, domain.kind)(*arguments)
     # The same seed as in an earlier session would draw the first trials again.
     seed = (config.seed + len(journal)) % 2**32
     sampler = OptunaSearch(
