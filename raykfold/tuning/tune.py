@@ -215,12 +215,10 @@ class _JournalScheduler(_NotPickled, FIFOScheduler):
         self._scheduler = _scheduler(config)
         self._trials: dict[int, Any] = {}
         self._decided: set[tuple[int, int]] = set()
-        self._stopped: set[int] = set()
+        self._stopped = {decision.trial for decision in journal.decisions if decision.stops}
         # Tell the scheduler what its predecessors were told. Their decisions stand.
-        for number, epoch, stops in journal.decisions:
+        for number, epoch, _ in journal.decisions:
             self._ask(None, number, epoch, journal[number].history[epoch - 1])
-            if stops:
-                self._stopped.add(number)
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return True
