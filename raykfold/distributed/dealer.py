@@ -60,50 +60,29 @@ _SILENT_SECONDS = 10.0
 
 @dataclass(eq=False)
 class _Entry:
-    """A ledger that the dealer works on.
-
-    Attributes:
-        ledger: knows the folds of a run, or of a part of one.
-        rank: when slots are short, entries of lower rank come first.
-        run: the entry of the run that this one repeats; None for a run by itself.
-        workers: the folds of each worker, as the observer was last told.
-    """
+    """A ledger that the dealer works on; it knows the folds of a run, or of a part of one."""
 
     ledger: Ledger
-    rank: int
-    run: _Entry | None
-    workers: list[tuple[int, ...]] = field(default_factory=list)
+    rank: int  # when slots are short, entries of lower rank come first
+    run: _Entry | None  # that of the run that this one repeats; None for a run by itself
+    workers: list[tuple[int, ...]] = field(default_factory=list)  # as the observer was last told
 
 
 @dataclass
 class _Share:
-    """A share that was dealt, as the driver sees it.
+    """A share that was dealt, as the driver sees it."""
 
-    Attributes:
-        entry: what its folds belong to.
-        trainer: its Ray Train run.
-        active: folds that it has not finished.
-        slot: id of the node where it has its slot; None until that is known.
-        started: its worker runs.
-        address: of its node.
-        blind: its worker did not see the storage.
-        committed: at least one round of it is committed.
-        stepping: folds that its worker is training now → the epoch.
-        asked: folds that it was asked to give back.
-        epoch_seconds: how long an epoch of one fold takes there.
-    """
-
-    entry: _Entry
-    trainer: ShareTrainer
-    active: set[int]
-    slot: str | None = None
-    started: bool = False
-    address: str = ""
-    blind: bool = False
-    committed: bool = False
-    stepping: Mapping[int, int] = field(default_factory=dict)
-    asked: frozenset[int] = frozenset()
-    epoch_seconds: float = 0.0
+    entry: _Entry  # what its folds belong to
+    trainer: ShareTrainer  # its Ray Train run
+    active: set[int]  # folds that it has not finished
+    slot: str | None = None  # id of the node where it has its slot; None until that is known
+    started: bool = False  # its worker runs
+    address: str = ""  # of its node
+    blind: bool = False  # its worker did not see the storage
+    committed: bool = False  # at least one round of it is committed
+    stepping: Mapping[int, int] = field(default_factory=dict)  # fold being trained → its epoch
+    asked: frozenset[int] = frozenset()  # folds that it was asked to give back
+    epoch_seconds: float = 0.0  # how long an epoch of one fold takes there
 
     @property
     def ledger(self) -> Ledger:

@@ -181,9 +181,7 @@ def free_resources() -> dict[str, dict[str, float]]:
     free: dict[str, dict[str, float]] = {}
     for row in ray.nodes():
         if row["Alive"]:
-            has = {
-                name: min(amount, left.get(name, 0.0)) for name, amount in row["Resources"].items()
-            }
+            has = {n: min(amount, left.get(n, 0.0)) for n, amount in row["Resources"].items()}
             left = {name: amount - has.get(name, 0.0) for name, amount in left.items()}
             free[row["NodeID"]] = has
     return free
