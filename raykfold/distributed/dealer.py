@@ -30,7 +30,7 @@ from raykfold.distributed.events import (
     start_actor,
 )
 from raykfold.distributed.nodes import Request, Watch, all_nodes, free_slots, inventory, is_up
-from raykfold.distributed.trainer import ShareTrainer, cause, is_death, is_failure
+from raykfold.distributed.trainer import End, ShareTrainer, end_of
 from raykfold.distributed.worker import ShareTask
 from raykfold.errors import BadInput, StorageError
 from raykfold.files.remote import Place
@@ -450,33 +450,31 @@ class Dealer:
             return
 
         # Find out what the end tells: of a death, of a failure, or of neither.
-        died = failed = False
         if error is None:
-            reason = "it ended early"
+            end = End("it ended early")
         elif share.slot is not None and self._is_gone(share.slot):
-            reason = f"its node {share.address or share.slot} is gone"
+            end = End(f"its node {share.address or share.slot} is gone")
         else:
-            reason, died = cause(error), is_death(error)
-            failed = died or is_failure(error)
+            end = end_of(error)
         folds = tuple(sorted(share.active))
-        self.observer.noticed(f"the worker of {share.ledger.fold_names(folds)} ended: {reason}")
-        share.ledger.observer.worker_lost(folds, reason)
+        self.observer.noticed(f"the worker of {share.ledger.fold_names(folds)} ended: {end.reason}")
+        share.ledger.observer.worker_lost(folds, end.reason)
 
         # Blame a death on the folds that were being trained. If none was, or it was a failure, all
         # folds of the share may have caused it.
-        stepped = share.stepping if died else {}
+        stepped = share.stepping if end.died else {}
         for fold in folds:
             death = None
             if fold in stepped:
-                death = Death(reason, stepped[fold], together=len(stepped) > 1)
-            elif failed and not stepped.keys() & share.active:
-                death = Death(reason)
+                death = Death(end.reason, stepped[fold], together=len(stepped) > 1)
+            elif end.failed and not stepped.keys() & share.active:
+                death = Death(end.reason)
             share.ledger.take_back(fold, death)
 
         # Where shares end before their first round, deal again only after a pause.
         now = time.monotonic()
         if not share.committed and now >= self._deal_after:
-            self._failed_starts, self._last_reason = self._failed_starts + 1, reason
+            self._failed_starts, self._last_reason = self._failed_starts + 1, end.reason
             pause = 0.5 * 2 ** min(self._failed_starts - 1, 10)
             self._deal_after = now + min(pause, _LONGEST_PAUSE_SECONDS)
 

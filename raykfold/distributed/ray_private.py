@@ -238,10 +238,8 @@ class Autoscaler:
 
     def withdraw(self) -> None:
         """Withdraw what was asked for."""
-        from ray.autoscaler.sdk import request_resources
-
         if self._client is None:
-            request_resources(bundles=[])
+            self.ask({}, 0)
         else:
             self._client.cancel_resource_request()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from contextlib import suppress
+from typing import NamedTuple
 
 import ray
 import ray.train
@@ -87,7 +88,7 @@ class ShareTrainer:
         """Run the share to its end.
 
         Raises:
-            Exception: what ended it early; see `cause`.
+            Exception: what ended it early; see `end_of`.
         """
         self._trainer.fit()
 
@@ -114,53 +115,47 @@ class ShareTrainer:
         return next(iter(table.get("bundles_to_node_id", {}).values()), None) or None
 
 
-def is_death(error: Exception) -> bool:
-    """Return whether an error of `fit` tells that the worker's process died or became unusable."""
-    root = _root(error)
-    found = health_failure(root)
-    if found is not None:
-        return isinstance(found, ActorDiedError)
-    return isinstance(error, WorkerGroupError) and isinstance(root, PROCESS_ERRORS)
+class End(NamedTuple):
+    """What ended a share early.
 
-
-def is_failure(error: Exception) -> bool:
-    """Return whether an error of `fit` tells of something that may be wrong with the folds.
-
-    What Ray, the network or the storage did is not: a store that is away fails every fold alike.
+    Attributes:
+        reason: in one line. Ray's errors are tracebacks within tracebacks.
+        died: the worker's process died or became unusable.
+        failed: it died, or something else may be wrong with the folds. What Ray, the network or the
+            storage did is not: a store that is away fails every fold alike.
     """
-    root = _root(error)
-    if health_failure(root) is not None:
-        return is_death(error)
-    if is_failed_start(root):
-        return "its node has died" not in str(error)
-    others = (RayError, OSError, TrainingFailedError)
-    return isinstance(error, WorkerGroupError) and not (
-        isinstance(root, others) or is_lost_slot(root)
-    )
+
+    reason: str
+    died: bool = False
+    failed: bool = False
 
 
-def cause(error: Exception) -> str:
-    """Return in one line what ended a share. Ray's errors are tracebacks within tracebacks."""
-    root = _root(error)
+def end_of(error: Exception) -> End:
+    """Return what an error of `fit` tells."""
+    # The failure of the worker, or of the controller.
+    root, in_worker = error, isinstance(error, WorkerGroupError)
+    if isinstance(error, WorkerGroupError):
+        root = error_in_worker(next(iter(error.worker_failures.values()), error))
+    elif isinstance(error, ControllerError):
+        root = error.controller_failure
+
     found = health_failure(root)
     if found is not None:
-        return _exit_detail(found)
+        died = isinstance(found, ActorDiedError)
+        return End(_exit_detail(found), died, died)
     if is_lost_slot(root):
-        return "its slot was taken by somebody else"
+        return End("its slot was taken by somebody else")
     if is_failed_start(root):
-        return f"it did not start: {_exit_detail(root.__cause__ or root)}"
-    if isinstance(root, RayActorError) and not isinstance(error, WorkerGroupError):
-        return "its Ray Train controller died"
-    if isinstance(root, RayError | TrainingFailedError):
-        return _last_line(root)
-    return one_line(f"{type(root).__name__}: {_last_line(root)}")
-
-
-def _root(error: Exception) -> Exception:
-    """Return the failure of the worker or of the controller that an error of `fit` is about."""
-    if isinstance(error, WorkerGroupError):
-        return error_in_worker(next(iter(error.worker_failures.values()), error))
-    return error.controller_failure if isinstance(error, ControllerError) else error
+        reason = f"it did not start: {_exit_detail(root.__cause__ or root)}"
+        return End(reason, failed="its node has died" not in str(error))
+    if isinstance(root, RayActorError) and not in_worker:
+        return End("its Ray Train controller died")
+    reason = _last_line(root)
+    if not isinstance(root, RayError | TrainingFailedError):
+        reason = one_line(f"{type(root).__name__}: {reason}")
+    died = in_worker and isinstance(root, PROCESS_ERRORS)
+    others = isinstance(root, RayError | OSError | TrainingFailedError)
+    return End(reason, died, died or (in_worker and not others))
 
 
 def _exit_detail(error: BaseException) -> str:
