@@ -243,33 +243,23 @@ def train(config: RunConfig, inputs: Inputs) -> Summary:
         earlier.check(identity(seed, inputs.data.fingerprint))
         return earlier
 
-    earlier = [read(config.repeat(number)) for number in range(config.repeats)]
+    seeds = [config.repeat(number) for number in range(config.repeats)]
+    first, *_ = [read(seed) for seed in seeds]
 
     with ExitStack() as claims:
         # Each seed has a ledger, which learns from storage what is left to do. A repeat is a run
         # that another process may have worked on until it is claimed.
-        ledgers = [open_ledger(earlier[0], inputs, inputs.audience)]
-        for number in range(1, config.repeats):
-            seed = earlier[number].config
+        ledgers = [open_ledger(first, inputs, inputs.audience)]
+        for seed in seeds[1:]:
             audience = inputs.audience.of_repeat(seed.seed)
             claims.enter_context(claim_part(seed, audience))
-            earlier[number] = read(seed)
-            ledgers.append(open_ledger(earlier[number], inputs, audience, repeat_of=config))
+            ledgers.append(open_ledger(read(seed), inputs, audience, repeat_of=config))
         run, *repeats = ledgers
 
         # Ray starts only if a fold is left.
         if any(ledger.waiting for ledger in ledgers):
-            with connect_dealer(earlier[0], inputs) as dealer:
-                whole = [known_identity(each, inputs.data, dealer.size) for each in earlier]
-                for each, there in zip(earlier, whole, strict=True):
-                    each.check(there)
-                for ledger, there in zip(ledgers, whole, strict=True):
-                    # The run's own summary speaks for all seeds: it is stale while one trains.
-                    if ledger.waiting or ledger is run:
-                        ledger.begin(there)
-                    else:
-                        ledger.announce_again()
-                    dealer.add(ledger, part_of=run)
+            with connect_dealer(run.earlier, inputs) as dealer:
+                add_run(run, inputs.data, dealer, repeats=repeats)
                 dealer.work()
         else:
             for ledger in ledgers:
@@ -351,14 +341,7 @@ def connect_dealer(earlier: EarlierRun, inputs: Inputs) -> Iterator[Dealer]:
                 check_slots(config, size)
             else:
                 marker = stack.enter_context(storage_marker(config, size))
-            dealer = Dealer(
-                config,
-                inputs.data,
-                inputs.audience,
-                size=size,
-                marker=marker,
-                own_instance=own_instance,
-            )
+            dealer = Dealer(config, inputs.data, inputs.audience, size, marker, own_instance)
             yield stack.enter_context(closing(dealer))
 
 
@@ -384,23 +367,31 @@ def known_identity(earlier: EarlierRun, data: FeatureSet, size: WorkerSize) -> d
     return identity(earlier.config, data.fingerprint, device, chosen)
 
 
-def add_run(ledger: Ledger, data: FeatureSet, dealer: Dealer, *, rank: int = 0) -> None:
-    """Give one more run to a dealer that is at work; it may have nothing left to train.
+def add_run(
+    run: Ledger, data: FeatureSet, dealer: Dealer, *, repeats: Sequence[Ledger] = (), rank: int = 0
+) -> None:
+    """Give one more run to a dealer, which may be at work; it may have nothing left to train.
 
     Args:
-        ledger: of the run.
+        run: its ledger.
         data: its data.
         dealer: has the slots.
+        repeats: the ledgers of its repeats.
         rank: as of `Dealer.add`.
 
     Raises:
         BadInput: an earlier run in its folders is another one on this device.
         StorageError: its record cannot be written.
     """
-    there = known_identity(ledger.earlier, data, dealer.size)
-    ledger.earlier.check(there)
-    if ledger.waiting:
-        ledger.begin(there)
-    else:
-        ledger.announce_again()
-    dealer.add(ledger, rank=rank)
+    ledgers = [run, *repeats]
+    whole = [known_identity(ledger.earlier, data, dealer.size) for ledger in ledgers]
+    for ledger, there in zip(ledgers, whole, strict=True):
+        ledger.earlier.check(there)
+    # The run's own summary speaks for all seeds: it is stale while one trains.
+    is_training = any(ledger.waiting for ledger in ledgers)
+    for ledger, there in zip(ledgers, whole, strict=True):
+        if ledger.waiting or (ledger is run and is_training):
+            ledger.begin(there)
+        else:
+            ledger.announce_again()
+        dealer.add(ledger, part_of=run, rank=rank)

@@ -19,6 +19,7 @@ from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FeatureSet
 from raykfold.distributed.deal import Load, WorkerSize, deal, hand_over, slots
 from raykfold.distributed.events import (
+    EventBoard,
     FoldsStepping,
     NodeIsBlind,
     RoundCommitted,
@@ -26,10 +27,10 @@ from raykfold.distributed.events import (
     ShareReady,
     ShareStarted,
     ShareStopping,
-    open_board,
+    start_actor,
 )
 from raykfold.distributed.nodes import Request, Watch, all_nodes, free_slots, inventory, is_up
-from raykfold.distributed.trainer import ShareTrainer, cause, is_death, is_failure
+from raykfold.distributed.trainer import End, ShareTrainer, end_of
 from raykfold.distributed.worker import ShareTask
 from raykfold.errors import BadInput, StorageError
 from raykfold.files.remote import Place
@@ -59,50 +60,29 @@ _SILENT_SECONDS = 10.0
 
 @dataclass(eq=False)
 class _Entry:
-    """A ledger that the dealer works on.
-
-    Attributes:
-        ledger: knows the folds of a run, or of a part of one.
-        rank: when slots are short, entries of lower rank come first.
-        run: the entry of the run that this one repeats; None for a run by itself.
-        workers: the folds of each worker, as the observer was last told.
-    """
+    """A ledger that the dealer works on; it knows the folds of a run, or of a part of one."""
 
     ledger: Ledger
-    rank: int
-    run: _Entry | None
-    workers: list[tuple[int, ...]] = field(default_factory=list)
+    rank: int  # when slots are short, entries of lower rank come first
+    run: _Entry | None  # that of the run that this one repeats; None for a run by itself
+    workers: list[tuple[int, ...]] = field(default_factory=list)  # as the observer was last told
 
 
 @dataclass
 class _Share:
-    """A share that was dealt, as the driver sees it.
+    """A share that was dealt, as the driver sees it."""
 
-    Attributes:
-        entry: what its folds belong to.
-        trainer: its Ray Train run.
-        active: folds that it has not finished.
-        slot: id of the node where it has its slot; None until that is known.
-        started: its worker runs.
-        address: of its node.
-        blind: its worker did not see the storage.
-        committed: at least one round of it is committed.
-        stepping: folds that its worker is training now → the epoch.
-        asked: folds that it was asked to give back.
-        epoch_seconds: how long an epoch of one fold takes there.
-    """
-
-    entry: _Entry
-    trainer: ShareTrainer
-    active: set[int]
-    slot: str | None = None
-    started: bool = False
-    address: str = ""
-    blind: bool = False
-    committed: bool = False
-    stepping: Mapping[int, int] = field(default_factory=dict)
-    asked: frozenset[int] = frozenset()
-    epoch_seconds: float = 0.0
+    entry: _Entry  # what its folds belong to
+    trainer: ShareTrainer  # its Ray Train run
+    active: set[int]  # folds that it has not finished
+    slot: str | None = None  # id of the node where it has its slot; None until that is known
+    started: bool = False  # its worker runs
+    address: str = ""  # of its node
+    blind: bool = False  # its worker did not see the storage
+    committed: bool = False  # at least one round of it is committed
+    stepping: Mapping[int, int] = field(default_factory=dict)  # fold being trained → its epoch
+    asked: frozenset[int] = frozenset()  # folds that it was asked to give back
+    epoch_seconds: float = 0.0  # how long an epoch of one fold takes there
 
     @property
     def ledger(self) -> Ledger:
@@ -114,6 +94,7 @@ class _Share:
         return bool(self.asked & self.active)
 
 
+@dataclass(eq=False)
 class Dealer:
     """Trains the waiting folds of ledgers until every one is over.
 
@@ -126,33 +107,25 @@ class Dealer:
         own_instance: Ray was started by this process, and ends with it.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        data: FeatureSet,
-        observer: Observer,
-        *,
-        size: WorkerSize,
-        marker: Place | None,
-        own_instance: bool,
-    ) -> None:
-        self.size = size
-        self._config = config
-        self._data = data
-        self._observer = observer
-        self._marker = marker
-        self._own_instance = own_instance
+    config: RunConfig
+    data: FeatureSet
+    observer: Observer
+    size: WorkerSize
+    marker: Place | None
+    own_instance: bool
+
+    def __post_init__(self) -> None:
         self._entries: list[_Entry] = []  # those of lower rank first
         self._shares: dict[str, _Share] = {}
         self._threads: list[threading.Thread] = []
         self._ended: queue.Queue[tuple[str, Exception | None]] = queue.Queue()
-        self._board = open_board()
+        self._board = start_actor(EventBoard)
         self._received = 0  # events
         # A memory-mapped array would travel as a pickle, and be a private copy in each worker.
-        self._features = ray.put(np.asarray(data.features))
+        self._features = ray.put(np.asarray(self.data.features))
         # An instance of our own is one node, and cannot grow.
-        self._watch = None if own_instance else Watch()
-        self._request = None if own_instance else Request(_new_name(), size)
+        self._watch = None if self.own_instance else Watch()
+        self._request = None if self.own_instance else Request(_new_name(), self.size)
         self._blind: dict[str, float] = {}  # nodes, and until when no worker is to start there
         self._failed_starts = 0  # shares in a row that ended without a round
         self._last_reason = ""  # why the last of them did
@@ -187,8 +160,8 @@ class Dealer:
 
     def slots(self) -> int:
         """Return how many workers there can be: --num_workers, or what Ray's nodes hold now."""
-        there = slots([node.resources for node in all_nodes() if node.alive], self.size)
-        return self._config.num_workers or there
+        there = slots([node.resources for node in all_nodes()], self.size)
+        return self.config.num_workers or there
 
     def has_shares(self, ledger: Ledger) -> bool:
         """Return whether a worker of this ledger has still to end."""
@@ -220,7 +193,7 @@ class Dealer:
             for share in self._shares.values():
                 share.trainer.stop()
             self._join_threads(_STOP_SECONDS)
-            if not self._own_instance:  # which ends as a whole
+            if not self.own_instance:  # which ends as a whole
                 for share in self._shares.values():
                     share.trainer.free_slot()
             raise
@@ -258,7 +231,7 @@ class Dealer:
             elif share.started and share.slot in leaving and share.active - share.asked:
                 folds = tuple(sorted(share.active))
                 which = share.ledger.fold_names(folds)
-                self._observer.noticed(f"node {share.address} is leaving: {which} will move")
+                self.observer.noticed(f"node {share.address} is leaving: {which} will move")
                 self._ask(name, folds, leave=True)
 
     def _deal(self) -> None:
@@ -270,7 +243,7 @@ class Dealer:
 
         # Count the free slots. A share that has not started will take one of them.
         free = 0
-        most = self._config.num_workers or len(self._data.fold_labels) * len(self._entries)
+        most = self.config.num_workers or len(self.data.fold_labels) * len(self._entries)
         room = most - len(self._shares)
         is_useful = self._waiting_ledgers() or any(
             len(share.active) > 1 for share in self._shares.values()
@@ -322,8 +295,8 @@ class Dealer:
             what = f"no free slot in Ray; {waiting} waiting ({inventory(self.size)})"
         if waited >= _PATIENCE_SECONDS and now - self._reminded >= _REMIND_SECONDS:
             self._reminded = now
-            self._observer.noticed(f"for {waited:.0f} s, {what}")
-        longest = self._config.wait_timeout
+            self.observer.noticed(f"for {waited:.0f} s, {what}")
+        longest = self.config.wait_timeout
         if longest is not None and waited >= longest:
             raise BadInput(
                 f"--wait_timeout {longest:g}: in that time, {what}; expected a longer one, or a "
@@ -343,7 +316,7 @@ class Dealer:
         promised = sum(share.is_asked for share in self._shares.values())
         for name, folds in hand_over(loads, free - promised, _START_SECONDS).items():
             which = self._shares[name].ledger.fold_names(folds)
-            self._observer.noticed(f"a slot is free: {which} will move there")
+            self.observer.noticed(f"a slot is free: {which} will move there")
             self._ask(name, folds, leave=False)
 
     def _ask(self, name: str, folds: tuple[int, ...], *, leave: bool) -> None:
@@ -355,13 +328,8 @@ class Dealer:
         name = _new_name()
         _log.info("share %s: dealt %s", name, entry.ledger.fold_names(folds))
         entry.ledger.waiting -= set(folds)
-        trainer = ShareTrainer(
-            self._task(entry.ledger, name, folds),
-            self.size,
-            entry.ledger.config.run_dir.shares,
-            excluded=self._unusable_nodes(),
-            own_instance=self._own_instance,
-        )
+        task, storage = self._task(entry.ledger, name, folds), entry.ledger.config.run_dir.shares
+        trainer = ShareTrainer(task, storage, self._unusable_nodes(), self.own_instance)
         self._shares[name] = _Share(entry, trainer, set(folds))
 
         def fit() -> None:
@@ -378,11 +346,11 @@ class Dealer:
         thread.start()
 
     def _task(self, ledger: Ledger, name: str, folds: tuple[int, ...]) -> ShareTask:
-        config, data = ledger.config, self._data
+        config, data = ledger.config, self.data
         # After a death, folds are stepped one by one, so that the next death tells whose fault it
         # was; and no steps are recorded, because recordings take memory.
         has_died = ledger.has_died(folds)
-        together = self._config.folds_per_slot or (None if self.size.gpus else 1)
+        together = self.config.folds_per_slot or (None if self.size.gpus else 1)
         return ShareTask(
             share=name,
             board=self._board,
@@ -399,10 +367,9 @@ class Dealer:
                 feature_parameters=data.feature_parameters,
             ),
             run_dir=config.run_dir,
-            marker=self._marker,
+            marker=self.marker,
             checkpoint_every=config.checkpoint_every,
-            threads=self.size.cpus,
-            use_gpu=bool(self.size.gpus),
+            size=self.size,
             watch=config.wandb_watch and config.wandb_project is not None,
             together=1 if has_died else together,
             record=not has_died,
@@ -442,13 +409,13 @@ class Dealer:
                     share.stepping = event.epochs
                 case ShareNotice() if event.text not in self._noticed:
                     self._noticed.add(event.text)
-                    self._observer.noticed(event.text)
+                    self.observer.noticed(event.text)
                 case NodeIsBlind():
                     share.blind = True
                     if event.node not in self._blind:
-                        self._observer.noticed(
+                        self.observer.noticed(
                             f"node {event.address} is left out: it does not see "
-                            f"{self._config.run_dir.root}"
+                            f"{self.config.run_dir.root}"
                         )
                     self._blind[event.node] = time.monotonic() + _BLIND_SECONDS
                 case ShareStopping():
@@ -472,11 +439,9 @@ class Dealer:
         if error is not None:
             share.trainer.free_slot()
             # The worker's own StorageError has come as an event. This is one of Ray's.
-            if any(
-                sign in str(error) for sign in ("No space left on device", "Disk quota exceeded")
-            ):
+            if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
                 raise StorageError(
-                    f"{self._config.run_dir.root}: the disk is full; what was complete before is "
+                    f"{self.config.run_dir.root}: the disk is full; what was complete before is "
                     "safe, and the same command resumes from it"
                 )
         if share.blind:
@@ -485,31 +450,31 @@ class Dealer:
             return
 
         # Find out what the end tells: of a death, of a failure, or of neither.
-        reason = "it ended early" if error is None else cause(error)
-        died = error is not None and is_death(error)
-        failed = died or (error is not None and is_failure(error))
-        if error is not None and share.slot is not None and self._is_gone(share.slot):
-            died = failed = False
-            reason = f"its node {share.address or share.slot} is gone"
+        if error is None:
+            end = End("it ended early")
+        elif share.slot is not None and self._is_gone(share.slot):
+            end = End(f"its node {share.address or share.slot} is gone")
+        else:
+            end = end_of(error)
         folds = tuple(sorted(share.active))
-        self._observer.noticed(f"the worker of {share.ledger.fold_names(folds)} ended: {reason}")
-        share.ledger.observer.worker_lost(folds, reason)
+        self.observer.noticed(f"the worker of {share.ledger.fold_names(folds)} ended: {end.reason}")
+        share.ledger.observer.worker_lost(folds, end.reason)
 
         # Blame a death on the folds that were being trained. If none was, or it was a failure, all
         # folds of the share may have caused it.
-        stepped = share.stepping if died else {}
+        stepped = share.stepping if end.died else {}
         for fold in folds:
             death = None
             if fold in stepped:
-                death = Death(reason, stepped[fold], together=len(stepped) > 1)
-            elif failed and not stepped.keys() & share.active:
-                death = Death(reason)
+                death = Death(end.reason, stepped[fold], together=len(stepped) > 1)
+            elif end.failed and not stepped.keys() & share.active:
+                death = Death(end.reason)
             share.ledger.take_back(fold, death)
 
         # Where shares end before their first round, deal again only after a pause.
         now = time.monotonic()
         if not share.committed and now >= self._deal_after:
-            self._failed_starts, self._last_reason = self._failed_starts + 1, reason
+            self._failed_starts, self._last_reason = self._failed_starts + 1, end.reason
             pause = 0.5 * 2 ** min(self._failed_starts - 1, 10)
             self._deal_after = now + min(pause, _LONGEST_PAUSE_SECONDS)
 

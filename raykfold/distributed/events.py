@@ -25,90 +25,80 @@ from raykfold.training.results import Round
 
 
 @dataclass(frozen=True)
-class ShareStarted:
-    """The worker of a share has started.
+class Event:
+    """What happens in a share.
 
     Attributes:
         share: the share's name.
+    """
+
+    share: str
+
+
+@dataclass(frozen=True)
+class ShareStarted(Event):
+    """The worker of a share has started.
+
+    Attributes:
         node: id of its node.
         address: of its node.
         pid: of its process there.
         gpu: number on the node of the GPU that it sees; empty if it trains on CPUs.
     """
 
-    share: str
     node: str
     address: str
     pid: int
     gpu: str
 
 
-@dataclass(frozen=True)
-class ShareReady:
+class ShareReady(Event):
     """The worker of a share has its data and its folds, and begins the first step."""
 
-    share: str
-
 
 @dataclass(frozen=True)
-class FoldsStepping:
+class FoldsStepping(Event):
     """The worker of a share begins an epoch of these folds, or is training none.
 
     Attributes:
         epochs: fold → the epoch, from 0; empty for none.
     """
 
-    share: str
     epochs: Mapping[int, int]
 
 
 @dataclass(frozen=True)
-class ShareNotice:
+class ShareNotice(Event):
     """Something that a worker has noticed and the user should know."""
 
-    share: str
     text: str
 
 
 @dataclass(frozen=True)
-class NodeIsBlind:
+class NodeIsBlind(Event):
     """The worker of a share does not see the run's storage from its node, and ends."""
 
-    share: str
     node: str
     address: str
 
 
 @dataclass(frozen=True)
-class ShareStopping:
+class ShareStopping(Event):
     """The worker of a share ends, and with it the whole run, as on a full disk."""
 
-    share: str
     error: RaykfoldError
 
 
 @dataclass(frozen=True)
-class RoundCommitted:
+class RoundCommitted(Event):
     """Ray Train has taken note of a round, whose checkpoint, if it has one, is whole on storage.
 
     Attributes:
         checkpoint: path of the checkpoint; None if no fold was saved in this round.
     """
 
-    share: str
     round: Round
     checkpoint: str | None
-
-
-Event = (
-    ShareStarted
-    | ShareReady
-    | FoldsStepping
-    | ShareNotice
-    | NodeIsBlind
-    | ShareStopping
-    | RoundCommitted
-)
 
 
 class EventBoard:
@@ -173,12 +163,12 @@ class EventBoard:
         return list(self._events)
 
 
-def open_board() -> Any:
-    """Start the board on this process's node, and return its handle. It ends with the driver.
+def start_actor(actor_class: type) -> Any:
+    """Start an actor on this process's node that takes no CPU, and return its handle.
 
-    Ray repeats a call that a bad network has cut short, for as long as the board lives. So each
-    call may come twice.
+    It ends with the driver. Ray repeats a call that a bad network has cut short, for as long as the
+    actor lives. So each call may come twice.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "scheduling_strategy": here, "max_task_retries": -1}
-    return ray.remote(EventBoard).options(**options).remote()
+    return ray.remote(actor_class).options(**options).remote()

@@ -23,6 +23,7 @@ from raykfold.distributed.ray_private import (
 )
 from raykfold.files.atomic import is_seen
 from raykfold.files.remote import Place
+from raykfold.text import count_of
 
 _CONNECT_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
@@ -36,35 +37,25 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Node:
-    """A node of the cluster.
+    """A node of the cluster that Ray has not given up.
 
     Attributes:
         id: Ray's id, in hexadecimal digits.
         address: of the node's raylet, Ray's process there.
         port: of the raylet.
-        alive: Ray has not given the node up.
         resources: what the node has in all.
     """
 
     id: str
     address: str
     port: int
-    alive: bool
     resources: Mapping[str, float]
 
 
 def all_nodes() -> list[Node]:
-    """Return every node that the cluster has or has had."""
-    return [
-        Node(
-            id=row["NodeID"],
-            address=row["NodeManagerAddress"],
-            port=row["NodeManagerPort"],
-            alive=row["Alive"],
-            resources=row["Resources"],
-        )
-        for row in ray.nodes()
-    ]
+    """Return the nodes of the cluster, without those that Ray has given up."""
+    keys = ("NodeID", "NodeManagerAddress", "NodeManagerPort", "Resources")
+    return [Node(*(row[key] for key in keys)) for row in ray.nodes() if row["Alive"]]
 
 
 def free_slots(size: WorkerSize, excluded: Collection[str] = ()) -> int:
@@ -105,20 +96,20 @@ def answers(node: Node) -> bool:
 
 def is_up(node_id: str) -> bool:
     """Return whether a node answers, and Ray has not given it up."""
-    return any(node.id == node_id and node.alive and answers(node) for node in all_nodes())
+    return any(node.id == node_id and answers(node) for node in all_nodes())
 
 
 def inventory(size: WorkerSize) -> str:
     """Return in words what a worker takes and what the cluster has of it."""
-    alive = [node for node in all_nodes() if node.alive]
+    nodes = all_nodes()
     free = free_resources().values()
     counts = [
         f"{sum(node.get(name, 0.0) for node in free):g} of "
-        f"{sum(node.resources.get(name, 0.0) for node in alive):g} {name}s"
+        f"{sum(node.resources.get(name, 0.0) for node in nodes):g} {name}s"
         for name in size.resources
     ]
-    nodes = f"{len(alive)} node{'s' * (len(alive) != 1)}"
-    return f"a worker takes {size}; {nodes} with {' and '.join(counts)} free"
+    there = count_of(len(nodes), "node")
+    return f"a worker takes {size}; {there} with {' and '.join(counts)} free"
 
 
 def blind_nodes(marker: Place, size: WorkerSize) -> list[Node]:
@@ -129,7 +120,7 @@ def blind_nodes(marker: Place, size: WorkerSize) -> list[Node]:
     here = ray.get_runtime_context().get_node_id()
     asked = {}
     for node in all_nodes():
-        if node.alive and node.id != here and slots([node.resources], size):
+        if node.id != here and slots([node.resources], size):
             there = NodeAffinitySchedulingStrategy(node.id, soft=False)
             look = ray.remote(num_cpus=0, max_retries=0)(is_seen).options(scheduling_strategy=there)
             asked[look.remote(marker)] = node
@@ -186,7 +177,7 @@ class Watch:
 
     def _look(self, pool: ThreadPoolExecutor) -> None:
         self._leaving = draining_nodes()
-        nodes = [node for node in all_nodes() if node.alive and node.id != self._here]
+        nodes = [node for node in all_nodes() if node.id != self._here]
         began = time.monotonic()
         up = pool.map(answers, nodes)
         silent = {node.id for node, answered in zip(nodes, up, strict=True) if not answered}

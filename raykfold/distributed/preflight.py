@@ -13,6 +13,7 @@ from raykfold.distributed.nodes import blind_nodes, free_slots, gpus_have_bf16, 
 from raykfold.errors import BadInput, StorageError
 from raykfold.files.atomic import write_file
 from raykfold.files.remote import Place, RemotePath
+from raykfold.text import count_of
 from raykfold.training.fold import Precision
 
 
@@ -26,14 +27,12 @@ def worker_size(config: RunConfig, own_instance: bool, before: str | None) -> Wo
     Raises:
         BadInput: --use_gpu is true, and an instance of our own has no GPU.
     """
-    has_gpu = most_gpus() >= 1
-    if config.use_gpu and own_instance and not has_gpu:  # in a cluster, one may still come
+    has_gpu, use_gpu = most_gpus() >= 1, config.use_gpu
+    if use_gpu and own_instance and not has_gpu:  # in a cluster, one may still come
         raise BadInput("--use_gpu true: Ray has no GPU here; expected false or auto")
-    if config.use_gpu is None:
+    if use_gpu is None:
         # Of a cluster that is only coming up again, the nodes with GPUs may not be there yet.
         use_gpu = has_gpu if own_instance or before is None else before == "gpu"
-    else:
-        use_gpu = config.use_gpu
     return WorkerSize(cpus=config.cpus_per_worker, gpus=int(use_gpu))
 
 
@@ -53,8 +52,8 @@ def check_slots(config: RunConfig, size: WorkerSize) -> None:
         )
     if config.num_workers is not None and config.num_workers > there:
         raise BadInput(
-            f"--num_workers {config.num_workers}: the local Ray instance has {there} "
-            f"slot{'s' * (there != 1)} of {size}; expected at most that, or more --local_cpus"
+            f"--num_workers {config.num_workers}: the local Ray instance has "
+            f"{count_of(there, 'slot')} of {size}; expected at most that, or more --local_cpus"
         )
 
 
@@ -89,10 +88,9 @@ def storage_marker(config: RunConfig, size: WorkerSize) -> Iterator[Place]:
 
 def precision(config: RunConfig, size: WorkerSize, before: str | None) -> Precision:
     """Return what `--precision` stands for; a run that resumes keeps the one of `before`."""
-    chosen = config.precision
-    if chosen == "auto":
+    chosen = before if config.precision == "auto" else config.precision
+    if chosen is None:
         # bf16 may not suit every part of a network of the user's own.
         default = ModelSpec.parse(config.model).name == DEFAULT_MODEL
-        suited = default and size.gpus and gpus_have_bf16()
-        chosen = before or ("bf16" if suited else "fp32")
+        return "bf16" if default and size.gpus and gpus_have_bf16() else "fp32"
     return "bf16" if chosen == "bf16" else "fp32"

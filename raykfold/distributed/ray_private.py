@@ -11,7 +11,7 @@ a share's Train controller imports it without what trains.
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -32,11 +32,8 @@ _TOKEN_EXPECTED = (
 
 def part(path: str) -> Any:
     """Return a module of Ray, or an attribute of one, by its full name; None if there is none."""
-    with suppress(ImportError):
-        return importlib.import_module(path)
-    module, _, name = path.rpartition(".")
-    with suppress(ImportError):
-        return getattr(importlib.import_module(module), name, None)
+    with suppress(ImportError, AttributeError):
+        return pkgutil.resolve_name(path)
     return None
 
 
@@ -116,11 +113,9 @@ def silent_daemons() -> Iterator[None]:
 
     No option of Ray's turns it off. A run reports in one line what became of a worker.
     """
-    undo = replace(part("ray._private.worker"), {"print_to_stdstream": _nothing})
-    try:
+    with ExitStack() as stack:
+        stack.callback(replace(part("ray._private.worker"), {"print_to_stdstream": _nothing}))
         yield
-    finally:
-        undo()
 
 
 def check_token(address: str) -> None:
@@ -186,9 +181,7 @@ def free_resources() -> dict[str, dict[str, float]]:
     free: dict[str, dict[str, float]] = {}
     for row in ray.nodes():
         if row["Alive"]:
-            has = {
-                name: min(amount, left.get(name, 0.0)) for name, amount in row["Resources"].items()
-            }
+            has = {n: min(amount, left.get(n, 0.0)) for n, amount in row["Resources"].items()}
             left = {name: amount - has.get(name, 0.0) for name, amount in left.items()}
             free[row["NodeID"]] = has
     return free
@@ -245,10 +238,8 @@ class Autoscaler:
 
     def withdraw(self) -> None:
         """Withdraw what was asked for."""
-        from ray.autoscaler.sdk import request_resources
-
         if self._client is None:
-            request_resources(bundles=[])
+            self.ask({}, 0)
         else:
             self._client.cancel_resource_request()
 
@@ -286,10 +277,13 @@ class ControllerHandle:
             trainer._initialize_and_run_controller = self._run
         callbacks = getattr(trainer, "_create_default_callbacks", None)
         if callbacks is not None:
-            names_slot = self._run_plainly is not None and can_name_slots()
-            trainer._create_default_callbacks = lambda: useful_callbacks(
-                callbacks(), names_slot=names_slot
+            # The slot can be found by its name if the group of the worker gets one.
+            names_slot = (
+                self._run_plainly is not None
+                and part(f"{_WORKER_GROUP}.worker_group.placement_group") is not None
+                and share_controller() is not None
             )
+            trainer._create_default_callbacks = lambda: useful_callbacks(callbacks(), names_slot)
 
     def kill(self) -> bool:
         """End the run now: `fit` raises. Returns whether there is a controller that can be killed.
@@ -328,7 +322,7 @@ class ControllerHandle:
         return ray.get(self._controller.get_result.remote())
 
 
-def useful_callbacks(callbacks: list[Any], *, names_slot: bool) -> list[Any]:
+def useful_callbacks(callbacks: list[Any], names_slot: bool) -> list[Any]:
     """Return Ray Train's callbacks without two that start an actor each. Gains 3 s of CPU apiece.
 
     Features come through the object store and not through Ray Data. The driver gives the slot of
@@ -355,12 +349,6 @@ def ask_for_nothing(policy: Any) -> None:
     ):
         policy.after_controller_start = policy._maybe_send_resource_request = _nothing
         policy._cancel_resource_request = _nothing
-
-
-def can_name_slots() -> bool:
-    """Return whether the placement group of a share's worker gets a name."""
-    has_group = part(f"{_WORKER_GROUP}.worker_group.placement_group") is not None
-    return has_group and share_controller() is not None
 
 
 @cache
@@ -402,42 +390,13 @@ def lighten_controller(share: str) -> None:
 
     end_meeting = getattr(state, "_shutdown_sync_actor", None)
     if end_meeting is not None:
-        replace(
-            state,
-            {
-                "_shutdown_sync_actor": lambda actor: (
-                    isinstance(actor, Meeting) or end_meeting(actor)
-                )
-            },
-        )
+
+        def end(actor: Any) -> None:
+            if not isinstance(actor, Meeting):
+                end_meeting(actor)
+
+        replace(state, {"_shutdown_sync_actor": end})
         replace(group, {"SynchronizationActor": Meeting})
-
-
-class Meeting:
-    """Stands in for Ray Train's `SynchronizationActor` where a group has one worker.
-
-    It is both the actor class that the controller uses and the handle that the worker is given.
-    """
-
-    @staticmethod
-    def options(**_: Any) -> type[Meeting]:
-        return Meeting
-
-    @staticmethod
-    def remote(**_: Any) -> Meeting:
-        return Meeting()
-
-    @property
-    def broadcast_from_rank_zero(self) -> _Answer:
-        return _Answer("data")
-
-    @property
-    def set_required_ranks(self) -> _Answer:
-        return _Answer()
-
-    @property
-    def reset(self) -> _Answer:
-        return _Answer()
 
 
 class _Answer:
@@ -450,6 +409,24 @@ class _Answer:
         import ray
 
         return ray.put(arguments[self._name] if self._name is not None else True)
+
+
+class Meeting:
+    """Stands in for Ray Train's `SynchronizationActor` where a group has one worker.
+
+    It is both the actor class that the controller uses and the handle that the worker is given.
+    """
+
+    broadcast_from_rank_zero = _Answer("data")
+    set_required_ranks = reset = _Answer()
+
+    @staticmethod
+    def options(**_: Any) -> type[Meeting]:
+        return Meeting
+
+    @staticmethod
+    def remote(**_: Any) -> Meeting:
+        return Meeting()
 
 
 # --- What Ray Train's errors tell -------------------------------------------------------------

@@ -9,7 +9,8 @@ import socket
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from raykfold.config.environment import allocator
@@ -90,7 +91,9 @@ def ray_session(
             logging.getLogger("ray").setLevel(logging.CRITICAL)
             warnings.filterwarnings("ignore", module=r"ray\.")
             stack.enter_context(silent_daemons())
-        with _signals_held_back(), _in_a_thread(meanwhile):
+        with _signals_held_back(), ThreadPoolExecutor(max_workers=1) as beside:
+            if meanwhile is not None:  # an import that fails here fails again where it is needed
+                beside.submit(meanwhile)
             if address is None:
                 _start_own(stack, local_cpus, options)
             else:
@@ -151,23 +154,6 @@ def _connect(stack: ExitStack, address: str, options: dict[str, Any]) -> None:
     # Ray Train's placement-group cleaner must find this cluster, not another one on the host.
     here = ray.get_runtime_context().gcs_address
     stack.enter_context(_environment({"RAY_ADDRESS": here}))
-
-
-@contextmanager
-def _in_a_thread(work: Callable[[], None] | None) -> Iterator[None]:
-    """Do `work` beside the body, and wait for its end."""
-
-    def run() -> None:
-        with suppress(Exception):  # an import that fails here fails again where it is needed
-            if work is not None:
-                work()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
 
 
 @contextmanager

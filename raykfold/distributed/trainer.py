@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from contextlib import suppress
+from typing import NamedTuple
 
 import ray
 import ray.train
@@ -19,7 +20,6 @@ from ray.util.placement_group import (
 
 from raykfold.config.environment import worker_runtime_env
 from raykfold.distributed.callback import ShareCallback
-from raykfold.distributed.deal import WorkerSize
 from raykfold.distributed.ray_private import (
     ControllerHandle,
     error_in_worker,
@@ -43,7 +43,6 @@ class ShareTrainer:
 
     Args:
         task: what the share's worker is told.
-        size: what the worker takes of a node.
         storage: folder where Ray Train keeps the share's checkpoints, on a disk that every node
             has or on an object store.
         excluded: ids of nodes where the worker must not run.
@@ -51,13 +50,7 @@ class ShareTrainer:
     """
 
     def __init__(
-        self,
-        task: ShareTask,
-        size: WorkerSize,
-        storage: Place,
-        *,
-        excluded: Collection[str] = (),
-        own_instance: bool,
+        self, task: ShareTask, storage: Place, excluded: Collection[str], own_instance: bool
     ) -> None:
         self._task = task
         self._slot_name = slot_name(task.share)
@@ -70,8 +63,8 @@ class ShareTrainer:
             train_loop_config={"task": ray.put(task)},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=1,
-                use_gpu=bool(size.gpus),
-                resources_per_worker=size.resources,
+                use_gpu=bool(task.size.gpus),
+                resources_per_worker=task.size.resources,
                 label_selector=elsewhere,  # type: ignore[call-arg]
             ),
             # A type checker sees the classes of Ray Train V1 here, which V2 replaces.
@@ -95,7 +88,7 @@ class ShareTrainer:
         """Run the share to its end.
 
         Raises:
-            Exception: what ended it early; see `cause`.
+            Exception: what ended it early; see `end_of`.
         """
         self._trainer.fit()
 
@@ -122,53 +115,47 @@ class ShareTrainer:
         return next(iter(table.get("bundles_to_node_id", {}).values()), None) or None
 
 
-def is_death(error: Exception) -> bool:
-    """Return whether an error of `fit` tells that the worker's process died or became unusable."""
-    root = _root(error)
-    found = health_failure(root)
-    if found is not None:
-        return isinstance(found, ActorDiedError)
-    return isinstance(error, WorkerGroupError) and isinstance(root, PROCESS_ERRORS)
+class End(NamedTuple):
+    """What ended a share early.
 
-
-def is_failure(error: Exception) -> bool:
-    """Return whether an error of `fit` tells of something that may be wrong with the folds.
-
-    What Ray, the network or the storage did is not: a store that is away fails every fold alike.
+    Attributes:
+        reason: in one line. Ray's errors are tracebacks within tracebacks.
+        died: the worker's process died or became unusable.
+        failed: it died, or something else may be wrong with the folds. What Ray, the network or the
+            storage did is not: a store that is away fails every fold alike.
     """
-    root = _root(error)
-    if health_failure(root) is not None:
-        return is_death(error)
-    if is_failed_start(root):
-        return "its node has died" not in str(error)
-    others = (RayError, OSError, TrainingFailedError)
-    return isinstance(error, WorkerGroupError) and not (
-        isinstance(root, others) or is_lost_slot(root)
-    )
+
+    reason: str
+    died: bool = False
+    failed: bool = False
 
 
-def cause(error: Exception) -> str:
-    """Return in one line what ended a share. Ray's errors are tracebacks within tracebacks."""
-    root = _root(error)
+def end_of(error: Exception) -> End:
+    """Return what an error of `fit` tells."""
+    # The failure of the worker, or of the controller.
+    root, in_worker = error, isinstance(error, WorkerGroupError)
+    if isinstance(error, WorkerGroupError):
+        root = error_in_worker(next(iter(error.worker_failures.values()), error))
+    elif isinstance(error, ControllerError):
+        root = error.controller_failure
+
     found = health_failure(root)
     if found is not None:
-        return _exit_detail(found)
+        died = isinstance(found, ActorDiedError)
+        return End(_exit_detail(found), died, died)
     if is_lost_slot(root):
-        return "its slot was taken by somebody else"
+        return End("its slot was taken by somebody else")
     if is_failed_start(root):
-        return f"it did not start: {_exit_detail(root.__cause__ or root)}"
-    if isinstance(root, RayActorError) and not isinstance(error, WorkerGroupError):
-        return "its Ray Train controller died"
-    if isinstance(root, RayError | TrainingFailedError):
-        return _last_line(root)
-    return one_line(f"{type(root).__name__}: {_last_line(root)}")
-
-
-def _root(error: Exception) -> Exception:
-    """Return the failure of the worker or of the controller that an error of `fit` is about."""
-    if isinstance(error, WorkerGroupError):
-        return error_in_worker(next(iter(error.worker_failures.values()), error))
-    return error.controller_failure if isinstance(error, ControllerError) else error
+        reason = f"it did not start: {_exit_detail(root.__cause__ or root)}"
+        return End(reason, failed="its node has died" not in str(error))
+    if isinstance(root, RayActorError) and not in_worker:
+        return End("its Ray Train controller died")
+    reason = _last_line(root)
+    if not isinstance(root, RayError | TrainingFailedError):
+        reason = one_line(f"{type(root).__name__}: {reason}")
+    died = in_worker and isinstance(root, PROCESS_ERRORS)
+    others = isinstance(root, RayError | OSError | TrainingFailedError)
+    return End(reason, died, died or (in_worker and not others))
 
 
 def _exit_detail(error: BaseException) -> str:

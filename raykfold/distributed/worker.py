@@ -16,6 +16,7 @@ import torch
 from ray.train import CheckpointUploadMode
 
 from raykfold.data.feature_set import Split
+from raykfold.distributed.deal import WorkerSize
 from raykfold.distributed.events import (
     FoldsStepping,
     NodeIsBlind,
@@ -60,8 +61,7 @@ class ShareTask:
             finds credentials itself, in its environment or its machine's role.
         marker: a file on the run's storage; a worker that does not see it ends. None: don't look.
         checkpoint_every: rounds from one checkpoint to the next.
-        threads: CPU threads of the worker.
-        use_gpu: train on the GPU that Ray has given the worker.
+        size: how many CPU threads to use, and whether to train on the GPU that Ray has given.
         watch: report histograms of weights and gradients.
         together: how many folds are stepped together; None to find out what is fastest.
         record: record steps as CUDA graphs where possible.
@@ -79,8 +79,7 @@ class ShareTask:
     run_dir: RunDir
     marker: Place | None
     checkpoint_every: int
-    threads: int
-    use_gpu: bool
+    size: WorkerSize
     watch: bool
     together: int | None
     record: bool
@@ -97,7 +96,7 @@ def run_share(config: Mapping[str, Any]) -> None:
     if task.marker is not None and not is_seen(task.marker):
         ray.get(task.board.post.remote(NodeIsBlind(task.share, node, address)))
         return
-    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if task.use_gpu else ""
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if task.size.gpus else ""
     ray.get(task.board.post.remote(ShareStarted(task.share, node, address, os.getpid(), gpu)))
     try:
         with ThreadPoolExecutor(max_workers=1) as writer:
@@ -117,7 +116,7 @@ def _run_rounds(task: ShareTask, writer: Executor) -> None:
     task.board.post.remote(ShareReady(task.share))
     number = 0
     pace = Pace(task.together)
-    noticed: set[int] = set()
+    told: set[str | None] = {None}  # why steps are not recorded
     in_flight: Future[None] = writer.submit(lambda: None)  # nothing, before the first round
     while active:
         number += 1
@@ -149,16 +148,14 @@ def _run_rounds(task: ShareTask, writer: Executor) -> None:
         if epochs:
             pace.took(sum(epoch.seconds for epoch in epochs.values()) / len(epochs))
 
-        # Say once for each fold that its steps are slower than they could be.
-        for fold in sorted(active.keys() - noticed):
-            reason = active[fold].why_not_recorded
-            if reason is not None:
-                noticed.add(fold)
-                text = (
-                    f"steps cannot be recorded as CUDA graphs ({reason}): they are started kernel "
-                    "by kernel, which is slower"
-                )
-                task.board.post.remote(ShareNotice(task.share, text))
+        # Say once for each reason that steps are slower than they could be.
+        for reason in {trainer.why_not_recorded for trainer in active.values()} - told:
+            told.add(reason)
+            text = (
+                f"steps cannot be recorded as CUDA graphs ({reason}): they are started kernel "
+                "by kernel, which is slower"
+            )
+            task.board.post.remote(ShareNotice(task.share, text))
 
         # Wait until the round before is committed. The answer names folds that the driver wants
         # back: they are released, and those with an epoch behind them are handed over with a state.
@@ -216,13 +213,8 @@ def _write_round(
             folder = same_store(task.run_dir.root, path) / fold_name(fold)
             save_active_fold(folder, snapshot, weights)
         if fold in probabilities:
-            save_finished_fold(
-                task.run_dir.finished(fold),
-                snapshot,
-                task.context,
-                task.splits[fold].validation,
-                probabilities[fold],
-            )
+            place, held_out = task.run_dir.finished(fold), task.splits[fold].validation
+            save_finished_fold(place, snapshot, task.context, held_out, probabilities[fold])
     ray.train.report(
         round_.to_metrics(),
         checkpoint if round_.saved else None,
@@ -232,9 +224,9 @@ def _write_round(
 
 def _trainers(task: ShareTask) -> dict[int, FoldTrainer]:
     """Return a trainer for each fold of the share, in the state that the fold goes on from."""
-    torch.set_num_threads(task.threads)  # Ray has set OMP_NUM_THREADS by a rule of its own
-    device = torch.device("cuda" if task.use_gpu else "cpu")
-    if task.use_gpu and not torch.cuda.is_available():
+    torch.set_num_threads(task.size.cpus)  # Ray has set OMP_NUM_THREADS by a rule of its own
+    device = torch.device("cuda" if task.size.gpus else "cpu")
+    if task.size.gpus and not torch.cuda.is_available():
         raise RuntimeError(
             f"Ray has given this worker a GPU, and torch {torch.__version__} finds no CUDA on "
             f"{ray.util.get_node_ip_address()}"
@@ -244,7 +236,7 @@ def _trainers(task: ShareTask) -> dict[int, FoldTrainer]:
     torch.backends.cudnn.deterministic = True
     features = _tensor(ray.get(task.features)).to(device)
     class_indices = _tensor(task.class_indices).to(device)
-    recorder = None if task.record or not task.use_gpu else no_recordings("a worker has died")
+    recorder = None if task.record or not task.size.gpus else no_recordings("a worker has died")
     trainers = {}
     for fold, split in task.splits.items():
         classes = len(task.context.classes)

@@ -67,8 +67,8 @@ class Trial:
 
 def rank(trials: Iterable[Trial]) -> list[Trial]:
     """Sort trials by status, as in `TRIAL_STATUSES`, then by mean, then by number."""
-    order = {status: place for place, status in enumerate(TRIAL_STATUSES)}
-    return sorted(trials, key=lambda each: (order[each.status], -(each.mean or 0.0), each.number))
+    order = TRIAL_STATUSES.index
+    return sorted(trials, key=lambda each: (order(each.status), -(each.mean or 0.0), each.number))
 
 
 def best_trial(trials: Iterable[Trial]) -> Trial | None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import shlex
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,66 +15,13 @@ from raykfold.errors import RaykfoldError
 from raykfold.files.atomic import write_file, write_json
 from raykfold.files.remote import Place, RemotePath
 from raykfold.pages.search_page import write_search_page
-from raykfold.state.record import versions
 from raykfold.text import one_line
-from raykfold.training.results import kept_epochs
-from raykfold.training.search_results import OuterFold, SearchResults, Trial
-from raykfold.tuning.journal import Journal
+from raykfold.training.search_results import SearchResults, Trial
 from raykfold.tuning.observer import SearchObserver
-from raykfold.tuning.scores import Score
-from raykfold.tuning.space import SearchConfig, search_identity
+from raykfold.tuning.space import SearchConfig
 
 _WRITE_SECONDS = 5.0  # between two versions of search.json, while trials are scored
 _DRAW_SECONDS = 60.0  # between two pages, each of which takes a second of a core
-
-
-def search_results(
-    config: SearchConfig,
-    journal: Journal,
-    *,
-    folds: tuple[int, ...],
-    fingerprint: str,
-    warnings: Sequence[str] = (),
-    outer: Sequence[OuterFold] = (),
-    test_to_train: float = 0.0,
-) -> SearchResults:
-    """Return what a search has found so far.
-
-    Args:
-        config: the search's.
-        journal: its trials.
-        folds: those that each trial holds out.
-        fingerprint: of the data.
-        warnings: about the data.
-        outer: with --nested, each outer fold.
-        test_to_train: of the outer folds, as in `statistics.corrected_std_error`.
-    """
-    trials, best_config = tuple(journal), str(config.outputs.best_config)
-    all_began = len(trials) >= config.num_trials
-    return SearchResults(
-        run_name=config.run_name,
-        score=kept_epochs(config.select),
-        sampler=config.sampler,
-        scheduler=config.scheduler,
-        seed=config.seed,
-        epochs=config.most_epochs,
-        folds=folds,
-        space=config.space.to_json(),
-        trials=trials,
-        is_over=all_began and all(trial.status != "running" for trial in trials),
-        epochs_of_all=len(folds) * sum(config.epochs_of(trial.values) for trial in trials),
-        command=shlex.join(config.command()),
-        best_command=shlex.join(["python", "-m", "raykfold.run", "--config", best_config]),
-        best_config=best_config,
-        trials_dir=config.model_place / "trials",
-        wall_seconds=journal.wall_seconds,
-        sessions=journal.sessions,
-        identity=search_identity(config, fingerprint),
-        versions=versions(),
-        warnings=tuple(warnings),
-        outer=tuple(outer),
-        test_to_train=test_to_train,
-    )
 
 
 def best_run(config: SearchConfig, results: SearchResults) -> RunConfig | None:
@@ -132,10 +78,10 @@ class ResultsWriter(SearchObserver):
         self._write()
         self._pass_on("trial_began", trial)
 
-    def trial_scored(self, trial: Trial, score: Score) -> None:
+    def trial_scored(self, trial: Trial) -> None:
         if time.monotonic() - self._wrote >= _WRITE_SECONDS:
             self._write()
-        self._pass_on("trial_scored", trial, score)
+        self._pass_on("trial_scored", trial)
 
     def trial_ended(self, trial: Trial) -> None:
         self._write()

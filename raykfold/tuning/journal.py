@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from raykfold.errors import BadInput
@@ -29,17 +29,12 @@ class Decision(NamedTuple):
     stops: bool
 
 
-@dataclass(frozen=True)
-class _OuterAccuracy:
-    trial: int
-    accuracy: float | None
-
-
 class Journal:
     """The trials of a search, written to storage as they begin, are scored and end.
 
     Trials are numbered from 1 and immutable: each change replaces one. Several threads may use a
-    journal.
+    journal. A method raises `StorageError` if the journal cannot be written; `add_decision` and
+    `revoke_stop` leave writing to the next change.
 
     Args:
         place: its file.
@@ -53,7 +48,7 @@ class Journal:
         self._lock = threading.Lock()
         self._trials: list[Trial] = []
         self._decisions: list[Decision] = []
-        self._outer: _OuterAccuracy | None = None
+        self._outer: Mapping[int, float | None] = {}  # of one trial at most
         self._earlier_seconds = 0.0
         self._earlier_sessions = 0
         self._began: float | None = None
@@ -71,8 +66,7 @@ class Journal:
     def _load(self, content: Mapping[str, Any]) -> None:
         self._earlier_seconds = float(content["wall_seconds"])
         self._earlier_sessions = int(content["sessions"])
-        if content["outer_accuracy"] is not None:
-            self._outer = _OuterAccuracy(**content["outer_accuracy"])
+        self._outer = {int(trial): each for trial, each in content["outer_accuracy"].items()}
         self._decisions = [Decision(*row) for row in content["decisions"]]
         stopped = {decision.trial for decision in self._decisions if decision.stops}
         for row in content["trials"]:
@@ -115,21 +109,13 @@ class Journal:
         self._began = self._began or time.monotonic()
 
     def stop_clock(self) -> None:
-        """Stop counting time, and write it.
-
-        Raises:
-            StorageError: the journal cannot be written.
-        """
+        """Stop counting time, and write it."""
         with self._lock:
             self._ended = time.monotonic()
             self._write()
 
     def add_trial(self, values: Mapping[str, Any]) -> Trial:
-        """Begin a new trial.
-
-        Raises:
-            StorageError: the journal cannot be written.
-        """
+        """Begin a new trial."""
         with self._lock:
             trial = Trial(len(self._trials) + 1, dict(values))
             self._trials.append(trial)
@@ -137,11 +123,7 @@ class Journal:
         return trial
 
     def add_score(self, number: int, score: Score, epochs_run: int) -> bool:
-        """Record a trial's score; return whether it is a new one.
-
-        Raises:
-            StorageError: the journal cannot be written.
-        """
+        """Record a trial's score; return whether it is a new one."""
         with self._lock:
             trial = self[number]
             self._change(number, epochs_run=max(trial.epochs_run, epochs_run))
@@ -172,11 +154,7 @@ class Journal:
     def end_trial(
         self, number: int, status: TrialStatus, epochs_run: int, error: str | None = None
     ) -> None:
-        """Record how a trial ended.
-
-        Raises:
-            StorageError: the journal cannot be written.
-        """
+        """Record how a trial ended."""
         with self._lock:
             epochs_run = max(self[number].epochs_run, epochs_run)
             self._change(number, status=status, error=error, epochs_run=epochs_run)
@@ -184,17 +162,12 @@ class Journal:
 
     def outer_accuracy(self, number: int) -> float | None:
         """Return a trial's accuracy on the fold that the search left out; None if not measured."""
-        outer = self._outer
-        return outer.accuracy if outer is not None and outer.trial == number else None
+        return self._outer.get(number)
 
     def set_outer_accuracy(self, number: int, accuracy: float | None) -> None:
-        """Record `outer_accuracy` for one trial, in place of any other.
-
-        Raises:
-            StorageError: the journal cannot be written.
-        """
+        """Record `outer_accuracy` for one trial, in place of any other."""
         with self._lock:
-            self._outer = _OuterAccuracy(number, accuracy)
+            self._outer = {number: accuracy}
             self._write()
 
     def _change(self, number: int, **changes: Any) -> None:
@@ -206,7 +179,7 @@ class Journal:
             {
                 "wall_seconds": round(self.wall_seconds, 3),
                 "sessions": self.sessions,
-                "outer_accuracy": None if self._outer is None else asdict(self._outer),
+                "outer_accuracy": self._outer,
                 "decisions": self._decisions,
                 "trials": [asdict(trial) for trial in self._trials],
             },

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from raykfold.training.search_results import Trial
-from raykfold.tuning.scores import Score
 
 
 class SearchObserver:
@@ -12,7 +11,7 @@ class SearchObserver:
     def trial_began(self, trial: Trial) -> None:
         """A trial begins, or resumes."""
 
-    def trial_scored(self, trial: Trial, score: Score) -> None:
+    def trial_scored(self, trial: Trial) -> None:
         """All folds of a trial have completed one more epoch."""
 
     def trial_ended(self, trial: Trial) -> None:

@@ -10,7 +10,6 @@ trial that began first, so no trial waits for what another holds.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -46,6 +45,7 @@ class _ActiveTrial:
     has_ended: bool = False  # and Ray Tune knows
 
 
+@dataclass(eq=False)
 class TrialRunner:
     """Trains what Ray Tune begins, passes each score to it, and gives up what it stops.
 
@@ -59,23 +59,15 @@ class TrialRunner:
         observer: follows the trials.
     """
 
-    def __init__(
-        self,
-        config: SearchConfig,
-        inputs: Inputs,
-        journal: Journal,
-        dealer: Dealer,
-        score_actor: Any,
-        tune_run: TuneRun,
-        observer: SearchObserver,
-    ) -> None:
-        self._config = config
-        self._inputs = inputs
-        self._journal = journal
-        self._dealer = dealer
-        self._score_actor = score_actor
-        self._tune_run = tune_run
-        self._observer = observer
+    config: SearchConfig
+    inputs: Inputs
+    journal: Journal
+    dealer: Dealer
+    score_actor: Any
+    tune_run: TuneRun
+    observer: SearchObserver
+
+    def __post_init__(self) -> None:
         self._active: dict[int, _ActiveTrial] = {}
         self._error: Exception | None = None
         self._closer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raykfold-close")
@@ -89,7 +81,7 @@ class TrialRunner:
         """
         if self._error is not None:
             raise self._error
-        self._inputs.audience.time_passed()
+        self.inputs.audience.time_passed()
         for number, trial in list(self._active.items()):
             failure = trial.scores.failure
             if failure is not None:  # without that fold the trial cannot have a mean
@@ -97,51 +89,51 @@ class TrialRunner:
             elif trial.ledger.unfinished() == 0:
                 if not trial.has_ended:  # Ray Tune need not wait until its workers have ended
                     trial.has_ended = True
-                    self._score_actor.end.remote(number)
-                if not self._dealer.has_shares(trial.ledger):
+                    self.score_actor.end.remote(number)
+                if not self.dealer.has_shares(trial.ledger):
                     self._close(number, "complete")
-        for event in self._tune_run.events():
+        for event in self.tune_run.events():
             if event.begins:
                 self._begin(event.trial)
             elif event.trial in self._active:
                 self._stop(event.trial, event.error)
-            elif event.error is not None and self._journal[event.trial].status == "running":
+            elif event.error is not None and self.journal[event.trial].status == "running":
                 self._end(event.trial, "failed", 0, event.error)
         while self._closing and self._closing[0].done():
             self._closing.popleft().result()
-        return self._tune_run.is_running() or bool(self._active) or bool(self._closing)
+        return self.tune_run.is_running() or bool(self._active) or bool(self._closing)
 
     def close(self) -> None:
         """Leave the active trials so that they can be resumed."""
-        self._tune_run.stop()
+        self.tune_run.stop()
         for number, trial in self._active.items():
-            self._score_actor.end.remote(number)  # so that nobody waits for more scores
+            self.score_actor.end.remote(number)  # so that nobody waits for more scores
             self._closer.submit(trial.resources.close)
-        self._tune_run.close()
+        self.tune_run.close()
         self._active.clear()
         self._closer.shutdown()
 
     def _begin(self, number: int) -> None:
         """Train a trial as the run that it is."""
-        trial = self._journal[number]
+        trial = self.journal[number]
         if number in self._active or trial.status != "running":
             return  # Ray Tune's actor began again, and reads the scores again
-        self._observer.trial_began(trial)
-        data = self._inputs.data
+        self.observer.trial_began(trial)
+        data = self.inputs.data
         try:
-            config = self._config.trial(number, trial.values)
+            config = self.config.trial(number, trial.values)
             check_model(config.model, data.n_mels, data.num_classes, data.time)
             scores = ScoreKeeper(partial(self._add_score, number))
-            voice = Voice(self._observer.noticed, f"trial {number}: ")
+            voice = Voice(self.observer.noticed, f"trial {number}: ")
             audience = Audience([voice, scores])
             with ExitStack() as resources:
                 resources.enter_context(claim_part(config, audience))
                 ledger = open_ledger(
-                    EarlierRun.read(config), self._inputs, audience, name=f"trial {number}"
+                    EarlierRun.read(config), self.inputs, audience, name=f"trial {number}"
                 )
                 # Active before its first score, which an earlier session may have trained.
                 self._active[number] = active = _ActiveTrial(ledger, scores, resources)
-                add_run(ledger, data, self._dealer, rank=number)
+                add_run(ledger, data, self.dealer, rank=number)
                 active.resources = resources.pop_all()
         except BadInput as error:
             self._active.pop(number, None)
@@ -149,21 +141,20 @@ class TrialRunner:
 
     def _add_score(self, number: int, score: Score) -> None:
         try:
-            is_new = self._journal.add_score(number, score, self._active[number].scores.epochs_run)
-            self._score_actor.add.remote(
-                number, {"epoch": score.epoch, "mean_accuracy": score.mean}
-            )
+            is_new = self.journal.add_score(number, score, self._active[number].scores.epochs_run)
+            row = {"epoch": score.epoch, "mean_accuracy": score.mean}
+            self.score_actor.add.remote(number, row)
             if is_new:
-                self._observer.trial_scored(self._journal[number], score)
+                self.observer.trial_scored(self.journal[number])
         except Exception as error:  # an observer that raises is dropped: `tend` raises it instead
             self._error = self._error or error
 
     def _stop(self, number: int, error: str | None) -> None:
         """End a trial that Ray Tune has ended."""
-        was_stopped = self._journal[number].status == "stopped"
+        was_stopped = self.journal[number].status == "stopped"
         if self._active[number].ledger.unfinished() == 0:
             if was_stopped:  # too late: the trial has reached its end
-                self._journal.revoke_stop(number)
+                self.journal.revoke_stop(number)
         elif error is not None:
             self._close(number, "failed", error)
         elif was_stopped:
@@ -172,7 +163,7 @@ class TrialRunner:
     def _close(self, number: int, status: TrialStatus, error: str | None = None) -> None:
         """Free the trial's slots now; write its page and finish its uploads in a thread."""
         trial = self._active[number]
-        self._dealer.drop(trial.ledger)  # which may still add scores
+        self.dealer.drop(trial.ledger)  # which may still add scores
         del self._active[number]
         if status != "complete":
             self._end(number, status, trial.scores.epochs_run, error)
@@ -181,24 +172,11 @@ class TrialRunner:
     def _close_run(self, number: int, trial: _ActiveTrial, status: TrialStatus) -> None:
         with trial.resources:
             if status == "complete":
-                trial.ledger.conclude(self._inputs.leakage)
+                trial.ledger.conclude(self.inputs.leakage)
         if status == "complete":  # only now: a complete trial is never opened again
             self._end(number, status, trial.scores.epochs_run, None)
 
     def _end(self, number: int, status: TrialStatus, epochs_run: int, error: str | None) -> None:
-        self._journal.end_trial(number, status, epochs_run, error)
-        self._score_actor.end.remote(number)
-        self._observer.trial_ended(self._journal[number])
-
-
-def concurrent_trials(slots: int, folds: int) -> int:
-    """Return how many trials to train at once: those that fill the slots, and one more.
-
-    The further trial takes the slots that the others leave when they have fewer folds left than
-    slots, and while the next trial begins.
-
-    Args:
-        slots: of all nodes.
-        folds: of a trial.
-    """
-    return math.ceil(max(slots, 1) / folds) + 1
+        self.journal.end_trial(number, status, epochs_run, error)
+        self.score_actor.end.remote(number)
+        self.observer.trial_ended(self.journal[number])

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 class ScoreActor:
@@ -47,16 +46,6 @@ class ScoreActor:
                 lambda: len(self._scores[trial]) > start or trial in self._ended
             )
         return self._scores[trial][start:]
-
-
-def start_score_actor() -> Any:
-    """Start a `ScoreActor` on this node, and return its handle; it ends with the driver.
-
-    Calls are retried, so on a bad network each may arrive twice.
-    """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": 0, "scheduling_strategy": here, "max_task_retries": -1}
-    return ray.remote(ScoreActor).options(**options).remote()
 
 
 def report_scores(config: Mapping[str, Any], score_actor: Any) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from raykfold.observers import Observer, RunStart
 from raykfold.training.results import EpochMetrics, FoldResult, kept_of
-from raykfold.training.statistics import mean_accuracy, population_std
+from raykfold.training.statistics import mean_accuracy
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,6 @@ class Score:
     @property
     def mean(self) -> float:
         return mean_accuracy(list(self.folds.values()))
-
-    @property
-    def std(self) -> float:
-        """Standard deviation over the folds (ddof 0)."""
-        return population_std(list(self.folds.values()))
 
 
 class ScoreKeeper(Observer):
@@ -73,14 +68,12 @@ class ScoreKeeper(Observer):
         self._report_new()
 
     def _report_new(self) -> None:
-        while self._is_reached(self._reported + 1):
+        # The epoch that every fold has completed, if it has not ended earlier, and one has.
+        lengths = {fold: len(history) for fold, history in self._histories.items()}
+        under_way = [n for fold, n in lengths.items() if not n or fold not in self._complete]
+        reached = min([max(lengths.values()), *under_way])
+        while self._reported < reached:
             self._reported += 1
             kept = {fold: kept_of(rows[: self._reported]) for fold, rows in self._histories.items()}
             accuracies = {fold: each.val_accuracy for fold, each in kept.items() if each}
             self._report(Score(self._reported, accuracies))
-
-    def _is_reached(self, epoch: int) -> bool:
-        """Whether every fold has completed `epoch`, or ended earlier, and one has completed it."""
-        lengths = {fold: len(history) for fold, history in self._histories.items()}
-        there = all(lengths[f] >= epoch or (lengths[f] and f in self._complete) for f in lengths)
-        return there and epoch <= max(lengths.values())

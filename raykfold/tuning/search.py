@@ -9,9 +9,11 @@ trials share one session of Ray, whose object store holds the data once.
 from __future__ import annotations
 
 import importlib.util
+import math
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from raykfold.data.feature_set import FeatureSet
@@ -31,20 +33,15 @@ from raykfold.errors import BadInput
 from raykfold.files.scratch import scratch_dir
 from raykfold.observers import Audience, Voice
 from raykfold.state.ledger import Ledger
-from raykfold.state.record import EarlierRun, RunRecord
+from raykfold.state.record import EarlierRun, RunRecord, versions
 from raykfold.text import count_of
 from raykfold.training.network import check_model
+from raykfold.training.results import kept_epochs
 from raykfold.training.search_results import OuterFold, SearchResults, Trial, best_trial
-from raykfold.tuning.findings import (
-    ResultsWriter,
-    best_run,
-    search_results,
-    write_page,
-    write_results,
-)
+from raykfold.tuning.findings import ResultsWriter, best_run, write_page, write_results
 from raykfold.tuning.journal import Journal
 from raykfold.tuning.observer import SearchObserver
-from raykfold.tuning.runner import TrialRunner, concurrent_trials
+from raykfold.tuning.runner import TrialRunner
 from raykfold.tuning.space import SearchConfig, search_identity, values_text
 
 if TYPE_CHECKING:
@@ -88,10 +85,10 @@ def _search(
 ) -> SearchResults:
     # Read what earlier sessions did.
     inner = {
-        fold: _FoldSearch(config.outer(fold), rest, observer.of_outer(fold))
+        fold: FoldSearch(config.outer(fold), rest, observer.of_outer(fold))
         for fold, rest in without.items()
     }
-    whole = _FoldSearch(config, inputs, observer, inner)
+    whole = FoldSearch(config, inputs, observer, inner)
     searches = [whole, *inner.values()]
 
     # Train what is left: the trials of each search, then each inner winner on its outer fold.
@@ -196,7 +193,8 @@ def _remarks(config: SearchConfig) -> Iterator[str]:
 # --- one search ----------------------------------------------------------------------------------
 
 
-class _FoldSearch:
+@dataclass(eq=False)
+class FoldSearch:
     """A search over some folds: the whole search, or the one within an outer fold.
 
     Args:
@@ -212,18 +210,14 @@ class _FoldSearch:
         BadInput: an earlier search of that name differs, or has more trials.
     """
 
-    def __init__(
-        self,
-        config: SearchConfig,
-        inputs: Inputs,
-        observer: SearchObserver,
-        inner: dict[int, _FoldSearch] | None = None,
-    ) -> None:
-        self.config = config
-        self.inputs = inputs
-        self.observer = observer
-        self.outer_error: str | None = None
-        self._inner = inner or {}
+    config: SearchConfig
+    inputs: Inputs
+    observer: SearchObserver
+    inner: dict[int, FoldSearch] = field(default_factory=dict)
+    outer_error: str | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        config, inputs = self.config, self.inputs
         self.earlier = EarlierRun.read(config)
         self.earlier.check(search_identity(config, inputs.data.fingerprint))
         self.journal = Journal(config.run_dir.journal)
@@ -232,7 +226,7 @@ class _FoldSearch:
                 f"--trials {config.num_trials}: the search has already begun {len(self.journal)}; "
                 "expected at least that, or --fresh"
             )
-        splits = [inputs.data.split(fold, inner=True, seed=config.seed) for fold in self._inner]
+        splits = [inputs.data.split(fold, inner=True, seed=config.seed) for fold in self.inner]
         trained = sum(len(split.train) for split in splits)
         held_out = sum(len(split.validation) for split in splits)
         self._test_to_train = held_out / trained if trained else 0.0
@@ -244,7 +238,9 @@ class _FoldSearch:
         return None if best is None else self.journal.outer_accuracy(best.number)
 
     def results(self) -> SearchResults:
-        outer = [
+        """Return what the search has found so far."""
+        config, inputs = self.config, self.inputs
+        outer = tuple(
             OuterFold(
                 fold,
                 winner=best_trial(each.journal),
@@ -253,14 +249,31 @@ class _FoldSearch:
                 failed=sum(trial.status == "failed" for trial in each.journal),
                 error=each.outer_error,
             )
-            for fold, each in self._inner.items()
-        ]
-        return search_results(
-            self.config,
-            self.journal,
-            folds=self.inputs.folds,
-            fingerprint=self.inputs.data.fingerprint,
-            warnings=self.inputs.leakage.warnings(),
+            for fold, each in self.inner.items()
+        )
+        trials, best_config = tuple(self.journal), str(config.outputs.best_config)
+        all_began = len(trials) >= config.num_trials
+        return SearchResults(
+            run_name=config.run_name,
+            score=kept_epochs(config.select),
+            sampler=config.sampler,
+            scheduler=config.scheduler,
+            seed=config.seed,
+            epochs=config.most_epochs,
+            folds=inputs.folds,
+            space=config.space.to_json(),
+            trials=trials,
+            is_over=all_began and all(trial.status != "running" for trial in trials),
+            epochs_of_all=len(inputs.folds) * sum(config.epochs_of(t.values) for t in trials),
+            command=shlex.join(config.command()),
+            best_command=shlex.join(["python", "-m", "raykfold.run", "--config", best_config]),
+            best_config=best_config,
+            trials_dir=config.model_place / "trials",
+            wall_seconds=self.journal.wall_seconds,
+            sessions=self.journal.sessions,
+            identity=search_identity(config, inputs.data.fingerprint),
+            versions=versions(),
+            warnings=tuple(inputs.leakage.warnings()),
             outer=outer,
             test_to_train=self._test_to_train,
         )
@@ -276,13 +289,16 @@ class _FoldSearch:
 
     def tune(self, dealer: Dealer) -> None:
         """Let Ray Tune try the configurations that are left."""
-        from raykfold.tuning.score_actor import start_score_actor
+        from raykfold.distributed.events import start_actor
+        from raykfold.tuning.score_actor import ScoreActor
         from raykfold.tuning.tune import TuneRun
 
         config, inputs, journal = self.config, self.inputs, self.journal
-        concurrent = config.concurrent_trials
-        concurrent = concurrent or concurrent_trials(dealer.slots(), len(inputs.folds))
-        actor = start_score_actor()
+        # By default as many trials as fill the slots, and one more. It takes the slots that the
+        # others leave when they have fewer folds left than slots, and while the next trial begins.
+        filling = math.ceil(max(dealer.slots(), 1) / len(inputs.folds))
+        concurrent = config.concurrent_trials or filling + 1
+        actor = start_actor(ScoreActor)
         writer = ResultsWriter(config, self.results, self.observer)
         with scratch_dir() as folder:
             tune_run = TuneRun(config, journal, actor, concurrent=concurrent, folder=folder)
@@ -293,7 +309,7 @@ class _FoldSearch:
                 dealer.work(runner.tend)
 
 
-def _measure_winners(inputs: Inputs, inner: dict[int, _FoldSearch], dealer: Dealer) -> None:
+def _measure_winners(inputs: Inputs, inner: dict[int, FoldSearch], dealer: Dealer) -> None:
     """Train the winner of each inner search on all but its outer fold, and measure it there.
 
     All winners train at once; each is a run of one fold. An inner split chooses its epoch, so the
@@ -305,7 +321,7 @@ def _measure_winners(inputs: Inputs, inner: dict[int, _FoldSearch], dealer: Deal
         return False
 
     with ExitStack() as claims:
-        fits: list[tuple[_FoldSearch, Trial, Ledger]] = []
+        fits: list[tuple[FoldSearch, Trial, Ledger]] = []
         for fold, each in inner.items():
             best = best_trial(each.journal)
             if best is None:

@@ -8,7 +8,6 @@ from raykfold.pages.remarks import on_search
 from raykfold.text import NOTHING, accuracy_text, count_of, interval_text, mean_text
 from raykfold.training.search_results import SearchResults, Trial, rank
 from raykfold.tuning.observer import SearchObserver
-from raykfold.tuning.scores import Score
 from raykfold.tuning.space import SearchConfig, value_text, values_text
 
 _MOST_TRIALS_SHOWN = 20
@@ -30,12 +29,9 @@ class SearchConsole(SearchObserver):
         resumed = f"resumes after epoch {len(trial.history)}" if trial.history else "begins"
         self.noticed(f"trial {trial.number} {resumed}: {values_text(trial.values)}")
 
-    def trial_scored(self, trial: Trial, score: Score) -> None:
-        epochs = self._config.epochs_of(trial.values)
-        self.noticed(
-            f"trial {trial.number}  epoch {score.epoch}/{epochs}  "
-            f"mean {mean_text(score.mean, score.std, len(score.folds))}"
-        )
+    def trial_scored(self, trial: Trial) -> None:
+        epochs = f"{len(trial.history)}/{self._config.epochs_of(trial.values)}"
+        self.noticed(f"trial {trial.number}  epoch {epochs}  mean {_accuracy(trial)}")
 
     def trial_ended(self, trial: Trial) -> None:
         if trial.status == "failed":

@@ -42,11 +42,11 @@ from raykfold.state.record import identity
 
 _MODEL_PREFIX = "model."
 _LISTS = ("choice", "grid")
-_RANGES = (
+_KINDS = (
     *("uniform", "quniform", "loguniform", "qloguniform"),
     *("randint", "qrandint", "lograndint", "qlograndint"),
+    *(*_LISTS, "grid_search"),
 )
-_KINDS = (*_RANGES, *_LISTS, "grid_search")
 _DEFAULT_TRIALS = 20  # without a grid
 _LARGEST_GRID = 100_000
 
@@ -275,15 +275,13 @@ class SearchConfig(RunConfig):
         )
 
     def _run(self, values: Mapping[str, Any], **own: Any) -> RunConfig:
-        shared = {name: getattr(self, name) for name in options(self.trial_class)}
-        shared |= {"fresh": False, "hf_model_repo_id": None, "named": self.named}
+        fields = {name: getattr(self, name) for name in options(self.trial_class)}
+        fields |= {"fresh": False, "hf_model_repo_id": None, "named": self.named, **values, **own}
         arguments = {
-            name.removeprefix(_MODEL_PREFIX): value
-            for name, value in values.items()
+            name.removeprefix(_MODEL_PREFIX): fields.pop(name)
+            for name in values
             if name.startswith(_MODEL_PREFIX)
         }
-        plain = {name: v for name, v in values.items() if not name.startswith(_MODEL_PREFIX)}
-        fields = {**shared, **plain, **own}
         fields["model"] = str(ModelSpec.parse(fields["model"]).with_arguments(arguments))
         return self.trial_class(**fields)
 

@@ -149,7 +149,7 @@ class TuneRun:
 
     def close(self) -> None:
         """Stop Ray Tune and wait for its end."""
-        self._stopping.set()
+        self.stop()
         if self._thread.is_alive():
             self._thread.join(_STOP_SECONDS)
 
@@ -215,12 +215,10 @@ class _JournalScheduler(_NotPickled, FIFOScheduler):
         self._scheduler = _scheduler(config)
         self._trials: dict[int, Any] = {}
         self._decided: set[tuple[int, int]] = set()
-        self._stopped: set[int] = set()
+        self._stopped = {decision.trial for decision in journal.decisions if decision.stops}
         # Tell the scheduler what its predecessors were told. Their decisions stand.
-        for number, epoch, stops in journal.decisions:
+        for number, epoch, _ in journal.decisions:
             self._ask(None, number, epoch, journal[number].history[epoch - 1])
-            if stops:
-                self._stopped.add(number)
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return True
@@ -250,24 +248,19 @@ class _JournalScheduler(_NotPickled, FIFOScheduler):
 
 
 def _scheduler(config: SearchConfig) -> TrialScheduler:
+    common: dict[str, Any] = {
+        "time_attr": _EPOCH,
+        "metric": METRIC,
+        "mode": "max",
+        "grace_period": config.grace_epochs,
+    }
     if config.scheduler == "asha":
         return ASHAScheduler(
-            time_attr=_EPOCH,
-            metric=METRIC,
-            mode="max",
-            max_t=config.most_epochs,
-            grace_period=config.grace_epochs,
-            reduction_factor=config.reduction_factor,
+            max_t=config.most_epochs, reduction_factor=config.reduction_factor, **common
         )
     if config.scheduler == "median":
-        return MedianStoppingRule(
-            time_attr=_EPOCH,
-            metric=METRIC,
-            mode="max",
-            grace_period=config.grace_epochs,
-            # With a time slice it would pause trials, whose workers would train on.
-            min_time_slice=math.inf,  # type: ignore[arg-type]
-        )
+        # With a time slice it would pause trials, whose workers would train on.
+        return MedianStoppingRule(min_time_slice=math.inf, **common)  # type: ignore[arg-type]
     return FIFOScheduler()
 
 
@@ -331,12 +324,10 @@ def _optuna(config: SearchConfig, journal: Journal, unfinished: list[Trial]) -> 
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    space = {
-        name: getattr(tune, domain.kind)(list(domain.arguments))
-        if domain.kind == "choice"
-        else getattr(tune, domain.kind)(*domain.arguments)
-        for name, domain in config.space.domains.items()
-    }
+    space = {}
+    for name, domain in config.space.domains.items():
+        arguments = [list(domain.arguments)] if domain.kind == "choice" else domain.arguments
+        space[name] = getattr(tune, domain.kind)(*arguments)
     # The same seed as in an earlier session would draw the first trials again.
     seed = (config.seed + len(journal)) % 2**32
     sampler = OptunaSearch(
@@ -385,11 +376,6 @@ class _EventCallback(_NotPickled, tune.Callback):
 class _SilentProgress(_NotPickled, TrialProgressCallback):
     """Takes the place of Ray Tune's own callback, which prints despite ``verbose=0``."""
 
-    def on_trial_result(self, *args: Any, **info: Any) -> None:
-        pass
+    def _nothing(self, *_: Any, **__: Any) -> None: ...
 
-    def on_trial_error(self, *args: Any, **info: Any) -> None:
-        pass
-
-    def on_trial_complete(self, *args: Any, **info: Any) -> None:
-        pass
+    on_trial_result = on_trial_error = on_trial_complete = _nothing

@@ -15,7 +15,7 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckFailedError,
 )
 
-from raykfold.distributed.trainer import cause, is_death, is_failure
+from raykfold.distributed.trainer import end_of
 
 
 def of_worker(failure: Exception) -> WorkerGroupError:
@@ -54,11 +54,10 @@ def unavailable() -> ActorUnavailableError:
         (ControllerError(WorkerGroupStartupTimeoutError(1)), False, False),
         (ActorDiedError(), False, False),
     ],
-    ids=lambda each: cause(each)[:40] if isinstance(each, Exception) else str(each),
+    ids=lambda each: end_of(each).reason[:40] if isinstance(each, Exception) else str(each),
 )
 def test_what_a_fold_can_be_blamed_for(error: Exception, death: bool, failure: bool) -> None:
-    assert is_death(error) is death
-    assert is_failure(error) is failure
+    assert (end_of(error).died, end_of(error).failed) == (death, failure)
 
 
 @pytest.mark.parametrize(
@@ -71,4 +70,4 @@ def test_what_a_fold_can_be_blamed_for(error: Exception, death: bool, failure: b
     ids=["exception", "slot", "controller"],
 )
 def test_a_cause_is_one_line(error: Exception, line: str) -> None:
-    assert cause(error) == line
+    assert end_of(error).reason == line

@@ -10,21 +10,31 @@ from typing import Any
 import pytest
 
 from raykfold.config.run_config import RunConfig, parse_config
-from raykfold.tuning.findings import best_toml, search_results, write_results
-from raykfold.tuning.journal import Journal
+from raykfold.driver import open_inputs
+from raykfold.tuning.findings import best_toml, write_results
+from raykfold.tuning.observer import SearchObserver
 from raykfold.tuning.scores import Score
+from raykfold.tuning.search import FoldSearch
 from raykfold.tuning.space import Domain, SearchConfig, SearchSpace
 
 
 def test_the_best_is_written_as_a_run_that_goes_to_the_hub(tmp_path: Path) -> None:
     space = SearchSpace({"learning_rate": Domain("loguniform", (0.001, 0.1))})
     config = SearchConfig(
-        demo=True, epochs=3, model_dir=tmp_path, hf_model_repo_id="me/best", trials=2, space=space
+        demo=True,
+        epochs=3,
+        folds=(1, 2),
+        model_dir=tmp_path,
+        hf_model_repo_id="me/best",
+        trials=2,
+        space=space,
     )
-    journal = Journal(config.run_dir.journal)
+    with open_inputs(config, None, []) as inputs:
+        search = FoldSearch(config, inputs, SearchObserver())
+    journal = search.journal
 
     def write() -> dict[str, Any]:
-        write_results(config, search_results(config, journal, folds=(1, 2), fingerprint="abc"))
+        write_results(config, search.results())
         content: dict[str, Any] = json.loads((tmp_path / "search.json").read_text())
         return content
 
@@ -39,7 +49,7 @@ def test_the_best_is_written_as_a_run_that_goes_to_the_hub(tmp_path: Path) -> No
     assert (content["status"], content["best"]["trial"]) == ("complete", 2)
     assert (content["epochs_run"], content["epochs_of_all"]) == (8, 2 * 2 * 3)
     assert content["best"]["model_dir"] == str(tmp_path / "trials/2")
-    assert content["identity"]["data"] == "abc"
+    assert content["identity"]["data"] == inputs.data.fingerprint
     values = tomllib.loads((tmp_path / "best.toml").read_text())
     assert values["learning_rate"] == 0.002 and values["hf_model_repo_id"] == "me/best"
     assert values["model_dir"] == str(tmp_path / "trials/2")

@@ -44,7 +44,7 @@ def test_a_score_is_told_when_the_last_fold_has_that_epoch() -> None:
     assert told == []
     scores.epoch_committed(2, epoch(0, 0.3))
     assert told == [Score(1, {1: 0.5, 2: 0.3})]
-    assert told[0].mean == pytest.approx(0.4) and told[0].std == pytest.approx(0.1)
+    assert told[0].mean == pytest.approx(0.4)
     scores.epoch_committed(2, epoch(1, 0.2))
     assert told[1:] == [Score(2, {1: 0.7, 2: 0.3})]
     assert scores.epochs_run == 5

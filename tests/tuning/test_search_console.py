@@ -6,7 +6,6 @@ import pytest
 from support.searches import outer, search, trial
 
 from raykfold.training.search_results import SearchResults
-from raykfold.tuning.scores import Score
 from raykfold.tuning.search_console import SearchConsole, result_lines
 from raykfold.tuning.space import Domain, SearchConfig, SearchSpace
 
@@ -48,7 +47,7 @@ def test_each_event_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     values = {"learning_rate": 0.00123456}
     console.trial_began(trial(1, None, values=values))
     console.trial_began(trial(1, 0.5, "running", values=values))
-    console.trial_scored(trial(1, 0.5, values=values), Score(3, {1: 0.4, 2: 0.6}))
+    console.trial_scored(trial(1, 0.5, "running", values=values))
     for status in ("complete", "stopped", "failed"):
         console.trial_ended(trial(1, 0.5, status, values=values, error="lost"))
     assert capsys.readouterr().out.splitlines() == [
@@ -56,7 +55,7 @@ def test_each_event_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
         for line in (
             "begins: learning_rate 0.001235",
             "resumes after epoch 2: learning_rate 0.001235",
-            " epoch 3/9  mean 0.5000 (+/- 0.1000)",
+            " epoch 2/9  mean 0.5000 (+/- 0.0163)",
             "complete: 0.5000 (+/- 0.0163)",
             "stopped after epoch 2: 0.5000 (+/- 0.0163)",
             "failed: lost",
