@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from raykfold.errors import StorageError
 from raykfold.files.atomic import write_json
+from raykfold.files.json_values import parse_as
 from raykfold.files.paths import RunDir
 from raykfold.files.remote import RemotePath
 from raykfold.observers import Observer, RunStart
@@ -83,22 +84,6 @@ class Beat:
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Beat:
-        """Return the beat that `to_json` made; fields of a later version are left out.
-
-        Raises:
-            AttributeError, KeyError, TypeError, ValueError: the values are not those of a beat.
-        """
-        known = {each.name for each in dataclasses.fields(cls)}
-        return cls(
-            **{
-                **{name: value for name, value in values.items() if name in known},
-                "failed": {int(fold): error for fold, error in values["failed"].items()},
-                "workers": tuple(tuple(folds) for folds in values["workers"]),
-            }
-        )
-
 
 def read_heartbeat(run_dir: RunDir) -> Beat | None:
     """Return the last beat; None if there is none, or none that can be read.
@@ -107,8 +92,9 @@ def read_heartbeat(run_dir: RunDir) -> Beat | None:
         StorageError: the store cannot be reached.
     """
     try:
-        return Beat.from_json(json.loads(run_dir.heartbeat.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        beat: Beat = parse_as(Beat, json.loads(run_dir.heartbeat.read_bytes()), "heartbeat")
+        return beat
+    except (OSError, ValueError):
         return None
 
 

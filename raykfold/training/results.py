@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -239,39 +240,15 @@ class Round:
     histograms: dict[int, dict[str, Histogram]] = field(default_factory=dict)
 
     def to_metrics(self) -> dict[str, Any]:
-        """Return plain Python values; Ray Train's metrics take no others."""
-        return {
-            "number": self.number,
-            "epochs": [[fold, vars(metrics)] for fold, metrics in self.epochs.items()],
-            "finished": [result.to_json() for result in self.finished.values()],
-            "failed": [[fold, message] for fold, message in self.failed.items()],
-            "released": list(self.released),
-            "handed_over": list(self.handed_over),
-            "saved": list(self.saved),
-            "histograms": [
-                [fold, name, list(each.counts), list(each.edges)]
-                for fold, histograms in self.histograms.items()
-                for name, each in histograms.items()
-            ],
-        }
+        """Return plain Python values, as JSON has them; Ray Train's metrics take no others."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
 
     @classmethod
     def from_metrics(cls, values: Mapping[str, Any]) -> Round:
         """Return the round whose `to_metrics` is `values`."""
-        results = [FoldResult.from_json(result) for result in values["finished"]]
-        histograms: dict[int, dict[str, Histogram]] = {}
-        for fold, name, counts, edges in values["histograms"]:
-            histograms.setdefault(fold, {})[name] = Histogram(tuple(counts), tuple(edges))
-        return cls(
-            number=values["number"],
-            epochs={fold: EpochMetrics(**metrics) for fold, metrics in values["epochs"]},
-            finished={result.fold: result for result in results},
-            failed=dict(map(tuple, values["failed"])),
-            released=tuple(values["released"]),
-            handed_over=tuple(values["handed_over"]),
-            saved=tuple(values["saved"]),
-            histograms=histograms,
-        )
+        found: Round = parse_as(cls, values, "round")
+        return found
 
 
 @dataclass(frozen=True)
