@@ -157,12 +157,19 @@ def remove_tree(folder: Place) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def move_remote(source: RemotePath, target: RemotePath) -> None:
-    """Move the object `source`, or all objects below it; an interrupted move can be repeated.
+def move(source: Place, target: Place) -> None:
+    """Move a file or folder; make folders above `target`, which is of the same kind of storage.
+
+    On an object store an interrupted move can be repeated.
 
     Raises:
         StorageError: the store fails.
     """
+    if isinstance(source, Path) and isinstance(target, Path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(source, target)
+        return
+    assert isinstance(source, RemotePath) and isinstance(target, RemotePath)
     below = source.files()
     for file in below or [source]:
         goal = target / file.path_below(source) if below else target
