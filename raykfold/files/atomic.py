@@ -20,7 +20,7 @@ from typing import Any
 
 from raykfold.errors import StorageError
 from raykfold.files.paths import MANIFEST
-from raykfold.files.remote import Place, RemotePath
+from raykfold.files.remote import Place, RemotePath, impatient
 
 REPLACED = ".replaced"
 # The umask can only be read by setting it. Two threads that do so at once would leave it changed.
@@ -224,7 +224,7 @@ def read_folder(folder: Place, only: Collection[str] | None = None) -> dict[str,
 def is_seen(file: Place) -> bool:
     """Return whether this process sees `file` now: False also where it may not or cannot look."""
     try:
-        return (file.impatient() if isinstance(file, RemotePath) else file).exists()
+        return impatient(file).exists()
     except (OSError, StorageError):
         return False
 

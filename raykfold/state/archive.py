@@ -19,7 +19,7 @@ import numpy as np
 from raykfold.errors import BadInput, StorageError
 from raykfold.files.atomic import Damaged, read_folder, write_file, write_json
 from raykfold.files.paths import HISTORY, RUN_RECORD, ModelDir, RunDir, absolute
-from raykfold.files.remote import Place, RemotePath, place, reason, without_password
+from raykfold.files.remote import Place, impatient, place, reason, without_password
 from raykfold.state.record import RunRecord
 from raykfold.state.states import read_index
 from raykfold.text import one_line
@@ -229,12 +229,12 @@ def open_run(named: str | Place, known: Known | None = None) -> Archive:
     """
     shown = without_password(str(named))
     try:
-        folder = _impatient(absolute(place(named) if isinstance(named, str) else named))
+        folder = impatient(absolute(place(named) if isinstance(named, str) else named))
     except ValueError as error:
         raise BadInput(f"{shown}: {error}") from None
     try:
         record = RunRecord.from_json(json.loads((folder / RUN_RECORD).read_bytes()))
-        storage, name = _impatient(place(record.config["storage_path"])), record.run_name
+        storage, name = impatient(place(record.config["storage_path"])), record.run_name
     except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f"{shown}: there is no run; expected the --model_dir of one") from None
     except (OSError, StorageError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -265,10 +265,6 @@ def open_outputs(named: str | Place) -> Archive:
     except BadInput:
         return archive
     return there if there.record.created == archive.record.created else archive
-
-
-def _impatient(place: Place) -> Place:
-    return place.impatient() if isinstance(place, RemotePath) else place
 
 
 def _why(error: Exception) -> str:

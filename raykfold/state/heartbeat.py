@@ -23,7 +23,7 @@ from raykfold.errors import StorageError
 from raykfold.files.atomic import write_json
 from raykfold.files.json_values import parse_as
 from raykfold.files.paths import RunDir
-from raykfold.files.remote import RemotePath
+from raykfold.files.remote import RemotePath, impatient
 from raykfold.observers import Observer, RunStart
 from raykfold.state.claim import machine
 from raykfold.text import fold_names, one_line
@@ -121,10 +121,9 @@ class Heartbeat(Observer):
         pause: float | None = None,
         every: float | None = None,
     ) -> None:
-        root = run_dir.root
-        remote = isinstance(root, RemotePath)
+        remote = isinstance(run_dir.root, RemotePath)
         # A beat that is late is worth nothing: it is not retried for long.
-        self._run_dir = RunDir(root.impatient()) if isinstance(root, RemotePath) else run_dir
+        self._run_dir = RunDir(impatient(run_dir.root))
         self._resume = shlex.join(resume)
         self._pending = pending
         self._pause = pause or (_REMOTE_PAUSE_SECONDS if remote else PAUSE_SECONDS)
