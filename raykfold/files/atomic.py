@@ -55,7 +55,12 @@ def write_file(path: Place, content: bytes) -> None:
 
 def write_json(path: Place, value: Any) -> None:
     """Write `value` as indented JSON by `write_file`."""
-    write_file(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_file(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return `value` as indented JSON."""
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def link_file(source: Place, target: Path) -> None:
@@ -241,7 +246,7 @@ def _write_and_flush(handle: int, content: bytes) -> None:
 
 
 def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
-    return json.dumps(manifest, indent=2).encode()
+    return json.dumps(manifest, indent=2).encode()  # no line's end, which could be cut unseen
 
 
 def _flush_folder(folder: Path) -> None:
