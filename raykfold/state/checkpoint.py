@@ -169,9 +169,9 @@ def _write_fold(
     torch.save(dict(fold.state), state)
     files = {STATE: state.getvalue(), HISTORY: json_bytes(result.to_json()), **more}
     facts = {
-        "fold": fold.fold,
-        "epochs_run": fold.epochs_run,
-        "stopped_early": fold.stopped_early,
+        "fold": result.fold,
+        "epochs_run": result.epochs_run,
+        "stopped_early": result.stopped_early,
     }
     write_folder(folder, files, facts)
 

@@ -255,24 +255,23 @@ class Ledger:
         predictions = out_of_fold(
             {fold: (each.index, each.probabilities) for fold, each in finished.items()}, data
         )
-        complete = len(finished) == len(self._folds)
+        metrics = None
+        if predictions and len(finished) == len(self._folds):
+            metrics = predictions.metrics(data.class_mapping)
         folds = tuple(self._results[fold] for fold in self._folds)
-        seeds = range(config.seed, config.seed + 1 + len(repeats))
+        seeds = tuple(range(config.seed, config.seed + 1 + len(repeats)))
+        of_seeds = (folds, *(repeat.folds for repeat in repeats))
         self._write_index()
         summary = Summary(
             run_name=config.run_name,
             folds=folds,
-            out_of_fold=predictions.metrics(data.class_mapping)
-            if predictions and complete
-            else None,
+            out_of_fold=metrics,
             classes=data.class_mapping,
             wall_seconds=self._index.wall_seconds,
             num_workers=self._index.num_workers,
             sessions=self._index.sessions,
             select=config.select,
-            repeats=Repeats(tuple(seeds), (folds, *(repeat.folds for repeat in repeats)))
-            if repeats
-            else None,
+            repeats=Repeats(seeds, of_seeds) if repeats else None,
             leakage=leakage,
             versions=versions(),
         )

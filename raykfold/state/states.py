@@ -64,12 +64,7 @@ class Index:
                 folds[str(fold)] = folder.path_below(run_dir.root)
             else:
                 folds[str(fold)] = str(folder)
-        used = {
-            "wall_seconds": self.wall_seconds,
-            "num_workers": self.num_workers,
-            "sessions": self.sessions,
-        }
-        write_json(run_dir.index, {**used, "folds": folds})
+        write_json(run_dir.index, {**vars(self), "folds": folds})
 
 
 def read_index(run_dir: RunDir) -> tuple[Index, list[str]]:

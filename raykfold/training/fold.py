@@ -107,10 +107,6 @@ class Snapshot:
     state: Mapping[str, Any]
 
     @property
-    def epochs_run(self) -> int:
-        return len(self.history)
-
-    @property
     def weights(self) -> Mapping[str, Tensor]:
         return self.state["model"]
 
