@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from raykfold.data.leakage import Leakage
 from raykfold.files.json_values import parse_as
@@ -13,7 +13,6 @@ from raykfold.training.statistics import (
     ClassMetrics,
     Estimate,
     Spread,
-    macro_f1,
     mean,
     mean_accuracy,
     outliers,
@@ -269,8 +268,9 @@ class OutOfFoldMetrics:
 
     @property
     def macro_f1(self) -> float | None:
-        """Mean F1 of the classes that have a sample."""
-        return macro_f1(self.classes)
+        """Mean F1 of the classes that have samples; None if no class has."""
+        known = [each.f1 for each in self.classes if each.f1 is not None]
+        return mean(known) if known else None
 
 
 @dataclass(frozen=True)
@@ -330,7 +330,7 @@ class Summary:
     num_workers: int
     versions: Mapping[str, str] = field(default_factory=dict)
     sessions: int = 1
-    select: str = "best"
+    select: Literal["best", "inner"] = "best"
     repeats: Repeats | None = None
     leakage: Leakage | None = None
 
@@ -499,19 +499,9 @@ class Summary:
                 classes=part(tuple[ClassMetrics, ...], "per_class"),
                 confusion=part(tuple[tuple[int, ...], ...], "confusion_matrix"),
             )
-        summary = cls(
-            run_name=part(str, "run_name"),
-            folds=part(tuple[FoldResult, ...], "folds"),
-            out_of_fold=pooled,
-            classes=part(Mapping[int, str], "classes"),
-            wall_seconds=part(float, "wall_seconds"),
-            num_workers=part(int, "num_workers"),
-            versions=part(Mapping[str, str], "versions"),
-            sessions=part(int, "sessions"),
-            select=part(Literal["best", "inner"], "select"),
-            repeats=part(Repeats | None, "repeats"),
-            leakage=part(Leakage | None, "leakage"),
-        )
+        kinds = get_type_hints(cls)
+        names = [each.name for each in fields(cls) if each.name != "out_of_fold"]
+        summary = cls(**{name: part(kinds[name], name) for name in names}, out_of_fold=pooled)
         # A summary that has been edited is refused here, not where a mean is computed from it.
         if summary.repeats and len(summary.repeats.seeds) != len(summary.repeats.folds):
             raise ValueError("repeats has not one list of folds for each seed")
