@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
-import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,8 +22,6 @@ from raykfold.files.paths import MANIFEST
 from raykfold.files.remote import Place, RemotePath, impatient
 
 REPLACED = ".replaced"
-# The umask can only be read by setting it. Two threads that do so at once would leave it changed.
-_umask_lock = threading.Lock()
 
 
 class Damaged(Exception):
@@ -42,13 +39,12 @@ def write_file(path: Place, content: bytes) -> None:
         return
     with _as_storage_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        aside = _beside(path)
         try:
-            _write_and_flush(handle, content)
-            os.chmod(aside, 0o666 & ~_umask())
+            _write_and_flush(aside, content)
             os.replace(aside, path)
         except BaseException:
-            Path(aside).unlink(missing_ok=True)
+            aside.unlink(missing_ok=True)
             raise
         _flush_folder(path.parent)
 
@@ -76,8 +72,7 @@ def link_file(source: Place, target: Path) -> None:
         return
     with _as_storage_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
-        aside.unlink(missing_ok=True)
+        aside = _beside(target)
         try:
             os.link(source, aside)
         except OSError:
@@ -129,12 +124,11 @@ def write_folder(folder: Place, files: Mapping[str, bytes], facts: Mapping[str, 
         return
     with _as_storage_error(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        aside = _beside(folder)
         try:
-            os.chmod(aside, 0o777 & ~_umask())
+            aside.mkdir()
             for name, content in {**files, MANIFEST: _manifest_bytes(manifest)}.items():
-                handle = os.open(aside / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-                _write_and_flush(handle, content)
+                _write_and_flush(aside / name, content)
             _flush_folder(aside)
             former = replaced_folder(folder)
             shutil.rmtree(former, ignore_errors=True)
@@ -238,8 +232,13 @@ def _entry(content: bytes) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _write_and_flush(handle: int, content: bytes) -> None:
-    with os.fdopen(handle, "wb") as file:
+def _beside(path: Path) -> Path:
+    """Return a hidden path in the same folder that nobody else uses."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+def _write_and_flush(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -255,13 +254,6 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    with _umask_lock:
-        mask = os.umask(0o077)
-        os.umask(mask)
-    return mask
 
 
 @contextmanager
