@@ -22,6 +22,9 @@ from raykfold.training.statistics import (
 FoldStatus = Literal["running", "complete", "failed"]
 KeptEpochs = Literal["best", "chosen"]
 
+# What the history of a fold does not tell.
+_NOT_IMPLIED = ("fold", "status", "n_train", "n_val", "stopped_early", "error")
+
 
 @dataclass(frozen=True)
 class EpochMetrics:
@@ -179,17 +182,10 @@ class FoldResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result with its history; what that implies is left out, except epochs."""
-        return {
-            "fold": self.fold,
-            "status": self.status,
-            "n_train": self.n_train,
-            "n_val": self.n_val,
-            "history": [asdict(metrics) for metrics in self.history],
-            "best_epoch": self.best_epoch,
-            "stopped_early": self.stopped_early,
-            "error": self.error,
-            "chosen_epoch": self.chosen_epoch,
+        values = {
+            name: getattr(self, name) for name in (*_NOT_IMPLIED, "best_epoch", "chosen_epoch")
         }
+        return {**values, "history": [asdict(metrics) for metrics in self.history]}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> FoldResult:
@@ -198,20 +194,12 @@ class FoldResult:
         Raises:
             KeyError, TypeError: `values` is not of that form.
         """
-        return cls.of(
-            values["fold"],
-            values["status"],
-            values["n_train"],
-            values["n_val"],
-            [EpochMetrics(**epoch) for epoch in values["history"]],
-            stopped_early=values["stopped_early"],
-            error=values["error"],
-        )
+        history = [EpochMetrics(**epoch) for epoch in values["history"]]
+        return cls.of(**{name: values[name] for name in _NOT_IMPLIED}, history=history)
 
     def to_row(self) -> dict[str, Any]:
         """Return the fold's row in ``summary.json``."""
-        names = [each.name for each in fields(self) if each.name != "history"]
-        return {name: getattr(self, name) for name in names}
+        return {name: value for name, value in vars(self).items() if name != "history"}
 
 
 @dataclass(frozen=True)
