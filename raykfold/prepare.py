@@ -8,7 +8,6 @@ import os
 import shlex
 import socket
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from raykfold.data.log_mel import FeatureParameters, frame_count, log_mel_of_fil
 from raykfold.distributed.session import ray_session
 from raykfold.errors import BadData, BadInput, RaykfoldError
 from raykfold.files.paths import absolute
+from raykfold.state.folders import check_folder
 
 CHUNK = 50  # files in a task: a worker's first one waits seconds for librosa to load
 
@@ -39,7 +39,9 @@ def _prepare(options: argparse.Namespace) -> int:
     if options.local_cpus is not None and options.local_cpus < 1:
         raise BadInput(f"--local_cpus {options.local_cpus}: expected at least 1")
     audio_dir, processed_dir = absolute(options.audio_dir), absolute(options.processed_dir)
-    _check_folders(audio_dir, processed_dir)
+    if not os.path.isdir(audio_dir):
+        raise BadInput(f"--audio_dir {audio_dir}: no such folder")
+    check_folder("processed_dir", processed_dir)
     table = absolute(options.csv) if getattr(options, "csv", None) else None
     listing = list_recordings(options.layout, audio_dir, table)
     recordings = listing.recordings
@@ -151,22 +153,6 @@ def feature_parameters(options: argparse.Namespace) -> FeatureParameters:
         raise BadInput(f"--{error}") from None
     frames = frame_count(checked.sample_rate, checked.seconds, checked.hop_length)
     return dataclasses.replace(checked, frames=frames)
-
-
-def _check_folders(audio_dir: Path, processed_dir: Path) -> None:
-    if not os.path.isdir(audio_dir):
-        raise BadInput(f"--audio_dir {audio_dir}: no such folder")
-    existing = next(
-        path for path in (processed_dir, *processed_dir.parents) if os.path.exists(path)
-    )
-    try:
-        # os.access would say yes to root, even on a disk mounted read-only.
-        with tempfile.TemporaryDirectory(prefix=".raykfold-", dir=existing):
-            pass
-    except OSError as error:
-        raise BadInput(
-            f"--processed_dir {processed_dir}: cannot be written ({existing}: {error.strerror})"
-        ) from None
 
 
 # ---- The work

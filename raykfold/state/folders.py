@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,24 +36,27 @@ def check_writable(config: RunConfig) -> None:
                 "exists, and credentials in the environment that may write to it"
             ) from None
     for flag, path in (("model_dir", config.model_path), ("storage_path", config.run_dir.root)):
-        if isinstance(path, RemotePath):
-            continue
-        existing = next(p for p in (path, *path.parents) if p.exists() or p.is_symlink())
-        if not existing.is_dir():
-            raise BadInput(f"--{flag} {path}: {existing} is not a folder")
-        if not os.access(existing, os.W_OK | os.X_OK) or not _accepts_folders(existing):
-            raise BadInput(f"--{flag} {path}: cannot be written (no permission in {existing})")
+        if isinstance(path, Path):
+            check_folder(flag, path)
 
 
-def _accepts_folders(folder: Path) -> bool:
-    """Try it: `os.access` tells root yes even on a file system that is read-only or virtual."""
-    probe = folder / f".raykfold-{os.getpid()}"
+def check_folder(flag: str, path: Path) -> None:
+    """Check that a local folder can be written, or made; leave nothing behind.
+
+    Raises:
+        BadInput: the path is a file, or this user may not write there.
+    """
+    existing = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    if not os.path.isdir(existing):
+        raise BadInput(f"--{flag} {path}: cannot be written ({existing} is not a folder)")
     try:
-        probe.mkdir()
-        probe.rmdir()
-    except OSError:
-        return False
-    return True
+        # os.access would say yes to root, even on a disk mounted read-only.
+        with tempfile.TemporaryDirectory(prefix=".raykfold-", dir=existing):
+            pass
+    except OSError as error:
+        raise BadInput(
+            f"--{flag} {path}: cannot be written ({existing}: {error.strerror})"
+        ) from None
 
 
 def set_aside(config: RunConfig) -> list[Place]:
