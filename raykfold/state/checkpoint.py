@@ -65,8 +65,8 @@ class WeightsContext:
 
 def weights_bytes(fold: Snapshot, context: WeightsContext) -> bytes:
     """Return the content of a safetensors file with the current weights."""
-    last = fold.history[-1]
-    metadata = context.metadata(fold.fold, last.epoch, last.val_accuracy)
+    last = fold.so_far.history[-1]
+    metadata = context.metadata(fold.so_far.fold, last.epoch, last.val_accuracy)
     return _safetensors(fold.weights, metadata)
 
 
@@ -76,7 +76,7 @@ def save_active_fold(folder: Place, fold: Snapshot, weights: bytes) -> None:
     Raises:
         StorageError: the folder cannot be written.
     """
-    _write_fold(folder, fold, fold.result("running"), {WEIGHTS: weights})
+    _write_fold(folder, fold, fold.so_far, {WEIGHTS: weights})
 
 
 def save_finished_fold(
@@ -97,7 +97,7 @@ def save_finished_fold(
     """
     result = fold.result("complete")
     assert result.kept_epoch is not None and result.kept_val_accuracy is not None
-    metadata = context.metadata(fold.fold, result.kept_epoch, result.kept_val_accuracy)
+    metadata = context.metadata(result.fold, result.kept_epoch, result.kept_val_accuracy)
     predictions = io.BytesIO()
     np.savez(predictions, index=validation, probabilities=probabilities)
     weights = _safetensors(fold.kept_weights, metadata)
