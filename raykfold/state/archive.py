@@ -17,11 +17,11 @@ from zipfile import BadZipFile
 import numpy as np
 
 from raykfold.errors import BadInput, StorageError
-from raykfold.files.atomic import Damaged, read_folder, write_file, write_json
-from raykfold.files.paths import HISTORY, RUN_RECORD, ModelDir, RunDir, absolute
+from raykfold.files.atomic import Damaged, write_file, write_json
+from raykfold.files.paths import RUN_RECORD, ModelDir, RunDir, absolute
 from raykfold.files.remote import Place, impatient, place, reason, without_password
 from raykfold.state.record import RunRecord
-from raykfold.state.states import read_index
+from raykfold.state.states import load_result, read_index
 from raykfold.text import one_line
 from raykfold.training.predictions import OutOfFold
 from raykfold.training.results import FoldResult, Summary
@@ -129,9 +129,8 @@ class Archive:
             key = (self.record.created, session, folder)
             if key in self.known:
                 return self.known[key]
-            try:  # `checkpoint.load_result` does the same, and imports torch
-                content = read_folder(folder, only=(HISTORY,))[HISTORY]
-                result = FoldResult.from_json(json.loads(content))
+            try:
+                result = load_result(folder)
             except (Damaged, OSError, ValueError, KeyError, TypeError):
                 return None
             if folder.parent != self.run_dir.handed_over_folds:  # others are written once a session

@@ -120,15 +120,6 @@ def load_state(folder: Place) -> dict[str, Any]:
     return state
 
 
-def load_result(folder: Place) -> FoldResult:
-    """Return the fold's result so far.
-
-    Raises:
-        Damaged: the folder is incomplete, or a file is damaged.
-    """
-    return FoldResult.from_json(json.loads(read_folder(folder, only=(HISTORY,))[HISTORY]))
-
-
 @dataclass(frozen=True)
 class FinishedFold:
     """What a finished fold has left.

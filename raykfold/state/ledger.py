@@ -14,10 +14,10 @@ from raykfold.files.paths import fold_name
 from raykfold.files.remote import Place, same_store
 from raykfold.observers import Observer, RunStart
 from raykfold.state.archive import write_results
-from raykfold.state.checkpoint import FinishedFold, load_finished_fold, load_result
+from raykfold.state.checkpoint import FinishedFold, load_finished_fold
 from raykfold.state.deaths import Death, verdict
 from raykfold.state.record import EarlierRun, RunRecord, versions
-from raykfold.state.states import FoldState, Index, newest_states, read_index, sweep
+from raykfold.state.states import FoldState, Index, load_result, newest_states, read_index, sweep
 from raykfold.text import fold_names
 from raykfold.training.fold import Precision
 from raykfold.training.predictions import out_of_fold
