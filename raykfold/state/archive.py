@@ -79,7 +79,8 @@ class Archive:
         """
         if self.summary is None:  # a file that is there is of an earlier session
             return None
-        content = _content(self.place / _OUTPUTS.predictions.name)
+        file = self.place / _OUTPUTS.predictions.name
+        content = _content(file)
         if content is None:
             return None
         try:
@@ -89,7 +90,6 @@ class Archive:
                 raise ValueError("its arrays are of several lengths")
             return found
         except (*_UNREADABLE, TypeError, KeyError) as error:
-            file = self.place / _OUTPUTS.predictions.name
             raise BadInput(f"{file}: cannot be read ({one_line(error)})") from None
 
     @cached_property
@@ -250,8 +250,7 @@ def open_run(named: str | Place, known: Known | None = None) -> Archive:
         [folder, inside, storage / name] if by_default else [folder, storage / name, inside]
     )
     there = next((each for each in candidates if RunDir(each).index.exists()), storage / name)
-    known = {} if known is None else known
-    return Archive(place=folder, record=record, run_dir=RunDir(there), known=known)
+    return Archive(folder, record, RunDir(there), {} if known is None else known)
 
 
 def open_outputs(named: str | Place) -> Archive:
