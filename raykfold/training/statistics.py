@@ -306,14 +306,6 @@ def class_metrics(
     )
 
 
-def confusion(labels: np.ndarray, predictions: np.ndarray, order: Sequence[int]) -> np.ndarray:
-    """Return (classes, classes) int, counts by true label (row) and predicted label (column)."""
-    from sklearn.metrics import confusion_matrix
-
-    counts: np.ndarray = confusion_matrix(labels, predictions, labels=list(order))
-    return counts
-
-
 @dataclass(frozen=True)
 class Spread:
     """Standard deviations of accuracies in a cross-validation that several seeds repeat.
