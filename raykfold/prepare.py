@@ -8,10 +8,10 @@ import os
 import shlex
 import socket
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from raykfold.data.log_mel import FeatureParameters, frame_count, log_mel_of_fil
 from raykfold.distributed.session import ray_session
 from raykfold.errors import BadData, BadInput, RaykfoldError
 from raykfold.files.paths import absolute
+from raykfold.state.folders import check_folder
 
 CHUNK = 50  # files in a task: a worker's first one waits seconds for librosa to load
 
@@ -38,7 +39,9 @@ def _prepare(options: argparse.Namespace) -> int:
     if options.local_cpus is not None and options.local_cpus < 1:
         raise BadInput(f"--local_cpus {options.local_cpus}: expected at least 1")
     audio_dir, processed_dir = absolute(options.audio_dir), absolute(options.processed_dir)
-    _check_folders(audio_dir, processed_dir)
+    if not os.path.isdir(audio_dir):
+        raise BadInput(f"--audio_dir {audio_dir}: no such folder")
+    check_folder("processed_dir", processed_dir)
     table = absolute(options.csv) if getattr(options, "csv", None) else None
     listing = list_recordings(options.layout, audio_dir, table)
     recordings = listing.recordings
@@ -109,16 +112,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_flags(parser: argparse.ArgumentParser, defaults: FeatureParameters) -> None:
-    add_flag(
-        parser,
-        "audio_dir",
-        required=True,
-        metavar="DIR",
-        help="Folder of the recordings; on a cluster, one that every node can read.",
-    )
-    add_flag(
-        parser, "processed_dir", metavar="DIR", help="Folder to write.", default="data/processed"
-    )
+    flag = partial(add_flag, parser)
+    place = "Folder of the recordings; on a cluster, one that every node can read."
+    flag("audio_dir", required=True, metavar="DIR", help=place)
+    flag("processed_dir", metavar="DIR", help="Folder to write.", default="data/processed")
     about = {
         "sample_rate": "Sample rate in Hz; recordings are resampled to it.",
         "n_mels": "Mel bands.",
@@ -126,42 +123,18 @@ def _add_flags(parser: argparse.ArgumentParser, defaults: FeatureParameters) -> 
         "hop_length": "Samples from one frame to the next.",
     }
     for name, text in about.items():
-        add_flag(parser, name, type=int, metavar="N", help=text, default=getattr(defaults, name))
-    add_flag(
-        parser,
-        "seconds",
-        type=float,
-        metavar="S",
-        help="Length of a sample; recordings are cut, or padded with zeros, to it.",
-        default=defaults.seconds,
-    )
-    add_flag(parser, "frames", type=int, metavar="N", help="Frames [as many as the seconds give].")
-    add_flag(
-        parser,
-        "address",
-        metavar="HOST:PORT",
-        help="Ray cluster to use [RAY_ADDRESS, else a local instance of its own].",
-        default=os.environ.get("RAY_ADDRESS") or None,
-    )
-    add_flag(
-        parser,
-        "local_cpus",
-        type=int,
-        metavar="N",
-        help="CPUs that a local Ray instance offers [all].",
-    )
-    add_flag(
-        parser,
-        "strict",
-        action="store_true",
-        help="Stop at a recording that cannot be read, and write nothing.",
-    )
-    add_flag(
-        parser,
-        "verbose",
-        action="store_true",
-        help="Let Ray and the workers print, and show tracebacks of errors.",
-    )
+        flag(name, type=int, metavar="N", help=text, default=getattr(defaults, name))
+    seconds = "Length of a sample; recordings are cut, or padded with zeros, to it."
+    flag("seconds", type=float, metavar="S", help=seconds, default=defaults.seconds)
+    flag("frames", type=int, metavar="N", help="Frames [as many as the seconds give].")
+    address = os.environ.get("RAY_ADDRESS") or None
+    cluster = "Ray cluster to use [RAY_ADDRESS, else a local instance of its own]."
+    flag("address", metavar="HOST:PORT", help=cluster, default=address)
+    flag("local_cpus", type=int, metavar="N", help="CPUs that a local Ray instance offers [all].")
+    strict = "Stop at a recording that cannot be read, and write nothing."
+    flag("strict", action="store_true", help=strict)
+    verbose = "Let Ray and the workers print, and show tracebacks of errors."
+    flag("verbose", action="store_true", help=verbose)
 
 
 def feature_parameters(options: argparse.Namespace) -> FeatureParameters:
@@ -180,22 +153,6 @@ def feature_parameters(options: argparse.Namespace) -> FeatureParameters:
         raise BadInput(f"--{error}") from None
     frames = frame_count(checked.sample_rate, checked.seconds, checked.hop_length)
     return dataclasses.replace(checked, frames=frames)
-
-
-def _check_folders(audio_dir: Path, processed_dir: Path) -> None:
-    if not os.path.isdir(audio_dir):
-        raise BadInput(f"--audio_dir {audio_dir}: no such folder")
-    existing = next(
-        path for path in (processed_dir, *processed_dir.parents) if os.path.exists(path)
-    )
-    try:
-        # os.access would say yes to root, even on a disk mounted read-only.
-        with tempfile.TemporaryDirectory(prefix=".raykfold-", dir=existing):
-            pass
-    except OSError as error:
-        raise BadInput(
-            f"--processed_dir {processed_dir}: cannot be written ({existing}: {error.strerror})"
-        ) from None
 
 
 # ---- The work

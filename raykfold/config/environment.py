@@ -15,9 +15,7 @@ from typing import Any
 
 from raykfold.errors import BadInput
 
-_HUB = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_WANDB = ("WANDB_API_KEY",)
-SECRETS = (*_HUB, *_WANDB)
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 
 # glibc returns large blocks to the kernel as soon as they are free, and a training step frees all
 # of its activations: each step then gets its memory anew, with a page fault for every 4 KiB, which
@@ -55,13 +53,10 @@ def without_secrets(environ: MutableMapping[str, str]) -> Iterator[Credentials]:
                     f"environment variable {name}: holds white space or a control character; "
                     "expected the secret alone"
                 )
-        yield Credentials(hf_token=_first(taken, _HUB), wandb_api_key=_first(taken, _WANDB))
+        hub, older_hub, wandb = (taken.get(name, "").strip() or None for name in SECRETS)
+        yield Credentials(hf_token=hub or older_hub, wandb_api_key=wandb)
     finally:
         environ.update(taken)
-
-
-def _first(values: Mapping[str, str], names: tuple[str, ...]) -> str | None:
-    return next((values[name].strip() for name in names if values.get(name, "").strip()), None)
 
 
 def allocator(environ: Mapping[str, str]) -> dict[str, str]:
@@ -76,5 +71,4 @@ def worker_runtime_env(own_instance: bool) -> dict[str, Any]:
     started with secrets. A local instance of our own starts without them, and with the allocator's
     settings.
     """
-    hidden = dict.fromkeys(SECRETS, "")
-    return {} if own_instance else {"env_vars": {**hidden, **_ALLOCATOR}}
+    return {} if own_instance else {"env_vars": {**dict.fromkeys(SECRETS, ""), **_ALLOCATOR}}

@@ -329,18 +329,12 @@ def _parser(cls: type[Options]) -> argparse.ArgumentParser:
     from raykfold import __version__
 
     command = f"python -m {cls.module}"
+    examples = [f"  {command} {arguments}" for arguments in cls.examples]
     parser = Parser(
         prog=command,
         usage=f"{command} [--FLAG VALUE ...]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="\n".join(
-            [
-                *textwrap.wrap(cls.about, 80),
-                "",
-                "examples:",
-                *(f"  {command} {arguments}" for arguments in cls.examples),
-            ]
-        ),
+        description="\n".join([textwrap.fill(cls.about, 80), "", "examples:", *examples]),
         epilog=textwrap.fill(
             "Each flag is also an environment variable (RAYKFOLD_EPOCHS) and a key of the --config "
             f"file (epochs). Exit codes: 0 done, 2 bad input, {cls.exit_codes}, 130 interrupted, "

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec
 from raykfold.config.options import (
@@ -118,7 +118,9 @@ class RunConfig(Options):
     repeats: int = _protocol(1, integer, positive)
     """Number of seeds that every fold is trained with: seed, seed + 1, and so on."""
 
-    select: str = _protocol("best", text, one_of("best", "inner"), decides_results=True)
+    select: Literal["best", "inner"] = _protocol(
+        "best", text, one_of("best", "inner"), decides_results=True
+    )
     """Which epoch's weights are kept: the best on the held-out fold, or on an inner split."""
 
     folds: tuple[int, ...] | None = _data(None, OrWord("all", fold_list))

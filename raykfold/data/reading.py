@@ -24,6 +24,7 @@ import numpy.typing as npt
 from raykfold.data.feature_set import Array, FeatureSet, Integers, SoundClass
 from raykfold.data.pickles import SAVE_AS_NPY, read_pickle
 from raykfold.errors import BadData, StorageError
+from raykfold.files.atomic import json_bytes
 from raykfold.text import one_line
 
 _ARRAYS = ("features", "labels", "folds")
@@ -147,10 +148,6 @@ def write_feature_set(
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
     """
-
-    def json_bytes(content: Mapping[str, Any]) -> bytes:
-        return (json.dumps(content, indent=2) + "\n").encode()
-
     contents: dict[str, Array | bytes] = {
         "features.npy": np.asarray(features),
         "labels.npy": np.asarray(labels),

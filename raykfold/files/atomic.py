@@ -10,9 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
-import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,11 +19,9 @@ from typing import Any
 
 from raykfold.errors import StorageError
 from raykfold.files.paths import MANIFEST
-from raykfold.files.remote import Place, RemotePath
+from raykfold.files.remote import Place, RemotePath, impatient
 
 REPLACED = ".replaced"
-# The umask can only be read by setting it. Two threads that do so at once would leave it changed.
-_umask_lock = threading.Lock()
 
 
 class Damaged(Exception):
@@ -42,20 +39,24 @@ def write_file(path: Place, content: bytes) -> None:
         return
     with _as_storage_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        aside = _beside(path)
         try:
-            _write_and_flush(handle, content)
-            os.chmod(aside, 0o666 & ~_umask())
+            _write_and_flush(aside, content)
             os.replace(aside, path)
         except BaseException:
-            Path(aside).unlink(missing_ok=True)
+            aside.unlink(missing_ok=True)
             raise
         _flush_folder(path.parent)
 
 
 def write_json(path: Place, value: Any) -> None:
     """Write `value` as indented JSON by `write_file`."""
-    write_file(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_file(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return `value` as indented JSON."""
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def link_file(source: Place, target: Path) -> None:
@@ -71,8 +72,7 @@ def link_file(source: Place, target: Path) -> None:
         return
     with _as_storage_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
-        aside.unlink(missing_ok=True)
+        aside = _beside(target)
         try:
             os.link(source, aside)
         except OSError:
@@ -124,12 +124,11 @@ def write_folder(folder: Place, files: Mapping[str, bytes], facts: Mapping[str, 
         return
     with _as_storage_error(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        aside = _beside(folder)
         try:
-            os.chmod(aside, 0o777 & ~_umask())
+            aside.mkdir()
             for name, content in {**files, MANIFEST: _manifest_bytes(manifest)}.items():
-                handle = os.open(aside / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-                _write_and_flush(handle, content)
+                _write_and_flush(aside / name, content)
             _flush_folder(aside)
             former = replaced_folder(folder)
             shutil.rmtree(former, ignore_errors=True)
@@ -157,12 +156,19 @@ def remove_tree(folder: Place) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def move_remote(source: RemotePath, target: RemotePath) -> None:
-    """Move the object `source`, or all objects below it; an interrupted move can be repeated.
+def move(source: Place, target: Place) -> None:
+    """Move a file or folder; make folders above `target`, which is of the same kind of storage.
+
+    On an object store an interrupted move can be repeated.
 
     Raises:
         StorageError: the store fails.
     """
+    if isinstance(source, Path) and isinstance(target, Path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(source, target)
+        return
+    assert isinstance(source, RemotePath) and isinstance(target, RemotePath)
     below = source.files()
     for file in below or [source]:
         goal = target / file.path_below(source) if below else target
@@ -217,7 +223,7 @@ def read_folder(folder: Place, only: Collection[str] | None = None) -> dict[str,
 def is_seen(file: Place) -> bool:
     """Return whether this process sees `file` now: False also where it may not or cannot look."""
     try:
-        return (file.impatient() if isinstance(file, RemotePath) else file).exists()
+        return impatient(file).exists()
     except (OSError, StorageError):
         return False
 
@@ -226,15 +232,20 @@ def _entry(content: bytes) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _write_and_flush(handle: int, content: bytes) -> None:
-    with os.fdopen(handle, "wb") as file:
+def _beside(path: Path) -> Path:
+    """Return a hidden path in the same folder that nobody else uses."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+def _write_and_flush(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
 def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
-    return json.dumps(manifest, indent=2).encode()
+    return json.dumps(manifest, indent=2).encode()  # no line's end, which could be cut unseen
 
 
 def _flush_folder(folder: Path) -> None:
@@ -243,13 +254,6 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    with _umask_lock:
-        mask = os.umask(0o077)
-        os.umask(mask)
-    return mask
 
 
 @contextmanager

@@ -13,9 +13,9 @@ def parse_as(kind: Any, value: Any, name: str) -> Any:
     """Return `value`, which `json.loads` returned, as a value of type `kind`.
 
     Args:
-        kind: a dataclass, `tuple[X, ...]`, `tuple[X, Y]`, `Mapping[K, V]`, `Literal`, `X | None`
-            or a plain type; they may be nested. Fields of a dataclass that have defaults may be
-            missing in `value`; keys that are no fields are ignored.
+        kind: a dataclass, `tuple[X, ...]`, `tuple[X, Y]`, `Mapping[K, V]`, `dict[K, V]`, `Literal`,
+            `X | None`, a plain type, or `Any`; they may be nested. Fields of a dataclass that have
+            defaults may be missing in `value`; keys that are no fields are ignored.
         value: the value.
         name: what to call the value in an error.
 
@@ -37,14 +37,14 @@ def parse_as(kind: Any, value: Any, name: str) -> Any:
         if len(kinds) == len(value):
             pairs = enumerate(zip(kinds, value, strict=True))
             return tuple(parse_as(each, part, f"{name}[{n}]") for n, (each, part) in pairs)
-    if origin is Mapping and isinstance(value, dict):
+    if origin in (Mapping, dict) and isinstance(value, dict):
         of_key, of_value = arguments  # a key of JSON is text
         return {of_key(key): parse_as(of_value, part, name) for key, part in value.items()}
     if origin is UnionType and NoneType in arguments:
         return None if value is None else parse_as(arguments[0], value, name)
     if origin is Literal and value in arguments:
         return value
-    if type(value) is kind or (kind is float and type(value) is int):
+    if kind is Any or type(value) is kind or (kind is float and type(value) is int):
         return value
     raise ValueError(f"{name} is {value!r}")
 

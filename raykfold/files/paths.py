@@ -52,10 +52,8 @@ def absolute(path: str | Place) -> Place:
         if isinstance(local, RemotePath):
             raise BadInput(f"{without_password(str(path))}: expected a local path, not a URI")
         return Path(os.path.abspath(local.expanduser()))
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # RuntimeError: by expanduser
         raise BadInput(f"{without_password(str(path))}: {error}") from None
-    except RuntimeError as error:
-        raise BadInput(f"{path}: {error}") from None
 
 
 def working_copy(remote: RemotePath) -> Path:

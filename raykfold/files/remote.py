@@ -12,12 +12,12 @@ from __future__ import annotations
 import functools
 import gc
 import os
-import queue
 import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -309,6 +309,11 @@ def place(value: str | Path | RemotePath) -> Place:
     return RemotePath(scheme, "/".join([bucket, *names]), parts.query, anonymous)
 
 
+def impatient(place: Place) -> Place:
+    """Return the same path, whose requests, if it is on a store, fail within seconds."""
+    return place.impatient() if isinstance(place, RemotePath) else place
+
+
 def reason(error: Exception) -> str:
     """Return what a store said, for an error of pyarrow or one raised from it."""
     text = one_line(error.__cause__ or error, longest=None)
@@ -407,16 +412,13 @@ def _without_signals(call: Callable[[], T]) -> T:
     """
     if threading.current_thread() is not threading.main_thread():
         return call()
-    ended: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+    outcome: Future[T] = Future()
 
     def run() -> None:
         try:
-            ended.put((call(), None))
+            outcome.set_result(call())
         except BaseException as error:
-            ended.put((None, error))
+            outcome.set_exception(error)
 
     threading.Thread(target=run, name="storage", daemon=True).start()
-    result, error = ended.get()
-    if error is not None:
-        raise error
-    return result  # type: ignore[return-value]
+    return outcome.result()

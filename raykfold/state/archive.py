@@ -17,11 +17,11 @@ from zipfile import BadZipFile
 import numpy as np
 
 from raykfold.errors import BadInput, StorageError
-from raykfold.files.atomic import Damaged, read_folder, write_file, write_json
-from raykfold.files.paths import HISTORY, RUN_RECORD, ModelDir, RunDir, absolute
-from raykfold.files.remote import Place, RemotePath, place, reason, without_password
+from raykfold.files.atomic import Damaged, write_file, write_json
+from raykfold.files.paths import RUN_RECORD, ModelDir, RunDir, absolute
+from raykfold.files.remote import Place, impatient, place, reason, without_password
 from raykfold.state.record import RunRecord
-from raykfold.state.states import read_index
+from raykfold.state.states import load_result, read_index
 from raykfold.text import one_line
 from raykfold.training.predictions import OutOfFold
 from raykfold.training.results import FoldResult, Summary
@@ -79,7 +79,8 @@ class Archive:
         """
         if self.summary is None:  # a file that is there is of an earlier session
             return None
-        content = _content(self.place / _OUTPUTS.predictions.name)
+        file = self.place / _OUTPUTS.predictions.name
+        content = _content(file)
         if content is None:
             return None
         try:
@@ -89,7 +90,6 @@ class Archive:
                 raise ValueError("its arrays are of several lengths")
             return found
         except (*_UNREADABLE, TypeError, KeyError) as error:
-            file = self.place / _OUTPUTS.predictions.name
             raise BadInput(f"{file}: cannot be read ({one_line(error)})") from None
 
     @cached_property
@@ -129,9 +129,8 @@ class Archive:
             key = (self.record.created, session, folder)
             if key in self.known:
                 return self.known[key]
-            try:  # `checkpoint.load_result` does the same, and imports torch
-                content = read_folder(folder, only=(HISTORY,))[HISTORY]
-                result = FoldResult.from_json(json.loads(content))
+            try:
+                result = load_result(folder)
             except (Damaged, OSError, ValueError, KeyError, TypeError):
                 return None
             if folder.parent != self.run_dir.handed_over_folds:  # others are written once a session
@@ -229,12 +228,12 @@ def open_run(named: str | Place, known: Known | None = None) -> Archive:
     """
     shown = without_password(str(named))
     try:
-        folder = _impatient(absolute(place(named) if isinstance(named, str) else named))
+        folder = impatient(absolute(place(named) if isinstance(named, str) else named))
     except ValueError as error:
         raise BadInput(f"{shown}: {error}") from None
     try:
         record = RunRecord.from_json(json.loads((folder / RUN_RECORD).read_bytes()))
-        storage, name = _impatient(place(record.config["storage_path"])), record.run_name
+        storage, name = impatient(place(record.config["storage_path"])), record.run_name
     except (FileNotFoundError, NotADirectoryError):
         raise BadInput(f"{shown}: there is no run; expected the --model_dir of one") from None
     except (OSError, StorageError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -251,8 +250,7 @@ def open_run(named: str | Place, known: Known | None = None) -> Archive:
         [folder, inside, storage / name] if by_default else [folder, storage / name, inside]
     )
     there = next((each for each in candidates if RunDir(each).index.exists()), storage / name)
-    known = {} if known is None else known
-    return Archive(place=folder, record=record, run_dir=RunDir(there), known=known)
+    return Archive(folder, record, RunDir(there), {} if known is None else known)
 
 
 def open_outputs(named: str | Place) -> Archive:
@@ -265,10 +263,6 @@ def open_outputs(named: str | Place) -> Archive:
     except BadInput:
         return archive
     return there if there.record.created == archive.record.created else archive
-
-
-def _impatient(place: Place) -> Place:
-    return place.impatient() if isinstance(place, RemotePath) else place
 
 
 def _why(error: Exception) -> str:

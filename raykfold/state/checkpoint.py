@@ -26,7 +26,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from raykfold.files.atomic import Damaged, read_folder, write_folder
+from raykfold.files.atomic import Damaged, json_bytes, read_folder, write_folder
 from raykfold.files.paths import HISTORY, PREDICTIONS, STATE, WEIGHTS
 from raykfold.files.remote import Place
 from raykfold.training.fold import Snapshot
@@ -65,8 +65,8 @@ class WeightsContext:
 
 def weights_bytes(fold: Snapshot, context: WeightsContext) -> bytes:
     """Return the content of a safetensors file with the current weights."""
-    last = fold.history[-1]
-    metadata = context.metadata(fold.fold, last.epoch, last.val_accuracy)
+    last = fold.so_far.history[-1]
+    metadata = context.metadata(fold.so_far.fold, last.epoch, last.val_accuracy)
     return _safetensors(fold.weights, metadata)
 
 
@@ -76,12 +76,7 @@ def save_active_fold(folder: Place, fold: Snapshot, weights: bytes) -> None:
     Raises:
         StorageError: the folder cannot be written.
     """
-    files = {
-        STATE: _state_bytes(fold),
-        WEIGHTS: weights,
-        HISTORY: _history_bytes(fold.result("running")),
-    }
-    write_folder(folder, files, _facts(fold))
+    _write_fold(folder, fold, fold.so_far, {WEIGHTS: weights})
 
 
 def save_finished_fold(
@@ -102,14 +97,11 @@ def save_finished_fold(
     """
     result = fold.result("complete")
     assert result.kept_epoch is not None and result.kept_val_accuracy is not None
-    metadata = context.metadata(fold.fold, result.kept_epoch, result.kept_val_accuracy)
-    files = {
-        STATE: _state_bytes(fold),
-        WEIGHTS: _safetensors(fold.kept_weights, metadata),
-        HISTORY: _history_bytes(result),
-        PREDICTIONS: _npz(index=validation, probabilities=probabilities),
-    }
-    write_folder(folder, files, _facts(fold))
+    metadata = context.metadata(result.fold, result.kept_epoch, result.kept_val_accuracy)
+    predictions = io.BytesIO()
+    np.savez(predictions, index=validation, probabilities=probabilities)
+    weights = _safetensors(fold.kept_weights, metadata)
+    _write_fold(folder, fold, result, {WEIGHTS: weights, PREDICTIONS: predictions.getvalue()})
 
 
 def load_state(folder: Place) -> dict[str, Any]:
@@ -126,15 +118,6 @@ def load_state(folder: Place) -> dict[str, Any]:
     except Exception as error:  # torch raises errors of many types here
         raise Damaged(f"{folder}: {STATE} cannot be read ({error})") from error
     return state
-
-
-def load_result(folder: Place) -> FoldResult:
-    """Return the fold's result so far.
-
-    Raises:
-        Damaged: the folder is incomplete, or a file is damaged.
-    """
-    return FoldResult.from_json(json.loads(read_folder(folder, only=(HISTORY,))[HISTORY]))
 
 
 @dataclass(frozen=True)
@@ -170,16 +153,18 @@ def load_finished_fold(folder: Place) -> FinishedFold:
         )
 
 
-def _facts(fold: Snapshot) -> dict[str, Any]:
-    return {
-        "fold": fold.fold,
-        "epochs_run": fold.epochs_run,
-        "stopped_early": fold.stopped_early,
+def _write_fold(
+    folder: Place, fold: Snapshot, result: FoldResult, more: Mapping[str, bytes]
+) -> None:
+    state = io.BytesIO()
+    torch.save(dict(fold.state), state)
+    files = {STATE: state.getvalue(), HISTORY: json_bytes(result.to_json()), **more}
+    facts = {
+        "fold": result.fold,
+        "epochs_run": result.epochs_run,
+        "stopped_early": result.stopped_early,
     }
-
-
-def _history_bytes(result: FoldResult) -> bytes:
-    return json.dumps(result.to_json(), indent=2).encode()
+    write_folder(folder, files, facts)
 
 
 def _safetensors(weights: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
@@ -194,15 +179,3 @@ def _safetensors(weights: Mapping[str, torch.Tensor], metadata: dict[str, str]) 
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + content[8 + size :]
-
-
-def _state_bytes(fold: Snapshot) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(dict(fold.state), buffer)
-    return buffer.getvalue()
-
-
-def _npz(**arrays: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()

@@ -78,11 +78,8 @@ def claim(
                 raise _in_use(config, owner)
             if not said:
                 said = True
-                say(
-                    _waiting_text(
-                        config.run_dir.root, owner, f"up to {_LOST_MACHINE_SECONDS:.0f} s"
-                    )
-                )
+                how_long = f"up to {_LOST_MACHINE_SECONDS:.0f} s"
+                say(_waiting_text(config.run_dir.root, owner, how_long))
             time.sleep(1)
         lock.truncate(0)
         lock.write(_this_process())

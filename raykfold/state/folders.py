@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from raykfold.config.run_config import RunConfig
 from raykfold.errors import BadInput, StorageError
-from raykfold.files.atomic import move_remote, remove_tree
+from raykfold.files.atomic import move, remove_tree
 from raykfold.files.paths import RUN_RECORD, is_output
 from raykfold.files.remote import Place, RemotePath, reason
-
-_AnyPath = TypeVar("_AnyPath", Path, RemotePath)
 
 
 def check_writable(config: RunConfig) -> None:
@@ -38,24 +36,27 @@ def check_writable(config: RunConfig) -> None:
                 "exists, and credentials in the environment that may write to it"
             ) from None
     for flag, path in (("model_dir", config.model_path), ("storage_path", config.run_dir.root)):
-        if isinstance(path, RemotePath):
-            continue
-        existing = next(p for p in (path, *path.parents) if p.exists() or p.is_symlink())
-        if not existing.is_dir():
-            raise BadInput(f"--{flag} {path}: {existing} is not a folder")
-        if not os.access(existing, os.W_OK | os.X_OK) or not _accepts_folders(existing):
-            raise BadInput(f"--{flag} {path}: cannot be written (no permission in {existing})")
+        if isinstance(path, Path):
+            check_folder(flag, path)
 
 
-def _accepts_folders(folder: Path) -> bool:
-    """Try it: `os.access` tells root yes even on a file system that is read-only or virtual."""
-    probe = folder / f".raykfold-{os.getpid()}"
+def check_folder(flag: str, path: Path) -> None:
+    """Check that a local folder can be written, or made; leave nothing behind.
+
+    Raises:
+        BadInput: the path is a file, or this user may not write there.
+    """
+    existing = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    if not os.path.isdir(existing):
+        raise BadInput(f"--{flag} {path}: cannot be written ({existing} is not a folder)")
     try:
-        probe.mkdir()
-        probe.rmdir()
-    except OSError:
-        return False
-    return True
+        # os.access would say yes to root, even on a disk mounted read-only.
+        with tempfile.TemporaryDirectory(prefix=".raykfold-", dir=existing):
+            pass
+    except OSError as error:
+        raise BadInput(
+            f"--{flag} {path}: cannot be written ({existing}: {error.strerror})"
+        ) from None
 
 
 def set_aside(config: RunConfig) -> list[Place]:
@@ -68,51 +69,28 @@ def set_aside(config: RunConfig) -> list[Place]:
     places: list[Place] = []
 
     # Outputs go into a folder beside them; of those on a store, the local files are copies.
-    outputs = config.outputs.outputs()
-    if isinstance(config.model_place, RemotePath):
-        objects = [path for path in config.model_place.iterdir() if is_output(path.name)]
-        if objects:
-            places.append(_move_objects(objects, config.model_place / f"aside-{stamp}"))
-        for path in outputs:
-            remove_tree(path) if path.is_dir() else path.unlink()
-    elif outputs:
-        places.append(_move_files(outputs, config.model_path / f"aside-{stamp}"))
+    place, local = config.model_place, config.outputs.outputs()
+    remote = isinstance(place, RemotePath)
+    outputs = [each for each in place.iterdir() if is_output(each.name)] if remote else local
+    if outputs:
+        places.append(_move(outputs, place / f"aside-{stamp}"))
+    for path in local if remote else ():
+        remove_tree(path) if path.is_dir() else path.unlink()
 
     # Checkpoints go into a folder beside the run's own, which keeps its lock.
-    root, lock = config.run_dir.root, config.run_dir.lock
-    name = f"{config.run_name}.aside-{stamp}"
-    if isinstance(root, RemotePath):
-        objects = [path for path in root.iterdir() if path != lock]
-        if objects:
-            places.append(_move_objects(objects, root.with_name(name)))
-    else:
-        files = [path for path in root.glob("*") if path != lock]
-        if files:
-            places.append(_move_files(files, root.with_name(name)))
+    root = config.run_dir.root
+    files = [path for path in root.glob("*") if path != config.run_dir.lock]
+    if files:
+        places.append(_move(files, root.with_name(f"{config.run_name}.aside-{stamp}")))
     return places
 
 
-def _move_objects(objects: Sequence[RemotePath], target: RemotePath) -> RemotePath:
-    while target.exists():
-        target = target.with_name(f"{target.name}-1")
-    for path in _record_last(objects):
-        move_remote(path, target / path.name)
-    return target
-
-
-def _move_files(files: Sequence[Path], target: Path) -> Path:
-    for attempt in range(1000):
-        folder = target.with_name(f"{target.name}-{attempt}") if attempt else target
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        for path in _record_last(files):
-            os.rename(path, folder / path.name)
-        return folder
-    raise BadInput(f"{target}: cannot be made")
-
-
-def _record_last(paths: Sequence[_AnyPath]) -> list[_AnyPath]:
-    """Order the record last: while it stands, no other run takes the rest for its own."""
-    return sorted(paths, key=lambda path: path.name == RUN_RECORD)
+def _move(paths: Sequence[Place], target: Place) -> Place:
+    folder, count = target, 0
+    while folder.exists():
+        count += 1
+        folder = target.with_name(f"{target.name}-{count}")
+    # The record last: while it stands, no other run takes the rest for its own.
+    for path in sorted(paths, key=lambda path: path.name == RUN_RECORD):
+        move(path, folder / path.name)
+    return folder

@@ -21,8 +21,9 @@ from typing import Any, Literal
 
 from raykfold.errors import StorageError
 from raykfold.files.atomic import write_json
+from raykfold.files.json_values import parse_as
 from raykfold.files.paths import RunDir
-from raykfold.files.remote import RemotePath
+from raykfold.files.remote import RemotePath, impatient
 from raykfold.observers import Observer, RunStart
 from raykfold.state.claim import machine
 from raykfold.text import fold_names, one_line
@@ -83,22 +84,6 @@ class Beat:
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Beat:
-        """Return the beat that `to_json` made; fields of a later version are left out.
-
-        Raises:
-            AttributeError, KeyError, TypeError, ValueError: the values are not those of a beat.
-        """
-        known = {each.name for each in dataclasses.fields(cls)}
-        return cls(
-            **{
-                **{name: value for name, value in values.items() if name in known},
-                "failed": {int(fold): error for fold, error in values["failed"].items()},
-                "workers": tuple(tuple(folds) for folds in values["workers"]),
-            }
-        )
-
 
 def read_heartbeat(run_dir: RunDir) -> Beat | None:
     """Return the last beat; None if there is none, or none that can be read.
@@ -107,8 +92,9 @@ def read_heartbeat(run_dir: RunDir) -> Beat | None:
         StorageError: the store cannot be reached.
     """
     try:
-        return Beat.from_json(json.loads(run_dir.heartbeat.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        beat: Beat = parse_as(Beat, json.loads(run_dir.heartbeat.read_bytes()), "heartbeat")
+        return beat
+    except (OSError, ValueError):
         return None
 
 
@@ -135,80 +121,80 @@ class Heartbeat(Observer):
         pause: float | None = None,
         every: float | None = None,
     ) -> None:
-        root = run_dir.root
-        remote = isinstance(root, RemotePath)
+        remote = isinstance(run_dir.root, RemotePath)
         # A beat that is late is worth nothing: it is not retried for long.
-        self._run_dir = RunDir(root.impatient()) if isinstance(root, RemotePath) else run_dir
-        self._resume = shlex.join(resume)
+        self._run_dir = RunDir(impatient(run_dir.root))
         self._pending = pending
         self._pause = pause or (_REMOTE_PAUSE_SECONDS if remote else PAUSE_SECONDS)
-        self._every = every or (_REMOTE_BEAT_SECONDS if remote else BEAT_SECONDS)
+        self._beat = Beat(
+            time=0.0,
+            host=platform.node(),
+            pid=os.getpid(),
+            machine=machine(),
+            every=every or (_REMOTE_BEAT_SECONDS if remote else BEAT_SECONDS),
+            phase="at work",
+            began=0.0,
+            epochs=0,
+            epoch_seconds=None,
+            resume=shlex.join(resume),
+        )
         self._thread = threading.Thread(target=self._work, name="heartbeat", daemon=True)
         self._changed = threading.Condition()
         self._started = False
         self._news = False
         self._closed = False
-        self._phase: Phase = "at work"
-        self._began = 0.0
         self._timed_from = 0.0
         self._timed = False  # from the first worker on
-        self._epochs = 0
-        self._epoch_seconds: float | None = None
-        self._workers: tuple[tuple[int, ...], ...] = ()
-        self._failed: dict[int, str] = {}
-        self._failure: tuple[str, float] | None = None
-        self._result: dict[str, Any] | None = None
 
     def run_started(self, start: RunStart) -> None:
-        self._began, self._timed_from = time.time(), time.monotonic()
+        self._timed_from = time.monotonic()
+        self._tell(began=time.time())
         if not self._started:
             self._started = True
             self._thread.start()
 
     def epoch_committed(self, fold: int, metrics: EpochMetrics) -> None:
-        self._epochs += 1
-        self._epoch_seconds = (time.monotonic() - self._timed_from) / self._epochs
-        self._wake()
+        epochs = self._beat.epochs + 1
+        self._tell(epochs=epochs, epoch_seconds=(time.monotonic() - self._timed_from) / epochs)
 
     def fold_finished(self, result: FoldResult) -> None:
+        changes: dict[str, Any] = {}
         if result.status == "failed":
             reason = one_line(result.error)
-            self._failed[result.fold] = reason
-            self._failure = f"fold {result.fold} failed: {reason}", time.time()
-        self._wake()
+            changes = _failure(f"fold {result.fold} failed: {reason}")
+            changes["failed"] = {**self._beat.failed, result.fold: reason}
+        self._tell(**changes)
 
     def workers_changed(self, at_work: Sequence[Sequence[int]]) -> None:
-        if at_work and not self._timed and not self._epochs:
+        if at_work and not self._timed and not self._beat.epochs:
             # Ray's start and a wait for slots do not predict the epochs to come.
             self._timed_from, self._timed = time.monotonic(), True
-        self._workers = tuple(map(tuple, at_work))
-        self._wake()
+        self._tell(workers=tuple(map(tuple, at_work)))
 
     def worker_lost(self, folds: Sequence[int], reason: str) -> None:
-        self._failure = f"the worker of {fold_names(folds)} ended: {one_line(reason)}", time.time()
-        self._wake()
+        self._tell(**_failure(f"the worker of {fold_names(folds)} ended: {one_line(reason)}"))
 
     def run_finished(self, summary: Summary) -> None:
-        self._phase, self._workers = "sending", ()
         kept = summary.kept
-        self._result = {
+        result = {
             "status": summary.status,
             "mean_accuracy": kept.mean if kept else None,
             "std_accuracy": kept.std if kept else None,
         }
-        self._wake()
+        self._tell(phase="sending", workers=(), result=result)
 
     def close(self) -> None:
         if not self._started:
             return
-        self._phase, self._workers = ("over" if self._phase == "sending" else "stopped"), ()
         with self._changed:
             self._closed = True
-            self._changed.notify_all()
+            self._tell(phase="over" if self._beat.phase == "sending" else "stopped", workers=())
         self._thread.join(_CLOSE_SECONDS)
 
-    def _wake(self) -> None:
+    def _tell(self, **changes: Any) -> None:
+        """Change the next beat, and let it come as soon as it may."""
         with self._changed:
+            self._beat = dataclasses.replace(self._beat, **changes)
             self._news = True
             self._changed.notify_all()
 
@@ -218,37 +204,24 @@ class Heartbeat(Observer):
         # The last failure of the session before stays until there is a newer one.
         with suppress(StorageError):
             before = read_heartbeat(self._run_dir)
-            if before and before.last_failure is not None and before.failure_time is not None:
-                self._failure = self._failure or (before.last_failure, before.failure_time)
+            with self._changed:
+                if before and self._beat.last_failure is None:
+                    self._tell(last_failure=before.last_failure, failure_time=before.failure_time)
         while True:
-            closed, self._news = self._closed, False  # before the beat: what comes later is news
+            with self._changed:
+                beat, closed, self._news = self._beat, self._closed, False
             # Neither an outage, nor a full disk, nor a bug here may stop training.
             with suppress(Exception):
-                write_json(self._run_dir.heartbeat, self._beat().to_json())
+                pending = {place: count for place, count in self._pending().items() if count}
+                beat = dataclasses.replace(beat, time=time.time(), pending=pending)
+                write_json(self._run_dir.heartbeat, beat.to_json())
             if closed:
                 return
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, self._pause)
-                rest = max(0.0, self._every - self._pause)
+                rest = max(0.0, beat.every - self._pause)
                 self._changed.wait_for(lambda: self._closed or self._news, rest)
 
-    def _beat(self) -> Beat:
-        failure, failure_time = self._failure or (None, None)
-        return Beat(
-            pending={place: count for place, count in self._pending().items() if count},
-            time=time.time(),
-            host=platform.node(),
-            pid=os.getpid(),
-            machine=machine(),
-            every=self._every,
-            phase=self._phase,
-            began=self._began,
-            epochs=self._epochs,
-            epoch_seconds=self._epoch_seconds,
-            workers=self._workers,
-            failed=dict(self._failed),
-            last_failure=failure,
-            failure_time=failure_time,
-            resume=self._resume,
-            result=self._result,
-        )
+
+def _failure(text: str) -> dict[str, Any]:
+    return {"last_failure": text, "failure_time": time.time()}

@@ -14,10 +14,10 @@ from raykfold.files.paths import fold_name
 from raykfold.files.remote import Place, same_store
 from raykfold.observers import Observer, RunStart
 from raykfold.state.archive import write_results
-from raykfold.state.checkpoint import FinishedFold, load_finished_fold, load_result
+from raykfold.state.checkpoint import FinishedFold, load_finished_fold
 from raykfold.state.deaths import Death, verdict
 from raykfold.state.record import EarlierRun, RunRecord, versions
-from raykfold.state.states import FoldState, Index, newest_states, read_index, sweep
+from raykfold.state.states import FoldState, Index, load_result, newest_states, read_index, sweep
 from raykfold.text import fold_names
 from raykfold.training.fold import Precision
 from raykfold.training.predictions import out_of_fold
@@ -255,24 +255,23 @@ class Ledger:
         predictions = out_of_fold(
             {fold: (each.index, each.probabilities) for fold, each in finished.items()}, data
         )
-        complete = len(finished) == len(self._folds)
+        metrics = None
+        if predictions and len(finished) == len(self._folds):
+            metrics = predictions.metrics(data.class_mapping)
         folds = tuple(self._results[fold] for fold in self._folds)
-        seeds = range(config.seed, config.seed + 1 + len(repeats))
+        seeds = tuple(range(config.seed, config.seed + 1 + len(repeats)))
+        of_seeds = (folds, *(repeat.folds for repeat in repeats))
         self._write_index()
         summary = Summary(
             run_name=config.run_name,
             folds=folds,
-            out_of_fold=predictions.metrics(data.class_mapping)
-            if predictions and complete
-            else None,
+            out_of_fold=metrics,
             classes=data.class_mapping,
             wall_seconds=self._index.wall_seconds,
             num_workers=self._index.num_workers,
             sessions=self._index.sessions,
             select=config.select,
-            repeats=Repeats(tuple(seeds), (folds, *(repeat.folds for repeat in repeats)))
-            if repeats
-            else None,
+            repeats=Repeats(seeds, of_seeds) if repeats else None,
             leakage=leakage,
             versions=versions(),
         )

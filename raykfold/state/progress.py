@@ -185,9 +185,7 @@ def _progress(archive: Archive, beat: Beat | None, age: float) -> Progress:
                 val_accuracy=result.last_val_accuracy,
                 kept_val_accuracy=result.kept_val_accuracy,
                 kept_epoch=result.kept_epoch,
-                epoch_seconds=sum(each.seconds for each in history) / len(history)
-                if history
-                else None,
+                epoch_seconds=result.seconds / len(history) if history else None,
                 error=result.error,
             )
         )

@@ -114,8 +114,7 @@ class RunRecord:
         # Readers count on these.
         if not all(isinstance(record.config[name], str) for name in ("model_dir", "storage_path")):
             raise TypeError("its folders are not texts")
-        int(record.config["epochs"]), int(record.config["seed"]), int(record.config["repeats"])
-        str(record.config["select"]), str(record.identity["data"])
+        _ = record.epochs, record.seed, record.repeats, record.inner, record.fingerprint
         return record
 
     def write(self, config: RunConfig) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from raykfold.files.atomic import REPLACED, Damaged, read_folder, read_manifest, write_json
-from raykfold.files.paths import MANIFEST, RunDir, fold_name
+from raykfold.files.paths import HISTORY, MANIFEST, RunDir, fold_name
 from raykfold.files.remote import Place, RemotePath
+from raykfold.training.results import FoldResult
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,7 @@ class Index:
                 folds[str(fold)] = folder.path_below(run_dir.root)
             else:
                 folds[str(fold)] = str(folder)
-        used = {
-            "wall_seconds": self.wall_seconds,
-            "num_workers": self.num_workers,
-            "sessions": self.sessions,
-        }
-        write_json(run_dir.index, {**used, "folds": folds})
+        write_json(run_dir.index, {**vars(self), "folds": folds})
 
 
 def read_index(run_dir: RunDir) -> tuple[Index, list[str]]:
@@ -137,6 +133,15 @@ def _read_manifest_of(run_dir: RunDir, fold: int, folder: Place) -> FoldState | 
         )
     except (Damaged, KeyError, ValueError, TypeError):
         return None
+
+
+def load_result(folder: Place) -> FoldResult:
+    """Return the result so far of the fold whose state is in `folder`.
+
+    Raises:
+        Damaged: the folder is incomplete, or a file is damaged.
+    """
+    return FoldResult.from_json(json.loads(read_folder(folder, only=(HISTORY,))[HISTORY]))
 
 
 def sweep(run_dir: RunDir) -> None:

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -91,24 +91,12 @@ class Snapshot:
     """A copy of a fold in host memory, which later training does not change.
 
     Attributes:
-        fold: the fold's label.
-        n_train: number of training samples.
-        n_val: number of validation samples.
-        history: metrics of its epochs so far.
-        stopped_early: whether early stopping has ended it.
+        so_far: the fold's result, ``running``.
         state: what `FoldTrainer.load_state_dict` takes.
     """
 
-    fold: int
-    n_train: int
-    n_val: int
-    history: tuple[EpochMetrics, ...]
-    stopped_early: bool
+    so_far: FoldResult
     state: Mapping[str, Any]
-
-    @property
-    def epochs_run(self) -> int:
-        return len(self.history)
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
@@ -119,15 +107,8 @@ class Snapshot:
         return self.state["kept_weights"]
 
     def result(self, status: FoldStatus) -> FoldResult:
-        """Return the fold's result so far."""
-        return FoldResult.of(
-            self.fold,
-            status,
-            self.n_train,
-            self.n_val,
-            self.history,
-            stopped_early=self.stopped_early,
-        )
+        """Return the fold's result so far, with another status."""
+        return replace(self.so_far, status=status)
 
 
 class FoldTrainer:
@@ -466,14 +447,9 @@ class FoldTrainer:
         }
         if self._cuda_stream is not None:
             torch.cuda.current_stream(self.device).synchronize()
-        return Snapshot(
-            fold=self.fold,
-            n_train=self.n_train,
-            n_val=self.n_val,
-            history=tuple(self.history),
-            stopped_early=self.stopped_early,
-            state=state,
-        )
+        sizes, stopped = (self.n_train, self.n_val), self.stopped_early
+        so_far = FoldResult.of(self.fold, "running", *sizes, self.history, stopped_early=stopped)
+        return Snapshot(so_far, state)
 
     # --- recordings
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from raykfold.training.results import OutOfFoldMetrics
-from raykfold.training.statistics import class_metrics, confusion, wilson_interval
+from raykfold.training.statistics import class_metrics, wilson_interval
 
 if TYPE_CHECKING:
     from raykfold.data.feature_set import FeatureSet  # imports torch, which takes a second
@@ -38,7 +38,10 @@ class OutOfFold:
     @property
     def confusion(self) -> np.ndarray:
         """(classes, classes) counts: true classes in rows, predicted classes in columns."""
-        return confusion(self.label, self.prediction, self.classes.tolist())
+        from sklearn.metrics import confusion_matrix
+
+        counts: np.ndarray = confusion_matrix(self.label, self.prediction, labels=self.classes)
+        return counts
 
     def metrics(self, names: Mapping[int, str]) -> OutOfFoldMetrics:
         """Accuracy, its interval, metrics of each class, and the confusion matrix.

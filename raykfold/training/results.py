@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from raykfold.data.leakage import Leakage
 from raykfold.files.json_values import parse_as
@@ -12,7 +13,6 @@ from raykfold.training.statistics import (
     ClassMetrics,
     Estimate,
     Spread,
-    macro_f1,
     mean,
     mean_accuracy,
     outliers,
@@ -21,6 +21,9 @@ from raykfold.training.statistics import (
 
 FoldStatus = Literal["running", "complete", "failed"]
 KeptEpochs = Literal["best", "chosen"]
+
+# What the history of a fold does not tell.
+_NOT_IMPLIED = ("fold", "status", "n_train", "n_val", "stopped_early", "error")
 
 
 @dataclass(frozen=True)
@@ -179,17 +182,10 @@ class FoldResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the result with its history; what that implies is left out, except epochs."""
-        return {
-            "fold": self.fold,
-            "status": self.status,
-            "n_train": self.n_train,
-            "n_val": self.n_val,
-            "history": [asdict(metrics) for metrics in self.history],
-            "best_epoch": self.best_epoch,
-            "stopped_early": self.stopped_early,
-            "error": self.error,
-            "chosen_epoch": self.chosen_epoch,
+        values = {
+            name: getattr(self, name) for name in (*_NOT_IMPLIED, "best_epoch", "chosen_epoch")
         }
+        return {**values, "history": [asdict(metrics) for metrics in self.history]}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> FoldResult:
@@ -198,20 +194,12 @@ class FoldResult:
         Raises:
             KeyError, TypeError: `values` is not of that form.
         """
-        return cls.of(
-            values["fold"],
-            values["status"],
-            values["n_train"],
-            values["n_val"],
-            [EpochMetrics(**epoch) for epoch in values["history"]],
-            stopped_early=values["stopped_early"],
-            error=values["error"],
-        )
+        history = [EpochMetrics(**epoch) for epoch in values["history"]]
+        return cls.of(**{name: values[name] for name in _NOT_IMPLIED}, history=history)
 
     def to_row(self) -> dict[str, Any]:
         """Return the fold's row in ``summary.json``."""
-        names = [each.name for each in fields(self) if each.name != "history"]
-        return {name: getattr(self, name) for name in names}
+        return {name: value for name, value in vars(self).items() if name != "history"}
 
 
 @dataclass(frozen=True)
@@ -239,39 +227,15 @@ class Round:
     histograms: dict[int, dict[str, Histogram]] = field(default_factory=dict)
 
     def to_metrics(self) -> dict[str, Any]:
-        """Return plain Python values; Ray Train's metrics take no others."""
-        return {
-            "number": self.number,
-            "epochs": [[fold, vars(metrics)] for fold, metrics in self.epochs.items()],
-            "finished": [result.to_json() for result in self.finished.values()],
-            "failed": [[fold, message] for fold, message in self.failed.items()],
-            "released": list(self.released),
-            "handed_over": list(self.handed_over),
-            "saved": list(self.saved),
-            "histograms": [
-                [fold, name, list(each.counts), list(each.edges)]
-                for fold, histograms in self.histograms.items()
-                for name, each in histograms.items()
-            ],
-        }
+        """Return plain Python values, as JSON has them; Ray Train's metrics take no others."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
 
     @classmethod
     def from_metrics(cls, values: Mapping[str, Any]) -> Round:
         """Return the round whose `to_metrics` is `values`."""
-        results = [FoldResult.from_json(result) for result in values["finished"]]
-        histograms: dict[int, dict[str, Histogram]] = {}
-        for fold, name, counts, edges in values["histograms"]:
-            histograms.setdefault(fold, {})[name] = Histogram(tuple(counts), tuple(edges))
-        return cls(
-            number=values["number"],
-            epochs={fold: EpochMetrics(**metrics) for fold, metrics in values["epochs"]},
-            finished={result.fold: result for result in results},
-            failed=dict(map(tuple, values["failed"])),
-            released=tuple(values["released"]),
-            handed_over=tuple(values["handed_over"]),
-            saved=tuple(values["saved"]),
-            histograms=histograms,
-        )
+        found: Round = parse_as(cls, values, "round")
+        return found
 
 
 @dataclass(frozen=True)
@@ -292,8 +256,9 @@ class OutOfFoldMetrics:
 
     @property
     def macro_f1(self) -> float | None:
-        """Mean F1 of the classes that have a sample."""
-        return macro_f1(self.classes)
+        """Mean F1 of the classes that have samples; None if no class has."""
+        known = [each.f1 for each in self.classes if each.f1 is not None]
+        return mean(known) if known else None
 
 
 @dataclass(frozen=True)
@@ -353,7 +318,7 @@ class Summary:
     num_workers: int
     versions: Mapping[str, str] = field(default_factory=dict)
     sessions: int = 1
-    select: str = "best"
+    select: Literal["best", "inner"] = "best"
     repeats: Repeats | None = None
     leakage: Leakage | None = None
 
@@ -522,19 +487,9 @@ class Summary:
                 classes=part(tuple[ClassMetrics, ...], "per_class"),
                 confusion=part(tuple[tuple[int, ...], ...], "confusion_matrix"),
             )
-        summary = cls(
-            run_name=part(str, "run_name"),
-            folds=part(tuple[FoldResult, ...], "folds"),
-            out_of_fold=pooled,
-            classes=part(Mapping[int, str], "classes"),
-            wall_seconds=part(float, "wall_seconds"),
-            num_workers=part(int, "num_workers"),
-            versions=part(Mapping[str, str], "versions"),
-            sessions=part(int, "sessions"),
-            select=part(Literal["best", "inner"], "select"),
-            repeats=part(Repeats | None, "repeats"),
-            leakage=part(Leakage | None, "leakage"),
-        )
+        kinds = get_type_hints(cls)
+        names = [each.name for each in fields(cls) if each.name != "out_of_fold"]
+        summary = cls(**{name: part(kinds[name], name) for name in names}, out_of_fold=pooled)
         # A summary that has been edited is refused here, not where a mean is computed from it.
         if summary.repeats and len(summary.repeats.seeds) != len(summary.repeats.folds):
             raise ValueError("repeats has not one list of folds for each seed")

@@ -306,20 +306,6 @@ def class_metrics(
     )
 
 
-def macro_f1(classes: Sequence[ClassMetrics]) -> float | None:
-    """Return the mean F1 of the classes that have samples; None if no class has."""
-    known = [each.f1 for each in classes if each.f1 is not None]
-    return mean(known) if known else None
-
-
-def confusion(labels: np.ndarray, predictions: np.ndarray, order: Sequence[int]) -> np.ndarray:
-    """Return (classes, classes) int, counts by true label (row) and predicted label (column)."""
-    from sklearn.metrics import confusion_matrix
-
-    counts: np.ndarray = confusion_matrix(labels, predictions, labels=list(order))
-    return counts
-
-
 @dataclass(frozen=True)
 class Spread:
     """Standard deviations of accuracies in a cross-validation that several seeds repeat.

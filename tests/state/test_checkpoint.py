@@ -18,12 +18,12 @@ from raykfold.models import AudioCNN
 from raykfold.state.checkpoint import (
     WeightsContext,
     load_finished_fold,
-    load_result,
     load_state,
     save_active_fold,
     save_finished_fold,
     weights_bytes,
 )
+from raykfold.state.states import load_result
 from raykfold.training.fold import FoldTrainer, TrainingSettings
 
 CONTEXT = WeightsContext(

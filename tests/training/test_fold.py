@@ -260,7 +260,7 @@ def test_a_snapshot_stays_what_it_is_while_the_fold_goes_on(small_data: FeatureS
         then.run_epoch()
     snapshot = fold.snapshot()
     fold.run_epoch()
-    assert (snapshot.fold, snapshot.history) == (1, tuple(fold.history[:2]))
+    assert (snapshot.so_far.fold, snapshot.so_far.history) == (1, tuple(fold.history[:2]))
     for name, value in then.model.state_dict().items():
         assert torch.equal(snapshot.weights[name], value)
     for name, value in then.kept_weights.items():

@@ -13,9 +13,11 @@ from raykfold.data.leakage import Leakage, Pair, Twins
 from raykfold.training.results import (
     EpochMetrics,
     FoldResult,
+    Histogram,
     OutOfFoldMetrics,
     PartialMean,
     Repeats,
+    Round,
     Summary,
 )
 from raykfold.training.statistics import ClassMetrics, Estimate, sample_std, spread
@@ -89,6 +91,20 @@ def test_a_fold_survives_the_way_through_json() -> None:
     assert result.best_val_accuracy == 0.7
     assert result.last_val_accuracy == 0.7
     assert result.epochs_run == 2
+
+
+def test_a_round_survives_the_way_through_ray_s_metrics() -> None:
+    whole = Round(
+        number=2,
+        epochs={-1: epoch(0, 0.1), 3: epoch(1, 0.7)},
+        finished={3: fold(3, [0.1, 0.7])},
+        failed={4: "no"},
+        released=(5, 6),
+        handed_over=(5,),
+        saved=(-1,),
+        histograms={3: {"weights/fc.bias": Histogram((1, 2), (0.0, 0.5, 1.0))}},
+    )
+    assert Round.from_metrics(whole.to_metrics()) == whole
 
 
 # --- doubts ------------------------------------------------------------------------------------

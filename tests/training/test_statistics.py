@@ -12,14 +12,14 @@ from sklearn.datasets import make_moons
 from sklearn.model_selection import RepeatedStratifiedKFold, cross_val_score
 from sklearn.svm import SVC
 
+from raykfold.training.predictions import OutOfFold
+from raykfold.training.results import OutOfFoldMetrics
 from raykfold.training.statistics import (
     Estimate,
     class_metrics,
-    confusion,
     corrected_interval,
     corrected_std_error,
     corrected_t_test,
-    macro_f1,
     mcnemar,
     outliers,
     population_std,
@@ -129,7 +129,8 @@ def test_class_metrics_are_scikit_learns() -> None:
         assert values == pytest.approx((known["precision"], known["recall"], known["f1-score"]))
         assert found[label].support == known["support"]
     assert [each.name for each in found.values()] == list(NAMES.values())
-    assert macro_f1(list(found.values())) == pytest.approx(report["macro avg"]["f1-score"])
+    whole = OutOfFoldMetrics(0.5, (0.0, 1.0), tuple(found.values()))
+    assert whole.macro_f1 == pytest.approx(report["macro avg"]["f1-score"])
 
 
 def test_what_a_class_does_not_have_is_not_given() -> None:
@@ -139,8 +140,10 @@ def test_what_a_class_does_not_have_is_not_given() -> None:
 
 
 def test_rows_of_the_confusion_are_true_labels() -> None:
-    counts = confusion(LABELS, PREDICTIONS, list(NAMES))
-    assert counts.tolist() == [[2, 2, 0, 0], [0, 3, 0, 0], [0, 0, 0, 0], [2, 1, 0, 0]]
+    index, probabilities = np.arange(len(LABELS)), np.empty((len(LABELS), len(NAMES)))
+    classes = np.array(list(NAMES))
+    whole = OutOfFold(index, index, LABELS, PREDICTIONS, probabilities, classes)
+    assert whole.confusion.tolist() == [[2, 2, 0, 0], [0, 3, 0, 0], [0, 0, 0, 0], [2, 1, 0, 0]]
 
 
 def test_a_fold_far_from_the_others_is_an_outlier() -> None:
