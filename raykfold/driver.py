@@ -47,7 +47,7 @@ from raykfold.state.folders import check_writable, set_aside
 from raykfold.state.heartbeat import Heartbeat
 from raykfold.state.ledger import Ledger
 from raykfold.state.record import EarlierRun, identity
-from raykfold.training.network import check_model
+from raykfold.training.check import check_network
 from raykfold.training.results import Summary
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def cross_validate(
     """
     with open_inputs(config, data, observers) as inputs:
         data = inputs.data
-        check_model(config.model, data.n_mels, data.num_classes, data.time)
+        for line in check_network(config, data):
+            inputs.audience.noticed(line)
         with claim_run(config, inputs.audience):
             set_earlier_aside(config, inputs.audience)
             return train(config, inputs)

@@ -250,10 +250,14 @@ class FoldTrainer:
             None after each batch, where other folds can have a turn; then the tallies of training,
             validation and, with an inner split, inner validation.
         """
-        # Training uses every sample once, in a new order; a shorter last batch included.
+        # Training uses every sample once, in a new order; a shorter last batch included. A last
+        # batch of one sample joins the one before: BatchNorm has no variance of a single value.
         order = self._train[torch.randperm(self.n_train).to(self.device)]
+        training = order.split(self.settings.batch_size)
+        if len(training) > 1 and len(training[-1]) == 1 < self.settings.batch_size:
+            training = (*training[:-2], torch.cat(training[-2:]))
         passes = [
-            ("training", self._training, order.split(self.settings.batch_size)),
+            ("training", self._training, training),
             ("validation", self._evaluation, self._validation.split(EVALUATION_BATCH)),
         ]
         if len(self._inner):

@@ -1,11 +1,10 @@
-"""Building and checking the network that `--model` names."""
+"""Building the network that `--model` names."""
 
 from __future__ import annotations
 
 import importlib
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec
 from raykfold.errors import BadInput
@@ -49,30 +48,3 @@ def build_model(spec: str, n_mels: int, num_classes: int, target_len: int) -> nn
             f"--model {spec}: cannot be built for {n_mels} mel bands, {num_classes} classes, "
             f"{target_len} frames ({type(error).__name__}: {error})"
         ) from error
-
-
-def check_model(spec: str, n_mels: int, num_classes: int, target_len: int) -> int:
-    """Build a network, call it with two samples, and return its number of parameters.
-
-    Torch's random state stays as it was.
-
-    Raises:
-        BadInput: it cannot be built, fails on this input, or returns a shape other than
-            (2, num_classes).
-    """
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        model = build_model(spec, n_mels, num_classes, target_len).eval()
-        try:
-            output = model(torch.zeros(2, n_mels, target_len))
-        except Exception as error:
-            raise BadInput(
-                f"--model {spec}: fails on input (2, {n_mels}, {target_len}) "
-                f"({type(error).__name__}: {error})"
-            ) from error
-    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if shape != (2, num_classes):
-        raise BadInput(
-            f"--model {spec}: returned {shape} for input (2, {n_mels}, {target_len}); "
-            f"expected logits of shape (2, {num_classes})"
-        )
-    return sum(parameter.numel() for parameter in model.parameters())

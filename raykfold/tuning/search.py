@@ -35,7 +35,7 @@ from raykfold.observers import Audience, Voice
 from raykfold.state.ledger import Ledger
 from raykfold.state.record import EarlierRun, RunRecord, versions
 from raykfold.text import count_of
-from raykfold.training.network import check_model
+from raykfold.training.check import check_network
 from raykfold.training.results import kept_epochs
 from raykfold.training.search_results import OuterFold, SearchResults, Trial, best_trial
 from raykfold.tuning.findings import ResultsWriter, best_run, write_page, write_results
@@ -73,7 +73,8 @@ def search(
     observer = observer or SearchObserver()
     _check_sampler(config)
     with open_inputs(config, data, [Voice(observer.noticed)]) as inputs:
-        _check_space(config, inputs.data)
+        for line in _check_space(config, inputs.data):
+            observer.noticed(line)
         without = _without_outer_folds(config, inputs)
         with claim_run(config, inputs.audience):
             set_earlier_aside(config, inputs.audience)
@@ -143,16 +144,15 @@ def _check_sampler(config: SearchConfig) -> None:
             )
 
 
-def _check_space(config: SearchConfig, data: FeatureSet) -> None:
-    """Build the network at the ends of each domain, so that errors there come at the start."""
-    seen: set[str] = set()
+def _check_space(config: SearchConfig, data: FeatureSet) -> list[str]:
+    """Try the network at the ends of each domain, so that errors there come at the start."""
+    warnings: dict[str, list[str]] = {}  # of each network
     for values in config.space.probes():
-        network = config.trial(1, values).model
-        if network in seen:
+        trial = config.trial(1, values)
+        if trial.model in warnings:
             continue
-        seen.add(network)
         try:
-            check_model(network, data.n_mels, data.num_classes, data.time)
+            warnings[trial.model] = check_network(trial, data)
         except BadInput as error:
             of_network = {n: value for n, value in values.items() if n.split(".")[0] == "model"}
             if not of_network:
@@ -160,6 +160,7 @@ def _check_space(config: SearchConfig, data: FeatureSet) -> None:
             raise BadInput(
                 f"--config {config.config_file}: [search]: with {values_text(of_network)}: {error}"
             ) from error
+    return [line for lines in warnings.values() for line in lines]
 
 
 def _without_outer_folds(config: SearchConfig, inputs: Inputs) -> dict[int, Inputs]:

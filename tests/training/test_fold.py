@@ -40,9 +40,10 @@ def trainer(
     fold: int = 1,
     recorder: Recorder | None = None,
     device: str = "cpu",
+    cls: type[FoldTrainer] = FoldTrainer,
     **changes: Any,
 ) -> FoldTrainer:
-    return FoldTrainer(
+    return cls(
         fold,
         torch.from_numpy(np.asarray(data.features)).to(device),
         torch.from_numpy(data.class_indices).to(device),
@@ -344,6 +345,20 @@ def test_the_last_short_batch_is_used(small_data: FeatureSet) -> None:
     fold.model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     fold.run_epoch()
     assert seen == [50, 50, 50, 42, fold.n_val]
+
+
+def test_a_last_batch_of_one_sample_joins_the_one_before(small_data: FeatureSet) -> None:
+    sizes = []
+
+    class Sizes(FoldTrainer):
+        def training_step(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            sizes.append(len(rows))
+            return super().training_step(rows)
+
+    for batch_size in (191, 64, 1):  # of 192 samples
+        fold = trainer(small_data, batch_size=batch_size, cls=Sizes)
+        fold.run_epoch()
+    assert sizes == [192, *[64] * 3, *[1] * 192]
 
 
 class Scripted(FoldTrainer):

@@ -1,0 +1,161 @@
+"""Networks that are tried before a run: accepted, warned of, or refused in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from raykfold.config.run_config import RunConfig
+from raykfold.data.feature_set import FeatureSet
+from raykfold.errors import BadInput
+from raykfold.training.check import check_network
+
+
+class Good(nn.Module):
+    """Takes (B, n_mels, time), and returns logits."""
+
+    def __init__(self, n_mels: int, num_classes: int, target_len: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(n_mels * target_len, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.out(x.flatten(1))
+        return logits
+
+
+class Wide(Good):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([super().forward(x)] * 2, dim=1)
+
+
+class Pair(Good):
+    def forward(self, x: Tensor) -> Tensor:
+        return x, x  # type: ignore[return-value]
+
+
+class Raises(Good):
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("first line\nsecond line")
+
+
+class Pictures(nn.Module):
+    """Takes pictures with a channel: (B, 1, n_mels, time)."""
+
+    def __init__(self, n_mels: int, num_classes: int, target_len: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, num_classes, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).mean((2, 3))
+
+
+class Constant(nn.Module):
+    """Has no parameters."""
+
+    def __init__(self, n_mels: int, num_classes: int, target_len: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(len(x), self.num_classes)
+
+
+class Frozen(Good):
+    def __init__(self, n_mels: int, num_classes: int, target_len: int) -> None:
+        super().__init__(n_mels, num_classes, target_len)
+        self.requires_grad_(False)
+
+
+class Detached(Good):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).detach()
+
+
+class Pooled(nn.Module):
+    """BatchNorm behind pooling, which has no variance of one sample."""
+
+    def __init__(self, n_mels: int, num_classes: int, target_len: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(n_mels)
+        self.out = nn.Linear(n_mels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.out(self.norm(x.mean(dim=2)))
+        return logits
+
+
+class Softmax(Good):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).softmax(dim=1)
+
+
+class Squeezed(Good):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).squeeze()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    return RunConfig(demo=True, model_dir=tmp_path)
+
+
+def check(config: RunConfig, data: FeatureSet, network: type[nn.Module]) -> list[str]:
+    spec = f"{__name__}:{network.__name__}"
+    return check_network(dataclasses.replace(config, model=spec), data)
+
+
+def test_a_network_that_trains_passes(config: RunConfig, small_data: FeatureSet) -> None:
+    assert check(config, small_data, Good) == check(config, small_data, Pooled) == []
+    assert check_network(config, small_data) == []  # the built-in one
+
+
+def test_it_draws_no_random_number(config: RunConfig, small_data: FeatureSet) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    check_network(config, small_data)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("network", "part"),
+    [
+        (Wide, "returned (2, 8)"),
+        (Pair, "returned tuple"),
+        (Raises, "RuntimeError: first line"),
+        (Pictures, "it takes (2, 1, 16, 32): expected x = x.unsqueeze(1)"),
+        (Constant, "has no parameters to train"),
+        (Detached, "cannot be trained: a step on input (2, 16, 32) fails"),
+        (Frozen, "has no parameters to train"),
+    ],
+)
+def test_a_network_that_will_not_do_is_refused(
+    config: RunConfig, small_data: FeatureSet, network: type[nn.Module], part: str
+) -> None:
+    with pytest.raises(BadInput) as error:
+        check(config, small_data, network)
+    assert f"--model {__name__}:{network.__name__}" in str(error.value)
+    assert part in str(error.value)
+
+
+def test_batches_of_one_sample_are_tried_where_they_are_asked_for(
+    config: RunConfig, small_data: FeatureSet
+) -> None:
+    single = dataclasses.replace(config, batch_size=1)
+    with pytest.raises(BadInput, match=r"on input \(1, 16, 32\) fails"):
+        check(single, small_data, Pooled)
+
+
+@pytest.mark.parametrize(
+    ("network", "part"),
+    [(Softmax, "leave out its last softmax"), (Squeezed, "returned (4,) for one sample")],
+)
+def test_what_will_hurt_is_said(
+    config: RunConfig, small_data: FeatureSet, network: type[nn.Module], part: str
+) -> None:
+    (line,) = check(config, small_data, network)
+    assert part in line
