@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raykfold.files.atomic import write_file
 from raykfold.files.paths import ModelDir
-
-if TYPE_CHECKING:
-    from raykfold.pages.drawing import Picture
+from raykfold.pages.drawing import DARK, LIGHT, Picture
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
@@ -26,8 +24,6 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         values: values of the template, except the colours.
     """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
-
-    from raykfold.pages.drawing import DARK, LIGHT
 
     environment = Environment(
         autoescape=True,

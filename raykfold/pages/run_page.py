@@ -21,7 +21,8 @@ from raykfold.config.run_config import RunConfig
 from raykfold.errors import BadInput, RaykfoldError
 from raykfold.files.paths import ModelDir
 from raykfold.observers import Observer
-from raykfold.pages import remarks
+from raykfold.pages import remarks, run_figures
+from raykfold.pages.drawing import FOLD_COLOURS, Picture
 from raykfold.pages.frame import figure, render, write_page
 from raykfold.pages.remarks import Remark
 from raykfold.state.archive import Archive
@@ -48,7 +49,6 @@ from raykfold.training.statistics import ClassMetrics, Estimate
 
 if TYPE_CHECKING:
     from raykfold.data.feature_set import FeatureSet
-    from raykfold.pages.drawing import Picture
 
 MOST_MISTAKES = 12
 _TEMPLATE = "run_page.html.j2"
@@ -210,14 +210,10 @@ class _Run:
 
     @property
     def curves(self) -> Picture | None:
-        from raykfold.pages import run_figures
-
         return run_figures.curves(self.trained) if self.trained else None
 
     @property
     def fold_picture(self) -> Picture | None:
-        from raykfold.pages import run_figures
-
         if all(each.best_epoch is None for each in self.folds):
             return None
         known = [each.accuracy(self.kept) for each in self.folds]
@@ -226,15 +222,11 @@ class _Run:
 
     @property
     def class_picture(self) -> Picture | None:
-        from raykfold.pages import run_figures
-
         shown = [each for each in self.scores if each.support or each.precision is not None]
         return run_figures.classes(shown) if shown else None
 
     @property
     def confusion(self) -> Picture | None:
-        from raykfold.pages import run_figures
-
         predictions = self.archive.predictions
         if predictions is None:
             return None
@@ -444,9 +436,6 @@ def _repeats(run: _Run) -> Values | None:
 
 def _pictures(run: _Run) -> Iterator[Values]:
     """Yield the learning curves, the confusion matrix and the metrics of the classes."""
-    from raykfold.pages import run_figures
-    from raykfold.pages.drawing import FOLD_COLOURS
-
     if run.trained:
         # The mean of an epoch is over the folds that have trained that long.
         lengths = [each.epochs_run for each in run.trained]
@@ -494,8 +483,6 @@ def _classes(run: _Run) -> Iterator[Values]:
 
 def _mistakes(run: _Run, data: FeatureSet | None) -> Values | None:
     """Return the wrong predictions of the highest probabilities."""
-    from raykfold.pages.run_figures import spectrogram
-
     predictions = run.archive.predictions
     if predictions is None:
         return None
@@ -508,7 +495,7 @@ def _mistakes(run: _Run, data: FeatureSet | None) -> Values | None:
     for each in first:
         image = None
         if data is not None:
-            picture = spectrogram(data.features[predictions.index[each]])
+            picture = run_figures.spectrogram(data.features[predictions.index[each]])
             image = base64.b64encode(picture).decode("ascii")
         samples.append(
             {

@@ -10,11 +10,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from raykfold.files.paths import ModelDir
+from raykfold.pages import search_figures
+from raykfold.pages.drawing import cut
 from raykfold.pages.frame import figure, render, write_page
 from raykfold.pages.remarks import Remark, on_search, trial_names
+from raykfold.pages.search_figures import Dimension, as_text
 from raykfold.text import (
     NOTHING,
     accuracy_text,
@@ -27,9 +30,6 @@ from raykfold.text import (
 )
 from raykfold.training.search_results import TRIAL_STATUSES, SearchResults, Trial, rank
 from raykfold.training.statistics import ROUNDING
-
-if TYPE_CHECKING:
-    from raykfold.pages import search_figures
 
 MOST_FOLDS_SHOWN = 10
 _MOST_ERRORS = 12
@@ -89,8 +89,6 @@ def search_page(results: SearchResults) -> str:
 
 def search_plots(results: SearchResults) -> dict[str, bytes]:
     """Return the pictures that there is something to draw for: name → PNG."""
-    from raykfold.pages import search_figures
-
     if not _has_accuracies(results):
         return {}
     pictures = [search_figures.history(_drawn(results))]
@@ -306,8 +304,6 @@ def _errors(results: SearchResults) -> Iterator[tuple[str, str]]:
 
 
 def _parallel(results: SearchResults) -> Row | None:
-    from raykfold.pages import search_figures
-
     if not _has_accuracies(results) or not results.space:
         return None
     counts = _counts(results)
@@ -325,8 +321,6 @@ def _parallel(results: SearchResults) -> Row | None:
 
 
 def _pictures(results: SearchResults) -> Iterator[Row]:
-    from raykfold.pages import search_figures
-
     if not _has_accuracies(results):
         return
     drawn = _drawn(results)
@@ -345,8 +339,6 @@ def _pictures(results: SearchResults) -> Iterator[Row]:
 
 
 def _drawn(results: SearchResults) -> list[search_figures.Trial]:
-    from raykfold.pages import search_figures
-
     best = results.best
     return [
         search_figures.Trial(
@@ -356,9 +348,7 @@ def _drawn(results: SearchResults) -> list[search_figures.Trial]:
     ]
 
 
-def _dimensions(results: SearchResults) -> list[search_figures.Dimension]:
-    from raykfold.pages.search_figures import Dimension
-
+def _dimensions(results: SearchResults) -> list[Dimension]:
     dimensions = []
     for name, domain in results.space.items():
         ((kind, values),) = domain.items()
@@ -411,9 +401,6 @@ def _name(parameter: str) -> str:
 
 
 def _text(value: Any, digits: int = 3, longest: int = _LONGEST_VALUE) -> str:
-    from raykfold.pages.drawing import cut
-    from raykfold.pages.search_figures import as_text
-
     return cut(as_text(value, digits), longest)
 
 
