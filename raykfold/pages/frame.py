@@ -6,7 +6,7 @@ A page is one HTML file that loads nothing from the network. Its template extend
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,17 @@ def figure(picture: Picture, label: str, caption: str) -> dict[str, Any]:
         "caption": caption,
         "wide": picture.needs_scrolling,
     }
+
+
+def cell(text: object, badges: Iterable[tuple[str, str]] = (), page: str = "") -> dict[str, Any]:
+    """Return a cell for the template macro ``scrolling_table``; plain text needs none.
+
+    Args:
+        text: what it says.
+        badges: kind and text of each badge behind it.
+        page: where the text links to.
+    """
+    return {"text": text, "badges": list(badges), "page": page}
 
 
 def _variables(theme: Mapping[str, str]) -> str:

@@ -23,7 +23,7 @@ from raykfold.files.paths import ModelDir
 from raykfold.observers import Observer
 from raykfold.pages import remarks, run_figures
 from raykfold.pages.drawing import FOLD_COLOURS, Picture
-from raykfold.pages.frame import figure, render, write_page
+from raykfold.pages.frame import cell, figure, render, write_page
 from raykfold.pages.remarks import Remark
 from raykfold.state.archive import Archive
 from raykfold.state.claim import is_dead
@@ -97,7 +97,7 @@ def report(archive: Archive, data: FeatureSet | None = None) -> str:
             **_folds(run),
             "repeats": _repeats(run),
             "pictures": list(_pictures(run)),
-            "classes": list(_classes(run)),
+            "classes": _classes(run),
             "mistakes": _mistakes(run, data),
             "facts": list(_facts(run, data)),
             **_settings(run),
@@ -386,16 +386,18 @@ def _folds(run: _Run) -> Values:
     rows = []
     for each in run.folds:
         numbers = {"best": each.best_epoch, "chosen": each.chosen_epoch}
-        cells = [
-            *(accuracy_text(each.accuracy(epoch)) for epoch in (*epochs, "last")),
-            *(epoch_text(numbers[epoch]) for epoch in epochs),
-            str(each.epochs_run),
-            run.status(each) + (", stopped early" if each.stopped_early else ""),
-            *(str(samples or NOTHING) for samples in (each.n_train, each.n_val)),
-            duration(each.seconds) if each.history else NOTHING,
-        ]
-        badges = [{"kind": kind, "text": text} for of, kind, text in marked if each.fold in of]
-        rows.append({"fold": each.fold, "badges": badges, "cells": cells})
+        badges = [(kind, text) for of, kind, text in marked if each.fold in of]
+        rows.append(
+            [
+                cell(each.fold, badges),
+                *(accuracy_text(each.accuracy(epoch)) for epoch in (*epochs, "last")),
+                *(epoch_text(numbers[epoch]) for epoch in epochs),
+                each.epochs_run,
+                run.status(each) + (", stopped early" if each.stopped_early else ""),
+                *(samples or NOTHING for samples in (each.n_train, each.n_val)),
+                duration(each.seconds) if each.history else NOTHING,
+            ]
+        )
 
     caption = (
         f"Accuracy on the held-out samples{run.of_seed}, at the best epoch, where it was highest, "
@@ -424,14 +426,15 @@ def _repeats(run: _Run) -> Values | None:
     rows = []
     for seed, folds in run.summary.by_seed:
         kept = [fold.accuracy(run.kept) for fold in folds]
-        cells = list(map(accuracy_text, kept))
-        rows.append({"seed": seed, "cells": cells, "mean": accuracy_text(_mean(kept))})
+        rows.append([seed, *map(accuracy_text, [*kept, _mean(kept)])])
     what = (
         f"The cross-validation was run with {count_of(len(rows), 'seed')}; the table above, pooled "
-        f"numbers and pictures are of seed {rows[0]['seed']}. {remarks.on_seeds(run.summary)} "
+        f"numbers and pictures are of seed {rows[0][0]}. {remarks.on_seeds(run.summary)} "
         f"Below are the accuracies at the {run.kept} epochs."
     )
-    return {"what": what, "folds": [each.fold for each in run.folds], "rows": rows}
+    columns = ["seed", *(f"fold {each.fold}" for each in run.folds), "mean"]
+    caption = "Accuracy of each fold, with each seed."
+    return {"what": what, "caption": caption, "columns": columns, "rows": rows}
 
 
 def _pictures(run: _Run) -> Iterator[Values]:
@@ -474,11 +477,14 @@ def _pictures(run: _Run) -> Iterator[Values]:
         yield figure(picture, label, f"{label}, {over}; the best is on top.")
 
 
-def _classes(run: _Run) -> Iterator[Values]:
-    """Yield the rows of the table of the classes."""
-    for each in run.scores:
-        cells = [*map(accuracy_text, (each.precision, each.recall, each.f1)), str(each.support)]
-        yield {"name": one_line(each.name), "cells": cells}
+def _classes(run: _Run) -> Values | None:
+    """Return the table of the classes."""
+    rows = [
+        [one_line(c.name), *map(accuracy_text, (c.precision, c.recall, c.f1)), c.support]
+        for c in run.scores
+    ]
+    columns = ["class", "precision", "recall", "F1", "samples"]
+    return {"caption": None, "columns": columns, "rows": rows} if rows else None
 
 
 def _mistakes(run: _Run, data: FeatureSet | None) -> Values | None:

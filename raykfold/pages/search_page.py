@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from raykfold.files.paths import ModelDir
 from raykfold.pages import search_figures
 from raykfold.pages.drawing import cut
-from raykfold.pages.frame import figure, render, write_page
+from raykfold.pages.frame import cell, figure, render, write_page
 from raykfold.pages.remarks import Remark, on_search, trial_names
 from raykfold.pages.search_figures import Dimension, as_text
 from raykfold.text import (
@@ -232,14 +232,14 @@ def _nested_row(results: SearchResults) -> Row | None:
         winner = each.winner
         accuracies = [accuracy_text(winner.mean if winner else None), accuracy_text(each.accuracy)]
         values = _values(results, winner.values if winner else {})
-        rows.append({"fold": each.fold, "status": each.status, "cells": accuracies + values})
+        rows.append([each.fold, each.status, *accuracies, *values])
     return {
         "caption": (
             "Each outer fold had a search on the other folds alone. Inner is the accuracy of the "
             "winner in that search, and is optimistic; outer is the accuracy of the winner on the "
             "outer fold, which had no part in the choice."
         ),
-        "columns": ["inner", "outer", *map(_name, results.space)],
+        "columns": ["outer fold", "status", "inner", "outer", *map(_name, results.space)],
         "rows": rows,
     }
 
@@ -255,22 +255,19 @@ def _table(results: SearchResults) -> Row:
             better = [each for each in complete if (each.mean or 0.0) > trial.mean + ROUNDING]
             place = str(1 + len(better))
         accuracies = {} if trial.mean is None else trial.folds
+        # The page of an unfinished trial may still change, or be missing.
+        page = f"trials/{trial.number}/report.html" if is_complete else ""
+        badge = {"stopped": "plain", "failed": "bad"}.get(trial.status)
         rows.append(
-            {
-                "rank": place,
-                "trial": trial.number,
-                # The page of an unfinished trial may still change, or be missing.
-                "page": f"trials/{trial.number}/report.html" if is_complete else None,
-                "is_best": trial is best,
-                "badge": {"stopped": "plain", "failed": "bad"}.get(trial.status),
-                "status": trial.status,
-                "cells": [
-                    _spread(trial),
-                    len(trial.history),
-                    *_values(results, trial.values),
-                    *(accuracy_text(accuracies.get(fold)) for fold in folds),
-                ],
-            }
+            [
+                place,
+                cell(trial.number, [("good", "best")] if trial is best else [], page),
+                cell("", [(badge, trial.status)]) if badge else trial.status,
+                _spread(trial),
+                len(trial.history),
+                *_values(results, trial.values),
+                *(accuracy_text(accuracies.get(fold)) for fold in folds),
+            ]
         )
     return {
         "caption": (
@@ -279,7 +276,7 @@ def _table(results: SearchResults) -> Row:
             "that all folds have completed."
         ),
         "columns": [
-            *("status", f"mean{spread}", "epochs"),
+            *("rank", "trial", "status", f"mean{spread}", "epochs"),
             *map(_name, results.space),
             *(f"fold {fold}" for fold in folds),
         ],
