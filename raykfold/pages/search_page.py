@@ -91,9 +91,9 @@ def search_plots(results: SearchResults) -> dict[str, bytes]:
     """Return the pictures that there is something to draw for: name → PNG."""
     if not _has_accuracies(results):
         return {}
-    pictures = [search_figures.history(_drawn(results))]
+    pictures = [search_figures.history(results.trials)]
     if results.space:
-        pictures.append(search_figures.parallel(_dimensions(results), _drawn(results)))
+        pictures.append(search_figures.parallel(_dimensions(results), results.trials))
     return {picture.name: picture.png() for picture in pictures}
 
 
@@ -313,36 +313,25 @@ def _parallel(results: SearchResults) -> Row | None:
     ends = {"failed": "has failed", "running": "is running"}
     if ends := {status: text for status, text in ends.items() if counts[status]}:
         caption += f"A line of a trial that {' or '.join(ends.values())} ends before the accuracy."
-    picture = search_figures.parallel(_dimensions(results), _drawn(results))
+    picture = search_figures.parallel(_dimensions(results), results.trials)
     return figure(picture, "Hyper-parameters and accuracy of each trial", caption)
 
 
 def _pictures(results: SearchResults) -> Iterator[Row]:
     if not _has_accuracies(results):
         return
-    drawn = _drawn(results)
     yield figure(
-        search_figures.progress(drawn),
+        search_figures.progress(results.trials),
         "Accuracy of each trial and the best so far",
         "Each trial's accuracy, in the order in which they began; the line is the best of the "
         "complete trials so far.",
     )
     stopped = "; a dot marks where a trial was stopped" if _counts(results)["stopped"] else ""
     yield figure(
-        search_figures.learning(drawn),
+        search_figures.learning(results.trials),
         "Accuracy of each trial after each epoch",
         f"The mean over the folds after each epoch, coloured by the last one{stopped}.",
     )
-
-
-def _drawn(results: SearchResults) -> list[search_figures.Trial]:
-    best = results.best
-    return [
-        search_figures.Trial(
-            each.number, each.values, each.status, each.mean, each.history, is_best=each is best
-        )
-        for each in results.trials
-    ]
 
 
 def _dimensions(results: SearchResults) -> list[Dimension]:

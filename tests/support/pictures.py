@@ -10,8 +10,9 @@ import numpy as np
 
 from raykfold.pages import run_figures, search_figures
 from raykfold.pages.drawing import LIGHT, Picture
-from raykfold.pages.search_figures import Dimension, Trial
+from raykfold.pages.search_figures import Dimension
 from raykfold.training.results import EpochMetrics, FoldResult
+from raykfold.training.search_results import Trial, TrialStatus
 from raykfold.training.statistics import ClassMetrics
 
 # Among them what could be taken for markup, mathematics, a colour of the theme or an id.
@@ -53,18 +54,17 @@ def trials(number: int = 12) -> list[Trial]:
     the last is running.
     """
     rng = np.random.default_rng(0)
-    statuses = ("complete", "complete", "stopped", "failed")
+    statuses: tuple[TrialStatus, ...] = ("complete", "complete", "stopped", "failed")
     found = []
     for each in range(number):
-        status = "running" if 0 < each == number - 1 else statuses[each % 4]
+        status: TrialStatus = "running" if 0 < each == number - 1 else statuses[each % 4]
         config = {
             "learning_rate": float(10 ** rng.uniform(-4, -2)),
             "model.dropout": float(rng.uniform(0.1, 0.5)),
             "<b>model</b>": NAMES[each % len(NAMES)],
         }
-        history = (0.2, 0.3) if status != "complete" else (0.2, 0.3, 0.5, 0.6)
-        accuracy = None if status == "failed" else 0.9 - 0.3 * each / number
-        found.append(Trial(each + 1, config, status, accuracy, history, is_best=each == 0))
+        history = (0.2,) if status != "complete" else (0.2, 0.3, 0.5)
+        found.append(Trial(each + 1, config, status, (*history, 0.9 - 0.3 * each / number)))
     return found
 
 
