@@ -45,7 +45,7 @@ from raykfold.text import (
     times,
 )
 from raykfold.training.results import FoldResult, Summary, kept_epochs
-from raykfold.training.statistics import ClassMetrics, Estimate
+from raykfold.training.statistics import ClassMetrics
 
 if TYPE_CHECKING:
     from raykfold.data.feature_set import FeatureSet
@@ -150,11 +150,6 @@ class _Run:
         self.folds = _results(archive, self.beat)
         self.repeats = [] if self.summary else list(map(_Run, archive.repeats()))
         self.kept = kept_epochs(self.record.config["select"])
-
-    @property
-    def estimate(self) -> Estimate | None:
-        """The accuracy that the page opens with."""
-        return self.summary.kept if self.summary else None
 
     @property
     def all_folds(self) -> list[tuple[str, FoldResult]]:
@@ -269,7 +264,8 @@ def _results(archive: Archive, beat: Beat | None) -> tuple[FoldResult, ...]:
 
 def _introduction(run: _Run) -> Values:
     """Return what the page opens with: the mean, or why there is none, and other key figures."""
-    summary, estimate, folds = run.summary, run.estimate, len(run.folds)
+    summary, folds = run.summary, len(run.folds)
+    estimate = summary.kept if summary else None
     complete = sum(result.status == "complete" for _, result in run.all_folds)
     failed = sum(result.status == "failed" for _, result in run.all_folds)
     headline = state = None
@@ -338,7 +334,7 @@ def _introduction(run: _Run) -> Values:
         "about": f"cross-validation of {model}, {count_of(folds, 'fold')}",
         "headline": headline,
         "state": state,
-        "tiles": [{"name": n, "value": v, "note": note} for n, v, note in tiles],
+        "tiles": tiles,
     }
 
 

@@ -71,7 +71,7 @@ def search_page(results: SearchResults) -> str:
         ),
         "headline": _headline(results),
         "state": _state(results),
-        "tiles": [{"name": n, "value": v, "note": note} for n, v, note in _tiles(results)],
+        "tiles": list(_tiles(results)),
         "remarks": list(_remarks(results)),
         "best": _best(results),
         "nested": _nested_row(results),
@@ -247,13 +247,13 @@ def _nested_row(results: SearchResults) -> Row | None:
 def _table(results: SearchResults) -> Row:
     folds = results.folds if len(results.folds) <= MOST_FOLDS_SHOWN else ()
     spread = " ± std" if len(results.folds) > 1 else ""
-    best, complete = results.best, _complete(results)
+    best, ranked = results.best, rank(results.trials)
     rows = []
-    for trial in rank(results.trials):
+    for trial in ranked:
         is_complete, place = trial.status == "complete", NOTHING
         if is_complete and trial.mean is not None:  # trials that are equal share a rank
-            better = [each for each in complete if (each.mean or 0.0) > trial.mean + ROUNDING]
-            place = str(1 + len(better))
+            complete = (each.mean or 0.0 for each in ranked if each.status == "complete")
+            place = str(1 + sum(mean > trial.mean + ROUNDING for mean in complete))
         accuracies = {} if trial.mean is None else trial.folds
         # The page of an unfinished trial may still change, or be missing.
         page = f"trials/{trial.number}/report.html" if is_complete else ""
@@ -355,10 +355,6 @@ def _dimensions(results: SearchResults) -> list[Dimension]:
 def _counts(results: SearchResults) -> Mapping[str, int]:
     """Return the number of trials of each status."""
     return Counter(trial.status for trial in results.trials)
-
-
-def _complete(results: SearchResults) -> list[Trial]:
-    return [each for each in rank(results.trials) if each.status == "complete"]
 
 
 def _has_accuracies(results: SearchResults) -> bool:
