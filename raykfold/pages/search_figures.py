@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _MOST_CHOICES_NAMED = 16  # on one axis
 _MOST_TICKS = 6
+_FEW_CHOICES = 8  # numbers that get an evenly spaced place each
 _LEAST_RANGE = 0.02  # of an axis of accuracies: less would make noise look like much
 # The line of each kind of trial, from the back to the front; incomplete ones are fainter.
 _LINES: dict[str, dict[str, Any]] = {
@@ -45,22 +46,7 @@ _LINES: dict[str, dict[str, Any]] = {
 }
 _LEGEND_COLOURS = {"best": "scale6", "complete": "scale4", "stopped": "scale2"}
 
-
-@dataclass(frozen=True)
-class Dimension:
-    """A hyper-parameter of the search space.
-
-    Attributes:
-        name: its name.
-        values: the choices, in the order in which they are drawn; or the known ends of a range.
-        is_choice: whether they are choices.
-        is_log: whether a range has a logarithmic axis.
-    """
-
-    name: str
-    values: Sequence[Any]
-    is_choice: bool = False
-    is_log: bool = False
+Domain: TypeAlias = Mapping[str, Sequence[Any]]  # kind of range → its values
 
 
 def as_text(value: Any, digits: int = 3) -> str:
@@ -89,32 +75,33 @@ def as_text(value: Any, digits: int = 3) -> str:
 # --- hyper-parameters and accuracy ---------------------------------------------------------------
 
 
-def parallel(dimensions: Sequence[Dimension], trials: Sequence[Trial]) -> Picture:
+def parallel(space: Mapping[str, Domain], trials: Sequence[Trial]) -> Picture:
     """Draw a line for each trial, through its value of each hyper-parameter to its accuracy.
 
     The accuracy gives the line its colour. The line of a failed or running trial ends before it.
 
     Args:
-        dimensions: one axis each, from the left; at least one.
+        space: hyper-parameter → kind of range → its values; an axis each, from the left; not empty.
         trials: one or more, at least one of which has an accuracy.
     """
     scales = [
-        _scale(each, [trial.values.get(each.name) for trial in trials]) for each in dimensions
+        _scale(domain, [trial.values.get(name) for trial in trials])
+        for name, domain in space.items()
     ]
     low, high = _range(trials)
     if high - low < _LEAST_RANGE:
         centre = (low + high) / 2
         low, high = centre - _LEAST_RANGE / 2, centre + _LEAST_RANGE / 2
     scales.append(_number_scale(low, high, is_log=False, is_whole=False))
-    between = {1: 170.0, 2: 118.0}.get(len(dimensions), 112.0 if len(dimensions) < 6 else 100.0)
+    between = {1: 170.0, 2: 118.0}.get(len(space), 112.0 if len(space) < 6 else 100.0)
     room = int((between - 16) / 5.4)  # letters of a value beside its axis
-    names = [cut(each.name, int(2 * between / 6.0) - 2) for each in dimensions]
+    names = [cut(name, int(2 * between / 6.0) - 2) for name in space]
     names.append("accuracy")
     # Names that would meet alternate between two levels.
     rise = 12.0 if any(text_width(name) * 9 > between - 6 for name in names) else 0.0
     longest = max(text_width(cut(text, room)) for _, text in scales[0].ticks)
     left = max(16 + longest * 8.5, text_width(names[0]) * 4.5 + 6)
-    width = left + between * len(dimensions) + 54
+    width = left + between * len(space) + 54
     columns = max(int(width / 82), 1)
     kinds = {kind for kind, _ in _from_the_back(trials)}
     bottom = 18 + 16.0 * legend_rows(len(kinds), columns)
@@ -122,8 +109,8 @@ def parallel(dimensions: Sequence[Dimension], trials: Sequence[Trial]) -> Pictur
     height = top + 45 + rise
 
     def draw(figure: Figure) -> None:
-        axes = add_axes(figure, (left, bottom), (between * len(dimensions), top - bottom))
-        axes.set_xlim(0, len(dimensions))
+        axes = add_axes(figure, (left, bottom), (between * len(space), top - bottom))
+        axes.set_xlim(0, len(space))
         axes.set_ylim(0, 1)
         axes.set_axis_off()
         points: Any = {"xycoords": "figure points"}
@@ -133,7 +120,7 @@ def parallel(dimensions: Sequence[Dimension], trials: Sequence[Trial]) -> Pictur
             above = (left + between * place, top + 12 + rise * (place % 2))
             axes.annotate(name, above, ha="center", fontsize=9, **points)
         _draw_colour_bar(axes, trials, scales[-1], between)
-        _draw_trials(axes, dimensions, trials, scales)
+        _draw_trials(axes, list(space), trials, scales)
         _add_kinds(axes, kinds)
         whole: Any = {"bbox_to_anchor": (0.01, 0.01), "bbox_transform": figure.transFigure}
         axes.legend(loc="lower left", ncols=columns, **whole)
@@ -210,7 +197,7 @@ def _draw_colour_bar(axes: Axes, trials: Sequence[Trial], accuracy: _Scale, betw
 
 
 def _draw_trials(
-    axes: Axes, dimensions: Sequence[Dimension], trials: Sequence[Trial], scales: Sequence[_Scale]
+    axes: Axes, names: Sequence[str], trials: Sequence[Trial], scales: Sequence[_Scale]
 ) -> None:
     from matplotlib.patches import PathPatch
 
@@ -218,8 +205,8 @@ def _draw_trials(
         # Lines through one choice lie a little apart, the most accurate on top.
         shift = 0.08 * (_height(trial, trials) - 0.5)
         heights = [
-            scale.place(trial.values.get(each.name)) + (shift if scale.is_choice else 0.0)
-            for each, scale in zip(dimensions, scales, strict=False)
+            scale.place(trial.values.get(name)) + (shift if scale.is_choice else 0.0)
+            for name, scale in zip(names, scales, strict=False)
         ]
         if trial.status in ("complete", "stopped"):
             heights.append(scales[-1].place(trial.mean))
@@ -267,19 +254,24 @@ class _Scale:
     is_choice: bool = False
 
 
-def _scale(dimension: Dimension, values: Sequence[Any]) -> _Scale:
+def _scale(domain: Domain, values: Sequence[Any]) -> _Scale:
     """Return the axis of a hyper-parameter.
 
     Args:
         values: those of the trials.
     """
-    if dimension.is_choice:
-        return _choice_scale(dimension.values)
-    numbers = [float(each) for each in (*dimension.values, *values) if _is_number(each)]
+    ((kind, known),) = domain.items()
+    if kind not in ("choice", "grid"):
+        known = known[:2]  # without the step
+    elif not all(isinstance(each, int | float) for each in known):
+        return _choice_scale(known)
+    elif len(known) <= _FEW_CHOICES:
+        return _choice_scale(sorted(known))
+    numbers = [float(each) for each in (*known, *values) if _is_number(each)]
     if not numbers:
         return _choice_scale([each for each in values if each is not None])
-    is_whole = all(isinstance(each, int) for each in (*dimension.values, *values) if each)
-    return _number_scale(min(numbers), max(numbers), is_log=dimension.is_log, is_whole=is_whole)
+    is_whole = all(isinstance(each, int) for each in (*known, *values) if each)
+    return _number_scale(min(numbers), max(numbers), is_log="log" in kind, is_whole=is_whole)
 
 
 def _choice_scale(values: Sequence[Any]) -> _Scale:

@@ -17,7 +17,7 @@ from raykfold.pages import search_figures
 from raykfold.pages.drawing import cut
 from raykfold.pages.frame import cell, figure, render, write_page
 from raykfold.pages.remarks import Remark, on_search, trial_names
-from raykfold.pages.search_figures import Dimension, as_text
+from raykfold.pages.search_figures import as_text
 from raykfold.text import (
     NOTHING,
     accuracy_text,
@@ -33,7 +33,6 @@ from raykfold.training.statistics import ROUNDING
 
 MOST_FOLDS_SHOWN = 10
 _MOST_ERRORS = 12
-_FEW_CHOICES = 8  # numbers that get an evenly spaced place each
 _LONGEST_VALUE = 28
 _LONGEST_ERROR = 400
 _TEMPLATE = "search_page.html.j2"
@@ -93,7 +92,7 @@ def search_plots(results: SearchResults) -> dict[str, bytes]:
         return {}
     pictures = [search_figures.history(results.trials)]
     if results.space:
-        pictures.append(search_figures.parallel(_dimensions(results), results.trials))
+        pictures.append(search_figures.parallel(results.space, results.trials))
     return {picture.name: picture.png() for picture in pictures}
 
 
@@ -313,7 +312,7 @@ def _parallel(results: SearchResults) -> Row | None:
     ends = {"failed": "has failed", "running": "is running"}
     if ends := {status: text for status, text in ends.items() if counts[status]}:
         caption += f"A line of a trial that {' or '.join(ends.values())} ends before the accuracy."
-    picture = search_figures.parallel(_dimensions(results), results.trials)
+    picture = search_figures.parallel(results.space, results.trials)
     return figure(picture, "Hyper-parameters and accuracy of each trial", caption)
 
 
@@ -332,21 +331,6 @@ def _pictures(results: SearchResults) -> Iterator[Row]:
         "Accuracy of each trial after each epoch",
         f"The mean over the folds after each epoch, coloured by the last one{stopped}.",
     )
-
-
-def _dimensions(results: SearchResults) -> list[Dimension]:
-    dimensions = []
-    for name, domain in results.space.items():
-        ((kind, values),) = domain.items()
-        if kind not in ("choice", "grid"):
-            dimensions.append(Dimension(name, values[:2], is_log="log" in kind))
-        elif not all(isinstance(each, int | float) for each in values):
-            dimensions.append(Dimension(name, values, is_choice=True))
-        elif len(values) <= _FEW_CHOICES:
-            dimensions.append(Dimension(name, sorted(values), is_choice=True))
-        else:
-            dimensions.append(Dimension(name, values))
-    return dimensions
 
 
 # --- parts of it all -----------------------------------------------------------------------------

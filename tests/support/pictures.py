@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from raykfold.pages import run_figures, search_figures
 from raykfold.pages.drawing import LIGHT, Picture
-from raykfold.pages.search_figures import Dimension
+from raykfold.pages.search_figures import Domain
 from raykfold.training.results import EpochMetrics, FoldResult
 from raykfold.training.search_results import Trial, TrialStatus
 from raykfold.training.statistics import ClassMetrics
@@ -18,11 +18,11 @@ from raykfold.training.statistics import ClassMetrics
 # Among them what could be taken for markup, mathematics, a colour of the theme or an id.
 COLOUR = f"fill: {LIGHT['ink']}"
 NAMES = ("dog", "<script>alert(1)</script>", "$x^2$", "a & b", "雨の音", "جرس", COLOUR, 'id="x"')
-DIMENSIONS = (
-    Dimension("learning_rate", [1e-4, 1e-2], is_log=True),
-    Dimension("model.dropout", [0.1, 0.5]),
-    Dimension("<b>model</b>", NAMES, is_choice=True),
-)
+SPACE: Mapping[str, Domain] = {
+    "learning_rate": {"loguniform": [1e-4, 1e-2]},
+    "model.dropout": {"uniform": [0.1, 0.5]},
+    "<b>model</b>": {"choice": NAMES},
+}
 
 
 def trained(fold: int, accuracies: Sequence[float], losses: Sequence[float]) -> FoldResult:
@@ -86,7 +86,7 @@ def pictures() -> dict[str, Picture]:
         run_figures.folds(results, 0.8, "best epoch"),
         run_figures.classes(scores),
         run_figures.confusion(matrix(len(NAMES)), NAMES),
-        search_figures.parallel(DIMENSIONS, trials()),
+        search_figures.parallel(SPACE, trials()),
         search_figures.history(trials()),
         search_figures.progress(trials()),
         search_figures.learning(trials()),
