@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from raykfold.files.atomic import write_file
 from raykfold.files.paths import ModelDir
 from raykfold.pages.drawing import DARK, LIGHT, Picture
+
+# The arguments of the template macro ``shown``: a picture, what it shows for people who cannot see
+# it, and the text below it.
+Shown: TypeAlias = tuple[Picture, str, str]
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
@@ -57,22 +61,6 @@ def write_page(outputs: ModelDir, page: str, plots: Mapping[str, bytes]) -> Path
             file.unlink(missing_ok=True)
     write_file(outputs.report, page.encode())
     return outputs.report
-
-
-def figure(picture: Picture, label: str, caption: str) -> dict[str, Any]:
-    """Return the argument of the template macro ``shown``.
-
-    Args:
-        picture: the picture.
-        label: what the picture shows, for people who cannot see it.
-        caption: the text below it.
-    """
-    return {
-        "svg": picture.svg(label),
-        "label": label,
-        "caption": caption,
-        "wide": picture.needs_scrolling,
-    }
 
 
 def cell(text: object, badges: Iterable[tuple[str, str]] = (), page: str = "") -> dict[str, Any]:

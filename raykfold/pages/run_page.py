@@ -23,7 +23,7 @@ from raykfold.files.paths import ModelDir
 from raykfold.observers import Observer
 from raykfold.pages import remarks, run_figures
 from raykfold.pages.drawing import FOLD_COLOURS, Picture
-from raykfold.pages.frame import cell, figure, render, write_page
+from raykfold.pages.frame import Shown, cell, render, write_page
 from raykfold.pages.remarks import Remark
 from raykfold.state.archive import Archive
 from raykfold.state.claim import is_dead
@@ -410,7 +410,7 @@ def _folds(run: _Run) -> Values:
     if run.fold_picture is not None:
         label = "Accuracy of each fold at its best and its last epoch"
         below = "The further apart best and last are, the more optimistic the best epoch may be."
-        shown = figure(run.fold_picture, label, below)
+        shown = run.fold_picture, label, below
     table = {"columns": columns, "rows": rows, "caption": f"{caption} Epochs count from 1."}
     return {"table": table, "fold_picture": shown}
 
@@ -433,7 +433,7 @@ def _repeats(run: _Run) -> Values | None:
     return {"what": what, "caption": caption, "columns": columns, "rows": rows}
 
 
-def _pictures(run: _Run) -> Iterator[Values]:
+def _pictures(run: _Run) -> Iterator[Shown]:
     """Yield the learning curves, the confusion matrix and the metrics of the classes."""
     if run.trained:
         # The mean of an epoch is over the folds that have trained that long.
@@ -454,7 +454,7 @@ def _pictures(run: _Run) -> Iterator[Values]:
         caption = f"One line a fold. {mean}{dot if len(lengths) <= FOLD_COLOURS else ''}"
         for what in ("accuracy", "loss"):
             label = f"Validation {what} after each epoch, of each fold and on average"
-            yield figure(run_figures.curve(run.trained, what), label, caption)
+            yield run_figures.curve(run.trained, what), label, caption
 
     complete = [each for each in run.folds if each.status == "complete"]
     over = f"over {sum(each.n_val for each in complete)} held-out samples"
@@ -467,10 +467,10 @@ def _pictures(run: _Run) -> Iterator[Values]:
             "Blue is right, orange is wrong, and the colour is the stronger, the larger a cell's "
             "share of its row."
         )
-        yield figure(picture, "Confusion matrix", caption)
+        yield picture, "Confusion matrix", caption
     if (picture := run.class_picture) is not None:
         label = "Precision, recall and F1 of each class"
-        yield figure(picture, label, f"{label}, {over}; the best is on top.")
+        yield picture, label, f"{label}, {over}; the best is on top."
 
 
 def _classes(run: _Run) -> Values | None:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from raykfold.files.paths import ModelDir
 from raykfold.pages import search_figures
 from raykfold.pages.drawing import cut
-from raykfold.pages.frame import cell, figure, render, write_page
+from raykfold.pages.frame import Shown, cell, render, write_page
 from raykfold.pages.remarks import Remark, on_search, trial_names
 from raykfold.pages.search_figures import as_text
 from raykfold.text import (
@@ -299,7 +299,7 @@ def _errors(results: SearchResults) -> Iterator[tuple[str, str]]:
 # --- pictures ------------------------------------------------------------------------------------
 
 
-def _parallel(results: SearchResults) -> Row | None:
+def _parallel(results: SearchResults) -> Shown | None:
     if not _has_accuracies(results) or not results.space:
         return None
     counts = _counts(results)
@@ -313,20 +313,20 @@ def _parallel(results: SearchResults) -> Row | None:
     if ends := {status: text for status, text in ends.items() if counts[status]}:
         caption += f"A line of a trial that {' or '.join(ends.values())} ends before the accuracy."
     picture = search_figures.parallel(results.space, results.trials)
-    return figure(picture, "Hyper-parameters and accuracy of each trial", caption)
+    return picture, "Hyper-parameters and accuracy of each trial", caption
 
 
-def _pictures(results: SearchResults) -> Iterator[Row]:
+def _pictures(results: SearchResults) -> Iterator[Shown]:
     if not _has_accuracies(results):
         return
-    yield figure(
+    yield (
         search_figures.progress(results.trials),
         "Accuracy of each trial and the best so far",
         "Each trial's accuracy, in the order in which they began; the line is the best of the "
         "complete trials so far.",
     )
     stopped = "; a dot marks where a trial was stopped" if _counts(results)["stopped"] else ""
-    yield figure(
+    yield (
         search_figures.learning(results.trials),
         "Accuracy of each trial after each epoch",
         f"The mean over the folds after each epoch, coloured by the last one{stopped}.",
