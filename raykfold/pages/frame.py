@@ -7,7 +7,6 @@ A page is one HTML file that loads nothing from the network. Its template extend
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,17 +26,15 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         template: name of a template in this folder.
         values: values of the template, except the colours.
     """
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
-        loader=FunctionLoader(lambda name: (package_files(__package__) / name).read_text("utf-8")),
+        loader=PackageLoader("raykfold", "pages"),
     )
-    return environment.get_template(template).render(
-        values, light=LIGHT, dark=DARK, variables=_variables
-    )
+    return environment.get_template(template).render(values, light=LIGHT, dark=DARK)
 
 
 def write_page(outputs: ModelDir, page: str, plots: Mapping[str, bytes]) -> Path:
@@ -72,7 +69,3 @@ def cell(text: object, badges: Iterable[tuple[str, str]] = (), page: str = "") -
         page: where the text links to.
     """
     return {"text": text, "badges": list(badges), "page": page}
-
-
-def _variables(theme: Mapping[str, str]) -> str:
-    return " ".join(f"--{name}: {colour};" for name, colour in theme.items())
