@@ -81,7 +81,7 @@ def _foot(progress: Progress, seeds: int) -> Iterator[str]:
     elif state in ("over", "sending"):
         yield "partial: no mean over all folds"
     if progress.resume is not None:
-        verb = "try what failed again" if state == "over" else "go on"
+        verb = "try what failed again" if state == "over" else "resume"
         yield f"to {verb}: {progress.resume}"
 
 
