@@ -93,11 +93,9 @@ def _load(source: str | Place, fold: str, model: str | None) -> list[FoldModel]:
     else:
         raise BadInput(f"--fold {fold!r}: expected the label of a fold, or all")
     first = folds[0]
+    shared = first.classes, first.features, first.input_shape
     for other in folds[1:]:
-        if any(
-            getattr(other, name) != getattr(first, name)
-            for name in ("classes", "features", "input_shape")
-        ):
+        if (other.classes, other.features, other.input_shape) != shared:
             raise BadInput(
                 f"{source}: folds {first.fold} and {other.fold} differ in classes or features; "
                 "name one with --fold"

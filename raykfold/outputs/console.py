@@ -47,10 +47,7 @@ class LineProgress(Observer):
         )
 
     def epoch_committed(self, fold: int, metrics: EpochMetrics) -> None:
-        self._print(
-            f"fold {fold}  epoch {metrics.epoch + 1}/{self._epochs}  "
-            f"{_losses(metrics)}  {metrics.seconds:.1f}s"
-        )
+        self._print(f"fold {fold}  {_epoch_line(metrics, self._epochs)}")
 
     def fold_finished(self, result: FoldResult) -> None:
         self._print(fold_line(result))
@@ -60,7 +57,7 @@ class LineProgress(Observer):
 
     def run_finished(self, summary: Summary) -> None:
         if not self._repeat:  # the summary of the run has its repeats
-            for line in ("", *summary_lines(summary, sparks=_shows_sparks(self._stream))):
+            for line in _last_lines(summary, self._stream):
                 self._print(line)
 
     def of_repeat(self, seed: int) -> LineProgress:
@@ -83,14 +80,15 @@ class LiveProgress(Observer):
         self._stream = stream
         self._repeat = repeat
         self._display = display or _Display(stream)
-        self._start: RunStart | None = None
+        self._epochs = 0
+        self._folds: tuple[int, ...] = ()
         self._newest: dict[int, EpochMetrics] = {}
         self._over: dict[int, FoldResult] = {}
 
     def run_started(self, start: RunStart) -> None:
         if len(start.finished) == len(start.folds):
             return
-        self._start = start
+        self._epochs, self._folds = start.epochs, start.folds
         self._newest = {fold: rows[-1] for fold, rows in start.histories.items() if rows}
         self._over = dict(start.finished)
         self._display.add(self)
@@ -110,7 +108,7 @@ class LiveProgress(Observer):
     def run_finished(self, summary: Summary) -> None:
         if not self._repeat:
             self.close()
-            for line in ("", *summary_lines(summary, sparks=_shows_sparks(self._stream))):
+            for line in _last_lines(summary, self._stream):
                 self._display.print(line)
 
     def of_repeat(self, seed: int) -> LiveProgress:
@@ -122,28 +120,21 @@ class LiveProgress(Observer):
 
     def rows(self) -> Iterator[tuple[str, str]]:
         """Yield the name and the state of each fold."""
-        assert self._start is not None
-        for fold in self._start.folds:
+        for fold in self._folds:
             yield f"{self._repeat}fold {fold}", self._state(fold)
 
     def epochs_left(self) -> int:
         """Return the largest number of epochs that are left to train."""
-        assert self._start is not None
-        return sum(
-            self._start.epochs - (self._newest[fold].epoch + 1 if fold in self._newest else 0)
-            for fold in self._start.folds
-            if fold not in self._over
-        )
+        left = [fold for fold in self._folds if fold not in self._over]
+        done = sum(self._newest[fold].epoch + 1 for fold in left if fold in self._newest)
+        return self._epochs * len(left) - done
 
     def _state(self, fold: int) -> str:
-        assert self._start is not None
         if fold in self._over:
             return fold_line(self._over[fold]).partition(": ")[2]
         if fold not in self._newest:
             return "waiting"
-        metrics = self._newest[fold]
-        epoch = f"epoch {metrics.epoch + 1}/{self._start.epochs}"
-        return f"{epoch}  {_losses(metrics)}  {metrics.seconds:.1f}s"
+        return _epoch_line(self._newest[fold], self._epochs)
 
 
 class _Display:
@@ -203,17 +194,19 @@ class _Display:
         return f"about {duration(seconds)} to go" if left else "putting the folds together"
 
 
-def _shows_sparks(stream: TextIO) -> bool:
+def _last_lines(summary: Summary, stream: TextIO) -> list[str]:
+    """Return the summary below an empty line, with the sparklines if the stream can show them."""
     try:
         SPARKS.encode(getattr(stream, "encoding", None) or "utf-8")
     except (UnicodeEncodeError, LookupError):
-        return False
-    return True
+        return ["", *summary_lines(summary, sparks=False)]
+    return ["", *summary_lines(summary)]
 
 
-def _losses(metrics: EpochMetrics) -> str:
+def _epoch_line(metrics: EpochMetrics, epochs: int) -> str:
     inner = "" if metrics.inner_accuracy is None else f"  inner_acc {metrics.inner_accuracy:.4f}"
     return (
-        f"loss {metrics.loss:.4f}  acc {metrics.accuracy:.4f}  "
-        f"val_loss {metrics.val_loss:.4f}  val_acc {metrics.val_accuracy:.4f}{inner}"
+        f"epoch {metrics.epoch + 1}/{epochs}  loss {metrics.loss:.4f}  acc {metrics.accuracy:.4f}  "
+        f"val_loss {metrics.val_loss:.4f}  val_acc {metrics.val_accuracy:.4f}{inner}  "
+        f"{metrics.seconds:.1f}s"
     )

@@ -258,8 +258,4 @@ def _advice(repo_id: str, status: int, error: Exception) -> str:
         "need access",
         404: f"there is no {repo_id}, or the token may not see it; check the name, and HF_TOKEN",
     }
-    return (
-        f"HTTP {status}: {advice[status]} ({words})"
-        if status in advice
-        else (f"HTTP {status}: {words}")
-    )
+    return f"HTTP {status}: " + (f"{advice[status]} ({words})" if status in advice else words)

@@ -41,15 +41,13 @@ def fetch_missing(
     choices = [
         names for names in FILE_NAMES if not any((processed_dir / name).exists() for name in names)
     ]
-    pauses = iter(_PAUSES)
-    while True:
+    for pause in (*_PAUSES, None):
         try:
             files = fetch_dataset(repo_id, choices, folder, token, progress=sys.stderr.isatty())
             break
         except Refused as refused:
             raise BadData(f"--hf_repo_id {repo_id}: {refused}") from refused
         except Unavailable as unavailable:
-            pause = next(pauses, None)
             if pause is None:
                 raise BadData(
                     f"--hf_repo_id {repo_id}: cannot be fetched now ({unavailable}); the same "

@@ -11,14 +11,7 @@ from raykfold.config.run_config import RunConfig
 from raykfold.files.atomic import is_linked, link_file, write_json
 from raykfold.files.remote import Place
 from raykfold.observers import Observer, RunStart
-from raykfold.training.results import (
-    EpochMetrics,
-    FoldResult,
-    FoldStatus,
-    Summary,
-    best_of,
-    kept_of,
-)
+from raykfold.training.results import EpochMetrics, FoldResult, Summary
 
 
 class ModelDirWriter(Observer):
@@ -30,30 +23,26 @@ class ModelDirWriter(Observer):
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
-        self._histories: dict[int, list[EpochMetrics]] = {}
-        self._state: dict[int, dict[str, Any]] = {}
-        self._written: dict[int, dict[str, Any]] = {}
+        self._results: dict[int, FoldResult] = {}  # so far
+        self._written: dict[int, FoldResult] = {}
 
     def run_started(self, start: RunStart) -> None:
         for fold in start.folds:
-            if fold in start.finished:
-                self._copy_fold(start.finished[fold])
-            else:
-                history = start.histories.get(fold, ())
-                self._copy(fold, history, [metrics.epoch for metrics in history])
+            result = start.finished.get(fold) or _running(fold, start.histories.get(fold, ()))
+            self._copy(result, result.history)
         self._write_state()
 
     def epoch_committed(self, fold: int, metrics: EpochMetrics) -> None:
         # An epoch trained again after a worker died replaces what it was before.
-        history = [*self._histories.get(fold, [])[: metrics.epoch], metrics]
-        self._copy(fold, history, [metrics.epoch])
+        before = self._results[fold].history if fold in self._results else ()
+        self._copy(_running(fold, [*before[: metrics.epoch], metrics]), [metrics])
 
     def fold_finished(self, result: FoldResult) -> None:
-        self._copy_fold(result)
+        self._copy(result, result.history)
 
     def time_passed(self) -> None:
         """Write the state once for all epochs since the last call: many folds end one at once."""
-        if self._state != self._written:
+        if self._results != self._written:
             self._write_state()
 
     def close(self) -> None:
@@ -62,39 +51,17 @@ class ModelDirWriter(Observer):
     def run_finished(self, summary: Summary) -> None:
         # Again, in case of a kill between the last epoch and its copy.
         for result in summary.folds:
-            self._copy_fold(result)
+            self._copy(result, result.history)
         self._write_state()
 
-    def _copy_fold(self, result: FoldResult) -> None:
-        epochs = [metrics.epoch for metrics in result.history]
-        self._copy(result.fold, result.history, epochs, result.status, result.error)
-
-    def _copy(
-        self,
-        fold: int,
-        history: Sequence[EpochMetrics],
-        epochs: Iterable[int],
-        status: FoldStatus = "running",
-        error: str | None = None,
-    ) -> None:
+    def _copy(self, result: FoldResult, epochs: Iterable[EpochMetrics]) -> None:
         """Copy the weights of `epochs`; the best weights are those of the kept epoch so far."""
-        storage, outputs = self._config.run_dir, self._config.outputs
-        for epoch in epochs:
-            _link(storage.epoch_weights(fold, epoch), outputs.epoch_weights(fold, epoch))
-        best, kept = best_of(history), kept_of(history)
-        if kept is not None:
-            _link(outputs.epoch_weights(fold, kept.epoch), outputs.best_weights(fold))
-        state: dict[str, Any] = {
-            "status": status,
-            "epochs_done": len(history),
-            "best_epoch": None if best is None else best.epoch,
-            "best_val_accuracy": None if best is None else best.val_accuracy,
-        }
-        if kept is not None and kept.inner_accuracy is not None:
-            state |= {"chosen_epoch": kept.epoch, "chosen_val_accuracy": kept.val_accuracy}
-        if error:
-            state["error"] = error
-        self._histories[fold], self._state[fold] = list(history), state
+        storage, outputs, fold = self._config.run_dir, self._config.outputs, result.fold
+        for each in epochs:
+            _link(storage.epoch_weights(fold, each.epoch), outputs.epoch_weights(fold, each.epoch))
+        if result.kept_epoch is not None:
+            _link(outputs.epoch_weights(fold, result.kept_epoch), outputs.best_weights(fold))
+        self._results[fold] = result
 
     def _write_state(self) -> None:
         write_json(
@@ -102,10 +69,27 @@ class ModelDirWriter(Observer):
             {
                 "run_name": self._config.run_name,
                 "epochs": self._config.epochs,
-                "folds": {str(fold): row for fold, row in sorted(self._state.items())},
+                "folds": {str(fold): _row(self._results[fold]) for fold in sorted(self._results)},
             },
         )
-        self._written = dict(self._state)
+        self._written = dict(self._results)
+
+
+def _running(fold: int, history: Sequence[EpochMetrics]) -> FoldResult:
+    return FoldResult.of(fold, "running", n_train=0, n_val=0, history=history)
+
+
+def _row(result: FoldResult) -> dict[str, Any]:
+    """Return the fold's row in ``training_state.json``."""
+    row: dict[str, Any] = {
+        "status": result.status,
+        "epochs_done": result.epochs_run,
+        "best_epoch": result.best_epoch,
+        "best_val_accuracy": result.best_val_accuracy,
+    }
+    if result.chosen_epoch is not None:
+        row |= {name: getattr(result, name) for name in ("chosen_epoch", "chosen_val_accuracy")}
+    return row | ({"error": result.error} if result.error else {})
 
 
 def _link(source: Place, target: Path) -> None:

@@ -6,16 +6,17 @@ A page is one HTML file that loads nothing from the network. Its template extend
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib.resources import files as package_files
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from raykfold.files.atomic import write_file
 from raykfold.files.paths import ModelDir
+from raykfold.pages.drawing import DARK, LIGHT, Picture
 
-if TYPE_CHECKING:
-    from raykfold.pages.drawing import Picture
+# The arguments of the template macro ``shown``: a picture, what it shows for people who cannot see
+# it, and the text below it.
+Shown: TypeAlias = tuple[Picture, str, str]
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
@@ -25,19 +26,15 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         template: name of a template in this folder.
         values: values of the template, except the colours.
     """
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
-    from raykfold.pages.drawing import DARK, LIGHT
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
-        loader=FunctionLoader(lambda name: (package_files(__package__) / name).read_text("utf-8")),
+        loader=PackageLoader("raykfold", "pages"),
     )
-    return environment.get_template(template).render(
-        values, light=LIGHT, dark=DARK, variables=_variables
-    )
+    return environment.get_template(template).render(values, light=LIGHT, dark=DARK)
 
 
 def write_page(outputs: ModelDir, page: str, plots: Mapping[str, bytes]) -> Path:
@@ -63,21 +60,12 @@ def write_page(outputs: ModelDir, page: str, plots: Mapping[str, bytes]) -> Path
     return outputs.report
 
 
-def figure(picture: Picture, label: str, caption: str) -> dict[str, Any]:
-    """Return the argument of the template macro ``shown``.
+def cell(text: object, badges: Iterable[tuple[str, str]] = (), page: str = "") -> dict[str, Any]:
+    """Return a cell for the template macro ``scrolling_table``; plain text needs none.
 
     Args:
-        picture: the picture.
-        label: what the picture shows, for people who cannot see it.
-        caption: the text below it.
+        text: what it says.
+        badges: kind and text of each badge behind it.
+        page: where the text links to.
     """
-    return {
-        "svg": picture.svg(label),
-        "label": label,
-        "caption": caption,
-        "wide": picture.needs_scrolling,
-    }
-
-
-def _variables(theme: Mapping[str, str]) -> str:
-    return " ".join(f"--{name}: {colour};" for name, colour in theme.items())
+    return {"text": text, "badges": list(badges), "page": page}

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from raykfold.state.progress import FoldProgress, Progress
-from raykfold.text import count_of, duration, mean_text, one_line
+from raykfold.text import aligned, count_of, duration, mean_text, one_line
 
 _HEADER = ("status", "epoch", "val acc", "kept (epoch)", "s/epoch")
 
@@ -91,9 +91,7 @@ def _table(rows: Sequence[FoldProgress], room: int | None, label: str) -> list[s
     if room is not None and len(rows) + 1 > room:
         shown = [row for row in rows if row.status in ("running", "failed", "stopped")]
         shown = shown[: max(0, room - 2)]
-    cells = [(label, *_HEADER), *map(_cells, shown)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    table = ["  ".join(map(str.rjust, row, widths)).rstrip() for row in cells]
+    table = aligned([(label, *_HEADER), *map(_cells, shown)])
     hidden = [row for row in rows if row not in shown]
     return [*table, f"and {len(hidden)} more folds: {_counts(hidden)}"] if hidden else table
 

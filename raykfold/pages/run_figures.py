@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_COUNTED = 60  # classes; the counts of more would be too small, and take seconds to draw
+_MOST_PIXELS = (96, 192)  # rows and columns of a spectrogram
 _CELLS = ((5, 46.0), (10, 30.0), (25, 20.0), (math.inf, 13.0))  # up to how many classes, points
 
 
@@ -261,17 +262,17 @@ def _draw_cells(axes: Axes, matrix: np.ndarray, cell: float) -> None:
 # --- spectrograms --------------------------------------------------------------------------------
 
 
-def spectrogram(feature: np.ndarray, most: tuple[int, int] = (96, 192)) -> bytes:
+def spectrogram(feature: np.ndarray) -> bytes:
     """Return a PNG, low frequencies at the bottom, scaled to the range of the clip's values.
 
     Args:
         feature: (n_mels, time), finite, any float type.
-        most: rows and columns at most; the mean of neighbours stands for them.
     """
     from matplotlib.image import imsave
 
     values = np.asarray(feature, dtype=np.float64)
-    for axis, limit in enumerate(most):
+    # The mean of neighbours stands for them if there are more rows or columns.
+    for axis, limit in enumerate(_MOST_PIXELS):
         step = -(-values.shape[axis] // limit)
         starts = np.arange(0, values.shape[axis], step)
         sums, sizes = (

@@ -21,8 +21,9 @@ from raykfold.config.run_config import RunConfig
 from raykfold.errors import BadInput, RaykfoldError
 from raykfold.files.paths import ModelDir
 from raykfold.observers import Observer
-from raykfold.pages import remarks
-from raykfold.pages.frame import figure, render, write_page
+from raykfold.pages import remarks, run_figures
+from raykfold.pages.drawing import FOLD_COLOURS, Picture
+from raykfold.pages.frame import Shown, cell, render, write_page
 from raykfold.pages.remarks import Remark
 from raykfold.state.archive import Archive
 from raykfold.state.claim import is_dead
@@ -44,11 +45,10 @@ from raykfold.text import (
     times,
 )
 from raykfold.training.results import FoldResult, Summary, kept_epochs
-from raykfold.training.statistics import ClassMetrics, Estimate
+from raykfold.training.statistics import ClassMetrics
 
 if TYPE_CHECKING:
     from raykfold.data.feature_set import FeatureSet
-    from raykfold.pages.drawing import Picture
 
 MOST_MISTAKES = 12
 _TEMPLATE = "run_page.html.j2"
@@ -97,7 +97,7 @@ def report(archive: Archive, data: FeatureSet | None = None) -> str:
             **_folds(run),
             "repeats": _repeats(run),
             "pictures": list(_pictures(run)),
-            "classes": list(_classes(run)),
+            "classes": _classes(run),
             "mistakes": _mistakes(run, data),
             "facts": list(_facts(run, data)),
             **_settings(run),
@@ -150,11 +150,6 @@ class _Run:
         self.folds = _results(archive, self.beat)
         self.repeats = [] if self.summary else list(map(_Run, archive.repeats()))
         self.kept = kept_epochs(self.record.config["select"])
-
-    @property
-    def estimate(self) -> Estimate | None:
-        """The accuracy that the page opens with."""
-        return self.summary.kept if self.summary else None
 
     @property
     def all_folds(self) -> list[tuple[str, FoldResult]]:
@@ -210,14 +205,10 @@ class _Run:
 
     @property
     def curves(self) -> Picture | None:
-        from raykfold.pages import run_figures
-
         return run_figures.curves(self.trained) if self.trained else None
 
     @property
     def fold_picture(self) -> Picture | None:
-        from raykfold.pages import run_figures
-
         if all(each.best_epoch is None for each in self.folds):
             return None
         known = [each.accuracy(self.kept) for each in self.folds]
@@ -226,15 +217,11 @@ class _Run:
 
     @property
     def class_picture(self) -> Picture | None:
-        from raykfold.pages import run_figures
-
         shown = [each for each in self.scores if each.support or each.precision is not None]
         return run_figures.classes(shown) if shown else None
 
     @property
     def confusion(self) -> Picture | None:
-        from raykfold.pages import run_figures
-
         predictions = self.archive.predictions
         if predictions is None:
             return None
@@ -277,7 +264,8 @@ def _results(archive: Archive, beat: Beat | None) -> tuple[FoldResult, ...]:
 
 def _introduction(run: _Run) -> Values:
     """Return what the page opens with: the mean, or why there is none, and other key figures."""
-    summary, estimate, folds = run.summary, run.estimate, len(run.folds)
+    summary, folds = run.summary, len(run.folds)
+    estimate = summary.kept if summary else None
     complete = sum(result.status == "complete" for _, result in run.all_folds)
     failed = sum(result.status == "failed" for _, result in run.all_folds)
     headline = state = None
@@ -346,7 +334,7 @@ def _introduction(run: _Run) -> Values:
         "about": f"cross-validation of {model}, {count_of(folds, 'fold')}",
         "headline": headline,
         "state": state,
-        "tiles": [{"name": n, "value": v, "note": note} for n, v, note in tiles],
+        "tiles": tiles,
     }
 
 
@@ -394,16 +382,18 @@ def _folds(run: _Run) -> Values:
     rows = []
     for each in run.folds:
         numbers = {"best": each.best_epoch, "chosen": each.chosen_epoch}
-        cells = [
-            *(accuracy_text(each.accuracy(epoch)) for epoch in (*epochs, "last")),
-            *(epoch_text(numbers[epoch]) for epoch in epochs),
-            str(each.epochs_run),
-            run.status(each) + (", stopped early" if each.stopped_early else ""),
-            *(str(samples or NOTHING) for samples in (each.n_train, each.n_val)),
-            duration(each.seconds) if each.history else NOTHING,
-        ]
-        badges = [{"kind": kind, "text": text} for of, kind, text in marked if each.fold in of]
-        rows.append({"fold": each.fold, "badges": badges, "cells": cells})
+        badges = [(kind, text) for of, kind, text in marked if each.fold in of]
+        rows.append(
+            [
+                cell(each.fold, badges),
+                *(accuracy_text(each.accuracy(epoch)) for epoch in (*epochs, "last")),
+                *(epoch_text(numbers[epoch]) for epoch in epochs),
+                each.epochs_run,
+                run.status(each) + (", stopped early" if each.stopped_early else ""),
+                *(samples or NOTHING for samples in (each.n_train, each.n_val)),
+                duration(each.seconds) if each.history else NOTHING,
+            ]
+        )
 
     caption = (
         f"Accuracy on the held-out samples{run.of_seed}, at the best epoch, where it was highest, "
@@ -420,7 +410,7 @@ def _folds(run: _Run) -> Values:
     if run.fold_picture is not None:
         label = "Accuracy of each fold at its best and its last epoch"
         below = "The further apart best and last are, the more optimistic the best epoch may be."
-        shown = figure(run.fold_picture, label, below)
+        shown = run.fold_picture, label, below
     table = {"columns": columns, "rows": rows, "caption": f"{caption} Epochs count from 1."}
     return {"table": table, "fold_picture": shown}
 
@@ -432,21 +422,19 @@ def _repeats(run: _Run) -> Values | None:
     rows = []
     for seed, folds in run.summary.by_seed:
         kept = [fold.accuracy(run.kept) for fold in folds]
-        cells = list(map(accuracy_text, kept))
-        rows.append({"seed": seed, "cells": cells, "mean": accuracy_text(_mean(kept))})
+        rows.append([seed, *map(accuracy_text, [*kept, _mean(kept)])])
     what = (
         f"The cross-validation was run with {count_of(len(rows), 'seed')}; the table above, pooled "
-        f"numbers and pictures are of seed {rows[0]['seed']}. {remarks.on_seeds(run.summary)} "
+        f"numbers and pictures are of seed {rows[0][0]}. {remarks.on_seeds(run.summary)} "
         f"Below are the accuracies at the {run.kept} epochs."
     )
-    return {"what": what, "folds": [each.fold for each in run.folds], "rows": rows}
+    columns = ["seed", *(f"fold {each.fold}" for each in run.folds), "mean"]
+    caption = "Accuracy of each fold, with each seed."
+    return {"what": what, "caption": caption, "columns": columns, "rows": rows}
 
 
-def _pictures(run: _Run) -> Iterator[Values]:
+def _pictures(run: _Run) -> Iterator[Shown]:
     """Yield the learning curves, the confusion matrix and the metrics of the classes."""
-    from raykfold.pages import run_figures
-    from raykfold.pages.drawing import FOLD_COLOURS
-
     if run.trained:
         # The mean of an epoch is over the folds that have trained that long.
         lengths = [each.epochs_run for each in run.trained]
@@ -466,7 +454,7 @@ def _pictures(run: _Run) -> Iterator[Values]:
         caption = f"One line a fold. {mean}{dot if len(lengths) <= FOLD_COLOURS else ''}"
         for what in ("accuracy", "loss"):
             label = f"Validation {what} after each epoch, of each fold and on average"
-            yield figure(run_figures.curve(run.trained, what), label, caption)
+            yield run_figures.curve(run.trained, what), label, caption
 
     complete = [each for each in run.folds if each.status == "complete"]
     over = f"over {sum(each.n_val for each in complete)} held-out samples"
@@ -479,23 +467,24 @@ def _pictures(run: _Run) -> Iterator[Values]:
             "Blue is right, orange is wrong, and the colour is the stronger, the larger a cell's "
             "share of its row."
         )
-        yield figure(picture, "Confusion matrix", caption)
+        yield picture, "Confusion matrix", caption
     if (picture := run.class_picture) is not None:
         label = "Precision, recall and F1 of each class"
-        yield figure(picture, label, f"{label}, {over}; the best is on top.")
+        yield picture, label, f"{label}, {over}; the best is on top."
 
 
-def _classes(run: _Run) -> Iterator[Values]:
-    """Yield the rows of the table of the classes."""
-    for each in run.scores:
-        cells = [*map(accuracy_text, (each.precision, each.recall, each.f1)), str(each.support)]
-        yield {"name": one_line(each.name), "cells": cells}
+def _classes(run: _Run) -> Values | None:
+    """Return the table of the classes."""
+    rows = [
+        [one_line(c.name), *map(accuracy_text, (c.precision, c.recall, c.f1)), c.support]
+        for c in run.scores
+    ]
+    columns = ["class", "precision", "recall", "F1", "samples"]
+    return {"caption": None, "columns": columns, "rows": rows} if rows else None
 
 
 def _mistakes(run: _Run, data: FeatureSet | None) -> Values | None:
     """Return the wrong predictions of the highest probabilities."""
-    from raykfold.pages.run_figures import spectrogram
-
     predictions = run.archive.predictions
     if predictions is None:
         return None
@@ -508,7 +497,7 @@ def _mistakes(run: _Run, data: FeatureSet | None) -> Values | None:
     for each in first:
         image = None
         if data is not None:
-            picture = spectrogram(data.features[predictions.index[each]])
+            picture = run_figures.spectrogram(data.features[predictions.index[each]])
             image = base64.b64encode(picture).decode("ascii")
         samples.append(
             {

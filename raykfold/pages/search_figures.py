@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from raykfold.pages.drawing import (
     whole_number_ticks,
 )
 from raykfold.text import one_line
+from raykfold.training.search_results import Trial, best_trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _MOST_CHOICES_NAMED = 16  # on one axis
 _MOST_TICKS = 6
+_FEW_CHOICES = 8  # numbers that get an evenly spaced place each
 _LEAST_RANGE = 0.02  # of an axis of accuracies: less would make noise look like much
 # The line of each kind of trial, from the back to the front; incomplete ones are fainter.
 _LINES: dict[str, dict[str, Any]] = {
@@ -44,50 +46,7 @@ _LINES: dict[str, dict[str, Any]] = {
 }
 _LEGEND_COLOURS = {"best": "scale6", "complete": "scale4", "stopped": "scale2"}
 
-
-@dataclass(frozen=True)
-class Dimension:
-    """A hyper-parameter of the search space.
-
-    Attributes:
-        name: its name.
-        values: the choices, in the order in which they are drawn; or the known ends of a range.
-        is_choice: whether they are choices.
-        is_log: whether a range has a logarithmic axis.
-    """
-
-    name: str
-    values: Sequence[Any]
-    is_choice: bool = False
-    is_log: bool = False
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A cross-validation with one choice of hyper-parameters.
-
-    Attributes:
-        number: its number in the search.
-        config: value of each hyper-parameter.
-        status: ``complete``, ``stopped``, ``failed`` or ``running``.
-        accuracy: mean over the folds, 0 to 1; None if there is none.
-        history: the same after each epoch; None or NaN leaves a gap.
-        is_best: whether it is the search's best trial.
-    """
-
-    number: int
-    config: Mapping[str, Any]
-    status: str
-    accuracy: float | None
-    history: Sequence[float | None] = ()
-    is_best: bool = False
-
-    @property
-    def kind(self) -> str:
-        """``best``, or else its status; an unknown status counts as ``running``."""
-        if self.is_best:
-            return "best"
-        return self.status if self.status in _LINES else "running"
+Domain: TypeAlias = Mapping[str, Sequence[Any]]  # kind of range → its values
 
 
 def as_text(value: Any, digits: int = 3) -> str:
@@ -116,40 +75,42 @@ def as_text(value: Any, digits: int = 3) -> str:
 # --- hyper-parameters and accuracy ---------------------------------------------------------------
 
 
-def parallel(dimensions: Sequence[Dimension], trials: Sequence[Trial]) -> Picture:
+def parallel(space: Mapping[str, Domain], trials: Sequence[Trial]) -> Picture:
     """Draw a line for each trial, through its value of each hyper-parameter to its accuracy.
 
     The accuracy gives the line its colour. The line of a failed or running trial ends before it.
 
     Args:
-        dimensions: one axis each, from the left; at least one.
+        space: hyper-parameter → kind of range → its values; an axis each, from the left; not empty.
         trials: one or more, at least one of which has an accuracy.
     """
     scales = [
-        _scale(each, [trial.config.get(each.name) for trial in trials]) for each in dimensions
+        _scale(domain, [trial.values.get(name) for trial in trials])
+        for name, domain in space.items()
     ]
     low, high = _range(trials)
     if high - low < _LEAST_RANGE:
         centre = (low + high) / 2
         low, high = centre - _LEAST_RANGE / 2, centre + _LEAST_RANGE / 2
     scales.append(_number_scale(low, high, is_log=False, is_whole=False))
-    between = {1: 170.0, 2: 118.0}.get(len(dimensions), 112.0 if len(dimensions) < 6 else 100.0)
+    between = {1: 170.0, 2: 118.0}.get(len(space), 112.0 if len(space) < 6 else 100.0)
     room = int((between - 16) / 5.4)  # letters of a value beside its axis
-    names = [cut(each.name, int(2 * between / 6.0) - 2) for each in dimensions]
+    names = [cut(name, int(2 * between / 6.0) - 2) for name in space]
     names.append("accuracy")
     # Names that would meet alternate between two levels.
     rise = 12.0 if any(text_width(name) * 9 > between - 6 for name in names) else 0.0
     longest = max(text_width(cut(text, room)) for _, text in scales[0].ticks)
     left = max(16 + longest * 8.5, text_width(names[0]) * 4.5 + 6)
-    width = left + between * len(dimensions) + 54
+    width = left + between * len(space) + 54
     columns = max(int(width / 82), 1)
-    bottom = 18 + 16.0 * legend_rows(len({trial.kind for trial in trials}), columns)
+    kinds = {kind for kind, _ in _from_the_back(trials)}
+    bottom = 18 + 16.0 * legend_rows(len(kinds), columns)
     top = bottom + 200
     height = top + 45 + rise
 
     def draw(figure: Figure) -> None:
-        axes = add_axes(figure, (left, bottom), (between * len(dimensions), top - bottom))
-        axes.set_xlim(0, len(dimensions))
+        axes = add_axes(figure, (left, bottom), (between * len(space), top - bottom))
+        axes.set_xlim(0, len(space))
         axes.set_ylim(0, 1)
         axes.set_axis_off()
         points: Any = {"xycoords": "figure points"}
@@ -159,8 +120,8 @@ def parallel(dimensions: Sequence[Dimension], trials: Sequence[Trial]) -> Pictur
             above = (left + between * place, top + 12 + rise * (place % 2))
             axes.annotate(name, above, ha="center", fontsize=9, **points)
         _draw_colour_bar(axes, trials, scales[-1], between)
-        _draw_trials(axes, dimensions, trials, scales)
-        _add_kinds(axes, trials)
+        _draw_trials(axes, list(space), trials, scales)
+        _add_kinds(axes, kinds)
         whole: Any = {"bbox_to_anchor": (0.01, 0.01), "bbox_transform": figure.transFigure}
         axes.legend(loc="lower left", ncols=columns, **whole)
 
@@ -173,9 +134,9 @@ def _range(trials: Sequence[Trial], *, of_complete: bool = False) -> tuple[float
     Args:
         of_complete: leave out those that are not complete, if two are.
     """
-    known = [(each.kind, each.accuracy) for each in trials if each.accuracy is not None]
-    complete = [accuracy for kind, accuracy in known if kind in ("complete", "best")]
-    over = [accuracy for kind, accuracy in known if kind != "running"]
+    known = [(each.status, each.mean) for each in trials if each.mean is not None]
+    complete = [accuracy for status, accuracy in known if status == "complete"]
+    over = [accuracy for status, accuracy in known if status != "running"]
     values = over or [accuracy for _, accuracy in known]
     if of_complete and len(complete) > 1:
         values = complete
@@ -188,23 +149,27 @@ def _height(trial: Trial, trials: Sequence[Trial]) -> float:
     The scale spans the complete trials, so that they are told apart however low a stopped one was.
     """
     low, high = _range(trials, of_complete=True)
-    if trial.accuracy is None:
+    if trial.mean is None:
         return 0.5
     if low == high:
         return 1.0
-    return min(max((trial.accuracy - low) / (high - low), 0.0), 1.0)
+    return min(max((trial.mean - low) / (high - low), 0.0), 1.0)
 
 
 def _colour(trial: Trial, trials: Sequence[Trial]) -> str:
-    if trial.accuracy is None or trial.status == "failed":
+    if trial.mean is None:
         return MUTED
     return LIGHT[f"scale{round(_height(trial, trials) * (SCALE_COLOURS - 1))}"]
 
 
-def _from_the_back(trials: Sequence[Trial]) -> list[Trial]:
-    """Return the trials in the order in which they are drawn: what matters most comes last."""
-    kinds = list(_LINES)
-    return sorted(trials, key=lambda each: (kinds.index(each.kind), each.accuracy or 0.0))
+def _from_the_back(trials: Sequence[Trial]) -> list[tuple[str, Trial]]:
+    """Return trials in the order in which they are drawn: what matters most comes last.
+
+    Each comes with its kind: ``best``, or else its status.
+    """
+    best, kinds = best_trial(trials), list(_LINES)
+    found = [("best" if each is best else str(each.status), each) for each in trials]
+    return sorted(found, key=lambda pair: (kinds.index(pair[0]), pair[1].mean or 0.0))
 
 
 def _draw_axis(axes: Axes, place: int, scale: _Scale, room: int) -> None:
@@ -232,26 +197,26 @@ def _draw_colour_bar(axes: Axes, trials: Sequence[Trial], accuracy: _Scale, betw
 
 
 def _draw_trials(
-    axes: Axes, dimensions: Sequence[Dimension], trials: Sequence[Trial], scales: Sequence[_Scale]
+    axes: Axes, names: Sequence[str], trials: Sequence[Trial], scales: Sequence[_Scale]
 ) -> None:
     from matplotlib.patches import PathPatch
 
-    for layer, trial in enumerate(_from_the_back(trials)):
+    for layer, (kind, trial) in enumerate(_from_the_back(trials)):
         # Lines through one choice lie a little apart, the most accurate on top.
         shift = 0.08 * (_height(trial, trials) - 0.5)
         heights = [
-            scale.place(trial.config.get(each.name)) + (shift if scale.is_choice else 0.0)
-            for each, scale in zip(dimensions, scales, strict=False)
+            scale.place(trial.values.get(name)) + (shift if scale.is_choice else 0.0)
+            for name, scale in zip(names, scales, strict=False)
         ]
-        if trial.kind in ("best", "complete", "stopped"):
-            heights.append(scales[-1].place(trial.accuracy))
+        if trial.status in ("complete", "stopped"):
+            heights.append(scales[-1].place(trial.mean))
         colour, path = _colour(trial, trials), _path(heights)
         shared: Any = {"fc": "none", "clip_on": False, "zorder": 2 + layer / len(trials)}
-        if trial.is_best:  # a margin sets it off from what it crosses
+        if kind == "best":  # a margin sets it off from what it crosses
             axes.add_patch(PathPatch(path, ec=PAPER, linewidth=5.5, **shared))
             dots: Any = {"ms": 6, "color": colour, "mec": PAPER, "clip_on": False, "zorder": 3}
             axes.plot(range(len(heights)), heights, "o", **dots)
-        axes.add_patch(PathPatch(path, ec=colour, **_LINES[trial.kind], **shared))
+        axes.add_patch(PathPatch(path, ec=colour, **_LINES[kind], **shared))
 
 
 def _path(heights: Sequence[float]) -> Path:
@@ -289,19 +254,24 @@ class _Scale:
     is_choice: bool = False
 
 
-def _scale(dimension: Dimension, values: Sequence[Any]) -> _Scale:
+def _scale(domain: Domain, values: Sequence[Any]) -> _Scale:
     """Return the axis of a hyper-parameter.
 
     Args:
         values: those of the trials.
     """
-    if dimension.is_choice:
-        return _choice_scale(dimension.values)
-    numbers = [float(each) for each in (*dimension.values, *values) if _is_number(each)]
+    ((kind, known),) = domain.items()
+    if kind not in ("choice", "grid"):
+        known = known[:2]  # without the step
+    elif not all(isinstance(each, int | float) for each in known):
+        return _choice_scale(known)
+    elif len(known) <= _FEW_CHOICES:
+        return _choice_scale(sorted(known))
+    numbers = [float(each) for each in (*known, *values) if _is_number(each)]
     if not numbers:
         return _choice_scale([each for each in values if each is not None])
-    is_whole = all(isinstance(each, int) for each in (*dimension.values, *values) if each)
-    return _number_scale(min(numbers), max(numbers), is_log=dimension.is_log, is_whole=is_whole)
+    is_whole = all(isinstance(each, int) for each in (*known, *values) if each)
+    return _number_scale(min(numbers), max(numbers), is_log="log" in kind, is_whole=is_whole)
 
 
 def _choice_scale(values: Sequence[Any]) -> _Scale:
@@ -405,15 +375,15 @@ def _draw_progress(axes: Axes, trials: Sequence[Trial]) -> None:
     }
     ordered = sorted(trials, key=lambda each: each.number)
     numbers = [each.number for each in ordered]
-    complete = [each.accuracy if each.kind in ("complete", "best") else None for each in ordered]
+    complete = [each.mean if each.status == "complete" else None for each in ordered]
     best = np.fmax.accumulate(np.array(complete, dtype=float))
     if np.isfinite(best).any():
         style: Any = {"color": INK, "linewidth": 1.6, "drawstyle": "steps-post"}
         axes.plot(numbers, best, label="best so far", zorder=3, **style)
     for status, mark in marks.items():
-        shown = [each for each in trials if each.status == status and each.accuracy is not None]
+        shown = [each for each in trials if each.status == status and each.mean is not None]
         if shown:
-            heights = np.array([each.accuracy for each in shown], dtype=float)
+            heights = np.array([each.mean for each in shown], dtype=float)
             places = [each.number for each in shown]
             axes.plot(places, heights, ls="none", label=status, zorder=4, **mark)
     if failed := [each.number for each in trials if each.status == "failed"]:
@@ -428,21 +398,21 @@ def _draw_progress(axes: Axes, trials: Sequence[Trial]) -> None:
 
 
 def _draw_learning(axes: Axes, trials: Sequence[Trial]) -> None:
-    shown = [each for each in _from_the_back(trials) if each.history]
-    for each in shown:
-        style = {"color": _colour(each, trials), **_LINES[each.kind]}
+    shown = [(kind, each) for kind, each in _from_the_back(trials) if each.history]
+    for kind, each in shown:
+        style = {"color": _colour(each, trials), **_LINES[kind]}
         style["linewidth"] *= 0.85
         heights = np.array(each.history, dtype=float)
         epochs = np.arange(1, heights.size + 1)
-        if each.is_best:
+        if kind == "best":
             axes.plot(epochs, heights, color=PAPER, linewidth=5)
         if each.status == "stopped" or heights.size == 1:
             style |= {"marker": "o", "markersize": 3.5, "markevery": [-1]}
         axes.plot(epochs, heights, **style)
     axes.set_title("Accuracy, epoch by epoch")
     axes.set_xlabel("epoch")
-    _set_limits(axes, 1, max((len(each.history) for each in shown), default=1))
-    _add_kinds(axes, shown, stopped={"marker": "o", "markersize": 3.5})
+    _set_limits(axes, 1, max((len(each.history) for _, each in shown), default=1))
+    _add_kinds(axes, {kind for kind, _ in shown}, stopped={"marker": "o", "markersize": 3.5})
     add_legend_below(axes)
 
 
@@ -454,13 +424,12 @@ def _set_limits(axes: Axes, first: int, last: int) -> None:
     axes.grid(axis="y")
 
 
-def _add_kinds(axes: Axes, trials: Sequence[Trial], **extra: Mapping[str, Any]) -> None:
+def _add_kinds(axes: Axes, kinds: Collection[str], **extra: Mapping[str, Any]) -> None:
     """Add an entry to the legend for each kind of trial that there is.
 
     Args:
         extra: style of a kind, beyond that of its line.
     """
-    kinds = {each.kind for each in trials}
     for kind in reversed(_LINES):
         if kind in kinds:
             style = {"color": LIGHT[_LEGEND_COLOURS.get(kind, "muted")], **_LINES[kind]}

@@ -10,11 +10,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from raykfold.files.paths import ModelDir
-from raykfold.pages.frame import figure, render, write_page
+from raykfold.pages import search_figures
+from raykfold.pages.drawing import cut
+from raykfold.pages.frame import Shown, cell, render, write_page
 from raykfold.pages.remarks import Remark, on_search, trial_names
+from raykfold.pages.search_figures import as_text
 from raykfold.text import (
     NOTHING,
     accuracy_text,
@@ -28,12 +31,8 @@ from raykfold.text import (
 from raykfold.training.search_results import TRIAL_STATUSES, SearchResults, Trial, rank
 from raykfold.training.statistics import ROUNDING
 
-if TYPE_CHECKING:
-    from raykfold.pages import search_figures
-
 MOST_FOLDS_SHOWN = 10
 _MOST_ERRORS = 12
-_FEW_CHOICES = 8  # numbers that get an evenly spaced place each
 _LONGEST_VALUE = 28
 _LONGEST_ERROR = 400
 _TEMPLATE = "search_page.html.j2"
@@ -71,7 +70,7 @@ def search_page(results: SearchResults) -> str:
         ),
         "headline": _headline(results),
         "state": _state(results),
-        "tiles": [{"name": n, "value": v, "note": note} for n, v, note in _tiles(results)],
+        "tiles": list(_tiles(results)),
         "remarks": list(_remarks(results)),
         "best": _best(results),
         "nested": _nested_row(results),
@@ -89,13 +88,11 @@ def search_page(results: SearchResults) -> str:
 
 def search_plots(results: SearchResults) -> dict[str, bytes]:
     """Return the pictures that there is something to draw for: name → PNG."""
-    from raykfold.pages import search_figures
-
     if not _has_accuracies(results):
         return {}
-    pictures = [search_figures.history(_drawn(results))]
+    pictures = [search_figures.history(results.trials)]
     if results.space:
-        pictures.append(search_figures.parallel(_dimensions(results), _drawn(results)))
+        pictures.append(search_figures.parallel(results.space, results.trials))
     return {picture.name: picture.png() for picture in pictures}
 
 
@@ -234,14 +231,14 @@ def _nested_row(results: SearchResults) -> Row | None:
         winner = each.winner
         accuracies = [accuracy_text(winner.mean if winner else None), accuracy_text(each.accuracy)]
         values = _values(results, winner.values if winner else {})
-        rows.append({"fold": each.fold, "status": each.status, "cells": accuracies + values})
+        rows.append([each.fold, each.status, *accuracies, *values])
     return {
         "caption": (
             "Each outer fold had a search on the other folds alone. Inner is the accuracy of the "
             "winner in that search, and is optimistic; outer is the accuracy of the winner on the "
             "outer fold, which had no part in the choice."
         ),
-        "columns": ["inner", "outer", *map(_name, results.space)],
+        "columns": ["outer fold", "status", "inner", "outer", *map(_name, results.space)],
         "rows": rows,
     }
 
@@ -249,30 +246,27 @@ def _nested_row(results: SearchResults) -> Row | None:
 def _table(results: SearchResults) -> Row:
     folds = results.folds if len(results.folds) <= MOST_FOLDS_SHOWN else ()
     spread = " ± std" if len(results.folds) > 1 else ""
-    best, complete = results.best, _complete(results)
+    best, ranked = results.best, rank(results.trials)
     rows = []
-    for trial in rank(results.trials):
+    for trial in ranked:
         is_complete, place = trial.status == "complete", NOTHING
         if is_complete and trial.mean is not None:  # trials that are equal share a rank
-            better = [each for each in complete if (each.mean or 0.0) > trial.mean + ROUNDING]
-            place = str(1 + len(better))
+            complete = (each.mean or 0.0 for each in ranked if each.status == "complete")
+            place = str(1 + sum(mean > trial.mean + ROUNDING for mean in complete))
         accuracies = {} if trial.mean is None else trial.folds
+        # The page of an unfinished trial may still change, or be missing.
+        page = f"trials/{trial.number}/report.html" if is_complete else ""
+        badge = {"stopped": "plain", "failed": "bad"}.get(trial.status)
         rows.append(
-            {
-                "rank": place,
-                "trial": trial.number,
-                # The page of an unfinished trial may still change, or be missing.
-                "page": f"trials/{trial.number}/report.html" if is_complete else None,
-                "is_best": trial is best,
-                "badge": {"stopped": "plain", "failed": "bad"}.get(trial.status),
-                "status": trial.status,
-                "cells": [
-                    _spread(trial),
-                    len(trial.history),
-                    *_values(results, trial.values),
-                    *(accuracy_text(accuracies.get(fold)) for fold in folds),
-                ],
-            }
+            [
+                place,
+                cell(trial.number, [("good", "best")] if trial is best else [], page),
+                cell("", [(badge, trial.status)]) if badge else trial.status,
+                _spread(trial),
+                len(trial.history),
+                *_values(results, trial.values),
+                *(accuracy_text(accuracies.get(fold)) for fold in folds),
+            ]
         )
     return {
         "caption": (
@@ -281,7 +275,7 @@ def _table(results: SearchResults) -> Row:
             "that all folds have completed."
         ),
         "columns": [
-            *("status", f"mean{spread}", "epochs"),
+            *("rank", "trial", "status", f"mean{spread}", "epochs"),
             *map(_name, results.space),
             *(f"fold {fold}" for fold in folds),
         ],
@@ -305,9 +299,7 @@ def _errors(results: SearchResults) -> Iterator[tuple[str, str]]:
 # --- pictures ------------------------------------------------------------------------------------
 
 
-def _parallel(results: SearchResults) -> Row | None:
-    from raykfold.pages import search_figures
-
+def _parallel(results: SearchResults) -> Shown | None:
     if not _has_accuracies(results) or not results.space:
         return None
     counts = _counts(results)
@@ -320,57 +312,25 @@ def _parallel(results: SearchResults) -> Row | None:
     ends = {"failed": "has failed", "running": "is running"}
     if ends := {status: text for status, text in ends.items() if counts[status]}:
         caption += f"A line of a trial that {' or '.join(ends.values())} ends before the accuracy."
-    picture = search_figures.parallel(_dimensions(results), _drawn(results))
-    return figure(picture, "Hyper-parameters and accuracy of each trial", caption)
+    picture = search_figures.parallel(results.space, results.trials)
+    return picture, "Hyper-parameters and accuracy of each trial", caption
 
 
-def _pictures(results: SearchResults) -> Iterator[Row]:
-    from raykfold.pages import search_figures
-
+def _pictures(results: SearchResults) -> Iterator[Shown]:
     if not _has_accuracies(results):
         return
-    drawn = _drawn(results)
-    yield figure(
-        search_figures.progress(drawn),
+    yield (
+        search_figures.progress(results.trials),
         "Accuracy of each trial and the best so far",
         "Each trial's accuracy, in the order in which they began; the line is the best of the "
         "complete trials so far.",
     )
     stopped = "; a dot marks where a trial was stopped" if _counts(results)["stopped"] else ""
-    yield figure(
-        search_figures.learning(drawn),
+    yield (
+        search_figures.learning(results.trials),
         "Accuracy of each trial after each epoch",
         f"The mean over the folds after each epoch, coloured by the last one{stopped}.",
     )
-
-
-def _drawn(results: SearchResults) -> list[search_figures.Trial]:
-    from raykfold.pages import search_figures
-
-    best = results.best
-    return [
-        search_figures.Trial(
-            each.number, each.values, each.status, each.mean, each.history, is_best=each is best
-        )
-        for each in results.trials
-    ]
-
-
-def _dimensions(results: SearchResults) -> list[search_figures.Dimension]:
-    from raykfold.pages.search_figures import Dimension
-
-    dimensions = []
-    for name, domain in results.space.items():
-        ((kind, values),) = domain.items()
-        if kind not in ("choice", "grid"):
-            dimensions.append(Dimension(name, values[:2], is_log="log" in kind))
-        elif not all(isinstance(each, int | float) for each in values):
-            dimensions.append(Dimension(name, values, is_choice=True))
-        elif len(values) <= _FEW_CHOICES:
-            dimensions.append(Dimension(name, sorted(values), is_choice=True))
-        else:
-            dimensions.append(Dimension(name, values))
-    return dimensions
 
 
 # --- parts of it all -----------------------------------------------------------------------------
@@ -379,10 +339,6 @@ def _dimensions(results: SearchResults) -> list[search_figures.Dimension]:
 def _counts(results: SearchResults) -> Mapping[str, int]:
     """Return the number of trials of each status."""
     return Counter(trial.status for trial in results.trials)
-
-
-def _complete(results: SearchResults) -> list[Trial]:
-    return [each for each in rank(results.trials) if each.status == "complete"]
 
 
 def _has_accuracies(results: SearchResults) -> bool:
@@ -411,9 +367,6 @@ def _name(parameter: str) -> str:
 
 
 def _text(value: Any, digits: int = 3, longest: int = _LONGEST_VALUE) -> str:
-    from raykfold.pages.drawing import cut
-    from raykfold.pages.search_figures import as_text
-
     return cut(as_text(value, digits), longest)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from raykfold.pages import remarks
-from raykfold.text import accuracy_text, epoch_text, interval_text, mean_text, one_line
+from raykfold.text import accuracy_text, aligned, epoch_text, interval_text, mean_text, one_line
 from raykfold.training.results import FoldResult, Summary
 from raykfold.training.statistics import mean
 
@@ -44,10 +44,9 @@ def summary_lines(summary: Summary, *, sparks: bool = True) -> list[str]:
 
 def _fold_table(summary: Summary, sparks: bool) -> Iterator[str]:
     inner = summary.select == "inner"
+    kept = ["chosen epoch", "accuracy", "best epoch", "of best"]
     header = [f"fold{remarks.of_seed(summary)}", "status", "train", "val", "epochs"]
-    header += ["chosen epoch", "accuracy", "best epoch", "of best"] if inner else []
-    header += [] if inner else ["best epoch", "accuracy"]
-    rows = [[*header, "of last"]]
+    rows = [[*header, *(kept if inner else ["best epoch", "accuracy"]), "of last"]]
     for result in summary.folds:
         chosen = [epoch_text(result.chosen_epoch), accuracy_text(result.chosen_val_accuracy)]
         rows.append(
@@ -63,11 +62,9 @@ def _fold_table(summary: Summary, sparks: bool) -> Iterator[str]:
                 accuracy_text(result.last_val_accuracy),
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     drawn = ["", *_sparklines(summary.folds)] if sparks else [""] * len(rows)
-    for row, spark in zip(rows, drawn, strict=True):
-        cells = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        yield "  ".join([*cells, spark]).rstrip()
+    for row, spark in zip(aligned(rows), drawn, strict=True):
+        yield f"{row}  {spark}".rstrip()
     yield from (fold_line(result) for result in summary.folds if result.status == "failed")
 
 
@@ -110,29 +107,23 @@ def _seed_table(summary: Summary) -> Iterator[str]:
 def _means(summary: Summary) -> Iterator[str]:
     if summary.status == "partial":
         yield f"Partial run: {remarks.on_partial(summary)}"
-    estimates = {
-        "Average Accuracy of the Chosen Epoch": summary.chosen,
-        "Average Best Validation Accuracy": summary.best,
-        "Average Last Validation Accuracy": summary.last,
-    }
-    for name, each in estimates.items():
+    estimates = [
+        ("chosen", "Average Accuracy of the Chosen Epoch", summary.chosen),
+        ("best", "Average Best Validation Accuracy", summary.best),
+        ("last", "Average Last Validation Accuracy", summary.last),
+    ]
+    intervals = []
+    for name, title, each in estimates:
         if each is not None:
-            yield f"{name}: {mean_text(each.mean, each.std, len(summary.folds))}"
+            yield f"{title}: {mean_text(each.mean, each.std, len(summary.folds))}"
+            if each.interval is not None:
+                intervals.append(f"{name} {interval_text(each.interval)}")
     if (pooled := summary.out_of_fold) is not None:
         samples = sum(result.n_val for result in summary.folds)
         yield (
             f"Out-of-fold accuracy, {samples} samples pooled, {summary.kept_epochs} epochs"
             f"{remarks.of_seed(summary)}: {pooled.accuracy:.4f}"
         )
-    intervals = [
-        f"{name} {interval_text(each.interval)}"
-        for name, each in (
-            ("chosen", summary.chosen),
-            ("best", summary.best),
-            ("last", summary.last),
-        )
-        if each is not None and each.interval is not None
-    ]
     if intervals:
         yield f"95 % intervals of the mean, approximate: {', '.join(intervals)}"
     if pooled is not None:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from support.pictures import DIMENSIONS, points, size_of, texts, trials
+from support.pictures import SPACE, points, size_of, texts, trials
 
 from raykfold.pages import search_figures
-from raykfold.pages.search_figures import Dimension, Trial
+from raykfold.training.search_results import Trial, TrialStatus
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_value_is_written_as_it_reads_best(value: Any, text: str) -> None:
 
 
 def test_each_hyper_parameter_has_an_axis_and_its_values() -> None:
-    shown = texts(search_figures.parallel(DIMENSIONS, trials()))
+    shown = texts(search_figures.parallel(SPACE, trials()))
     assert {"learning_rate", "model.dropout", "<b>model</b>", "accuracy"} <= set(shown)
     assert {"1e-4", "3e-4", "0.001", "0.003", "0.01"} <= set(shown)  # by its logarithm
     assert {"0.1", "0.2", "0.3", "0.4", "0.5", "dog", "$x^2$"} <= set(shown)
@@ -47,28 +47,29 @@ def test_each_hyper_parameter_has_an_axis_and_its_values() -> None:
 
 
 def test_a_better_trial_has_a_colour_further_up() -> None:
-    plain = [Trial(each, {"x": 0.5}, "complete", each / 10) for each in range(1, 8)]
-    svg = search_figures.parallel([Dimension("x", [0.0, 1.0])], plain).svg("")
+    plain = [Trial(each, {"x": 0.5}, "complete", (each / 10,)) for each in range(1, 8)]
+    svg = search_figures.parallel({"x": {"uniform": [0.0, 1.0]}}, plain).svg("")
     lines = re.findall(r"stroke: var\(--scale(\d)\)", svg)
     assert lines[:7] == list("0123456")
 
 
 def test_a_trial_that_was_stopped_early_does_not_take_the_colours_of_the_others() -> None:
-    found = [Trial(1, {"x": 0.1}, "stopped", 0.1), Trial(2, {"x": 0.2}, "complete", 0.8)]
-    found.append(Trial(3, {"x": 0.3}, "complete", 0.9))
-    svg = search_figures.parallel([Dimension("x", [0.0, 1.0])], found).svg("")
+    found = [Trial(1, {"x": 0.1}, "stopped", (0.1,)), Trial(2, {"x": 0.2}, "complete", (0.8,))]
+    found.append(Trial(3, {"x": 0.3}, "complete", (0.9,)))
+    svg = search_figures.parallel({"x": {"uniform": [0.0, 1.0]}}, found).svg("")
     assert re.findall(r"stroke: var\(--scale(\d)\)", svg)[:3] == ["0", "0", "6"]
 
 
 def test_a_trial_that_has_failed_or_goes_on_ends_before_the_accuracy() -> None:
-    def right_end(status: str) -> float:
+    def right_end(status: TrialStatus) -> float:
         """Of its line, in points."""
         config = {"learning_rate": 2e-3, "model.dropout": 0.2}
-        whole = Trial(1, config, "complete", 0.5)
-        svg = search_figures.parallel(DIMENSIONS[:2], [whole, Trial(2, config, status, 0.4)]).svg(
-            ""
-        )
-        lines = [each.get("d", "") for each in ET.fromstring(svg).iter("path")]
+        whole = Trial(1, config, "complete", (0.5,))
+        space = {name: SPACE[name] for name in config}
+        found = [whole, Trial(2, config, status, (0.4,))]
+        svg = search_figures.parallel(space, found).svg("")
+        paths = [each.get("d", "") for each in ET.fromstring(svg).iter("path")]
+        lines = [path for path in paths if "z" not in path.lower()]  # not the dots
         return sorted(points(line)[-1][0] for line in lines if " C " in f" {line} ")[0]
 
     assert right_end("complete") == right_end("stopped")
@@ -78,10 +79,10 @@ def test_a_trial_that_has_failed_or_goes_on_ends_before_the_accuracy() -> None:
 @pytest.mark.parametrize("dimensions", [1, 2, 3, 8])
 @pytest.mark.parametrize("number", [1, 100])
 def test_many_hyper_parameters_and_trials_have_room(dimensions: int, number: int) -> None:
-    axes = [Dimension(f"model.some_parameter_{each}", [0, 9]) for each in range(dimensions)]
-    config = {each.name: index for index, each in enumerate(axes)}
-    found = [Trial(each, config, "complete", each / number) for each in range(1, number + 1)]
-    picture = search_figures.parallel(axes, found)
+    config = {f"model.some_parameter_{each}": each for each in range(dimensions)}
+    space = {name: {"uniform": [0, 9]} for name in config}
+    found = [Trial(each, config, "complete", (each / number,)) for each in range(1, number + 1)]
+    picture = search_figures.parallel(space, found)
     assert picture.needs_scrolling == (dimensions > 2)
     assert len(texts(picture)) > 3 * dimensions
     width, _ = size_of(picture.png())
@@ -98,14 +99,12 @@ def test_many_hyper_parameters_and_trials_have_room(dimensions: int, number: int
     ],
 )
 def test_odd_values_are_drawn_or_left_out(values: Sequence[Any]) -> None:
-    found = [Trial(n, {"x": x}, "complete", 0.5) for n, x in enumerate(values, 1)]
-    found.append(Trial(9, {}, "complete", 0.5))  # equal in accuracy, and without a value
-    for is_choice in (False, True):
-        for is_log in (False, True):
-            one = Dimension("x", [0.5], is_choice=is_choice, is_log=is_log)
-            picture = search_figures.parallel([one], found)
-            assert "0.5" in texts(picture)
-            assert "nan" not in picture.svg("")
+    found = [Trial(n, {"x": x}, "complete", (0.5,)) for n, x in enumerate(values, 1)]
+    found.append(Trial(9, {}, "complete", (0.5,)))  # equal in accuracy, and without a value
+    for kind in ("uniform", "loguniform", "choice"):
+        picture = search_figures.parallel({"x": {kind: [0.5]}}, found)
+        assert "0.5" in texts(picture)
+        assert "nan" not in picture.svg("")
 
 
 def test_the_best_so_far_is_of_complete_trials() -> None:
@@ -116,12 +115,12 @@ def test_the_best_so_far_is_of_complete_trials() -> None:
         line = re.findall(r'd="([^"]*)"[^>]*stroke: var\(--ink\)', svg)[0]
         return list(dict.fromkeys(height for _, height in points(line)))
 
-    first, last = Trial(1, {}, "complete", 0.5), Trial(3, {}, "complete", 0.6)
-    assert len(steps(first, Trial(2, {}, "complete", 0.4), last)) == 2
-    assert len(steps(first, Trial(2, {}, "stopped", 0.55), last)) == 2
-    assert len(steps(first, Trial(2, {}, "complete", 0.55), last)) == 3
+    first, last = Trial(1, {}, "complete", (0.5,)), Trial(3, {}, "complete", (0.6,))
+    assert len(steps(first, Trial(2, {}, "complete", (0.4,)), last)) == 2
+    assert len(steps(first, Trial(2, {}, "stopped", (0.55,)), last)) == 2
+    assert len(steps(first, Trial(2, {}, "complete", (0.55,)), last)) == 3
 
 
 def test_a_gap_in_a_history_is_a_gap() -> None:
-    found = [Trial(1, {}, "complete", 0.5, [0.1, None, float("nan"), 0.5])]
+    found = [Trial(1, {}, "complete", (0.1, float("nan"), 0.5))]
     assert "nan" not in search_figures.learning(found).svg("").lower()

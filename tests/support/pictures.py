@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from raykfold.pages import run_figures, search_figures
 from raykfold.pages.drawing import LIGHT, Picture
-from raykfold.pages.search_figures import Dimension, Trial
+from raykfold.pages.search_figures import Domain
 from raykfold.training.results import EpochMetrics, FoldResult
+from raykfold.training.search_results import Trial, TrialStatus
 from raykfold.training.statistics import ClassMetrics
 
 # Among them what could be taken for markup, mathematics, a colour of the theme or an id.
 COLOUR = f"fill: {LIGHT['ink']}"
 NAMES = ("dog", "<script>alert(1)</script>", "$x^2$", "a & b", "雨の音", "جرس", COLOUR, 'id="x"')
-DIMENSIONS = (
-    Dimension("learning_rate", [1e-4, 1e-2], is_log=True),
-    Dimension("model.dropout", [0.1, 0.5]),
-    Dimension("<b>model</b>", NAMES, is_choice=True),
-)
+SPACE: Mapping[str, Domain] = {
+    "learning_rate": {"loguniform": [1e-4, 1e-2]},
+    "model.dropout": {"uniform": [0.1, 0.5]},
+    "<b>model</b>": {"choice": NAMES},
+}
 
 
 def trained(fold: int, accuracies: Sequence[float], losses: Sequence[float]) -> FoldResult:
@@ -53,18 +54,17 @@ def trials(number: int = 12) -> list[Trial]:
     the last is running.
     """
     rng = np.random.default_rng(0)
-    statuses = ("complete", "complete", "stopped", "failed")
+    statuses: tuple[TrialStatus, ...] = ("complete", "complete", "stopped", "failed")
     found = []
     for each in range(number):
-        status = "running" if 0 < each == number - 1 else statuses[each % 4]
+        status: TrialStatus = "running" if 0 < each == number - 1 else statuses[each % 4]
         config = {
             "learning_rate": float(10 ** rng.uniform(-4, -2)),
             "model.dropout": float(rng.uniform(0.1, 0.5)),
             "<b>model</b>": NAMES[each % len(NAMES)],
         }
-        history = (0.2, 0.3) if status != "complete" else (0.2, 0.3, 0.5, 0.6)
-        accuracy = None if status == "failed" else 0.9 - 0.3 * each / number
-        found.append(Trial(each + 1, config, status, accuracy, history, is_best=each == 0))
+        history = (0.2,) if status != "complete" else (0.2, 0.3, 0.5)
+        found.append(Trial(each + 1, config, status, (*history, 0.9 - 0.3 * each / number)))
     return found
 
 
@@ -86,7 +86,7 @@ def pictures() -> dict[str, Picture]:
         run_figures.folds(results, 0.8, "best epoch"),
         run_figures.classes(scores),
         run_figures.confusion(matrix(len(NAMES)), NAMES),
-        search_figures.parallel(DIMENSIONS, trials()),
+        search_figures.parallel(SPACE, trials()),
         search_figures.history(trials()),
         search_figures.progress(trials()),
         search_figures.learning(trials()),
