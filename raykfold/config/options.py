@@ -168,6 +168,12 @@ def not_negative(value: float) -> str | None:
     return None if value >= 0 else "expected 0 or more"
 
 
+def zero_or_ten(value: float) -> str | None:
+    if value != 0 and not value >= 10:
+        return "expected 0, or 10 or more"
+    return None if math.isfinite(value) else "expected a finite number"
+
+
 def plain_name(value: str) -> str | None:
     if "/" in value or "\\" in value or value in (".", ".."):
         return "expected a plain name without slashes"

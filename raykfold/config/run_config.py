@@ -30,6 +30,7 @@ from raykfold.config.options import (
     positive,
     switch,
     text,
+    zero_or_ten,
 )
 from raykfold.errors import BadInput
 from raykfold.files.paths import ModelDir, RunDir, absolute, seed_name, working_copy
@@ -164,6 +165,10 @@ class RunConfig(Options):
 
     max_failures: int = _ray(3, integer, positive)
     """Deaths of a fold's worker in a row, without a completed round, after which the fold fails."""
+
+    stall_timeout: float | None = _ray(None, OrWord("auto", number), zero_or_ten)
+    """Seconds without a finished batch after which a worker is replaced (0: never; auto: 60, or 20
+    times its longest batch)."""
 
     checkpoint_every: int = _ray(1, integer, positive)
     """Rounds from one checkpoint to the next."""

@@ -27,9 +27,11 @@ from raykfold.distributed.events import (
     ShareReady,
     ShareStarted,
     ShareStopping,
+    WorkerAlive,
     start_actor,
 )
 from raykfold.distributed.nodes import Request, Watch, all_nodes, free_slots, inventory, is_up
+from raykfold.distributed.stall import AwakeClock, stall_of
 from raykfold.distributed.trainer import End, ShareTrainer, end_of
 from raykfold.distributed.worker import ShareTask
 from raykfold.errors import BadInput, StorageError
@@ -83,6 +85,10 @@ class _Share:
     stepping: Mapping[int, int] = field(default_factory=dict)  # fold being trained → its epoch
     asked: frozenset[int] = frozenset()  # folds that it was asked to give back
     epoch_seconds: float = 0.0  # how long an epoch of one fold takes there
+    heard: float = 0.0  # when its worker last said that it is alive, by the dealer's clock
+    still: float = 0.0  # seconds since its last batch, as it said then
+    limit: float = math.inf  # the most seconds that are allowed
+    stall: str | None = None  # how it has stalled
 
     @property
     def ledger(self) -> Ledger:
@@ -121,6 +127,7 @@ class Dealer:
         self._ended: queue.Queue[tuple[str, Exception | None]] = queue.Queue()
         self._board = start_actor(EventBoard)
         self._received = 0  # events
+        self._clock = AwakeClock()
         # A memory-mapped array would travel as a pickle, and be a private copy in each worker.
         self._features = ray.put(np.asarray(self.data.features))
         # An instance of our own is one node, and cannot grow.
@@ -183,6 +190,7 @@ class Dealer:
                 self._leave_nodes()
                 self._deal()
                 self._receive(_POLL_SECONDS)
+                self._end_stalled()
                 while not self._ended.empty():
                     self._settle(*self._ended.get())
                 for entry in self._entries:
@@ -233,6 +241,16 @@ class Dealer:
                 which = share.ledger.fold_names(folds)
                 self.observer.noticed(f"node {share.address} is leaving: {which} will move")
                 self._ask(name, folds, leave=True)
+
+    def _end_stalled(self) -> None:
+        """Stop shares whose workers hang; their folds are dealt again."""
+        now = self._clock.tick()
+        for share in self._shares.values():
+            if share.active and share.stall is None:
+                silent, timeout = now - share.heard, self.config.stall_timeout
+                share.stall = stall_of(share.still, share.limit, silent, timeout)
+                if share.stall is not None:
+                    share.trainer.stop()
 
     def _deal(self) -> None:
         """Give waiting folds to free slots. If none waits, relieve the shares that have many."""
@@ -373,6 +391,7 @@ class Dealer:
             watch=config.wandb_watch and config.wandb_project is not None,
             together=1 if has_died else together,
             record=not has_died,
+            stall_timeout=config.stall_timeout,
         )
 
     # --- from the shares -------------------------------------------------------------------
@@ -407,6 +426,9 @@ class Dealer:
                     _log.info("share %s: first step", event.share)
                 case FoldsStepping():
                     share.stepping = event.epochs
+                case WorkerAlive():
+                    share.heard = self._clock.seconds
+                    share.still, share.limit = event.still, event.limit
                 case ShareNotice() if event.text not in self._noticed:
                     self._noticed.add(event.text)
                     self.observer.noticed(event.text)
@@ -450,7 +472,9 @@ class Dealer:
             return
 
         # Find out what the end tells: of a death, of a failure, or of neither.
-        if error is None:
+        if share.stall is not None:
+            end = End(share.stall, died=True, failed=True)
+        elif error is None:
             end = End("it ended early")
         elif share.slot is not None and self._is_gone(share.slot):
             end = End(f"its node {share.address or share.slot} is gone")

@@ -68,6 +68,19 @@ class FoldsStepping(Event):
 
 
 @dataclass(frozen=True)
+class WorkerAlive(Event):
+    """The process of a share's worker is alive; see `raykfold.distributed.stall`.
+
+    Attributes:
+        still: seconds since its last batch; 0 while it computes none.
+        limit: the most seconds that are allowed.
+    """
+
+    still: float
+    limit: float
+
+
+@dataclass(frozen=True)
 class ShareNotice(Event):
     """Something that a worker has noticed and the user should know."""
 

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,10 @@ from raykfold.distributed.events import (
     ShareReady,
     ShareStarted,
     ShareStopping,
+    WorkerAlive,
 )
 from raykfold.distributed.pace import Pace
+from raykfold.distributed.stall import StallWatch
 from raykfold.errors import FoldError, RaykfoldError
 from raykfold.files.atomic import is_seen, write_file
 from raykfold.files.paths import RunDir, fold_name
@@ -65,6 +68,7 @@ class ShareTask:
         watch: report histograms of weights and gradients.
         together: how many folds are stepped together; None to find out what is fastest.
         record: record steps as CUDA graphs where possible.
+        stall_timeout: as the option of `RunConfig`; 0 for no watch.
     """
 
     share: str
@@ -83,6 +87,7 @@ class ShareTask:
     watch: bool
     together: int | None
     record: bool
+    stall_timeout: float | None
 
 
 def run_share(config: Mapping[str, Any]) -> None:
@@ -98,25 +103,32 @@ def run_share(config: Mapping[str, Any]) -> None:
         return
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if task.size.gpus else ""
     ray.get(task.board.post.remote(ShareStarted(task.share, node, address, os.getpid(), gpu)))
+    watch = StallWatch(
+        lambda still, limit: task.board.post.remote(WorkerAlive(task.share, still, limit)),
+        task.stall_timeout,
+    )
     try:
-        with ThreadPoolExecutor(max_workers=1) as writer:
-            _run_rounds(task, writer)
+        with ThreadPoolExecutor(max_workers=1) as writer, ExitStack() as stack:
+            if task.stall_timeout != 0:
+                stack.enter_context(watch)
+            _run_rounds(task, writer, watch)
     except RaykfoldError as error:
         ray.get(task.board.post.remote(ShareStopping(task.share, error)))
         raise
 
 
-def _run_rounds(task: ShareTask, writer: Executor) -> None:
+def _run_rounds(task: ShareTask, writer: Executor, watch: StallWatch) -> None:
     """Train in rounds, one epoch of every active fold each.
 
     One round is in flight at a time. The writer's thread writes and reports round k while this one
     trains round k + 1, which is not written before round k is committed.
     """
-    active = _trainers(task)
+    active = _trainers(task, watch)
     task.board.post.remote(ShareReady(task.share))
     number = 0
     pace = Pace(task.together)
     told: set[str | None] = {None}  # why steps are not recorded
+    trained: set[int] = set()  # folds with an epoch in this process
     in_flight: Future[None] = writer.submit(lambda: None)  # nothing, before the first round
     while active:
         number += 1
@@ -135,7 +147,9 @@ def _run_rounds(task: ShareTask, writer: Executor) -> None:
             if ray.get(task.board.stepping.remote(task.share, begun)):
                 break
             unfinished = [trainer for trainer in trainers if not trainer.done(task.epochs)]
-            outcomes = run_epochs(unfinished)
+            with watch.computing(first=not trained.issuperset(begun)):
+                outcomes = run_epochs(unfinished)
+            trained.update(begun)
             failed |= {f: str(each) for f, each in outcomes.items() if isinstance(each, FoldError)}
             epochs |= {f: each for f, each in outcomes.items() if not isinstance(each, FoldError)}
             del outcomes, unfinished  # an error's traceback holds the memory of a step
@@ -143,7 +157,8 @@ def _run_rounds(task: ShareTask, writer: Executor) -> None:
                 if trainer.fold in epochs and task.watch:
                     histograms[trainer.fold] = trainer.histograms()
                 if trainer.fold not in failed and trainer.done(task.epochs):
-                    probabilities[trainer.fold] = trainer.held_out_probabilities()
+                    with watch.computing(first=False):
+                        probabilities[trainer.fold] = trainer.held_out_probabilities()
         task.board.post.remote(FoldsStepping(task.share, {}))
         if epochs:
             pace.took(sum(epoch.seconds for epoch in epochs.values()) / len(epochs))
@@ -222,7 +237,7 @@ def _write_round(
     )
 
 
-def _trainers(task: ShareTask) -> dict[int, FoldTrainer]:
+def _trainers(task: ShareTask, watch: StallWatch) -> dict[int, FoldTrainer]:
     """Return a trainer for each fold of the share, in the state that the fold goes on from."""
     torch.set_num_threads(task.size.cpus)  # Ray has set OMP_NUM_THREADS by a rule of its own
     device = torch.device("cuda" if task.size.gpus else "cpu")
@@ -241,7 +256,7 @@ def _trainers(task: ShareTask) -> dict[int, FoldTrainer]:
     for fold, split in task.splits.items():
         classes = len(task.context.classes)
         trainer = FoldTrainer(
-            fold, features, class_indices, split, classes, task.settings, recorder
+            fold, features, class_indices, split, classes, task.settings, recorder, watch.count
         )
         if fold in task.origins:
             trainer.load_state_dict(load_state(task.origins[fold]))

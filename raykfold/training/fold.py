@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
@@ -133,6 +133,8 @@ class FoldTrainer:
         settings: hyper-parameters.
         recorder: makes recordings of steps. By default steps are recorded as CUDA graphs, on a GPU
             and if the network's class says that it is `recordable`.
+        on_batch: called after each batch of training and evaluation, which a GPU may still be
+            computing then.
 
     Raises:
         BadInput: the network cannot be built.
@@ -147,6 +149,7 @@ class FoldTrainer:
         num_classes: int,
         settings: TrainingSettings,
         recorder: Recorder | None = None,
+        on_batch: Callable[[], None] = lambda: None,
     ) -> None:
         self.fold = fold
         self.settings = settings
@@ -155,6 +158,7 @@ class FoldTrainer:
         self.n_val = len(split.validation)
         self.history: list[EpochMetrics] = []
         self.kept_weights: dict[str, Tensor] = {}
+        self._on_batch = on_batch
         self._features = features
         self._class_indices = class_indices
         self._train = torch.as_tensor(split.train, device=self.device)
@@ -273,6 +277,7 @@ class FoldTrainer:
                 # Losses stay on the device: to read one would be to wait for the GPU.
                 losses[number], hits = step(rows)
                 right += hits
+                self._on_batch()
                 yield None
             tallies.append(Tally(phase, losses, tuple(map(len, batches)), right))
         yield tuple(tallies)
@@ -381,10 +386,10 @@ class FoldTrainer:
         self.model.eval()
         try:
             with torch.inference_mode(), self._random.fork():
-                logits = [
-                    self.model(self._batch(rows)[0])
-                    for rows in self._validation.split(EVALUATION_BATCH)
-                ]
+                logits = []
+                for rows in self._validation.split(EVALUATION_BATCH):
+                    logits.append(self.model(self._batch(rows)[0]))
+                    self._on_batch()
                 probabilities = torch.softmax(torch.cat(logits), dim=1)
         finally:
             self.model.load_state_dict(current)

@@ -10,6 +10,7 @@ two.
 from __future__ import annotations
 
 import argparse
+import signal
 import statistics
 import sys
 import tempfile
@@ -58,6 +59,7 @@ def faults(hosts: Hosts) -> dict[str, Callable[[Host, ExitStack], object]]:
     """Return the faults by name: each strikes a host, and puts what undoes it on the stack."""
     return {
         "SIGKILL of a worker": lambda host, after: host.kill("TrainWorker"),
+        "SIGSTOP of a worker": lambda host, after: host.kill("TrainWorker", signal.SIGSTOP),
         "SIGKILL of the Train controllers": lambda host, after: hosts.head.kill("ShareController"),
         "SIGKILL of all processes of a node": lambda host, after: host.power_off(),
         "packets no longer reach a node": lambda host, after: after.enter_context(host.cut_off()),

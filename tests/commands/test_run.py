@@ -457,6 +457,44 @@ def test_failing_folds_stop_no_other(outcome: Outcome, data_dir: Path, tmp_path:
         assert set(held["fold"].tolist()) == {1, 3}
 
 
+@pytest.mark.slow
+def test_a_worker_that_is_stopped_is_replaced(
+    outcome: Outcome, data_dir: Path, tmp_path: Path
+) -> None:
+    driver = start(data_dir, tmp_path, "--local_cpus", "2", "--stall_timeout", "10")
+    try:
+        lines = read_until(driver, r"fold 1  epoch 2/")
+        stopped = worker_pid(driver.pid)
+        os.kill(stopped, signal.SIGSTOP)
+        output = "".join([*lines, driver.communicate(timeout=120)[0]])
+    finally:
+        driver.kill()
+    assert driver.returncode == 0, output
+    assert re.search(r"the worker of .* ended: it stalled: its process said nothing for", output)
+    assert_same(Outcome.of(tmp_path), outcome)
+    wait_until_gone(stopped)
+
+
+@pytest.mark.slow
+def test_a_network_that_hangs_fails_its_own_fold(
+    outcome: Outcome, data_dir: Path, tmp_path: Path
+) -> None:
+    arguments = ("--local_cpus", "2", "--folds", "1,3,4", "--stall_timeout", "10")
+    done = run(data_dir, tmp_path, *arguments, "--model", "support.networks:Hanging")
+    assert done.returncode == 3, done.stderr
+    rows = {
+        row["fold"]: row for row in json.loads((tmp_path / "summary.json").read_text())["folds"]
+    }
+    assert re.match(
+        r"quarantined: its worker died 2 times in epoch 3; the last: it stalled: no batch was "
+        r"finished for 1\d s$",
+        rows[4]["error"],
+    )
+    for row in outcome.folds:
+        if row["fold"] in (1, 3):
+            assert rows[row["fold"]] == row
+
+
 def test_a_run_ends_when_a_state_cannot_be_written_and_keeps_the_weights_before_it(
     data_dir: Path, tmp_path: Path
 ) -> None:

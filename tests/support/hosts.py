@@ -149,12 +149,16 @@ class Host:
                     found.append(pid)
         return found
 
-    def kill(self, title: str) -> list[int]:
-        """Kill this host's processes with `title` in their command line, and return their ids."""
+    def kill(self, title: str, number: int = signal.SIGKILL) -> list[int]:
+        """Send a signal to this host's processes with `title` in their command line.
+
+        Returns:
+            Their process ids.
+        """
         struck = self.processes(title)
         for pid in struck:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, number)
         return struck
 
     def power_off(self) -> None:
