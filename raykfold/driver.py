@@ -245,12 +245,12 @@ def train(config: RunConfig, inputs: Inputs) -> Summary:
         return earlier
 
     seeds = [config.repeat(number) for number in range(config.repeats)]
-    first, *_ = [read(seed) for seed in seeds]
+    earlier = [read(seed) for seed in seeds]
 
     with ExitStack() as claims:
         # Each seed has a ledger, which learns from storage what is left to do. A repeat is a run
         # that another process may have worked on until it is claimed.
-        ledgers = [open_ledger(first, inputs, inputs.audience)]
+        ledgers = [open_ledger(earlier[0], inputs, inputs.audience)]
         for seed in seeds[1:]:
             audience = inputs.audience.of_repeat(seed.seed)
             claims.enter_context(claim_part(seed, audience))

@@ -167,8 +167,8 @@ class RunConfig(Options):
     """Deaths of a fold's worker in a row, without a completed round, after which the fold fails."""
 
     stall_timeout: float | None = _ray(None, OrWord("auto", number), zero_or_ten)
-    """Seconds without a finished batch after which a worker is replaced (0: never; auto: 60, or 20
-    times its longest batch)."""
+    """Seconds without a finished batch, or without a sign of life, after which a worker is replaced
+    (0: never; auto: 60, or 20 times its longest batch if that is more; 300 in a first epoch)."""
 
     checkpoint_every: int = _ray(1, integer, positive)
     """Rounds from one checkpoint to the next."""

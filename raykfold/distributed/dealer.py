@@ -30,8 +30,16 @@ from raykfold.distributed.events import (
     WorkerAlive,
     start_actor,
 )
-from raykfold.distributed.nodes import Request, Watch, all_nodes, free_slots, inventory, is_up
-from raykfold.distributed.stall import AwakeClock, stall_of
+from raykfold.distributed.nodes import (
+    Request,
+    Watch,
+    all_nodes,
+    free_slots,
+    inventory,
+    is_up,
+    kill_process,
+)
+from raykfold.distributed.stall import NO_PULSE, AwakeClock, Pulse, stall_of
 from raykfold.distributed.trainer import End, ShareTrainer, end_of
 from raykfold.distributed.worker import ShareTask
 from raykfold.errors import BadInput, StorageError
@@ -85,9 +93,9 @@ class _Share:
     stepping: Mapping[int, int] = field(default_factory=dict)  # fold being trained → its epoch
     asked: frozenset[int] = frozenset()  # folds that it was asked to give back
     epoch_seconds: float = 0.0  # how long an epoch of one fold takes there
-    heard: float = 0.0  # when its worker last said that it is alive, by the dealer's clock
-    still: float = 0.0  # seconds since its last batch, as it said then
-    limit: float = math.inf  # the most seconds that are allowed
+    pid: int = 0  # of its worker's process
+    pulse: Pulse = NO_PULSE  # what its worker has reported last
+    heard_at: float = 0.0  # when that was, by the dealer's clock
     stall: str | None = None  # how it has stalled
 
     @property
@@ -246,11 +254,10 @@ class Dealer:
         """Stop shares whose workers hang; their folds are dealt again."""
         now = self._clock.tick()
         for share in self._shares.values():
-            if share.active and share.stall is None:
-                silent, timeout = now - share.heard, self.config.stall_timeout
-                share.stall = stall_of(share.still, share.limit, silent, timeout)
-                if share.stall is not None:
-                    share.trainer.stop()
+            if share.stall is None:
+                share.stall = stall_of(share.pulse, now - share.heard_at)
+                if share.stall is not None and not share.trainer.stop() and share.slot is not None:
+                    kill_process(share.slot, share.pid)
 
     def _deal(self) -> None:
         """Give waiting folds to free slots. If none waits, relieve the shares that have many."""
@@ -416,7 +423,8 @@ class Dealer:
             share = self._shares[event.share]
             match event:
                 case ShareStarted():
-                    share.started, share.slot, share.address = True, event.node, event.address
+                    share.started, share.pid = True, event.pid
+                    share.slot, share.address = event.node, event.address
                     self._waiting_since = None
                     self._count_workers(share.entry)
                     gpu = f", GPU {event.gpu}" if event.gpu else ""
@@ -427,8 +435,7 @@ class Dealer:
                 case FoldsStepping():
                     share.stepping = event.epochs
                 case WorkerAlive():
-                    share.heard = self._clock.seconds
-                    share.still, share.limit = event.still, event.limit
+                    share.pulse, share.heard_at = event.pulse, self._clock.seconds
                 case ShareNotice() if event.text not in self._noticed:
                     self._noticed.add(event.text)
                     self.observer.noticed(event.text)
@@ -472,12 +479,12 @@ class Dealer:
             return
 
         # Find out what the end tells: of a death, of a failure, or of neither.
-        if share.stall is not None:
-            end = End(share.stall, died=True, failed=True)
-        elif error is None:
+        if error is None:
             end = End("it ended early")
         elif share.slot is not None and self._is_gone(share.slot):
             end = End(f"its node {share.address or share.slot} is gone")
+        elif share.stall is not None:
+            end = End(share.stall, died=True, failed=True)
         else:
             end = end_of(error)
         folds = tuple(sorted(share.active))

@@ -20,6 +20,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raykfold.distributed.stall import Pulse
 from raykfold.errors import RaykfoldError
 from raykfold.training.results import Round
 
@@ -72,12 +73,10 @@ class WorkerAlive(Event):
     """The process of a share's worker is alive; see `raykfold.distributed.stall`.
 
     Attributes:
-        still: seconds since its last batch; 0 while it computes none.
-        limit: the most seconds that are allowed.
+        pulse: what it reports of itself.
     """
 
-    still: float
-    limit: float
+    pulse: Pulse
 
 
 @dataclass(frozen=True)

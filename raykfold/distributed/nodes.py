@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import signal
 import socket
 import threading
 import time
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import ray
@@ -97,6 +100,17 @@ def answers(node: Node) -> bool:
 def is_up(node_id: str) -> bool:
     """Return whether a node answers, and Ray has not given it up."""
     return any(node.id == node_id and answers(node) for node in all_nodes())
+
+
+def kill_process(node_id: str, pid: int) -> None:
+    """Kill a process on a node, by a task there; do not wait for it."""
+    where = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    ray.remote(_kill).options(num_cpus=0, scheduling_strategy=where).remote(pid)
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def inventory(size: WorkerSize) -> str:

@@ -239,7 +239,7 @@ class Autoscaler:
     def withdraw(self) -> None:
         """Withdraw what was asked for."""
         if self._client is None:
-            self.ask({}, 0)
+            self.ask({}, 0)  # replaces the one request that there is
         else:
             self._client.cancel_resource_request()
 

@@ -1,9 +1,12 @@
 """Notices workers that hang: in their network, on their device, or as a whole process.
 
 A worker's training thread counts the batches that it has finished. Another thread of the worker
-looks at that count every second, and tells the driver for how long it has stood still. The driver
-judges: a worker has stalled if a batch takes too long, and also if its process says nothing for a
-minute, because a process that is stopped cannot tell of itself.
+looks at that count every second, and reports to the driver for how long it has stood still. The
+driver judges: a worker has stalled if a batch takes too long, and also if its process reports
+nothing for a minute, because a process that is stopped cannot tell of itself.
+
+What a worker does between epochs is not watched, as long as its process reports: it waits for
+storage, which has a patience of its own, and for its Ray Train controller.
 """
 
 from __future__ import annotations
@@ -13,14 +16,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
-# No batch for longer than both is a stall.
+# No batch for longer than both is a stall, once an epoch has shown how long its batches take.
 _LEAST_SECONDS = 60.0
-_LONGEST_BATCHES = 20
-# While folds are trained for the first time in a process, libraries set themselves up and build
-# kernels. What that takes says nothing about later batches.
-_FIRST_SECONDS = 600.0
+_TIMES_LONGEST = 20
+# Before that, libraries set themselves up and build kernels.
+_FIRST_LEAST_SECONDS = 300.0
+_FIRST_TIMES_LONGEST = 5
 _LOOK_SECONDS = 1.0
+
+# Folds are built and loaded; they are trained for the first time in this process; or again.
+Stage = Literal["start", "first", "later"]
 
 
 class AwakeClock:
@@ -43,75 +51,104 @@ class AwakeClock:
         return self.seconds
 
 
+@dataclass(frozen=True)
+class Pulse:
+    """What a worker's process reports of itself.
+
+    Attributes:
+        idle: seconds since its last batch; 0 between epochs.
+        idle_limit: the most seconds of these that are allowed.
+        silence_limit: the most seconds until the next report.
+    """
+
+    idle: float
+    idle_limit: float
+    silence_limit: float
+
+
 class StallWatch:
     """Watches a worker's training thread from another one, from enter to exit.
 
     Args:
-        tell: takes the seconds since the last batch, 0 while no batch is computed, and the most
-            seconds that are allowed.
-        timeout: the most seconds that are allowed; None for 60, or 20 times the longest batch so
-            far, and for 600 as long as folds are trained for the first time in this process.
+        report: takes a pulse, about once a second.
+        timeout: seconds without a batch that are allowed; 0 for no watch. None for 60, or 20 times
+            the longest batch if that is more; and until an epoch of each fold has shown that, for
+            300, or 5 times the longest batch.
         clock: measures the time.
     """
 
     def __init__(
         self,
-        tell: Callable[[float, float], object],
+        report: Callable[[Pulse], object],
         timeout: float | None,
         clock: AwakeClock | None = None,
     ) -> None:
-        self._tell = tell
+        self._report = report
         self._timeout = timeout
         self._clock = clock or AwakeClock()
         self._batches = 0
-        self._computing = 0  # blocks so far, negative outside of one
-        self._is_first = False
-        self._seen = (0, 0, False)
+        self._blocks = 0
+        self._stage: Stage | None = None  # None outside of a block
+        self._seen: tuple[int, int, Stage | None] = (0, 0, None)
         self._since = 0.0
-        self._longest = {True: 0.0, False: 0.0}  # for the first time, later
+        self._longest_in_block = 0.0
+        self._longest: dict[Stage | None, float] = {"first": 0.0, "later": 0.0}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> StallWatch:
-        self._thread.start()
+        if self._timeout != 0:
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        if self._timeout != 0:
+            self._thread.join()
 
     def count(self) -> None:
         """Note that a batch is finished. It takes 0.1 µs, and does not wait for a GPU."""
         self._batches += 1
 
     @contextmanager
-    def computing(self, *, first: bool) -> Iterator[None]:
-        """Expect batches within this block. Outside of it a worker may wait for storage.
-
-        Args:
-            first: whether a fold is trained here for the first time in this process.
-        """
-        self._is_first, self._computing = first, abs(self._computing) + 1
+    def expect(self, stage: Stage) -> Iterator[None]:
+        """Expect batches within this block."""
+        self._blocks += 1
+        self._stage = stage
         try:
             yield
         finally:
-            self._computing = -self._computing
+            self._stage = None
 
     def look(self) -> None:
-        """Look at the number of batches, and tell."""
+        """Look at the number of batches, and report."""
         now = self._clock.tick()
-        seen = self._computing, self._batches, self._is_first
-        if seen != self._seen or self._computing <= 0:
-            computing, _, first = self._seen
-            if computing > 0:
-                self._longest[first] = max(self._longest[first], now - self._since)
+        block, stage = self._blocks, self._stage
+        seen = block, self._batches, stage
+        if seen != self._seen or stage is None:
+            before, _, stage_before = self._seen
+            if stage_before is not None:
+                self._longest_in_block = max(self._longest_in_block, now - self._since)
+            # Evaluation, and a wait for the GPU, come last in an epoch: only whole ones tell.
+            if (block, stage) != (before, stage_before):
+                longest = max(self._longest.get(stage_before, 0.0), self._longest_in_block)
+                self._longest[stage_before], self._longest_in_block = longest, 0.0
             self._seen, self._since = seen, now
-        limit = self._timeout
-        if limit is None:
-            first = self._is_first or not self._longest[False]
-            least = _FIRST_SECONDS if first else _LEAST_SECONDS
-            limit = max(least, _LONGEST_BATCHES * self._longest[first])
-        self._tell(now - self._since, limit)
+        self._report(Pulse(now - self._since, self._idle_limit(stage), self._silence_limit(stage)))
+
+    def _idle_limit(self, stage: Stage | None) -> float:
+        if stage == "start":
+            return max(_FIRST_LEAST_SECONDS, self._timeout or 0.0)
+        if self._timeout is not None:
+            return self._timeout
+        if stage == "first" or not self._longest["later"]:
+            return max(_FIRST_LEAST_SECONDS, _FIRST_TIMES_LONGEST * self._longest["first"])
+        return max(_LEAST_SECONDS, _TIMES_LONGEST * self._longest["later"])
+
+    def _silence_limit(self, stage: Stage | None) -> float:
+        # Reading a library from a slow disk can keep all of Python waiting.
+        least = _FIRST_LEAST_SECONDS if stage == "start" else 0.0
+        return max(least, self._timeout or _LEAST_SECONDS)
 
     def _run(self) -> None:
         while True:
@@ -120,17 +157,19 @@ class StallWatch:
                 return
 
 
-def stall_of(still: float, limit: float, silent: float, timeout: float | None) -> str | None:
+# What a worker counts for that has reported nothing yet.
+NO_PULSE = Pulse(0.0, math.inf, math.inf)
+
+
+def stall_of(pulse: Pulse, silent: float) -> str | None:
     """Return how a worker has stalled, or None if it has not.
 
     Args:
-        still: seconds since its last batch, as it last said.
-        limit: the most seconds of these, as it last said; infinite if it has said nothing yet.
+        pulse: what it has reported last.
         silent: seconds since then.
-        timeout: the most seconds of these; None for 60.
     """
-    if still > limit:
-        return f"it stalled: no batch was finished for {still:.0f} s"
-    if math.isfinite(limit) and silent > (timeout or _LEAST_SECONDS):
-        return f"it stalled: its process said nothing for {silent:.0f} s"
+    if pulse.idle > pulse.idle_limit:
+        return f"it stalled: no batch was finished for {pulse.idle:.0f} s"
+    if silent > pulse.silence_limit:
+        return f"it stalled: its process reported nothing for {silent:.0f} s"
     return None

@@ -92,14 +92,18 @@ class ShareTrainer:
         """
         self._trainer.fit()
 
-    def stop(self) -> None:
+    def stop(self) -> bool:
         """End the run now: `fit`, in whatever thread it waits, raises.
 
-        Where the controller cannot be killed, the worker gives all folds back after this epoch.
+        Returns:
+            Whether it ends now. Where the controller cannot be killed, the worker gives all folds
+            back after this epoch.
         """
-        if not self._controller.kill():
-            folds = tuple(self._task.splits)
-            self._task.board.ask.remote(self._task.share, folds, leave=True)
+        if self._controller.kill():
+            return True
+        folds = tuple(self._task.splits)
+        self._task.board.ask.remote(self._task.share, folds, leave=True)
+        return False
 
     def free_slot(self) -> None:
         """Free the slot that the share still holds if its controller was killed."""

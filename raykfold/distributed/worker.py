@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,32 +102,31 @@ def run_share(config: Mapping[str, Any]) -> None:
         return
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if task.size.gpus else ""
     ray.get(task.board.post.remote(ShareStarted(task.share, node, address, os.getpid(), gpu)))
-    watch = StallWatch(
-        lambda still, limit: task.board.post.remote(WorkerAlive(task.share, still, limit)),
-        task.stall_timeout,
+    stall_watch = StallWatch(
+        lambda pulse: task.board.post.remote(WorkerAlive(task.share, pulse)), task.stall_timeout
     )
     try:
-        with ThreadPoolExecutor(max_workers=1) as writer, ExitStack() as stack:
-            if task.stall_timeout != 0:
-                stack.enter_context(watch)
-            _run_rounds(task, writer, watch)
+        # The process reports until the last round is written.
+        with stall_watch, ThreadPoolExecutor(max_workers=1) as writer:
+            _run_rounds(task, writer, stall_watch)
     except RaykfoldError as error:
         ray.get(task.board.post.remote(ShareStopping(task.share, error)))
         raise
 
 
-def _run_rounds(task: ShareTask, writer: Executor, watch: StallWatch) -> None:
+def _run_rounds(task: ShareTask, writer: Executor, stall_watch: StallWatch) -> None:
     """Train in rounds, one epoch of every active fold each.
 
     One round is in flight at a time. The writer's thread writes and reports round k while this one
     trains round k + 1, which is not written before round k is committed.
     """
-    active = _trainers(task, watch)
+    active = _trainers(task, stall_watch)
     task.board.post.remote(ShareReady(task.share))
     number = 0
     pace = Pace(task.together)
     told: set[str | None] = {None}  # why steps are not recorded
     trained: set[int] = set()  # folds with an epoch in this process
+    most_together = 0
     in_flight: Future[None] = writer.submit(lambda: None)  # nothing, before the first round
     while active:
         number += 1
@@ -147,9 +145,11 @@ def _run_rounds(task: ShareTask, writer: Executor, watch: StallWatch) -> None:
             if ray.get(task.board.stepping.remote(task.share, begun)):
                 break
             unfinished = [trainer for trainer in trainers if not trainer.done(task.epochs)]
-            with watch.computing(first=not trained.issuperset(begun)):
+            is_new = not trained.issuperset(begun) or len(begun) > most_together
+            with stall_watch.expect("first" if is_new else "later"):
                 outcomes = run_epochs(unfinished)
             trained.update(begun)
+            most_together = max(most_together, len(begun))
             failed |= {f: str(each) for f, each in outcomes.items() if isinstance(each, FoldError)}
             epochs |= {f: each for f, each in outcomes.items() if not isinstance(each, FoldError)}
             del outcomes, unfinished  # an error's traceback holds the memory of a step
@@ -157,7 +157,7 @@ def _run_rounds(task: ShareTask, writer: Executor, watch: StallWatch) -> None:
                 if trainer.fold in epochs and task.watch:
                     histograms[trainer.fold] = trainer.histograms()
                 if trainer.fold not in failed and trainer.done(task.epochs):
-                    with watch.computing(first=False):
+                    with stall_watch.expect("first"):
                         probabilities[trainer.fold] = trainer.held_out_probabilities()
         task.board.post.remote(FoldsStepping(task.share, {}))
         if epochs:
@@ -237,7 +237,7 @@ def _write_round(
     )
 
 
-def _trainers(task: ShareTask, watch: StallWatch) -> dict[int, FoldTrainer]:
+def _trainers(task: ShareTask, stall_watch: StallWatch) -> dict[int, FoldTrainer]:
     """Return a trainer for each fold of the share, in the state that the fold goes on from."""
     torch.set_num_threads(task.size.cpus)  # Ray has set OMP_NUM_THREADS by a rule of its own
     device = torch.device("cuda" if task.size.gpus else "cpu")
@@ -249,18 +249,20 @@ def _trainers(task: ShareTask, watch: StallWatch) -> dict[int, FoldTrainer]:
     # Always the same kernels: results must not depend on the timings of an auto-tuner.
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    features = _tensor(ray.get(task.features)).to(device)
-    class_indices = _tensor(task.class_indices).to(device)
+    array = ray.get(task.features)  # takes as long as the network between two nodes does
     recorder = None if task.record or not task.size.gpus else no_recordings("a worker has died")
+    classes, count = len(task.context.classes), stall_watch.count
     trainers = {}
-    for fold, split in task.splits.items():
-        classes = len(task.context.classes)
-        trainer = FoldTrainer(
-            fold, features, class_indices, split, classes, task.settings, recorder, watch.count
-        )
-        if fold in task.origins:
-            trainer.load_state_dict(load_state(task.origins[fold]))
-        trainers[fold] = trainer
+    with stall_watch.expect("start"):
+        features, class_indices = _tensor(array).to(device), _tensor(task.class_indices).to(device)
+        for fold, split in task.splits.items():
+            trainer = FoldTrainer(
+                fold, features, class_indices, split, classes, task.settings, recorder, count
+            )
+            if fold in task.origins:
+                trainer.load_state_dict(load_state(task.origins[fold]))
+            trainers[fold] = trainer
+            count()
     return trainers
 
 

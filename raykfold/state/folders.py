@@ -75,7 +75,10 @@ def set_aside(config: RunConfig) -> list[Place]:
     if outputs:
         places.append(_move(outputs, place / f"aside-{stamp}"))
     for path in local if remote else ():
-        remove_tree(path) if path.is_dir() else path.unlink()
+        if path.is_dir():
+            remove_tree(path)
+        else:
+            path.unlink()
 
     # Checkpoints go into a folder beside the run's own, which keeps its lock.
     root = config.run_dir.root
@@ -86,6 +89,7 @@ def set_aside(config: RunConfig) -> list[Place]:
 
 
 def _move(paths: Sequence[Place], target: Place) -> Place:
+    """Move these into `target`, or a folder with a number more; return which."""
     folder, count = target, 0
     while folder.exists():
         count += 1

@@ -192,7 +192,7 @@ class Heartbeat(Observer):
         self._thread.join(_CLOSE_SECONDS)
 
     def _tell(self, **changes: Any) -> None:
-        """Change the next beat, and let it come as soon as it may."""
+        """Change the next beat, and write it soon."""
         with self._changed:
             self._beat = dataclasses.replace(self._beat, **changes)
             self._news = True

@@ -111,7 +111,7 @@ class RunRecord:
             folds=tuple(map(int, content["folds"])),
             versions=dict(content["versions"]),
         )
-        # Readers count on these.
+        # Readers count on these: a property raises for a value that it cannot make sense of.
         if not all(isinstance(record.config[name], str) for name in ("model_dir", "storage_path")):
             raise TypeError("its folders are not texts")
         _ = record.epochs, record.seed, record.repeats, record.inner, record.fingerprint

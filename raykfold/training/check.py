@@ -16,11 +16,11 @@ _SUM_TOLERANCE = 1e-4
 
 
 def check_network(config: RunConfig, data: FeatureSet) -> list[str]:
-    """Build a network, evaluate it, and compute the gradients of one training batch.
+    """Build a network, compute the gradients of one training batch, and evaluate it.
 
-    Two samples are the smallest batch that training meets, unless `batch_size` is 1. There is no
-    optimizer: to import what torch's optimizers need takes longer than all of this. The random
-    states of the process stay as they were.
+    The batch has two samples: enough for BatchNorm, and training meets no smaller one unless
+    `batch_size` is 1. There is no optimizer: to import what torch's optimizers need takes longer
+    than all of this. The random states of the process stay as they were.
 
     Args:
         config: names the network.
@@ -36,71 +36,71 @@ def check_network(config: RunConfig, data: FeatureSet) -> list[str]:
     name, num_classes = f"--model {config.model}", data.num_classes
     with RandomStreams(config.seed, 0, torch.device("cpu")).active():
         model = build_model(config.model, data.n_mels, num_classes, data.time)
-        noise = torch.randn(2, data.n_mels, data.time)
-
-        # Evaluate two samples, and one: the last batch of a validation split can be so small.
-        model.eval()
-        with torch.inference_mode():
-            output = _call(model, noise, name)
-            if _shape(output) != (2, num_classes):
-                raise BadInput(
-                    f"{name}: returned {_shape(output)} for input {tuple(noise.shape)}; "
-                    f"expected logits of shape (2, {num_classes})"
-                )
-            try:
-                one = f"returned {_shape(model(noise[:1]))} for"
-            except Exception as error:
-                one = f"fails ({type(error).__name__}: {error}) on"
-
-        # Train on a batch.
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise BadInput(f"{name}: has no parameters to train; expected one or more")
-        batch = noise[: min(config.batch_size, 2)]
+        noise = torch.randn(2, data.n_mels, data.time)
+
+        # As a worker does it: first train, then evaluate.
         model.train()
+        batch = noise[: min(config.batch_size, 2)]
+        logits = _call(model, batch, num_classes, name)
         try:
-            targets = torch.zeros(len(batch), dtype=torch.long)
-            nn.functional.cross_entropy(model(batch), targets).backward()
+            nn.functional.cross_entropy(
+                logits, torch.zeros(len(batch), dtype=torch.long)
+            ).backward()
         except Exception as error:
             raise BadInput(
-                f"{name}: cannot be trained: a step on input {tuple(batch.shape)} fails "
-                f"({type(error).__name__}: {error})"
+                f"{name}: cannot be trained ({type(error).__name__}: {error})"
             ) from error
+        model.eval()
+        with torch.inference_mode():
+            output = _call(model, noise, num_classes, name)
+            # The last batch of a validation split can have one sample.
+            problem = ""
+            try:
+                _call(model, noise[:1], num_classes, name)
+            except BadInput as error:
+                problem = f"{error}; a fold whose last validation batch has one sample will fail"
 
-    warnings = []
+    warnings = [problem] if problem else []
     if (output >= 0).all() and ((output.sum(dim=1) - 1).abs() < _SUM_TOLERANCE).all():
         warnings.append(
             f"{name}: its outputs are probabilities (each row sums to 1), and the loss takes "
             "logits: such a network learns slowly and badly; leave out its last softmax"
         )
-    expected = (1, num_classes)
-    if one != f"returned {expected} for":
-        warnings.append(
-            f"{name}: {one} one sample; expected logits of shape {expected}: a fold whose last "
-            "batch has one sample will fail"
-        )
     return warnings
 
 
-def _call(model: nn.Module, samples: Tensor, name: str) -> Tensor:
-    """Return the network's output.
+def _call(model: nn.Module, samples: Tensor, num_classes: int, name: str) -> Tensor:
+    """Return the network's logits.
 
     Raises:
-        BadInput: it fails.
+        BadInput: it fails, or returns something else.
     """
+    shape = tuple(samples.shape)
     try:
-        output: Tensor = model(samples)
-        return output
+        output = model(samples)
     except Exception as error:
-        text = f"{name}: fails on input {tuple(samples.shape)} ({type(error).__name__}: {error})"
-        try:
-            model(samples.unsqueeze(1))
-        except Exception:
-            raise BadInput(text) from error
+        mode = " in training" if model.training else ""
+        text = f"{name}: fails on input {shape}{mode} ({type(error).__name__}: {error})"
+        if _takes(model, samples.unsqueeze(1)):
+            text += (
+                f"; it takes {tuple(samples.unsqueeze(1).shape)}: expected x = x.unsqueeze(1) at "
+                "the start of its forward"
+            )
+        raise BadInput(text) from error
+    returned = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if not isinstance(output, Tensor) or returned != (len(samples), num_classes):
         raise BadInput(
-            f"{text}; it takes {tuple(samples.unsqueeze(1).shape)}: expected x = x.unsqueeze(1) "
-            "at the start of its forward"
-        ) from error
+            f"{name}: returned {returned} for input {shape}; "
+            f"expected logits of shape {(len(samples), num_classes)}"
+        )
+    return output
 
 
-def _shape(output: object) -> tuple[int, ...] | str:
-    return tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+def _takes(model: nn.Module, samples: Tensor) -> bool:
+    try:
+        model(samples)
+    except Exception:
+        return False
+    return True

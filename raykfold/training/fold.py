@@ -91,7 +91,7 @@ class Snapshot:
     """A copy of a fold in host memory, which later training does not change.
 
     Attributes:
-        so_far: the fold's result, ``running``.
+        so_far: the fold's result so far, with status ``running``.
         state: what `FoldTrainer.load_state_dict` takes.
     """
 

@@ -74,7 +74,7 @@ def search(
     _check_sampler(config)
     with open_inputs(config, data, [Voice(observer.noticed)]) as inputs:
         for line in _check_space(config, inputs.data):
-            observer.noticed(line)
+            inputs.audience.noticed(line)
         without = _without_outer_folds(config, inputs)
         with claim_run(config, inputs.audience):
             set_earlier_aside(config, inputs.audience)
@@ -96,7 +96,7 @@ def _search(
     measured = all(each.outer_accuracy is not None for each in inner.values())
     if not measured or not all(each.results().is_over for each in searches):
         for line in _remarks(config):
-            observer.noticed(line)
+            inputs.audience.noticed(line)
         whole.journal.start_clock()
         with connect_dealer(whole.earlier, inputs) as dealer:
             for each in searches:
@@ -145,14 +145,19 @@ def _check_sampler(config: SearchConfig) -> None:
 
 
 def _check_space(config: SearchConfig, data: FeatureSet) -> list[str]:
-    """Try the network at the ends of each domain, so that errors there come at the start."""
-    warnings: dict[str, list[str]] = {}  # of each network
+    """Try the network at the ends of each domain, so that errors there come at the start.
+
+    Returns:
+        What the user should know about the networks, in lines.
+    """
+    warnings: dict[tuple[str, bool], list[str]] = {}
     for values in config.space.probes():
         trial = config.trial(1, values)
-        if trial.model in warnings:
+        differs = trial.model, trial.batch_size == 1
+        if differs in warnings:
             continue
         try:
-            warnings[trial.model] = check_network(trial, data)
+            warnings[differs] = check_network(trial, data)
         except BadInput as error:
             of_network = {n: value for n, value in values.items() if n.split(".")[0] == "model"}
             if not of_network:
@@ -160,7 +165,7 @@ def _check_space(config: SearchConfig, data: FeatureSet) -> list[str]:
             raise BadInput(
                 f"--config {config.config_file}: [search]: with {values_text(of_network)}: {error}"
             ) from error
-    return [line for lines in warnings.values() for line in lines]
+    return list(dict.fromkeys(line for lines in warnings.values() for line in lines))
 
 
 def _without_outer_folds(config: SearchConfig, inputs: Inputs) -> dict[int, Inputs]:

@@ -470,7 +470,9 @@ def test_a_worker_that_is_stopped_is_replaced(
     finally:
         driver.kill()
     assert driver.returncode == 0, output
-    assert re.search(r"the worker of .* ended: it stalled: its process said nothing for", output)
+    assert re.search(
+        r"the worker of .* ended: it stalled: its process reported nothing for", output
+    )
     assert_same(Outcome.of(tmp_path), outcome)
     wait_until_gone(stopped)
 

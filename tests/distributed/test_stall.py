@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-import pytest
-
-from raykfold.distributed.stall import AwakeClock, StallWatch, stall_of
+from raykfold.distributed.stall import NO_PULSE, AwakeClock, Pulse, Stage, StallWatch, stall_of
 
 
 class Worker:
@@ -14,87 +10,116 @@ class Worker:
 
     def __init__(self, timeout: float | None = None) -> None:
         self.now = 0.0
-        self.told: list[tuple[float, float]] = []
-        self.watch = StallWatch(
-            lambda *told: self.told.append(told), timeout, AwakeClock(lambda: self.now)
-        )
+        self.pulse = NO_PULSE
+        self.stalls: list[str] = []
+        self.watch = StallWatch(self.hear, timeout, AwakeClock(lambda: self.now))
+
+    def hear(self, pulse: Pulse) -> None:
+        self.pulse = pulse
+        stall = stall_of(pulse, silent=0.0)
+        if stall:
+            self.stalls.append(stall)
 
     def wait(self, seconds: float) -> None:
         for _ in range(round(seconds)):
             self.now += 1.0
             self.watch.look()
 
-    def epoch(self, *, first: bool, batch_seconds: float = 1.0) -> None:
-        with self.watch.computing(first=first):
-            for _ in range(3):
+    def epoch(self, stage: Stage, batch_seconds: float = 1.0, last_seconds: float = 1.0) -> None:
+        with self.watch.expect(stage):
+            for _ in range(30):
                 self.wait(batch_seconds)
                 self.watch.count()
-        self.watch.look()
-
-    @property
-    def stall(self) -> str | None:
-        still, limit = self.told[-1]
-        return stall_of(still, limit, silent=0.0, timeout=None)
+            self.wait(last_seconds)  # evaluation, or a GPU that has the epoch in its queue
+            self.watch.count()
+        self.wait(1)
 
 
 def test_a_batch_that_never_ends_is_a_stall_after_a_minute() -> None:
     worker = Worker()
-    worker.epoch(first=True)
-    worker.epoch(first=False)
-    with worker.watch.computing(first=False):
+    worker.epoch("first")
+    worker.epoch("later")
+    with worker.watch.expect("later"):
         worker.wait(60)
-        assert worker.stall is None
+        assert not worker.stalls
         worker.wait(2)
-        assert worker.stall == "it stalled: no batch was finished for 61 s"
+        assert worker.stalls[0] == "it stalled: no batch was finished for 61 s"
 
 
 def test_long_batches_may_take_twenty_times_as_long() -> None:
     worker = Worker()
-    worker.epoch(first=True, batch_seconds=200)  # says nothing about later ones
-    worker.epoch(first=False, batch_seconds=10)
-    with worker.watch.computing(first=False):
+    worker.epoch("first", batch_seconds=20)
+    worker.epoch("later", batch_seconds=10)
+    with worker.watch.expect("later"):
         worker.wait(199)
-        assert worker.stall is None
+        assert not worker.stalls
         worker.wait(30)
-        assert worker.stall is not None
+        assert worker.stalls
 
 
-def test_the_first_epoch_has_ten_minutes_for_a_batch() -> None:
+def test_what_comes_last_in_an_epoch_may_take_long() -> None:
     worker = Worker()
-    with worker.watch.computing(first=True):
-        worker.wait(599)
-        assert worker.stall is None
+    worker.epoch("first", last_seconds=90)
+    worker.epoch("later", last_seconds=90)
+    worker.epoch("later", last_seconds=90)
+    assert not worker.stalls
+
+
+def test_the_first_epoch_has_five_minutes_for_a_batch() -> None:
+    worker = Worker()
+    with worker.watch.expect("first"):
+        worker.wait(299)
+        assert not worker.stalls
         worker.wait(3)
-        assert worker.stall is not None
+        assert worker.stalls
 
 
-def test_what_is_no_batch_may_take_any_time() -> None:
+def test_what_a_first_epoch_takes_says_little_about_later_ones() -> None:
     worker = Worker()
-    worker.epoch(first=True)
-    worker.epoch(first=False)
+    worker.epoch("first", last_seconds=200)
+    assert worker.pulse.idle_limit == 5 * 200
+    worker.epoch("later")
+    assert worker.pulse.idle_limit == 60
+
+
+def test_between_epochs_a_worker_may_wait_for_ever() -> None:
+    worker = Worker()
+    worker.epoch("first")
+    worker.epoch("later")
     worker.wait(10_000)  # for storage
-    assert worker.stall is None
-    worker.epoch(first=False)
-    assert worker.stall is None
+    worker.epoch("later")
+    assert not worker.stalls
 
 
 def test_a_timeout_of_the_user_holds_from_the_first_batch() -> None:
     worker = Worker(timeout=15.0)
-    with worker.watch.computing(first=True):
+    with worker.watch.expect("start"):  # which no batch is
+        worker.wait(100)
+    with worker.watch.expect("first"):
         worker.wait(14)
-        assert worker.stall is None
+        assert not worker.stalls
         worker.wait(3)
-        assert worker.stall is not None
+        assert worker.stalls
 
 
-@pytest.mark.parametrize(("timeout", "allowed"), [(None, 60.0), (12.0, 12.0)])
-def test_a_process_that_says_nothing_is_a_stall(timeout: float | None, allowed: float) -> None:
-    def stall(silent: float, limit: float = 600.0) -> str | None:
-        return stall_of(0.0, limit, silent, timeout)
+def test_a_process_that_reports_nothing_is_a_stall() -> None:
+    worker = Worker()
+    worker.epoch("first")
+    assert stall_of(worker.pulse, silent=60.0) is None
+    assert (
+        stall_of(worker.pulse, silent=61.0) == "it stalled: its process reported nothing for 61 s"
+    )
+    with worker.watch.expect("start"):
+        worker.wait(1)
+        assert stall_of(worker.pulse, silent=299.0) is None
+    assert stall_of(NO_PULSE, silent=10_000.0) is None  # it has not started
 
-    assert stall(allowed) is None
-    assert stall(allowed + 1.0) == f"it stalled: its process said nothing for {allowed + 1:.0f} s"
-    assert stall(allowed + 1.0, math.inf) is None  # it has said nothing yet
+
+def test_a_watch_that_is_turned_off_reports_nothing() -> None:
+    worker = Worker(timeout=0.0)
+    with worker.watch, worker.watch.expect("first"):
+        pass
+    assert worker.pulse is NO_PULSE
 
 
 def test_time_in_which_the_process_was_suspended_does_not_count() -> None:
