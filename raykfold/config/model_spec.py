@@ -12,8 +12,11 @@ from __future__ import annotations
 import ast
 import keyword
 import math
+import operator
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeAlias
 
 Argument: TypeAlias = str | bool | int | float
@@ -36,6 +39,30 @@ class ModelSpec:
 
     name: str = DEFAULT_MODEL
     arguments: Mapping[str, Argument] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, value: object) -> ModelSpec:
+        """Return the spec of a text, of a class, or of a `functools.partial` of one.
+
+        Raises:
+            ValueError: the value is none of these, or its module has no such class.
+        """
+        if isinstance(value, str):
+            return cls.parse(value)
+        if isinstance(value, partial) and not value.args:
+            return cls.of(value.func).with_arguments(value.keywords)
+        if not isinstance(value, type):
+            raise ValueError(f"{_EXPECTED}, or a class")
+        try:  # what a function defines, or a later class of that name hides, has no name
+            found = operator.attrgetter(value.__qualname__)(sys.modules[value.__module__])
+        except (AttributeError, KeyError):
+            found = None
+        if found is not value:
+            raise ValueError(
+                f"{value.__module__} has no such class by the name {value.__qualname__}; expected "
+                "a class that can be named, as in module:Class"
+            )
+        return cls(f"{value.__module__}:{value.__qualname__}")
 
     @classmethod
     def parse(cls, text: str) -> ModelSpec:

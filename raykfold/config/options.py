@@ -4,7 +4,7 @@ A class derived from `Options` declares them as its fields, with `option`. The c
 parser, the names of the environment variables and the keys of the file follow from the fields; so
 does what is known of an option elsewhere: its group in ``--help``, whether it is a hyper-parameter,
 decides results, or can be searched. A flag wins over a variable, a variable over the file, the file
-over the default.
+over the default. Values from Python are read by the same parsers, which take more than text.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import difflib
 import inspect
 import itertools
 import math
+import os
 import re
 import textwrap
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,10 +29,11 @@ from raykfold.config.command import Parser, add_flag
 from raykfold.config.model_spec import ModelSpec
 from raykfold.errors import BadInput
 from raykfold.files.remote import Place, place, without_password
+from raykfold.text import one_line
 
 ENVIRONMENT_PREFIX = "RAYKFOLD_"
 
-Parse = Callable[[str], Any]
+Parse = Callable[[Any], Any]
 Check = Callable[[Any], str | None]
 
 
@@ -49,7 +51,8 @@ def option(
 
     Args:
         default: its value where nothing is said.
-        parse: turns the text of a flag, variable or key into a value; raises ValueError.
+        parse: turns the text of a flag, variable or key, or a value from Python, into a value, and
+            takes what it has returned; raises ValueError.
         check: returns what is wrong with a value, or None.
         group: the heading it stands under in ``--help``.
         hyperparameter: the model card and the trackers show it.
@@ -94,19 +97,35 @@ def options_that_are(cls: type[Options], role: str) -> list[str]:
 # --- how values are read and checked -------------------------------------------------------------
 
 
-def text(value: str) -> str:
-    if not value.strip():
+# Python takes True for 1, and cuts 1.5 down to 1. So numbers are read from the text of a value.
+
+
+def text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
         raise ValueError("expected a text that is not empty")
-    return value
+    return str(value)
 
 
-def path(value: str) -> Place:
-    return place(text(value))
-
-
-def integer(value: str) -> int:
+def path(value: object) -> Place:
     try:
-        number = int(value)
+        str(value).encode()  # files, the Hub and W&B need it so
+    except UnicodeEncodeError:
+        raise ValueError("expected a path in UTF-8") from None
+    return place(text(value) if isinstance(value, str) else value)
+
+
+def network(value: object) -> str:
+    return str(ModelSpec.of(text(value) if isinstance(value, str) else value))
+
+
+def dtype(value: object) -> str:
+    name = str(value).removeprefix("torch.")
+    return {"bfloat16": "bf16", "float32": "fp32"}.get(name, name)
+
+
+def integer(value: object) -> int:
+    try:
+        number = int(str(value))
     except ValueError:
         raise ValueError("expected a whole number") from None
     if abs(number) >= 2**63:  # PyTorch and the files hold 64 bits
@@ -114,25 +133,34 @@ def integer(value: str) -> int:
     return number
 
 
-def number(value: str) -> float:
+def number(value: object) -> float:
     try:
-        return float(value)
+        return float(str(value))
     except ValueError:
         raise ValueError("expected a number") from None
 
 
-def switch(value: str) -> bool:
+def switch(value: object) -> bool:
     known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if value.strip().lower() not in known:
+    word = str(value).strip().lower()
+    if word not in known:
         raise ValueError("expected true or false")
-    return known[value.strip().lower()]
+    return known[word]
 
 
-def fold_list(value: str) -> tuple[int, ...]:
+def fold_list(value: object) -> tuple[int, ...]:
+    parts: Iterable[object] = [value]
+    if isinstance(value, str):
+        parts = value.split(",")
+    elif isinstance(value, list | tuple | range | Set | Iterator):
+        parts = value
     try:
-        return tuple(sorted({int(part) for part in value.split(",")}))
+        labels = {integer(plain(part)) for part in parts}
     except ValueError:
-        raise ValueError("expected fold labels separated by commas, as in 1,3") from None
+        labels = set()
+    if not labels:
+        raise ValueError("expected fold labels separated by commas, as in 1,3")
+    return tuple(sorted(labels))
 
 
 @dataclass(frozen=True)
@@ -142,8 +170,8 @@ class OrWord:
     word: str
     parse: Parse
 
-    def __call__(self, value: str) -> Any:
-        if value.strip().lower() == self.word:
+    def __call__(self, value: object) -> Any:
+        if value is None or str(value).strip().lower() == self.word:
             return None
         try:
             return self.parse(value)
@@ -257,30 +285,31 @@ def parse_values(
     return {**values, "named": named}, table
 
 
-def read_option(cls: type[Options], name: str, given: str, where: str) -> Any:
-    """Return the value that a text stands for.
+def read_option(cls: type[Options], name: str, given: object, where: str) -> Any:
+    """Return the value that a text, or a value from Python, stands for.
 
     Args:
-        where: where the text stood, for messages.
+        where: where it stood, for messages.
 
     Raises:
         BadInput: the option cannot have such a value.
     """
-    field = options(cls)[name]
+    parse, check = (options(cls)[name].metadata[each] for each in ("parse", "check"))
     try:
-        value = field.metadata["parse"](given)
+        value = parse(plain(given))
+        wrong = check(value) if check and value is not None else None
     except ValueError as error:
-        raise BadInput(f"{where} {without_password(given)!r}: {error}") from None
-    wrong = check_option(field, value)
+        wrong = str(error)
     if wrong:
-        raise BadInput(f"{where} {given!r}: {wrong}")
+        is_path = isinstance(given, str | os.PathLike | Place)
+        shown = repr(without_password(str(given))) if is_path else one_line(repr(given), longest=80)
+        raise BadInput(f"{where} {shown}: {wrong}")
     return value
 
 
-def check_option(field: dataclasses.Field[Any], value: Any) -> str | None:
-    """Return what is wrong with a value; None or "" stand for the default and are fine."""
-    check: Check | None = field.metadata["check"]
-    return check(value) if check and value not in (None, "") else None
+def plain(value: Any) -> Any:
+    """Return numbers and arrays of NumPy, torch or pandas as Python's numbers and lists."""
+    return value.tolist() if hasattr(value, "tolist") and not isinstance(value, type) else value
 
 
 def toml_text(value: Any) -> str:

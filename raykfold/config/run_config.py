@@ -10,14 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec
+from raykfold.config.model_spec import DEFAULT_MODEL
 from raykfold.config.options import (
     Options,
     OrWord,
-    check_option,
+    dtype,
     fold_list,
     hub_repository,
     integer,
+    network,
     not_negative,
     number,
     one_of,
@@ -28,13 +29,14 @@ from raykfold.config.options import (
     path,
     plain_name,
     positive,
+    read_option,
     switch,
     text,
     zero_or_ten,
 )
 from raykfold.errors import BadInput
 from raykfold.files.paths import ModelDir, RunDir, absolute, seed_name, working_copy
-from raykfold.files.remote import Place, RemotePath, place, without_password
+from raykfold.files.remote import Place, RemotePath
 
 # Ray sets this for the entrypoint of `ray job submit`.
 _SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -60,8 +62,11 @@ class RunConfig(Options):
     `raykfold.config.options.option`, is part of the run's identity, its model card, what trackers
     show and what a search can vary, as its declaration says.
 
+    Values from Python are read like those of flags: numbers may be NumPy's, folds any collection of
+    labels, paths text, and `model` may be a class. What a flag could say is as good: "auto", "1,3".
+
     Raises:
-        BadInput: a value is out of range; an output path of a submitted job is relative.
+        BadInput: an option cannot have its value; an output path of a submitted job is relative.
     """
 
     module: ClassVar[str] = "raykfold.run"
@@ -108,19 +113,19 @@ class RunConfig(Options):
     )
     """Seed of initial weights, order of samples and dropout."""
 
-    model: str = _hyperparameter(DEFAULT_MODEL, text, decides_results=True, search=True)
+    model: str = _hyperparameter(DEFAULT_MODEL, network, decides_results=True, search=True)
     """The network, `module:Class`, called with (n_mels, num_classes, target_len) and the arguments
     in parentheses, as in raykfold.models:AudioCNN(dropout=0.3, width=16)."""
 
     # "auto" decides nothing until the device is known: see `raykfold.state.record.identity`.
-    precision: str = _hyperparameter("auto", text, one_of("auto", "fp32", "bf16"), search=True)
+    precision: str = _hyperparameter("auto", dtype, one_of("auto", "fp32", "bf16"), search=True)
     """Precision of training steps, fp32 or bf16 (auto: bf16 for AudioCNN on GPUs that have it)."""
 
     repeats: int = _protocol(1, integer, positive)
     """Number of seeds that every fold is trained with: seed, seed + 1, and so on."""
 
     select: Literal["best", "inner"] = _protocol(
-        "best", text, one_of("best", "inner"), decides_results=True
+        "best", str, one_of("best", "inner"), decides_results=True
     )
     """Which epoch's weights are kept: the best on the held-out fold, or on an inner split."""
 
@@ -179,7 +184,7 @@ class RunConfig(Options):
     hf_private: bool = _hub(False, switch)
     """Make that repository private, if it does not exist yet."""
 
-    hub_upload: str = _hub("all", text, one_of("all", "best"))
+    hub_upload: str = _hub("all", str, one_of("all", "best"))
     """Weights to upload: those of all epochs, or only the best of each fold."""
 
     hub_interval: float = _hub(60.0, number, positive)
@@ -194,7 +199,7 @@ class RunConfig(Options):
     wandb_entity: str | None = _trackers(None, text, plain_name)
     """User or team on Weights & Biases (your own default)."""
 
-    wandb_mode: str | None = _trackers(None, text, one_of("online", "offline", "disabled"))
+    wandb_mode: str | None = _trackers(None, str, one_of("online", "offline", "disabled"))
     """online, offline or disabled (WANDB_MODE by default, else online if there is a key)."""
 
     wandb_watch: bool = _trackers(False, switch)
@@ -207,20 +212,11 @@ class RunConfig(Options):
     """Options that the environment or a file sets, and would set again: `command` has them all."""
 
     def __post_init__(self) -> None:
-        # Values from Python are checked like those of flags; a path may be text.
+        # Values from Python are read like those of flags. A default may be what no flag can say.
         for name, field in options(type(self)).items():
-            wrong = check_option(field, getattr(self, name))
-            if wrong:
-                raise BadInput(f"--{name} {getattr(self, name)}: {wrong}")
-        for name in ("processed_dir", "model_dir", "storage_path"):
-            if getattr(self, name) is not None:
-                self._set(name, _place(name, getattr(self, name)))
-        if self.folds is not None:
-            self._set("folds", tuple(sorted(set(self.folds))))
-        try:
-            self._set("model", str(ModelSpec.parse(self.model)))
-        except ValueError as error:
-            raise BadInput(f"--model {self.model}: {error}") from None
+            value = getattr(self, name)
+            if type(value) is not type(field.default) or value != field.default:
+                self._set(name, read_option(type(self), name, value, f"--{name}"))
 
         # The working directory of a submitted job vanishes with it.
         if in_submitted_job(os.environ):
@@ -361,13 +357,3 @@ def parse_config(argv: Sequence[str], environ: Mapping[str, str]) -> RunConfig:
             "runs; expected a file without it"
         )
     return RunConfig(**values)
-
-
-def _place(name: str, value: str | Place) -> Place:
-    try:
-        str(value).encode()  # files, the Hub and W&B need it so
-        return place(value)
-    except UnicodeEncodeError:
-        raise BadInput(f"--{name} {value}: expected a path in UTF-8") from None
-    except ValueError as error:
-        raise BadInput(f"--{name} {without_password(str(value))}: {error}") from None

@@ -262,18 +262,24 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def place(value: str | Path | RemotePath) -> Place:
+def place(value: object) -> Place:
     """Return the path that `value` names: a local path, a file:// URI, or a URI of a store.
+
+    Args:
+        value: a text, or anything that is a path.
 
     Raises:
         ValueError: it is none of these; the text says what would be right.
     """
     if isinstance(value, RemotePath):
         return value
-    if isinstance(value, Path):
-        if re.match(r"[a-z0-9]+:/", str(value)):
+    if isinstance(value, os.PathLike):
+        path = Path(os.fsdecode(value))
+        if re.match(r"[a-z0-9]+:/", str(path)):
             raise ValueError("a Path drops a slash of a URI; expected a string")
-        return value
+        return path
+    if not isinstance(value, str):
+        raise ValueError(_EXPECTED)
     if "://" not in value:
         return Path(value)
     # Not left to urlsplit, which finds no scheme in some texts that have one.

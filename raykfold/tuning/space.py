@@ -30,6 +30,7 @@ from raykfold.config.options import (
     options,
     options_that_are,
     parse_values,
+    plain,
     positive,
     read_option,
     switch,
@@ -39,6 +40,7 @@ from raykfold.config.run_config import RunConfig
 from raykfold.errors import BadInput
 from raykfold.files.paths import absolute, outer_name
 from raykfold.state.record import identity
+from raykfold.text import one_line
 
 _MODEL_PREFIX = "model."
 _LISTS = ("choice", "grid")
@@ -183,6 +185,7 @@ class SearchConfig(RunConfig):
     nested: bool = _search(False, switch)
     """Also search within each outer fold, and measure each winner on its outer fold."""
 
+    # From Python also a mapping, as the [search] table is one.
     space: SearchSpace = field(default_factory=SearchSpace)
     config_file: Path | None = None  # which holds the space
 
@@ -193,6 +196,10 @@ class SearchConfig(RunConfig):
             BadInput: a value is out of range, or does not fit a search.
         """
         super().__post_init__()
+        rows = self.space.to_json() if isinstance(self.space, SearchSpace) else self.space
+        if not isinstance(rows, Mapping):
+            raise BadInput(f"[search] {one_line(repr(rows))}: expected a mapping of ranges")
+        self._set("space", _space(type(self), rows, "[search]: "))
         if not self.space.domains:
             raise BadInput("[search]: is empty; expected at least one range")
         if self.space.grid_size() > _LARGEST_GRID:
@@ -344,14 +351,10 @@ def parse_search(
             f"{where}: has no [search] table with ranges, as in "
             "learning_rate = {loguniform = [1e-4, 1e-2]}"
         )
-    domains: dict[str, Domain] = {}
-    for name, row in _flat(table.rows):
-        if name in domains:
-            raise BadInput(f"{where}: search.{name}: appears twice")
-        domains[name] = _domain(cls, f"{where}: search.{name}", name, row)
-    config = cls(**values, space=SearchSpace(domains), config_file=absolute(table.file))
+    space = _space(cls, table.rows, f"{where}: search.")
+    config = cls(**values, space=space, config_file=absolute(table.file))
     arguments = {f"{_MODEL_PREFIX}{each}" for each in ModelSpec.parse(config.model).arguments}
-    for name in domains:
+    for name in space.domains:
         if name in values or name in arguments:
             raise BadInput(
                 f"{where}: search.{name}: also has a fixed value; expected one of the two"
@@ -359,10 +362,24 @@ def parse_search(
     return config
 
 
+def _space(cls: type[SearchConfig], rows: Mapping[str, Any], where: str) -> SearchSpace:
+    """Parse the [search] table.
+
+    Args:
+        where: what stands before the name of a range in messages.
+    """
+    domains: dict[str, Domain] = {}
+    for name, row in _flat(rows):
+        if name in domains:
+            raise BadInput(f"{where}{name}: appears twice")
+        domains[name] = _domain(cls, f"{where}{name}", name, row)
+    return SearchSpace(domains)
+
+
 def _flat(rows: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield names and ranges. Unquoted, ``model.dropout`` is a table in the table ``model``."""
     for key, value in rows.items():
-        name = key.replace("-", "_")
+        name = str(key).replace("-", "_")
         if name == "model" and isinstance(value, Mapping) and not _is_range(value):
             for argument, row in value.items():
                 yield f"{_MODEL_PREFIX}{argument.replace('-', '_')}", row
@@ -392,15 +409,16 @@ def _domain(cls: type[SearchConfig], where: str, name: str, row: Any) -> Domain:
         hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(_KINDS)}"
         raise BadInput(f"{where}: unknown range {kind!r}; {hint}")
     kind = kind.removesuffix("_search")
-    if not isinstance(arguments, list):
+    arguments = plain(arguments)
+    if not isinstance(arguments, list | tuple | range):
         raise BadInput(f"{where}: {kind} {arguments!r}: expected a list, as in {kind} = [1, 2]")
-    domain = Domain(kind, tuple(arguments))
+    domain = Domain(kind, tuple(map(plain, arguments)))
     if domain.is_list:
-        return Domain(kind, _values(cls, f"{where}: {kind}", name, arguments))
+        return Domain(kind, _values(cls, f"{where}: {kind}", name, domain.arguments))
     _check_range(cls, f"{where}: {kind}", name, domain)
-    if domain.is_whole and arguments[2:] == [1]:
+    if domain.is_whole and domain.arguments[2:] == (1,):
         # With a step of 1 Ray Tune leaves the upper end out, and Optuna would not.
-        return Domain(kind.removeprefix("q"), tuple(arguments[:2]))
+        return Domain(kind.removeprefix("q"), domain.arguments[:2])
     return domain
 
 
@@ -480,9 +498,10 @@ def _value(cls: type[SearchConfig], where: str, name: str, value: Any) -> Any:
         if name.startswith(_MODEL_PREFIX):
             argument = name.removeprefix(_MODEL_PREFIX)
             return ModelSpec().with_arguments({argument: value}).arguments[argument]
+        if name == "model":
+            return read_option(cls, name, value, where)
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise BadInput(f"{where} {value!r}: expected a number or a text")
-        parsed = read_option(cls, name, toml_text(value), where)
-        return str(ModelSpec.parse(parsed)) if name == "model" else parsed
+        return read_option(cls, name, toml_text(value), where)
     except ValueError as error:
         raise BadInput(f"{where} {value!r}: {error}") from None

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from raykfold.config.options import options
 from raykfold.config.run_config import RunConfig, parse_config
@@ -160,10 +165,106 @@ def test_a_bad_file_is_named_with_its_key(tmp_path: Path, text: str, parts: list
         assert part in str(error.value)
 
 
-def test_from_python_values_are_checked_too() -> None:
-    with pytest.raises(BadInput, match="--epochs 0"):
-        RunConfig(epochs=0)
-    assert RunConfig(folds=(2, 1, 2)).folds == (1, 2)
+class Network(torch.nn.Module):
+    """A network that has a name, and one within it that has another."""
+
+    class Inner(torch.nn.Module):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "value"),
+    [
+        ("epochs", np.int64(3), 3),
+        ("epochs", np.array(3), 3),
+        ("epochs", torch.tensor(3), 3),
+        ("epochs", "5", 5),
+        ("learning_rate", np.float32(0.5), 0.5),
+        ("learning_rate", 1, 1.0),
+        ("learning_rate", "1e-4", 1e-4),
+        ("folds", [2, 1, 2], (1, 2)),
+        ("folds", np.array([2, 1]), (1, 2)),
+        ("folds", torch.tensor([2, 1]), (1, 2)),
+        ("folds", [np.int32(1), torch.tensor(2)], (1, 2)),
+        ("folds", range(1, 3), (1, 2)),
+        ("folds", {1: "a", 2: "b"}.keys(), (1, 2)),
+        ("folds", iter([1, 2]), (1, 2)),
+        ("folds", "1,2", (1, 2)),
+        ("folds", "all", None),
+        ("folds", 2, (2,)),
+        ("num_workers", "auto", None),
+        ("wait_timeout", "never", None),
+        ("use_gpu", "auto", None),
+        ("use_gpu", np.bool_(False), False),
+        ("demo", np.bool_(True), True),
+        ("demo", "yes", True),
+        ("precision", torch.bfloat16, "bf16"),
+        ("precision", "float32", "fp32"),
+        ("run_name", np.str_("name"), "name"),
+        ("model_dir", "/out", Path("/out")),
+        ("model_dir", PurePosixPath("/out"), Path("/out")),
+        ("model", Network, f"{__name__}:Network"),
+        ("model", Network.Inner, f"{__name__}:Network.Inner"),
+        ("model", partial(Network, width=3, kind="a"), f"{__name__}:Network(kind='a', width=3)"),
+    ],
+)
+def test_python_values_are_what_a_flag_would_have_given(name: str, given: Any, value: Any) -> None:
+    config = RunConfig(**{name: given})
+    assert (getattr(config, name), type(getattr(config, name))) == (value, type(value))
+    json.dumps(config.to_json())
+    assert parse_config(config.command()[3:], {}) == config == dataclasses.replace(config)
+
+
+def within_a_function() -> type:
+    class Hidden(torch.nn.Module):
+        pass
+
+    return Hidden
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "wrong"),
+    [
+        ("epochs", 0, "0: expected more than 0"),
+        ("epochs", None, "None: expected a whole number"),
+        ("epochs", True, "True: expected a whole number"),
+        ("epochs", [3], "[3]: expected a whole number"),
+        ("batch_size", 32.0, "32.0: expected a whole number"),
+        ("batch_size", "many", "'many': expected a whole number"),
+        ("batch_size", np.arange(9).reshape(3, 3), "array([[0, 1, 2], [3, 4, 5], [6, 7, 8]]): exp"),
+        ("seed", 2**70, "1180591620717411303424: expected a whole number of less than 64 bits"),
+        ("learning_rate", None, "None: expected a number"),
+        ("learning_rate", True, "True: expected a number"),
+        ("learning_rate", np.nan, "nan: expected more than 0"),
+        ("num_workers", 2.0, "2.0: expected a whole number, or auto"),
+        ("folds", (), "(): expected fold labels separated by commas, as in 1,3, or all"),
+        ("folds", [1.0], "[1.0]: expected fold labels"),
+        ("folds", [True], "[True]: expected fold labels"),
+        ("folds", [[1, 2]], "[[1, 2]]: expected fold labels"),
+        ("folds", b"12", "b'12': expected fold labels"),
+        ("folds", {1: 2}, "{1: 2}: expected fold labels"),
+        ("demo", None, "None: expected true or false"),
+        ("demo", "maybe", "'maybe': expected true or false"),
+        ("use_gpu", 2, "2: expected true or false, or auto"),
+        ("precision", torch.float16, "torch.float16: expected auto or fp32 or bf16"),
+        ("select", None, "None: expected best or inner"),
+        ("select", "", "'': expected best or inner"),
+        ("run_name", b"name", "b'name': expected a text"),
+        ("hf_repo_id", 5, "5: expected a text"),
+        ("processed_dir", None, "None: expected a path"),
+        ("model_dir", 5, "5: expected a path"),
+        ("model", None, "None: expected module:Class"),
+        ("model", Network(), "Network(): expected module:Class"),
+        ("model", within_a_function(), "no such class by the name within_a_function.<locals>"),
+    ],
+)
+def test_wrong_python_values_get_the_line_that_a_flag_gets(
+    name: str, given: Any, wrong: str
+) -> None:
+    with pytest.raises(BadInput) as error:
+        RunConfig(**{name: given})
+    assert str(error.value).startswith(f"--{name} ") and wrong in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("flag", ["--model_dir", "--storage_path"])

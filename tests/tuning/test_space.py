@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import shlex
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from raykfold.config.run_config import RunConfig, parse_config
 from raykfold.errors import BadInput
@@ -318,6 +322,37 @@ def test_arguments_of_the_network_can_stand_in_the_file_of_a_run(tmp_path: Path)
     file.write_text("demo = true\nmodel.n_mels = 3\n")
     with pytest.raises(BadInput, match="model: n_mels follows from the data"):
         parse_config(["--config", str(file)], {})
+
+
+def test_from_python_a_space_is_read_like_the_table(tmp_path: Path) -> None:
+    rows = {
+        "learning_rate": {"loguniform": (np.float64(1e-4), 1e-2)},
+        "batch_size": {"choice": np.array([16, 32])},
+        "model": {"choice": [torch.nn.Linear, "a:B(y=1,x=2)"]},
+    }
+    config = SearchConfig(demo=True, trials=np.int64(3), space=rows)  # type: ignore[arg-type]
+    table = (
+        "learning_rate = {loguniform = [1e-4, 1e-2]}\nbatch_size = {choice = [16, 32]}\n"
+        'model = {choice = ["torch.nn.modules.linear:Linear", "a:B(x=2, y=1)"]}'
+    )
+    file = parsed(tmp_path, table, "--trials", "3")
+    assert config.space == file.space and config.trials == 3
+    assert json.dumps(config.to_json()["space"]) == json.dumps(file.to_json()["space"])
+
+
+@pytest.mark.parametrize(
+    ("space", "wrong"),
+    [
+        (None, r"\[search\] None: expected a mapping of ranges"),
+        ({"batch_size": {"choice": 16}}, r"\[search\]: batch_size: choice 16: expected a list"),
+        ({"batch_size": [16, 32]}, r"\[search\]: batch_size: expected one range"),
+        ({"batch_size": {"choice": [16.0]}}, r"batch_size: choice: '16\.0': expected a whole"),
+        (SearchSpace({"epochs": Domain("randint", (0, 9))}), "epochs: randint '0': expected more"),
+    ],
+)
+def test_from_python_a_wrong_space_is_refused_like_the_table(space: Any, wrong: str) -> None:
+    with pytest.raises(BadInput, match=wrong):
+        SearchConfig(demo=True, space=space)
 
 
 def test_the_command_is_one_that_a_shell_takes(tmp_path: Path) -> None:
