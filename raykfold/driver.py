@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -259,7 +259,7 @@ def train(config: RunConfig, inputs: Inputs) -> Summary:
 
         # Ray starts only if a fold is left.
         if any(ledger.waiting for ledger in ledgers):
-            with connect_dealer(run.earlier, inputs) as dealer:
+            with connect_dealer(run.earlier, inputs, [config.model]) as dealer:
                 add_run(run, inputs.data, dealer, repeats=repeats)
                 dealer.work()
         else:
@@ -313,15 +313,16 @@ def open_ledger(
 
 
 @contextmanager
-def connect_dealer(earlier: EarlierRun, inputs: Inputs) -> Iterator[Dealer]:
+def connect_dealer(earlier: EarlierRun, inputs: Inputs, models: Iterable[str]) -> Iterator[Dealer]:
     """Connect to Ray and yield a dealer without ledgers.
 
     Args:
         earlier: what lies in the run's folders, with its configuration.
         inputs: what the run starts from.
+        models: the networks that workers will build.
 
     Raises:
-        BadInput: Ray does not have what the flags ask for.
+        BadInput: Ray does not have what the flags ask for, or workers cannot have the networks.
     """
     config = earlier.config
     with ray_session(
@@ -331,18 +332,26 @@ def connect_dealer(earlier: EarlierRun, inputs: Inputs) -> Iterator[Dealer]:
         meanwhile=_import_dealer,
     ) as own_instance:
         # These import Ray, which the session has set up.
+        from raykfold.distributed.code import DriverCode
         from raykfold.distributed.dealer import Dealer
-        from raykfold.distributed.preflight import check_slots, storage_marker, worker_size
+        from raykfold.distributed.preflight import (
+            check_code,
+            check_slots,
+            storage_marker,
+            worker_size,
+        )
 
         _log.info("connected to Ray")
         size = worker_size(config, own_instance, earlier.identity_value("device"))
+        code = DriverCode.of(models)
         with ExitStack() as stack:
             marker = None  # on one machine, every worker sees the storage
             if own_instance:
                 check_slots(config, size)
             else:
+                check_code(code, size)
                 marker = stack.enter_context(storage_marker(config, size))
-            dealer = Dealer(config, inputs.data, inputs.audience, size, marker, own_instance)
+            dealer = Dealer(config, inputs.data, inputs.audience, size, code, marker, own_instance)
             yield stack.enter_context(closing(dealer))
 
 

@@ -1,4 +1,6 @@
-"""What processes find in their environment: secrets stay with the driver, workers get the rest.
+"""What processes find in their environment, and where they find modules.
+
+Secrets stay with the driver, workers get the rest.
 
 Secrets of outside services come from the environment (or from the services' own logins, which read
 files). A process that Ray starts inherits the environment, so they are taken out of it before Ray
@@ -7,10 +9,18 @@ starts.
 
 from __future__ import annotations
 
+import operator
+import os
 import re
-from collections.abc import Iterator, Mapping, MutableMapping
+import site
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from raykfold.errors import BadInput
@@ -72,3 +82,81 @@ def worker_runtime_env(own_instance: bool) -> dict[str, Any]:
     settings.
     """
     return {} if own_instance else {"env_vars": {**dict.fromkeys(SECRETS, ""), **_ALLOCATOR}}
+
+
+def import_path() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the folders where this process finds modules that are not installed.
+
+    Returns:
+        Those that are searched before the folders of Python and of installed packages, and those
+        that are searched after them.
+    """
+    paths = sysconfig.get_paths()
+    packages = {paths["purelib"], paths["platlib"], *site.getsitepackages()}
+    packages.add(site.getusersitepackages())
+    installed = {paths["stdlib"], paths["platstdlib"], *packages}
+    editable = set(_editable_installs(packages))
+    before: list[str] = []
+    after: list[str] = []
+    folders = before
+    for entry in dict.fromkeys(os.path.abspath(each) for each in sys.path if isinstance(each, str)):
+        if any(Path(entry).is_relative_to(folder) for folder in installed):
+            folders = after
+        elif entry not in editable and os.path.exists(entry):
+            folders.append(entry)
+    return tuple(before), tuple(after)
+
+
+def _editable_installs(packages: Iterable[str]) -> Iterator[str]:
+    """Yield the folders that files among the installed packages add to every import path."""
+    for folder in packages:
+        for file in Path(folder).glob("*.pth"):
+            for line in file.read_text(errors="replace").splitlines():
+                yield os.path.abspath(os.path.join(folder, line.strip()))
+
+
+def is_importable(module: str) -> bool:
+    """Return whether a new process with this one's import path finds a module's package."""
+    package = module.partition(".")[0]
+    finders = [finder.find_spec for finder in sys.meta_path if hasattr(finder, "find_spec")]
+    return any(find(package, None) is not None for find in finders)
+
+
+def python_path(*modules: str) -> str | None:
+    """Return the PYTHONPATH with which a new process finds the modules; None if it need not change.
+
+    It adds folders that a script has added to its own import path, or where the script itself lies.
+    """
+    if _is_command(sys.modules["__main__"]):
+        return None
+    there = [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
+    known = {os.getcwd(), *map(os.path.abspath, there)}
+    added = {folder for folders in import_path() for folder in folders} - known
+    more = []
+    for package in (module.partition(".")[0] for module in modules):
+        found = (entry for entry in sys.path if PathFinder.find_spec(package, [entry]) is not None)
+        more.append(os.path.abspath(next(found, os.getcwd())))
+    more = [folder for folder in dict.fromkeys(more) if folder in added]
+    return os.pathsep.join([*more, *there]) if more else None
+
+
+def script_command(name: str | None = None) -> list[str] | None:
+    """Return the command of the script that this process runs; None in a notebook.
+
+    Args:
+        name: a class; None is returned where the script does not define it.
+    """
+    main = sys.modules["__main__"]
+    if _is_command(main) or not os.path.exists(getattr(main, "__file__", None) or ""):
+        return None
+    try:
+        operator.attrgetter(name or "__name__")(main)
+    except AttributeError:
+        return None
+    return ["python", *sys.orig_argv[1:]]
+
+
+def _is_command(main: ModuleType) -> bool:
+    """Return whether a main module is one of raykfold's commands, and not a user's script."""
+    spec = getattr(main, "__spec__", None)
+    return spec is not None and spec.name.startswith("raykfold.")

@@ -40,6 +40,15 @@ class ModelSpec:
     name: str = DEFAULT_MODEL
     arguments: Mapping[str, Argument] = field(default_factory=dict)
 
+    @property
+    def module(self) -> str:
+        return self.name.partition(":")[0]
+
+    @property
+    def class_name(self) -> str:
+        """The class within its module, ``Class`` or ``Outer.Class``."""
+        return self.name.partition(":")[2]
+
     @classmethod
     def of(cls, value: object) -> ModelSpec:
         """Return the spec of a text, of a class, or of a `functools.partial` of one.

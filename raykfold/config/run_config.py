@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from raykfold.config.model_spec import DEFAULT_MODEL
+from raykfold.config.environment import python_path, script_command
+from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec
 from raykfold.config.options import (
     Options,
     OrWord,
@@ -298,23 +299,37 @@ class RunConfig(Options):
         return {n: str(v) if isinstance(v, Place) else v for n, v in values.items()}
 
     def command(self) -> list[str]:
-        """Return the command that resumes this run, also where what is `named` still holds."""
-        command = ["python", "-m", self.module]
+        """Return the command that resumes this run, also where what is `named` still holds.
+
+        Only the script that defines a network can resume its run. A network's module may lie where
+        only the script has looked for it.
+        """
+        model = ModelSpec.parse(self.model)
+        script = script_command(model.class_name) if model.module == "__main__" else None
+        if script is not None:
+            return script
+        path = python_path(model.module, "raykfold")
+        variables = ["env", f"PYTHONPATH={path}"] if path else []
+        return [*variables, "python", "-m", self.module, *self.flags()]
+
+    def flags(self) -> list[str]:
+        """Return the arguments of the command that resumes this run."""
+        flags: list[str] = []
         changed = self.changed()
         for name, field in options(type(self)).items():
             value, parse = getattr(self, name), field.metadata["parse"]
             if name == "fresh":  # holds for one start only
-                command += ["--fresh", "false"] if name in self.named else []
+                flags += ["--fresh", "false"] if name in self.named else []
             elif name not in changed and name not in self.named:
                 continue
             elif parse is switch:
-                command += [f"--{name}"] if value else [f"--{name}", "false"]
+                flags += [f"--{name}"] if value else [f"--{name}", "false"]
             elif value is not None:
                 shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-                command += [f"--{name}", shown]
+                flags += [f"--{name}", shown]
             elif isinstance(parse, OrWord):
-                command += [f"--{name}", parse.word]
-        return command
+                flags += [f"--{name}", parse.word]
+        return flags
 
     def changed(self) -> dict[str, Any]:
         """Return the options that differ from their defaults, without ``fresh``."""

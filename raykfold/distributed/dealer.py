@@ -17,6 +17,7 @@ import ray
 
 from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FeatureSet
+from raykfold.distributed.code import DriverCode
 from raykfold.distributed.deal import Load, WorkerSize, deal, hand_over, slots
 from raykfold.distributed.events import (
     EventBoard,
@@ -117,6 +118,7 @@ class Dealer:
         data: of all ledgers. The features go into Ray's object store, once.
         observer: told of what the user should know.
         size: what a worker takes of a node.
+        code: what workers need of the driver's.
         marker: a file on the run's storage that workers must see; None if they need not look.
         own_instance: Ray was started by this process, and ends with it.
     """
@@ -125,6 +127,7 @@ class Dealer:
     data: FeatureSet
     observer: Observer
     size: WorkerSize
+    code: DriverCode
     marker: Place | None
     own_instance: bool
 
@@ -379,6 +382,7 @@ class Dealer:
         return ShareTask(
             share=name,
             board=self._board,
+            code=self.code,
             features=self._features,
             class_indices=data.class_indices,
             splits={fold: ledger.split(fold) for fold in folds},

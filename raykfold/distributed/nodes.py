@@ -9,14 +9,16 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raykfold.distributed.code import DriverCode, import_task
 from raykfold.distributed.deal import WorkerSize, slots
 from raykfold.distributed.ray_private import (
     Autoscaler,
@@ -132,21 +134,49 @@ def blind_nodes(marker: Place, size: WorkerSize) -> list[Node]:
     A node that does not answer is not among them: its workers look for the file themselves.
     """
     here = ray.get_runtime_context().get_node_id()
+    others = [node for node in all_nodes() if node.id != here]
+    return [node for node, sees in _ask(others, size, is_seen, marker) if not sees]
+
+
+def missing_imports(code: DriverCode, size: WorkerSize) -> dict[str, tuple[str, list[Node]]]:
+    """Return what cannot be imported → why, and on which nodes with room for a worker.
+
+    A node that does not answer is left out.
+    """
+    missing: dict[str, tuple[str, list[Node]]] = {}
+    values = (code.before, code.after, code.names, code.by_value)
+    for node, failure in _ask(all_nodes(), size, import_task(), *values):
+        if failure is not None:
+            what, why = failure
+            missing.setdefault(what, (why, []))[1].append(node)
+    return missing
+
+
+def _ask(
+    nodes: Iterable[Node], size: WorkerSize, task: Callable[..., Any], *arguments: Any
+) -> list[tuple[Node, Any]]:
+    """Run a task on each node with room for a worker; return what those that answer have returned.
+
+    Args:
+        nodes: the nodes.
+        size: of a worker.
+        task: the task.
+        arguments: of the task.
+    """
     asked = {}
-    for node in all_nodes():
-        if node.id != here and slots([node.resources], size):
+    for node in nodes:
+        if slots([node.resources], size):
             there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-            look = ray.remote(num_cpus=0, max_retries=0)(is_seen).options(scheduling_strategy=there)
-            asked[look.remote(marker)] = node
+            remote = ray.remote(num_cpus=0, max_retries=0)(task).options(scheduling_strategy=there)
+            asked[remote.remote(*arguments)] = node
     answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
-    blind = []
+    answers = []
     for reference in answered:
         try:
-            if not ray.get(reference):
-                blind.append(asked[reference])
+            answers.append((asked[reference], ray.get(reference)))
         except ray.exceptions.RayError as error:  # the node has gone
-            _log.info("node %s did not look for the storage: %s", asked[reference].address, error)
-    return blind
+            _log.info("node %s did not answer: %s", asked[reference].address, error)
+    return answers
 
 
 class Watch:

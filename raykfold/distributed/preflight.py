@@ -8,12 +8,19 @@ from contextlib import contextmanager, suppress
 
 from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec
 from raykfold.config.run_config import RunConfig
+from raykfold.distributed.code import DriverCode
 from raykfold.distributed.deal import WorkerSize
-from raykfold.distributed.nodes import blind_nodes, free_slots, gpus_have_bf16, most_gpus
+from raykfold.distributed.nodes import (
+    blind_nodes,
+    free_slots,
+    gpus_have_bf16,
+    missing_imports,
+    most_gpus,
+)
 from raykfold.errors import BadInput, StorageError
 from raykfold.files.atomic import write_file
 from raykfold.files.remote import Place, RemotePath
-from raykfold.text import count_of
+from raykfold.text import count_of, one_line
 from raykfold.training.fold import Precision
 
 
@@ -54,6 +61,21 @@ def check_slots(config: RunConfig, size: WorkerSize) -> None:
         raise BadInput(
             f"--num_workers {config.num_workers}: the local Ray instance has "
             f"{count_of(there, 'slot')} of {size}; expected at most that, or more --local_cpus"
+        )
+
+
+def check_code(code: DriverCode, size: WorkerSize) -> None:
+    """Check that the nodes of a cluster can import what their workers need.
+
+    Raises:
+        BadInput: a node with room for a worker cannot.
+    """
+    for what, (why, nodes) in missing_imports(code, size).items():
+        addresses = " and ".join(node.address for node in nodes)
+        expected = "installed" if what == "raykfold" else "in a folder that all nodes share"
+        raise BadInput(
+            f"{what}: cannot be imported on node {addresses} ({one_line(why)}); expected it "
+            f"{expected}, or a run submitted by ray job submit --working-dir, which carries it"
         )
 
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from raykfold.config.environment import allocator
+from raykfold.config.environment import allocator, python_path
 from raykfold.distributed.ray_private import (
     check_token,
     few_daemons,
@@ -117,6 +117,10 @@ def _start_own(stack: ExitStack, local_cpus: int | None, options: dict[str, Any]
         **{name: os.environ.get(name, value) for name, value in _PROMPT.items()},
         **allocator(os.environ),
     }
+    # Ray's processes must find raykfold also where only a script has looked for it.
+    path = python_path("raykfold")
+    if path is not None:
+        variables["PYTHONPATH"] = path
     stack.enter_context(_environment(variables))
     with few_daemons(log_monitor=options["log_to_driver"]):
         ray.init(

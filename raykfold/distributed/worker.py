@@ -16,6 +16,7 @@ import torch
 from ray.train import CheckpointUploadMode
 
 from raykfold.data.feature_set import Split
+from raykfold.distributed.code import DriverCode
 from raykfold.distributed.deal import WorkerSize
 from raykfold.distributed.events import (
     FoldsStepping,
@@ -51,6 +52,7 @@ class ShareTask:
     Attributes:
         share: the share's name.
         board: handle of the `EventBoard`.
+        code: the driver's, for the networks.
         features: reference to the (N, n_mels, time) array in Ray's object store, which every
             machine holds once.
         class_indices: (N,) int64, 0 to classes - 1.
@@ -72,6 +74,7 @@ class ShareTask:
 
     share: str
     board: Any
+    code: DriverCode
     features: Any
     class_indices: np.ndarray
     splits: Mapping[int, Split]
@@ -108,6 +111,7 @@ def run_share(config: Mapping[str, Any]) -> None:
     try:
         # The process reports until the last round is written.
         with stall_watch, ThreadPoolExecutor(max_workers=1) as writer:
+            task.code.load()
             _run_rounds(task, writer, stall_watch)
     except RaykfoldError as error:
         ray.get(task.board.post.remote(ShareStopping(task.share, error)))

@@ -167,7 +167,8 @@ def _pictures(plots: Collection[str]) -> str:
 
 def _use(repo_id: str, record: RunRecord, state: Mapping[str, Any]) -> str:
     fold = next(iter(state["folds"]), "1")
-    own = ModelSpec.parse(record.config["model"]).name  # the weights know its arguments
+    spec = ModelSpec.parse(record.config["model"])  # the weights know its arguments
+    own = f"your_module:{spec.class_name}" if spec.module == "__main__" else spec.name
     named = "" if own == DEFAULT_MODEL else f', model="{own}"'
     flag = "" if own == DEFAULT_MODEL else f" --model {own}"
     return f"""## Use

@@ -111,15 +111,17 @@ class FoldModel:
         return parameters
 
 
-def load_fold(source: str | Place, fold: int, *, model: str | None = None) -> FoldModel:
+def load_fold(
+    source: str | Place, fold: int, *, model: str | type[nn.Module] | None = None
+) -> FoldModel:
     """Return the network of a fold with its best weights.
 
     Args:
         source: `model_dir` of a run (a path, or an s3:// or gs:// URI), or a model repository on
             the Hub: ``owner/name``, or ``hf://owner/name`` where a local folder has the same name.
         fold: the fold that was held out.
-        model: ``module:Class`` of the network, unless it is the built-in one. Its module is
-            imported, which runs its code.
+        model: the class of the network or its name, ``module:Class``, unless it is the built-in
+            one. A module that is named is imported, which runs its code.
 
     Raises:
         BadInput: there are no such weights, or they do not fit this network.
@@ -132,7 +134,9 @@ def load_fold(source: str | Place, fold: int, *, model: str | None = None) -> Fo
         return _read_weights(fold, files[fold], model)
 
 
-def load_folds(source: str | Place, *, model: str | None = None) -> list[FoldModel]:
+def load_folds(
+    source: str | Place, *, model: str | type[nn.Module] | None = None
+) -> list[FoldModel]:
     """Return the networks of all folds that ``summary.json`` names, each as `load_fold` does.
 
     Without a summary (while the run trains), return those of all weights that are there.
@@ -201,7 +205,7 @@ def _find_weights(
     return where, dict(sorted((fold, file) for fold, file in found if fold is not None))
 
 
-def _read_weights(fold: int, file: Path, model: str | None) -> FoldModel:
+def _read_weights(fold: int, file: Path, model: str | type[nn.Module] | None) -> FoldModel:
     """Return the network of a file.
 
     Raises:
@@ -234,10 +238,11 @@ def _read_weights(fold: int, file: Path, model: str | None) -> FoldModel:
     return FoldModel(fold, epoch, accuracy, network, classes, (n_mels, time), features)
 
 
-def _choose_network(file: Path, text: str, named: str | None) -> ModelSpec:
+def _choose_network(file: Path, text: str, named: str | type[nn.Module] | None) -> ModelSpec:
     """Return what to build: the class that the caller named, or the built-in one.
 
-    The arguments are those in the file for that class, unless the caller named others.
+    The arguments are those in the file for that class, unless the caller named others. A class of
+    a script or notebook has another name where it can be imported: that of its module.
     """
     try:
         of_file = ModelSpec.parse(text)
@@ -245,16 +250,19 @@ def _choose_network(file: Path, text: str, named: str | None) -> ModelSpec:
         of_file = ModelSpec(text)
     if named is None:
         if of_file.name != DEFAULT_MODEL:
+            where = " (a script or notebook)" if of_file.module == "__main__" else ""
             raise BadInput(
-                f"{file}: weights of {one_line(text)}, which is not the built-in network; name its "
-                "class with --model, if you trust it"
+                f"{file}: weights of {one_line(text)}{where}, which is not the built-in network; "
+                "name its class with --model, if you trust it"
             )
         return of_file
     try:
-        wanted = ModelSpec.parse(named)
+        wanted = ModelSpec.of(named)
     except ValueError as error:
         raise BadInput(f"--model {named}: {error}") from None
-    return of_file if wanted == ModelSpec(of_file.name) else wanted
+    is_main = of_file.module == "__main__" and of_file.class_name == wanted.class_name
+    is_same = is_main or of_file.name == wanted.name
+    return ModelSpec(wanted.name, wanted.arguments or of_file.arguments) if is_same else wanted
 
 
 def _build(

@@ -98,7 +98,8 @@ def _search(
         for line in _remarks(config):
             inputs.audience.noticed(line)
         whole.journal.start_clock()
-        with connect_dealer(whole.earlier, inputs) as dealer:
+        models = {config.trial(1, values).model for values in config.space.probes()}
+        with connect_dealer(whole.earlier, inputs, models) as dealer:
             for each in searches:
                 each.write_record(dealer)
             for each in searches:
@@ -162,9 +163,8 @@ def _check_space(config: SearchConfig, data: FeatureSet) -> list[str]:
             of_network = {n: value for n, value in values.items() if n.split(".")[0] == "model"}
             if not of_network:
                 raise
-            raise BadInput(
-                f"--config {config.config_file}: [search]: with {values_text(of_network)}: {error}"
-            ) from error
+            file = "" if config.config_file is None else f"--config {config.config_file}: "
+            raise BadInput(f"{file}[search]: with {values_text(of_network)}: {error}") from error
     return list(dict.fromkeys(line for lines in warnings.values() for line in lines))
 
 

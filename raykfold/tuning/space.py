@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from raykfold.config.environment import script_command
 from raykfold.config.model_spec import ModelSpec
 from raykfold.config.options import (
     OrWord,
@@ -293,10 +294,12 @@ class SearchConfig(RunConfig):
         return self.trial_class(**fields)
 
     def command(self) -> list[str]:
-        if self.config_file is None:
-            return super().command()
-        module, *flags = super().command()[2:]
-        return ["python", "-m", module, "--config", str(self.config_file), *flags]
+        script = script_command() if self.config_file is None else None
+        return super().command() if script is None else script  # no flag can say the space
+
+    def flags(self) -> list[str]:
+        file = [] if self.config_file is None else ["--config", str(self.config_file)]
+        return [*file, *super().flags()]
 
     def to_json(self) -> dict[str, Any]:
         return {**super().to_json(), "space": self.space.to_json()}

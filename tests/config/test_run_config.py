@@ -212,7 +212,7 @@ def test_python_values_are_what_a_flag_would_have_given(name: str, given: Any, v
     config = RunConfig(**{name: given})
     assert (getattr(config, name), type(getattr(config, name))) == (value, type(value))
     json.dumps(config.to_json())
-    assert parse_config(config.command()[3:], {}) == config == dataclasses.replace(config)
+    assert parse_config(config.flags(), {}) == config == dataclasses.replace(config)
 
 
 def within_a_function() -> type:

@@ -162,3 +162,48 @@ def test_the_cluster_s_own_token_opens_it(cluster: tuple[str, str], tmp_path: Pa
     file.write_text(token)
     done = join(address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(file))
     assert (done.returncode, done.stdout) == (0, "joined\n"), done.stderr
+
+
+CHECK = """
+import sys
+from raykfold.config.command import exit_code
+from raykfold.distributed.session import ray_session
+
+def check():
+    with ray_session(sys.argv[1]):
+        from raykfold.distributed.code import DriverCode
+        from raykfold.distributed.deal import WorkerSize
+        from raykfold.distributed.preflight import check_code
+
+        sys.path.insert(0, sys.argv[2])
+        size = WorkerSize(cpus=1, gpus=0)
+        check_code(DriverCode.of(["raykfold.models:AudioCNN", "everywhere:Net"]), size)
+        print("everywhere")
+        check_code(DriverCode.of(["everywhere:Net", "driver_only:Net"]), size)
+    return 0
+
+sys.exit(exit_code(check, stopped="stopped"))
+"""
+
+
+def test_a_network_that_a_node_cannot_import_is_said_before_workers_start(
+    cluster: tuple[str, str], tmp_path: Path
+) -> None:
+    address, token = cluster
+    (tmp_path / "everywhere.py").write_text("import torch\nNet = torch.nn.Linear\n")
+    (tmp_path / "driver_only.py").write_text(
+        "import os\nassert 'DRIVER' in os.environ, 'no driver'\nfrom everywhere import Net\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK, address, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment(DRIVER="1", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token),
+    )
+    assert (done.returncode, done.stdout) == (2, "everywhere\n"), done.stderr
+    assert re.fullmatch(
+        r"raykfold: --model driver_only:Net: cannot be imported on node \S+ \(AssertionError: "
+        r"no driver\); expected .*--working-dir, which carries it\n",
+        done.stderr,
+    )

@@ -115,6 +115,17 @@ def test_another_network_is_built_only_where_it_is_named(model_dir: Path) -> Non
     assert type(load_fold(model_dir, 3, model="support.networks:Slow").model).__name__ == "Slow"
 
 
+def test_a_class_of_a_script_is_named_by_itself_or_by_a_module_that_has_it(model_dir: Path) -> None:
+    rewritten(model_dir, model="__main__:AudioCNN(width=32)")  # the default
+    with pytest.raises(BadInput, match=r"weights of __main__:AudioCNN\(width=32\) \(a script or"):
+        load_fold(model_dir, 3)
+    for named in (raykfold.AudioCNN, "raykfold.models:AudioCNN"):
+        assert isinstance(load_fold(model_dir, 3, model=named).model, raykfold.AudioCNN)
+    rewritten(model_dir, model="__main__:AudioCNN(width=31)")
+    with pytest.raises(BadInput, match="do not fit"):  # the arguments are the file's
+        load_fold(model_dir, 3, model=raykfold.AudioCNN)
+
+
 def test_a_class_that_is_named_wins_over_what_the_file_says(model_dir: Path) -> None:
     rewritten(model_dir, model="os:system")
     fold = load_fold(model_dir, 3, model="raykfold.models:AudioCNN")

@@ -1,0 +1,115 @@
+"""What workers need of the driver's code: its import path, and classes that only the driver has."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ray import cloudpickle
+
+from raykfold.config.environment import import_path, is_importable
+from raykfold.config.model_spec import ModelSpec
+from raykfold.errors import BadInput
+from raykfold.text import one_line
+from raykfold.training.network import define_class, find_class
+
+
+@dataclass(frozen=True)
+class DriverCode:
+    """Lets a worker build the networks that the driver can build.
+
+    Attributes:
+        before: folders that the driver searches before its installed packages.
+        after: folders that it searches after them.
+        names: those of the networks' classes that a worker imports, without raykfold's own.
+        by_value: class name → pickle of the class, for classes that no other process can import:
+            those of a script, of a notebook, or of a file that was loaded by its path.
+    """
+
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    names: tuple[str, ...]
+    by_value: Mapping[str, bytes]
+
+    @classmethod
+    def of(cls, models: Iterable[str]) -> DriverCode:
+        """Return what workers need for these networks, each ``module:Class(name=value, ...)``.
+
+        Raises:
+            BadInput: a class cannot be imported, or cannot be sent.
+        """
+        names, by_value = [], {}
+        for name in sorted({ModelSpec.parse(model).name for model in models}):
+            module = name.partition(":")[0]
+            if module == "__main__" or not is_importable(module):
+                by_value[name] = _pickle(name)
+            elif module.partition(".")[0] != "raykfold":
+                names.append(name)
+        before, after = import_path()
+        return cls(before, after, tuple(names), by_value)
+
+    def load(self) -> None:
+        """Let this process, a worker's, find what the driver finds."""
+        sys.path[:] = dict.fromkeys([*self.before, *sys.path, *self.after])
+        for name, pickled in self.by_value.items():
+            define_class(name, cloudpickle.loads(pickled))
+
+
+def import_task() -> Callable[..., tuple[str, str] | None]:
+    """Return a task that tries on a node what `DriverCode.load` and a network's import will do.
+
+    It takes the values of a `DriverCode`, and returns what cannot be imported and why, or None. Ray
+    sends it by value, because it is defined within a function, and it uses nothing from outside of
+    it: so it also runs where raykfold is missing.
+    """
+
+    def try_imports(
+        before: tuple[str, ...],
+        after: tuple[str, ...],
+        names: tuple[str, ...],
+        by_value: Mapping[str, bytes],
+    ) -> tuple[str, str] | None:
+        import importlib
+        import pickle
+        import sys
+
+        steps: list[tuple[str, Callable[[Any], object], Any]] = [
+            ("raykfold", importlib.import_module, "raykfold"),
+            *((f"--model {n}", importlib.import_module, n.partition(":")[0]) for n in names),
+            *((f"--model {n}", pickle.loads, pickled) for n, pickled in by_value.items()),
+        ]
+        for what, step, argument in steps:
+            try:
+                step(argument)
+            except Exception as error:
+                return what, f"{type(error).__name__}: {error}"
+            # Ray Train's processes look for raykfold itself without the driver's path.
+            sys.path[:] = dict.fromkeys([*before, *sys.path, *after])
+        return None
+
+    return try_imports
+
+
+def _pickle(name: str) -> bytes:
+    """Return the pickle of a class by value, with what it uses of its module.
+
+    Raises:
+        BadInput: the class cannot be imported, or uses what cannot be pickled.
+    """
+    found = find_class(name)
+    module = sys.modules[name.partition(":")[0].partition(".")[0]]
+    try:
+        if module.__name__ == "__main__":  # always by value
+            return cloudpickle.dumps(found)
+        cloudpickle.register_pickle_by_value(module)
+        try:
+            return cloudpickle.dumps(found)
+        finally:
+            cloudpickle.unregister_pickle_by_value(module)
+    except Exception as error:  # from whatever the class refers to
+        raise BadInput(
+            f"--model {name}: cannot be sent to workers ({one_line(error)}); expected a class in a "
+            "module on the Python path, or one that uses less of what is around it"
+        ) from error
