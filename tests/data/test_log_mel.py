@@ -186,6 +186,16 @@ def test_formats_and_rates(tmp_path, suffix):
     assert np.abs(samples - expected)[100:-100].max() < 0.02
 
 
+def test_a_resource_fork_beside_a_recording_is_not_looked_at(tmp_path):
+    """An archive made on macOS holds ``._a.mp3``, the Finder's notes on ``a.mp3``."""
+    tone = np.sin(np.arange(44100) / 20)
+    path = write(tmp_path / "a.mp3", tone, 44100)
+    alone = read_audio(path, 8000)
+    apple_double = bytes.fromhex("00051607 00020000") + bytes(16)
+    (tmp_path / "._a.mp3").write_bytes(apple_double + bytes.fromhex("0000") + bytes(4096))
+    np.testing.assert_array_equal(read_audio(path, 8000), alone)
+
+
 def test_little_more_than_needed_is_read_of_a_long_file(tmp_path):
     path = write(tmp_path / "long.wav", np.random.default_rng(0).normal(size=80000) / 10, 16000)
     beginning = read_audio(path, 8000, seconds=1.0)
