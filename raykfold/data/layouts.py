@@ -7,7 +7,6 @@ Labels and folds come from a table or from file names; the recordings themselves
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raykfold.data.log_mel import DIGITS, ESC50, URBANSOUND8K, FeatureParameters
+from raykfold.data.tables import WHOLE_NUMBER, Row, read_table
 from raykfold.errors import BadData, BadInput
 
 _FSDD_NAME = re.compile(r"(\d)_(.+)_(\d+)\.wav", re.IGNORECASE)
-_WHOLE_NUMBER = re.compile(r"[+-]?\d{1,18}")
 
 
 @dataclass(frozen=True)
@@ -103,9 +102,9 @@ def require_several(recordings: Sequence[Recording], source: str) -> None:
 
 def _find_csv(audio_dir: Path, table: Path | None) -> Listing:
     table = table or audio_dir / "metadata.csv"
-    rows = _read_table(table, ("path", "label", "fold"), "give it with --csv FILE")
+    rows = read_table(table, ("path", "label", "fold"), "give it with --csv FILE")
     texts = [row["label"] for row in rows]
-    if all(_WHOLE_NUMBER.fullmatch(text) for text in texts):
+    if all(WHOLE_NUMBER.fullmatch(text) for text in texts):
         labels = [int(text) for text in texts]
         class_names = {label: str(label) for label in sorted(set(labels))}
     else:
@@ -141,7 +140,7 @@ def _find_fsdd(audio_dir: Path, _: Path | None) -> Listing:
 def _find_esc50(audio_dir: Path, _: Path | None) -> Listing:
     table = audio_dir / "meta" / "esc50.csv"
     columns = ("filename", "fold", "target", "category")
-    rows = _read_table(table, columns, "--audio_dir should hold meta/esc50.csv and audio/")
+    rows = read_table(table, columns, "--audio_dir should hold meta/esc50.csv and audio/")
     recordings = [
         Recording(audio_dir / "audio" / row["filename"], row.integer("target"), row.integer("fold"))
         for row in rows
@@ -152,7 +151,7 @@ def _find_esc50(audio_dir: Path, _: Path | None) -> Listing:
 def _find_urbansound8k(audio_dir: Path, _: Path | None) -> Listing:
     table = audio_dir / "metadata" / "UrbanSound8K.csv"
     columns = ("slice_file_name", "fold", "classID", "class")
-    rows = _read_table(
+    rows = read_table(
         table, columns, "--audio_dir should hold metadata/UrbanSound8K.csv and audio/fold<k>/"
     )
     recordings = [
@@ -186,56 +185,7 @@ LAYOUTS: Mapping[str, Layout] = {
 }
 
 
-class _Row(dict[str, str]):
-    """The cells of a table's row by column; `where` is its file and line."""
-
-    def __init__(self, cells: Mapping[str, str], where: str) -> None:
-        super().__init__(cells)
-        self.where = where
-
-    def integer(self, column: str) -> int:
-        if not _WHOLE_NUMBER.fullmatch(self[column]):
-            raise BadData(f"{self.where}: {column} {self[column]!r}; expected a whole number")
-        return int(self[column])
-
-
-def _read_table(path: Path, columns: Sequence[str], hint: str) -> list[_Row]:
-    """Return the rows of a CSV file with a header, in order, without its other columns.
-
-    Raises:
-        BadInput: the file cannot be read (the message ends with `hint`), lacks a column or a cell,
-            or has no rows.
-    """
-    rows = []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            present = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = present
-            lacking = [column for column in columns if column not in present]
-            if lacking:
-                raise BadData(
-                    f"{path}: lacks the column {', '.join(lacking)}; expected {', '.join(columns)}"
-                )
-            for cells in reader:
-                row = _Row(
-                    {column: (cells[column] or "").strip() for column in columns},
-                    f"{path}, line {reader.line_num}",
-                )
-                empty = [column for column in columns if not row[column]]
-                if empty:
-                    raise BadData(f"{row.where}: no {empty[0]}")
-                rows.append(row)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error.strerror}); {hint}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise BadData(f"{path}: not a CSV file in UTF-8 ({error})") from None
-    if not rows:
-        raise BadData(f"{path}: lists no recordings; expected one in each row below the header")
-    return rows
-
-
-def _class_names(rows: Sequence[_Row], label_column: str, name_column: str) -> dict[int, str]:
+def _class_names(rows: Sequence[Row], label_column: str, name_column: str) -> dict[int, str]:
     names: dict[int, str] = {}
     for row in rows:
         label, name = row.integer(label_column), row[name_column]
