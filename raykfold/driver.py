@@ -47,6 +47,7 @@ from raykfold.state.folders import check_writable, set_aside
 from raykfold.state.heartbeat import Heartbeat
 from raykfold.state.ledger import Ledger
 from raykfold.state.record import EarlierRun, identity
+from raykfold.text import comma_list
 from raykfold.training.check import check_network
 from raykfold.training.results import Summary
 
@@ -131,7 +132,7 @@ def open_inputs(
         if unknown:
             raise BadInput(
                 f"--folds {','.join(map(str, unknown))}: not in the data, which has "
-                f"{', '.join(map(str, data.fold_labels))}"
+                f"{comma_list(data.folds_shown)}"
             )
         leakage = find_leakage(data)
         about_splits = data.warnings(folds, inner=config.select == "inner", seed=config.seed)

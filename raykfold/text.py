@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 NOTHING = "-"  # in place of a number that there is not
 
@@ -52,6 +52,12 @@ def comma_list(values: Iterable[object]) -> str:
 def fold_names(folds: Sequence[int]) -> str:
     """``fold 3``, ``folds 1, 2``."""
     return f"fold{'s' * (len(folds) != 1)} {comma_list(folds)}"
+
+
+def with_name(number: int, names: Mapping[int, str]) -> str:
+    """``3 (dog)`` for a class or a fold that has a name, else ``3``."""
+    name = names.get(number, str(number))
+    return str(number) if name == str(number) else f"{number} ({one_line(name)})"
 
 
 def fold_with_seed(fold: int, seed: int | None) -> str:

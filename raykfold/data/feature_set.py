@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from raykfold.errors import BadInput
+from raykfold.text import comma_list, with_name
 
 Array = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]
@@ -61,6 +62,7 @@ class FeatureSet:
         fingerprint: a hash in hex, equal for equal features, labels, folds and class labels,
             whatever files or shapes they came in.
         notes: lines to show the user.
+        fold_names: names of folds by label, for folds that have one, like the speaker in it.
         left_out: folds to ignore: their samples are neither trained on nor held out.
     """
 
@@ -71,6 +73,7 @@ class FeatureSet:
     feature_parameters: dict[str, Any]
     fingerprint: str
     notes: tuple[str, ...]
+    fold_names: Mapping[int, str] = field(default_factory=dict)
     left_out: tuple[int, ...] = ()
 
     def __len__(self) -> int:
@@ -112,6 +115,11 @@ class FeatureSet:
         """Labels of the folds, ascending."""
         return tuple(np.unique(self.folds[self._in_use]).tolist())
 
+    @property
+    def folds_shown(self) -> tuple[str, ...]:
+        """The folds as messages show them, with their names: ``1 (ann)``."""
+        return tuple(with_name(fold, self.fold_names) for fold in self.fold_labels)
+
     def without(self, fold: int) -> FeatureSet:
         """Return a feature set that ignores `fold` and shares the arrays of this one.
 
@@ -132,7 +140,7 @@ class FeatureSet:
         """(N,) whether a sample is in `fold`; raises BadInput if none is."""
         held_out = (self.folds == fold) & self._in_use
         if not held_out.any():
-            known = ", ".join(map(str, self.fold_labels))
+            known = comma_list(self.folds_shown)
             raise BadInput(f"fold {fold}: not in the data, whose folds are {known}")
         return held_out
 

@@ -25,17 +25,19 @@ from raykfold.data.feature_set import Array, FeatureSet, Integers, SoundClass
 from raykfold.data.pickles import SAVE_AS_NPY, read_pickle
 from raykfold.errors import BadData, StorageError
 from raykfold.files.atomic import json_bytes
-from raykfold.text import one_line
+from raykfold.text import comma_list, one_line, with_name
 
 _ARRAYS = ("features", "labels", "folds")
 _MAPPING = "class_mapping"
 _PARAMETERS = "features.json"
+_FOLD_NAMES = "fold_names"  # a key of features.json
 # The names that each file of a data set may have; the first that exists is read.
 FILE_NAMES = (
     *((f"{name}.npy", f"{name}.pkl") for name in _ARRAYS),
     (f"{_MAPPING}.json", f"{_MAPPING}.pkl"),
     (_PARAMETERS,),
 )
+_MOST_LISTED = 40  # folds, in a note
 _CHUNK_BYTES = 16 * 2**20  # of features, in one thread at a time
 
 
@@ -61,11 +63,18 @@ def read_feature_set(processed_dir: Path) -> FeatureSet:
             f"{processed_dir}: {state}; make the data with `python -m raykfold.prepare`, fetch it "
             "from the Hugging Face Hub with --hf_repo_id, or try --demo"
         )
+    parameters = _read_json_object(parameters_path) if parameters_path else {}
+    fold_names = parameters.pop(_FOLD_NAMES, {})  # nothing that features are made by
     return feature_set_from_arrays(
         *map(_read_array, arrays.values()),
         class_mapping=_read_mapping(mapping_path) if mapping_path else None,
-        feature_parameters=_read_json_object(parameters_path) if parameters_path else None,
-        names={**{name: str(path) for name, path in arrays.items()}, _MAPPING: str(mapping_path)},
+        feature_parameters=parameters,
+        fold_names=fold_names,
+        names={
+            **{name: str(path) for name, path in arrays.items()},
+            _MAPPING: str(mapping_path),
+            _FOLD_NAMES: f"{parameters_path}: {_FOLD_NAMES}",
+        },
     )
 
 
@@ -89,6 +98,7 @@ def feature_set_from_arrays(
     *,
     class_mapping: Mapping[Any, Any] | None = None,
     feature_parameters: Mapping[str, Any] | None = None,
+    fold_names: Mapping[Any, Any] | None = None,
     names: Mapping[str, str] | None = None,
 ) -> FeatureSet:
     """Return a feature set of arrays, checked as `read_feature_set` checks files.
@@ -100,12 +110,14 @@ def feature_set_from_arrays(
         class_mapping: label → name, for at least the labels in the data; a label may be a string.
             By default classes are named by their labels.
         feature_parameters: how the features were made.
-        names: what messages call ``features``, ``labels``, ``folds`` and ``class_mapping``.
+        fold_names: fold → name, for folds that have one; a fold may be a string.
+        names: what messages call ``features``, ``labels``, ``folds``, ``class_mapping`` and
+            ``fold_names``.
 
     Raises:
         BadData: a cross-validation cannot use them.
     """
-    names = {**{name: name for name in (*_ARRAYS, _MAPPING)}, **(names or {})}
+    names = {**{name: name for name in (*_ARRAYS, _MAPPING, _FOLD_NAMES)}, **(names or {})}
     given = _as_array(names["features"], features)
     given_labels = _as_array(names["labels"], labels)
     given_folds = _as_array(names["folds"], folds)
@@ -117,6 +129,12 @@ def feature_set_from_arrays(
     _check_several(names["folds"], "fold", checked_folds)
     _check_several(names["labels"], "class", checked_labels)
     classes = _classes(names, checked_labels, class_mapping)
+    named_folds = _by_label(names[_FOLD_NAMES], "fold", fold_names or {})
+    if named_folds:
+        present = np.unique(checked_folds).tolist()
+        shown = comma_list(with_name(fold, named_folds) for fold in present[:_MOST_LISTED])
+        more = len(present) - _MOST_LISTED
+        notes += (f"folds: {shown}" + (f" and {more} more" if more > 0 else ""),)
 
     feature_digest = _digest_finite(names["features"], checked_features)
     return FeatureSet(
@@ -128,6 +146,7 @@ def feature_set_from_arrays(
         fingerprint=_fingerprint(
             checked_features, feature_digest, checked_labels, checked_folds, classes
         ),
+        fold_names=named_folds,
         notes=notes,
     )
 
@@ -139,6 +158,7 @@ def write_feature_set(
     folds: npt.ArrayLike,
     class_mapping: Mapping[int, str],
     feature_parameters: Mapping[str, Any],
+    fold_names: Mapping[int, str] | None = None,
 ) -> None:
     """Write the files that `read_feature_set` reads, as `.npy` and `.json`, into `directory`.
 
@@ -148,12 +168,13 @@ def write_feature_set(
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
     """
+    about_folds = {_FOLD_NAMES: _with_text_keys(fold_names)} if fold_names else {}
     contents: dict[str, Array | bytes] = {
         "features.npy": np.asarray(features),
         "labels.npy": np.asarray(labels),
         "folds.npy": np.asarray(folds),
-        f"{_MAPPING}.json": json_bytes({str(label): name for label, name in class_mapping.items()}),
-        _PARAMETERS: json_bytes(dict(feature_parameters)),
+        f"{_MAPPING}.json": json_bytes(_with_text_keys(class_mapping)),
+        _PARAMETERS: json_bytes({**feature_parameters, **about_folds}),
     }
     aside = {name: directory / f".{name}.{os.getpid()}" for name in contents}
     try:
@@ -174,6 +195,10 @@ def write_feature_set(
         with suppress(OSError):  # the error above is the one to report
             for path in aside.values():
                 path.unlink(missing_ok=True)
+
+
+def _with_text_keys(names: Mapping[int, str]) -> dict[str, str]:
+    return {str(label): name for label, name in names.items()}
 
 
 # ---- Reading files
@@ -221,13 +246,8 @@ def _stack(path: Path, arrays: list[Array]) -> Array:
     return np.stack(arrays)
 
 
-def _read_mapping(path: Path) -> dict[Any, Any]:
-    if path.suffix == ".json":
-        return _read_json_object(path)
-    content = read_pickle(path)
-    if not isinstance(content, dict):
-        raise BadData(f"{path}: holds a {_kind_of(content)}; it should be a dict, label to name")
-    return content
+def _read_mapping(path: Path) -> Any:
+    return _read_json_object(path) if path.suffix == ".json" else read_pickle(path)
 
 
 def _read_json_object(path: Path) -> dict[str, Any]:
@@ -346,17 +366,7 @@ def _classes(
     if class_mapping is None:
         return tuple(SoundClass(label, str(label)) for label in present)
     name = names[_MAPPING]
-    class_names: dict[int, str] = {}
-    for key, class_name in class_mapping.items():
-        label = _label_of(name, key)
-        if label in class_names:
-            raise BadData(f"{name}: label {label} appears twice; each should have one name")
-        if not isinstance(class_name, str):
-            raise BadData(
-                f"{name}: the name of label {label} is a {_kind_of(class_name)}; "
-                "it should be a string"
-            )
-        class_names[label] = str(class_name)
+    class_names = _by_label(name, "label", class_mapping)
     unnamed = [label for label in present if label not in class_names]
     if unnamed:
         raise BadData(
@@ -369,7 +379,24 @@ def _classes(
     )
 
 
-def _label_of(name: str, key: Any) -> int:
+def _by_label(name: str, noun: str, given: Any) -> dict[int, str]:
+    """Return names by label, checked: ``{"0": "dog"}`` gives ``{0: "dog"}``."""
+    if not isinstance(given, Mapping):
+        raise BadData(f"{name}: holds a {_kind_of(given)}; it should be a dict, {noun} to name")
+    texts: dict[int, str] = {}
+    for key, text in given.items():
+        label = _label_of(name, noun, key)
+        if label in texts:
+            raise BadData(f"{name}: {noun} {label} appears twice; each should have one name")
+        if not isinstance(text, str):
+            raise BadData(
+                f"{name}: the name of {noun} {label} is a {_kind_of(text)}; it should be a string"
+            )
+        texts[label] = str(text)
+    return texts
+
+
+def _label_of(name: str, noun: str, key: Any) -> int:
     if isinstance(key, str):
         whole = re.fullmatch(r"-?[0-9]{1,19}", key)
         label = int(key) if whole else None
@@ -380,7 +407,7 @@ def _label_of(name: str, key: Any) -> int:
         shown = f"of type {_kind_of(key)}"
     if label is None or not -(2**63) <= label < 2**63:
         raise BadData(
-            f"{name}: key {shown}; it should map labels, which are integers, to names, "
+            f"{name}: key {shown}; it should map {noun}s, which are integers, to names, "
             'like {"0": "dog"}'
         )
     return label

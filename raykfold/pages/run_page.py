@@ -554,6 +554,8 @@ def _facts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[str, str]]:
     yield "fingerprint of the data", one_line(record.fingerprint)
     if data is not None:
         yield "samples", f"{len(data)}, of {data.n_mels} mel bands and {data.time} frames"
+        if data.fold_names:
+            yield "names of folds", comma_list(data.folds_shown)
     if summary is not None:
         yield "classes", str(len(summary.classes))
         if (found := summary.leakage) is not None:

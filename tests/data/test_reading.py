@@ -51,6 +51,29 @@ def test_mapping_and_parameters_may_be_absent(tmp_path: Path) -> None:
     assert data.feature_parameters == {}
 
 
+def test_names_of_folds_are_in_the_file_of_the_parameters(tmp_path: Path) -> None:
+    parameters = {"n_fft": 1024, "fold_names": {"1": "ann", "5": "cy"}}
+    data = read_feature_set(save(tmp_path, features_json=parameters))
+    assert data.fold_names == {1: "ann", 5: "cy"}
+    assert data.feature_parameters == {"n_fft": 1024}
+    assert data.notes == ("folds: 1 (ann), 2, 5 (cy)",)
+    assert data.fingerprint == fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["ann", "ben"], "holds a list"),
+        ({"ann": 1}, "key 'ann'; it should map folds, which are integers"),
+        ({"1": 1}, "the name of fold 1 is a int"),
+        ({"1": "ann", "01": "ben"}, "fold 1 appears twice"),
+    ],
+)
+def test_bad_names_of_folds(tmp_path: Path, names: Any, said: str) -> None:
+    text = refusal(save(tmp_path, features_json={"fold_names": names}), "features.json")
+    assert f"fold_names: {said}" in text
+
+
 def is_mapped(array: np.ndarray) -> bool:
     base: Any = array
     while isinstance(base, np.ndarray):
@@ -332,8 +355,9 @@ def test_fingerprint_differs(other: dict[str, Any]) -> None:
         {"class_mapping": {3: "a", 7: "b", 9: "c"}},
         {"class_mapping": {"9": "x", "7": "y", "3": "z"}},
         {"feature_parameters": {"n_fft": 1}},
+        {"fold_names": {1: "ann"}},
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_fingerprint_is_of_the_values(other: dict[str, Any]) -> None:
     assert fingerprint(**other) == fingerprint()

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,13 @@ def test_twins_in_other_folds_are_named(tmp_path: Path, data: FeatureSet) -> Non
     assert "Leakage: 7 of 240 samples are identical to a sample of another fold" in text
     twins = "7 identical, 0 constant, of 240 samples; 2 near-identical, of 233 compared"
     assert f"twins in other folds {twins}" in text
+
+
+def test_names_of_folds_are_shown(tmp_path: Path, data: FeatureSet) -> None:
+    config = finish(tmp_path / "out", data)
+    assert "names of folds" not in text_of(page_of(config, data))
+    named = replace(data, fold_names={1: "ann", 3: "<cy>"})
+    assert "names of folds 1 (ann), 2, 3 (&lt;cy&gt;), 4, 5" in text_of(page_of(config, named))
 
 
 def test_classes_without_samples_are_named(tmp_path: Path) -> None:
