@@ -9,7 +9,7 @@ import shlex
 import socket
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,14 @@ import numpy as np
 
 from raykfold.config.command import Parser, add_flag, run_command
 from raykfold.config.environment import without_secrets, worker_runtime_env
-from raykfold.data.layouts import LAYOUTS, Listing, Recording, list_recordings, require_several
+from raykfold.data.layouts import LAYOUTS, Listing, list_recordings
 from raykfold.data.log_mel import FeatureParameters, frame_count, log_mel_of_file, require_audio
+from raykfold.data.losses import describe_loss, require_most
 from raykfold.distributed.session import ray_session
 from raykfold.errors import BadData, BadInput, RaykfoldError
 from raykfold.files.paths import absolute
 from raykfold.state.folders import check_folder
+from raykfold.text import with_name
 
 CHUNK = 50  # files in a task: a worker's first one waits seconds for librosa to load
 
@@ -45,6 +47,13 @@ def _prepare(options: argparse.Namespace) -> int:
     table = absolute(options.csv) if getattr(options, "csv", None) else None
     listing = list_recordings(options.layout, audio_dir, table)
     recordings = listing.recordings
+    for note in listing.notes:
+        print(note)
+    if listing.missing:
+        missing = {index: f"{recordings[index].path}: no such file" for index in listing.missing}
+        if options.strict:
+            raise BadData(f"--strict: {missing[min(missing)]}")
+        require_most(listing, missing, allow_missing=options.allow_missing)
     require_audio()
     shape = (len(recordings), parameters.n_mels, parameters.frames)
     try:
@@ -67,13 +76,11 @@ def _prepare(options: argparse.Namespace) -> int:
             options.strict,
             own_instance=own_instance,
         )
+    require_most(listing, problems, allow_missing=options.allow_missing)
     for problem in problems.values():
         print(f"raykfold: left out: {problem}", file=sys.stderr)
     readable = [index for index in range(len(recordings)) if index not in problems]
-    if not readable:
-        raise BadData(f"none of the {len(recordings)} recordings could be read")
     read = [recordings[index] for index in readable]
-    require_several(read, listing.source)
 
     # Move the rows up in place: a copy of the features might not fit into memory.
     for row, index in enumerate(readable):
@@ -87,8 +94,9 @@ def _prepare(options: argparse.Namespace) -> int:
         np.array([recording.fold for recording in read], dtype=np.int64),
         listing.class_names,
         parameters.as_dict(),
+        fold_names=listing.fold_names,
     )
-    _print_summary(listing, read, parameters, processed_dir)
+    _print_summary(listing, problems, parameters, processed_dir)
     return 0
 
 
@@ -132,7 +140,10 @@ def _add_flags(parser: argparse.ArgumentParser, defaults: FeatureParameters) -> 
     flag("address", metavar="HOST:PORT", help=cluster, default=address)
     flag("local_cpus", type=int, metavar="N", help="CPUs that a local Ray instance offers [all].")
     strict = "Stop at a recording that cannot be read, and write nothing."
-    flag("strict", action="store_true", help=strict)
+    how_many = parser.add_mutually_exclusive_group()
+    add_flag(how_many, "strict", action="store_true", help=strict)
+    allow = "Go on without recordings that are missing or cannot be read, however many they are."
+    add_flag(how_many, "allow_missing", action="store_true", help=allow)
     verbose = "Let Ray and the workers print, and show tracebacks of errors."
     flag("verbose", action="store_true", help=verbose)
 
@@ -262,22 +273,21 @@ class Tenths:
 
 def _print_summary(
     listing: Listing,
-    read: Sequence[Recording],
+    lost: Collection[int],
     parameters: FeatureParameters,
     processed_dir: Path,
 ) -> None:
+    read = [each for index, each in enumerate(listing.recordings) if index not in lost]
     sizes = Counter(recording.fold for recording in read)
     for fold in sorted(sizes):
-        name = f" ({listing.fold_names[fold]})" if fold in listing.fold_names else ""
-        print(f"fold {fold}{name}: {sizes[fold]} recordings")
+        print(f"fold {with_name(fold, listing.fold_names)}: {sizes[fold]} recordings")
     classes = len({recording.label for recording in read})
     print(
         f"{len(read)} recordings, {classes} classes, {len(sizes)} folds, features "
         f"({len(read)}, {parameters.n_mels}, {parameters.frames}) in {processed_dir}"
     )
-    listed = len(listing.recordings)
-    if len(read) < listed:
-        print(f"{listed - len(read)} of {listed} recordings could not be read and were left out")
+    if lost:
+        print(f"left out: {describe_loss(listing, lost)}")
     command = ["python", "-m", "raykfold.run", "--processed_dir", str(processed_dir)]
     print(f"next: {shlex.join(command)}")
 

@@ -9,15 +9,27 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from raykfold.data.file_names import FileNames, subfolders
 from raykfold.data.log_mel import DIGITS, ESC50, URBANSOUND8K, FeatureParameters
-from raykfold.data.tables import WHOLE_NUMBER, Row, read_table
+from raykfold.data.tables import (
+    Row,
+    by_numbers_within,
+    fold_number,
+    number_names,
+    read_table,
+    whole_number,
+)
 from raykfold.errors import BadData, BadInput
+from raykfold.text import count_of, with_name
 
 _FSDD_NAME = re.compile(r"(\d)_(.+)_(\d+)\.wav", re.IGNORECASE)
+_FRACTION = re.compile(r"[+-]?\d*\.\d+|nan", re.IGNORECASE)  # no name of a fold
+_DEPTH = 2  # how far below the folder that the user names a data set is looked for
 
 
 @dataclass(frozen=True)
@@ -38,12 +50,16 @@ class Listing:
         class_names: label → name.
         source: the table or folder they were found in, for messages.
         fold_names: fold → what it stands for, for folds that have a name.
+        missing: indices of the recordings that do not exist.
+        notes: lines to show the user.
     """
 
     recordings: Sequence[Recording]
     class_names: Mapping[int, str]
     source: str
     fold_names: Mapping[int, str] = field(default_factory=dict)
+    missing: frozenset[int] = frozenset()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,8 +69,8 @@ class Layout:
     Attributes:
         help: one line for the command's help.
         defaults: the usual feature parameters for such recordings.
-        find: lists the recordings of a folder; the second argument is the CSV table the user
-            named, if any.
+        find: lists the recordings of a folder under the names that they should have; the second
+            argument is the CSV table the user named, if any.
     """
 
     help: str
@@ -64,6 +80,10 @@ class Layout:
 
 def list_recordings(layout: str, audio_dir: Path, table: Path | None = None) -> Listing:
     """Return the recordings of `audio_dir`, at least one of which exists.
+
+    What the layout asks for may also lie in a folder, or in a folder of a folder, of `audio_dir`.
+    A recording that does not have the name that it should have is found under one that differs in
+    its Unicode form (NFC, NFD), in capitals, or in the slashes of its path.
 
     Args:
         layout: a key of `LAYOUTS`.
@@ -75,8 +95,9 @@ def list_recordings(layout: str, audio_dir: Path, table: Path | None = None) -> 
             cross-validation.
     """
     listing = LAYOUTS[layout].find(audio_dir, table)
-    require_several(listing.recordings, listing.source)
-    if not any(os.path.isfile(recording.path) for recording in listing.recordings):
+    require_several(listing, listing.recordings)
+    listing = _located(listing)
+    if len(listing.missing) == len(listing.recordings):
         raise BadInput(
             f"--audio_dir {audio_dir}: none of the {len(listing.recordings)} recordings listed in "
             f"{listing.source} exists; expected {listing.recordings[0].path} and so on"
@@ -84,90 +105,189 @@ def list_recordings(layout: str, audio_dir: Path, table: Path | None = None) -> 
     return listing
 
 
-def require_several(recordings: Sequence[Recording], source: str) -> None:
-    """Check that `recordings`, found in `source`, are of two folds and two classes at least.
+def require_several(listing: Listing, recordings: Sequence[Recording]) -> None:
+    """Check that `recordings`, of `listing`, are of two folds and two classes at least.
 
     Raises:
         BadData: they are not.
     """
     folds = {recording.fold for recording in recordings}
     labels = {recording.label for recording in recordings}
-    for noun, values in (("fold", folds), ("class", labels)):
+    for noun, values, names in (
+        ("fold", folds, listing.fold_names),
+        ("class", labels, listing.class_names),
+    ):
         if len(values) == 1:
             raise BadData(
-                f"{source}: all recordings are in {noun} {values.pop()}; "
+                f"{listing.source}: all recordings are in {noun} {with_name(values.pop(), names)}; "
                 "a cross-validation needs at least two"
             )
 
 
+def _located(listing: Listing) -> Listing:
+    """Return the listing with the paths under which its recordings exist."""
+    names = FileNames()
+    paths = [names.find(recording.path) for recording in listing.recordings]
+    taken = Counter(paths)
+    recordings, missing, respelt = [], [], []
+    for index, (recording, path) in enumerate(zip(listing.recordings, paths, strict=True)):
+        # A file that is wanted twice, under two names, is not the one that both rows mean.
+        if path is None or (path != recording.path and taken[path] > 1):
+            missing.append(index)
+        elif path != recording.path:
+            respelt.append(f"{path} for {recording.path}")
+            recording = replace(recording, path=path)
+        recordings.append(recording)
+    notes = listing.notes
+    if respelt:
+        notes += (
+            f"{count_of(len(respelt), 'recording')} found under another spelling, as of capitals "
+            f"or accents, such as {respelt[0]}",
+        )
+    return replace(listing, recordings=recordings, missing=frozenset(missing), notes=notes)
+
+
+def _nearest(
+    audio_dir: Path, below: Sequence[str], locate: Callable[[Path], Path | None]
+) -> tuple[Path, Path] | None:
+    """Return the folder that holds a data set, `audio_dir` or one below it, and what marks it.
+
+    Args:
+        below: where the mark may lie in such a folder.
+        locate: returns the mark at a path, or None.
+
+    Raises:
+        BadInput: several folders hold one, none of them nearer than the others.
+    """
+    bases = [audio_dir]
+    for _ in range(_DEPTH + 1):
+        marks = [(base, mark) for base in bases for name in below if (mark := locate(base / name))]
+        holders = list(dict.fromkeys(base for base, _ in marks))
+        if len(holders) > 1:
+            raise BadInput(
+                f"--audio_dir {audio_dir}: {marks[0][1]} and {marks[-1][1]} are two data sets; "
+                f"expected one, such as --audio_dir {holders[0]}"
+            )
+        if marks:
+            return marks[0]
+        bases = [folder for base in bases for folder in subfolders(base)]
+    return None
+
+
+def _find_table(audio_dir: Path, below: Sequence[str]) -> tuple[Path, Path]:
+    """Return the folder that holds a table, and the table; where it should be, if none does."""
+    return _nearest(audio_dir, below, FileNames().find) or (audio_dir, audio_dir / below[0])
+
+
+def _fullest(places: Sequence[Sequence[Path]]) -> Sequence[Path]:
+    """Return the paths, one for each recording, of the place where most of them exist."""
+    names = FileNames()
+    return max(places, key=lambda paths: sum(names.find(path) is not None for path in paths))
+
+
 def _find_csv(audio_dir: Path, table: Path | None) -> Listing:
-    table = table or audio_dir / "metadata.csv"
+    if table is None:
+        audio_dir, table = _find_table(audio_dir, ["metadata.csv"])
     rows = read_table(table, ("path", "label", "fold"), "give it with --csv FILE")
-    texts = [row["label"] for row in rows]
-    if all(WHOLE_NUMBER.fullmatch(text) for text in texts):
-        labels = [int(text) for text in texts]
-        class_names = {label: str(label) for label in sorted(set(labels))}
+    labels = [whole_number(row["label"]) for row in rows]
+    if None in labels:
+        numbers, class_names = number_names((row["label"] for row in rows), first=0)
     else:
-        names = sorted(set(texts))
-        labels = [names.index(text) for text in texts]
-        class_names = dict(enumerate(names))
+        numbers = [label for label in labels if label is not None]
+        class_names = {label: str(label) for label in sorted(set(numbers))}
+    folds, fold_names = _folds(rows)
     recordings = [
-        Recording(audio_dir / row["path"], label, row.integer("fold"))
-        for row, label in zip(rows, labels, strict=True)
+        Recording(audio_dir / row["path"], label, fold)
+        for row, label, fold in zip(rows, numbers, folds, strict=True)
     ]
-    return Listing(recordings, class_names, str(table))
+    return Listing(recordings, class_names, str(table), fold_names)
+
+
+def _folds(rows: Sequence[Row]) -> tuple[list[int], dict[int, str]]:
+    """Return the fold of each row, and fold → name where the table has names of folds."""
+    folds = [fold_number(row["fold"]) for row in rows]
+    if None in folds:
+        for row in rows:
+            if fold_number(row["fold"]) is None and _FRACTION.fullmatch(row["fold"]):
+                raise BadData(
+                    f"{row.where}: fold {row['fold']!r}; expected a whole number or a name"
+                )
+        return number_names((row["fold"] for row in rows), first=1, key=by_numbers_within)
+    return [fold for fold in folds if fold is not None], {}
 
 
 def _find_fsdd(audio_dir: Path, _: Path | None) -> Listing:
-    for folder in (audio_dir, audio_dir / "recordings"):
-        files = sorted(folder.iterdir()) if folder.is_dir() else []
-        matches = [(file, match) for file in files if (match := _FSDD_NAME.fullmatch(file.name))]
-        if matches:
-            break
-    else:
+    found = _nearest(audio_dir, ["", "recordings"], _folder_of_digits)
+    if found is None:
         raise BadInput(
             f"--audio_dir {audio_dir}: no recordings found; expected "
             "<digit>_<speaker>_<take>.wav there or in recordings/"
         )
-    speakers = sorted({match[2] for _, match in matches})
+    _, folder = found
+    files = sorted(folder.iterdir())
+    matches = [(file, match) for file in files if (match := _FSDD_NAME.fullmatch(file.name))]
+    folds, fold_names = number_names((match[2] for _, match in matches), first=1)
     recordings = [
-        Recording(file, int(match[1]), 1 + speakers.index(match[2])) for file, match in matches
+        Recording(file, int(match[1]), fold)
+        for (file, match), fold in zip(matches, folds, strict=True)
     ]
     class_names = {digit: str(digit) for digit in sorted({each.label for each in recordings})}
-    return Listing(recordings, class_names, str(folder), dict(enumerate(speakers, start=1)))
+    matched = {file for file, _ in matches}
+    others = [
+        file.name
+        for file in files
+        if file.suffix.lower() == ".wav" and file not in matched and not file.name.startswith(".")
+    ]
+    notes: tuple[str, ...] = ()
+    if others:
+        notes = (
+            f"{count_of(len(others), 'file')} in {folder} left out, such as {others[0]}; expected "
+            "names like <digit>_<speaker>_<take>.wav",
+        )
+    return Listing(recordings, class_names, str(folder), fold_names, notes=notes)
+
+
+def _folder_of_digits(folder: Path) -> Path | None:
+    if not os.path.isdir(folder):
+        return None
+    return folder if any(map(_FSDD_NAME.fullmatch, os.listdir(folder))) else None
 
 
 def _find_esc50(audio_dir: Path, _: Path | None) -> Listing:
-    table = audio_dir / "meta" / "esc50.csv"
+    base, table = _find_table(audio_dir, ["meta/esc50.csv", "esc50.csv"])
     columns = ("filename", "fold", "target", "category")
     rows = read_table(table, columns, "--audio_dir should hold meta/esc50.csv and audio/")
-    recordings = [
-        Recording(audio_dir / "audio" / row["filename"], row.integer("target"), row.integer("fold"))
-        for row in rows
-    ]
-    return Listing(recordings, _class_names(rows, "target", "category"), str(table))
+    # The second and third are those of Kaggle.
+    folders = [base / below for below in ("audio", "audio/audio", "audio/audio/44100", "")]
+    paths = _fullest([[folder / row["filename"] for row in rows] for folder in folders])
+    return _of_table(rows, paths, table, "target", "category")
 
 
 def _find_urbansound8k(audio_dir: Path, _: Path | None) -> Listing:
-    table = audio_dir / "metadata" / "UrbanSound8K.csv"
+    base, table = _find_table(audio_dir, ["metadata/UrbanSound8K.csv", "UrbanSound8K.csv"])
     columns = ("slice_file_name", "fold", "classID", "class")
     rows = read_table(
         table, columns, "--audio_dir should hold metadata/UrbanSound8K.csv and audio/fold<k>/"
     )
+    names = [Path(f"fold{row.integer('fold')}", row["slice_file_name"]) for row in rows]
+    # The second is that of Kaggle.
+    paths = _fullest([[folder / name for name in names] for folder in (base / "audio", base)])
+    return _of_table(rows, paths, table, "classID", "class")
+
+
+def _of_table(
+    rows: Sequence[Row], paths: Sequence[Path], table: Path, label_column: str, name_column: str
+) -> Listing:
     recordings = [
-        Recording(
-            audio_dir / "audio" / f"fold{row.integer('fold')}" / row["slice_file_name"],
-            row.integer("classID"),
-            row.integer("fold"),
-        )
-        for row in rows
+        Recording(path, row.integer(label_column), row.integer("fold"))
+        for row, path in zip(rows, paths, strict=True)
     ]
-    return Listing(recordings, _class_names(rows, "classID", "class"), str(table))
+    return Listing(recordings, _class_names(rows, label_column, name_column), str(table))
 
 
 LAYOUTS: Mapping[str, Layout] = {
     "csv": Layout(
-        "A table with columns path (below AUDIO_DIR), label (a number or a name) and fold.",
+        "A table with columns path (below AUDIO_DIR), label and fold, both numbers or names.",
         URBANSOUND8K,
         _find_csv,
     ),
@@ -176,9 +296,9 @@ LAYOUTS: Mapping[str, Layout] = {
         DIGITS,
         _find_fsdd,
     ),
-    "esc50": Layout("ESC-50: meta/esc50.csv and audio/.", ESC50, _find_esc50),
+    "esc50": Layout("ESC-50: meta/esc50.csv and audio/, or as on Kaggle.", ESC50, _find_esc50),
     "urbansound8k": Layout(
-        "UrbanSound8K: metadata/UrbanSound8K.csv and audio/fold<k>/.",
+        "UrbanSound8K: metadata/UrbanSound8K.csv and audio/fold<k>/, or as on Kaggle.",
         URBANSOUND8K,
         _find_urbansound8k,
     ),

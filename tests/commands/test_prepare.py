@@ -124,7 +124,7 @@ def mixed(tmp_path_factory) -> Mixed:
 def prepared(shared_ray, mixed, tmp_path_factory) -> tuple[Outcome, Path]:
     processed_dir = tmp_path_factory.mktemp("out") / "new" / "processed"
     flags = ["--audio_dir", mixed.audio_dir, "--processed-dir", processed_dir]
-    return run("csv", *flags, *SMALL_FLAGS), processed_dir
+    return run("csv", *flags, *SMALL_FLAGS, "--allow-missing"), processed_dir
 
 
 def test_features_are_in_the_order_of_the_table(prepared, mixed):
@@ -170,7 +170,10 @@ def test_unreadable_files_are_named_and_counted(prepared, mixed):
     corrupt, absent = outcome.err.splitlines()
     assert str(mixed.audio_dir / "corrupt.wav") in corrupt and "left out" in corrupt
     assert str(mixed.audio_dir / "absent.wav") in absent and "no such file" in absent
-    assert "2 of 7 recordings could not be read" in outcome.out
+    assert (
+        "left out: recordings lost: 2 of 7 (29 %); fold 1: 2 of 4 (50 %); class 1 (cat): 1 of 2 "
+        "(50 %), class 2 (dog): 1 of 3 (33 %)\n"
+    ) in outcome.out
 
 
 def test_what_is_said(prepared):
@@ -191,13 +194,47 @@ def test_strict_writes_nothing(shared_ray, mixed, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_too_many_missing_are_refused_before_ray_starts(no_ray, mixed, tmp_path):
+    flags = ["--audio_dir", mixed.audio_dir, "--processed_dir", tmp_path / "out", *SMALL_FLAGS]
+    outcome = run("csv", *flags)
+    assert outcome.code == 2
+    assert "1 of 7 (14 %); fold 1: 1 of 4 (25 %); class 2 (dog): 1 of 3 (33 %)" in outcome.error
+    assert f"{mixed.audio_dir / 'absent.wav'}: no such file" in outcome.error
+    assert "--allow_missing" in outcome.error
+    assert run("csv", *flags, "--strict").error == (
+        f"raykfold: --strict: {mixed.audio_dir / 'absent.wav'}: no such file"
+    )
+    assert "not allowed with" in run("csv", *flags, "--strict", "--allow-missing").error
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_many_that_cannot_be_read_are_refused(shared_ray, tmp_path):
+    for digit in "01":
+        for speaker in ("ann", "ben"):
+            for take in range(3):
+                write_sound(tmp_path / f"{digit}_{speaker}_{take}.wav")
+    flags = ["--audio_dir", tmp_path, "--processed_dir", tmp_path / "out"]
+    for take in (0, 1):
+        (tmp_path / f"1_ben_{take}.wav").write_text("no sound")
+    refused = run("fsdd", *flags)
+    assert refused.code == 2
+    assert "2 of 12 (17 %); fold 2 (ben): 2 of 6 (33 %); class 1: 2 of 6 (33 %)" in refused.error
+    assert "the first: " in refused.error and "1_ben_0.wav: cannot be read" in refused.error
+    assert not (tmp_path / "out").exists()
+    write_sound(tmp_path / "1_ben_0.wav")
+    outcome = run("fsdd", *flags)
+    assert outcome.code == 0
+    assert outcome.err.startswith("raykfold: left out: ")
+    assert "left out: recordings lost: 1 of 12 (8 %); fold 2 (ben): 1 of 6" in outcome.out
+
+
 def test_when_nothing_can_be_read_nothing_is_written(shared_ray, tmp_path):
     for name in ("0_ann_0.wav", "1_ben_0.wav"):
         (tmp_path / name).write_text("no sound")
     before = sorted(tmp_path.iterdir())
     outcome = run("fsdd", "--audio_dir", tmp_path, "--processed_dir", tmp_path / "out")
     assert outcome.code == 2
-    assert outcome.err.splitlines()[-1] == "raykfold: none of the 2 recordings could be read"
+    assert outcome.error == "raykfold: none of the 2 recordings could be read"
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -205,9 +242,11 @@ def test_when_one_fold_is_left_nothing_is_written(shared_ray, tmp_path):
     for name in ("0_ann_0.wav", "1_ann_0.wav"):
         write_sound(tmp_path / name)
     (tmp_path / "0_ben_0.wav").write_text("no sound")
-    outcome = run("fsdd", "--audio_dir", tmp_path, "--processed_dir", tmp_path / "out")
-    assert outcome.code == 2
-    assert "all recordings are in fold 1" in outcome.err.splitlines()[-1]
+    flags = ["--audio_dir", tmp_path, "--processed_dir", tmp_path / "out"]
+    outcome = run("fsdd", *flags)
+    assert outcome.code == 2 and "nothing is left of fold 2 (ben)" in outcome.error
+    outcome = run("fsdd", *flags, "--allow_missing")
+    assert outcome.code == 2 and "all recordings are in fold 1 (ann)" in outcome.error
     assert not (tmp_path / "out").exists()
 
 
@@ -222,6 +261,10 @@ def test_fsdd(shared_ray, tmp_path):
     assert data.class_names == ("0", "3", "7")
     assert data.features.shape[1:] == (DIGITS.n_mels, DIGITS.frames)
     assert "fold 2 (jo_b): 1 recordings" in outcome.out
+    written = json.loads((tmp_path / "out" / "features.json").read_text())
+    assert written["fold_names"] == {"1": "ann", "2": "jo_b", "3": "theo"}
+    assert data.fold_names == {1: "ann", 2: "jo_b", 3: "theo"}
+    assert data.feature_parameters == DIGITS.as_dict()  # without the names
 
 
 def test_urbansound8k(shared_ray, tmp_path):
@@ -348,10 +391,12 @@ def test_a_processed_dir_that_cannot_be_written(no_ray, digits, tmp_path):
 
 def test_a_wrong_table(no_ray, tmp_path):
     table = tmp_path / "metadata.csv"
-    write_table(table, "path,label,fold", "a.wav,dog,one")
+    write_table(table, "path,label,fold", "a.wav,dog,1.5")
     outcome = run("csv", "--audio_dir", tmp_path, "--processed_dir", tmp_path / "out")
     assert outcome.code == 2
-    assert outcome.error == f"raykfold: {table}, line 2: fold 'one'; expected a whole number"
+    assert (
+        outcome.error == f"raykfold: {table}, line 2: fold '1.5'; expected a whole number or a name"
+    )
     assert sorted(tmp_path.iterdir()) == [table]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,171 @@ def test_csv_labels_that_are_numbers_stay(tmp_path: Path) -> None:
     assert listing.class_names == {-2: "-2", 30: "30"}
 
 
+@pytest.mark.parametrize(
+    ("table", "audio"),
+    [
+        ("metadata/UrbanSound8K.csv", "audio"),
+        ("UrbanSound8K.csv", ""),  # as on Kaggle
+        ("UrbanSound8K.csv", "audio"),
+        ("urbansound8k.csv", ""),
+    ],
+)
+@pytest.mark.parametrize("parent", ["", "UrbanSound8K", "urbansound8k/1"])
+def test_where_urbansound8k_lies(tmp_path: Path, table: str, audio: str, parent: str) -> None:
+    base = tmp_path / parent
+    header = "slice_file_name,fold,classID,class"
+    write_table(base / table, header, "100.wav,10,3,dog_bark", "101.wav,2,8,siren")
+    touch(base / audio / "fold10" / "100.wav")
+    touch(base / audio / "fold2" / "101.wav")
+    listing = list_recordings("urbansound8k", tmp_path)
+    assert rows(listing) == [("100.wav", 3, 10), ("101.wav", 8, 2)]
+    assert not listing.missing and listing.notes == ()
+    assert listing.recordings[0].path == base / audio / "fold10" / "100.wav"
+    assert listing.source == str(base / table)
+
+
+@pytest.mark.parametrize(
+    ("table", "audio"),
+    [("meta/esc50.csv", "audio"), ("esc50.csv", "audio/audio"), ("esc50.csv", "audio/audio/44100")],
+)
+@pytest.mark.parametrize("parent", ["", "ESC-50-master"])
+def test_where_esc50_lies(tmp_path: Path, table: str, audio: str, parent: str) -> None:
+    base = tmp_path / parent
+    write_table(base / table, "filename,fold,target,category", "1.wav,1,0,dog", "2.wav,2,1,cat")
+    touch(base / audio / "1.wav")
+    touch(base / audio / "2.wav")
+    touch(tmp_path / "__MACOSX" / table)  # of the zip
+    listing = list_recordings("esc50", tmp_path)
+    assert [each.path for each in listing.recordings] == [
+        base / audio / "1.wav",
+        base / audio / "2.wav",
+    ]
+    assert not listing.missing
+
+
+@pytest.mark.parametrize("parent", ["free-spoken-digit-dataset-master", "unzipped/fsdd"])
+@pytest.mark.parametrize("folder", ["", "recordings"])
+def test_fsdd_below_the_folder(tmp_path: Path, parent: str, folder: str) -> None:
+    for name in ("0_ann_0.wav", "1_ben_0.wav"):
+        touch(tmp_path / parent / folder / name)
+    touch(tmp_path / "__MACOSX" / "recordings" / "._0_ann_0.wav")
+    listing = list_recordings("fsdd", tmp_path)
+    assert rows(listing) == [("0_ann_0.wav", 0, 1), ("1_ben_0.wav", 1, 2)]
+
+
+def test_recordings_with_other_names_are_mentioned(tmp_path: Path) -> None:
+    for name in ("0_ann_0.wav", "1_ben_0.wav", "10_ben_0.wav", "._0_ann_0.wav", "notes.txt"):
+        touch(tmp_path / name)
+    (note,) = list_recordings("fsdd", tmp_path).notes
+    assert note.startswith(f"1 file in {tmp_path} left out, such as 10_ben_0.wav")
+
+
+def test_two_data_sets_below_the_folder(tmp_path: Path) -> None:
+    for parent in ("one", "other"):
+        touch(tmp_path / parent / "0_ann_0.wav")
+        touch(tmp_path / parent / "1_ben_0.wav")
+    with pytest.raises(BadInput, match="are two data sets; expected one, such as --audio_dir"):
+        list_recordings("fsdd", tmp_path)
+    touch(tmp_path / "0_cy_0.wav")
+    touch(tmp_path / "1_cy_0.wav")
+    touch(tmp_path / "1_di_0.wav")
+    assert len(list_recordings("fsdd", tmp_path).recordings) == 3  # the nearest
+
+
+NFC, NFD = (unicodedata.normalize(form, "hündin/Ärger") for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize(
+    ("listed", "on_disk"),
+    [
+        (f"{NFC}.wav", f"{NFD}.wav"),
+        (f"{NFD}.wav", f"{NFC}.wav"),
+        (f"{NFC}.wav", f"{NFD.upper()}.WAV"),
+        ("sub/a.wav", "sub/a.WAV"),
+        ("sub/a.wav", "Sub/A.wav"),
+        ("sub\\a.wav", "sub/a.wav"),
+        ("./sub/../sub/a.wav", "sub/a.Wav"),
+    ],
+)
+def test_other_spellings_of_a_name_are_found(tmp_path: Path, listed: str, on_disk: str) -> None:
+    touch(tmp_path / on_disk)
+    touch(tmp_path / "b.wav")
+    write_table(tmp_path / "metadata.csv", "path,label,fold", f"{listed},dog,1", "b.wav,cat,2")
+    listing = list_recordings("csv", tmp_path)
+    assert not listing.missing
+    assert listing.recordings[0].path.samefile(tmp_path / on_disk)
+    (note,) = listing.notes
+    assert note.startswith("1 recording found under another spelling")
+
+
+def test_a_spelling_that_may_be_of_another_recording_is_not_taken(tmp_path: Path) -> None:
+    for name in ("a.wav", "B.wav", "b.WAV", "e.wav"):
+        touch(tmp_path / name)
+    # a.wav is the third row's; either of B.wav and b.WAV might be b.wav.
+    lines = ["A.wav,dog,1", "b.wav,cat,1", "a.wav,cat,2", "e.wav,cat,3", "f/g.wav,cat,3"]
+    write_table(tmp_path / "metadata.csv", "path,label,fold", *lines)
+    listing = list_recordings("csv", tmp_path)
+    assert listing.missing == {0, 1, 4} and listing.notes == ()
+
+
+def of_folds(tmp_path: Path, *folds: str) -> Listing:
+    lines = [f"{n}.wav,{n % 2},{fold}" for n, fold in enumerate(folds)]
+    write_table(tmp_path / "metadata.csv", "path,label,fold", *lines)
+    touch(tmp_path / "0.wav")
+    return list_recordings("csv", tmp_path)
+
+
+@pytest.mark.parametrize("form", ["{}", "{}.0", "{}.", "fold{}", "Fold {}", "fold_{}", "FOLD-{}.0"])
+def test_folds_that_are_numbers(tmp_path: Path, form: str) -> None:
+    listing = of_folds(tmp_path, *(form.format(number) for number in (2, 10, 2, 3)))
+    assert [each.fold for each in listing.recordings] == [2, 10, 2, 3]
+    assert listing.fold_names == {}
+
+
+@pytest.mark.parametrize(
+    ("folds", "numbers", "names"),
+    [
+        (["cy", "ann", "ben", "ann"], [3, 1, 2, 1], {1: "ann", 2: "ben", 3: "cy"}),
+        (["s10", "s2", "s1"], [3, 2, 1], {1: "s1", 2: "s2", 3: "s10"}),
+        (["12", "7b", "1"], [3, 2, 1], {1: "1", 2: "7b", 3: "12"}),
+        ([NFC, NFD, "a"], [2, 2, 1], {1: "a", 2: NFC}),
+    ],
+)
+def test_folds_that_are_names(
+    tmp_path: Path, folds: list[str], numbers: list[int], names: dict[int, str]
+) -> None:
+    listing = of_folds(tmp_path, *folds)
+    assert [each.fold for each in listing.recordings] == numbers
+    assert listing.fold_names == names
+
+
+def test_labels_that_are_numbers_of_pandas(tmp_path: Path) -> None:
+    touch(tmp_path / "a.wav")
+    write_table(tmp_path / "metadata.csv", "path,label,fold", "a.wav,3.0,1", "b.wav,10.0,2")
+    listing = list_recordings("csv", tmp_path)
+    assert rows(listing) == [("a.wav", 3, 1), ("b.wav", 10, 2)]
+    assert listing.class_names == {3: "3", 10: "10"}
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("header", ["path,label,fold", "PATH,Label,Fold", " Fold , label,Path"])
+def test_separators_and_capitals(tmp_path: Path, separator: str, header: str) -> None:
+    columns = header.split(",")
+    cells = {"path": '"a, or b; or c.wav"', "label": "dog", "fold": "1"}
+    others = {"path": "d.wav", "label": "cat", "fold": "2"}
+    lines = [[row[name.strip().lower()] for name in columns] for row in (cells, others)]
+    blank = [""] * 3  # as spreadsheets leave below a table
+    write_table(tmp_path / "metadata.csv", *map(separator.join, [columns, *lines, blank]))
+    touch(tmp_path / "d.wav")
+    assert rows(list_recordings("csv", tmp_path)) == [("a, or b; or c.wav", 1, 1), ("d.wav", 0, 2)]
+
+
+def test_a_column_of_the_very_name_wins(tmp_path: Path) -> None:
+    touch(tmp_path / "a.wav")
+    write_table(tmp_path / "metadata.csv", "Fold,path,label,fold", "8,a.wav,dog,1", "9,b.wav,cat,2")
+    assert [each.fold for each in list_recordings("csv", tmp_path).recordings] == [1, 2]
+
+
 # ---- What is refused
 
 
@@ -114,12 +280,19 @@ def test_an_empty_folder(tmp_path: Path, layout: str) -> None:
         ([], "lacks the column path, label, fold"),
         (["path,fold", "a.wav,1"], "lacks the column label"),
         (["path,label,fold"], "lists no recordings"),
-        (["path,label,fold", "a.wav,dog,one"], "line 2: fold 'one'; expected a whole number"),
+        (["path,label,fold", "a.wav,dog,1.5", "b.wav,cat,2"], "line 2: fold '1.5'; expected a"),
+        (["path,label,fold", "a.wav,dog,ann", "b.wav,cat,nan"], "line 3: fold 'nan'; expected a"),
+        (
+            ["path,label,fold", "a.wav,dog,ann", "b.wav,cat,ann"],
+            "all recordings are in fold 1 (ann)",
+        ),
+        (["file,class,split", "a.wav,dog,1"], "its columns are file, class, split; expected path"),
+        (["file;class;fold", "a.wav;dog;1"], "its columns are file, class, fold; expected path"),
         (["path,label,fold", "a.wav,dog,1", "b.wav,cat,"], "line 3: no fold"),
         (["path,label,fold", "a.wav,dog,1", "b.wav,cat"], "line 3: no fold"),
         (["path,label,fold", "a.wav,dog,1", ",cat,2"], "line 3: no path"),
         (["path,label,fold", "a.wav,dog,1", "b.wav,cat,1"], "all recordings are in fold 1"),
-        (["path,label,fold", "a.wav,dog,1", "b.wav,dog,2"], "all recordings are in class 0"),
+        (["path,label,fold", "a.wav,dog,1", "b.wav,dog,2"], "all recordings are in class 0 (dog)"),
         (["path,label,fold", "a.wav,dog,1", "b.wav,cat,2"], "none of the 2 recordings"),
     ],
 )

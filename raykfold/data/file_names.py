@@ -1,0 +1,71 @@
+"""Finds files by names that are spelt otherwise on disk than in a table.
+
+macOS writes accents of file names in another Unicode form (NFD) than most tables have (NFC), some
+recorders write ``.WAV``, and Windows writes ``\\`` between folders.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from pathlib import Path
+
+
+class FileNames:
+    """The names in folders, each folder read once."""
+
+    def __init__(self) -> None:
+        self._folders: dict[Path, Path | None] = {}
+        self._entries: dict[Path, dict[str, list[str]]] = {}
+
+    def find(self, path: Path) -> Path | None:
+        """Return where a file is that should be at `path`, or None.
+
+        That is `path` itself where it exists, else the only one whose name, or whose folders'
+        names, differ in nothing but Unicode form, capitals, or slashes.
+        """
+        found = self._find(path)
+        if found is None and "\\" in str(path):
+            return self._find(Path(str(path).replace("\\", "/")))
+        return found
+
+    def _find(self, path: Path) -> Path | None:
+        folder = self._folder(path.parent)
+        return None if folder is None else self._entry(folder, path.name)
+
+    def _folder(self, path: Path) -> Path | None:
+        if path not in self._folders:
+            known: Path | None = path
+            if not os.path.isdir(path):  # a folder may be entered without being listed
+                known = self._find(path) if path != path.parent else None
+            self._folders[path] = known
+        return self._folders[path]
+
+    def _entry(self, folder: Path, name: str) -> Path | None:
+        if folder not in self._entries:
+            entries: dict[str, list[str]] = {}
+            for each in _names(folder):
+                entries.setdefault(_spelling(each), []).append(each)
+            self._entries[folder] = entries
+        alike = self._entries[folder].get(_spelling(name), [])
+        if name in alike or (not self._entries[folder] and os.path.isfile(folder / name)):
+            return folder / name
+        return folder / alike[0] if len(alike) == 1 else None
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders in `folder`, sorted, but for hidden ones and what macOS adds to a zip."""
+    names = (name for name in _names(folder) if not name.startswith((".", "__MACOSX")))
+    return [folder / name for name in sorted(names) if os.path.isdir(folder / name)]
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:  # gone, or not to be listed
+        return []
+
+
+def _spelling(name: str) -> str:
+    """Return what is equal for names that differ in Unicode form or capitals only."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
