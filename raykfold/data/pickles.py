@@ -20,6 +20,7 @@ from typing import IO, Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from raykfold.data.file_kinds import kind_of_file
 from raykfold.errors import BadData
 from raykfold.text import one_line
 
@@ -59,6 +60,8 @@ def read_pickle(path: Path) -> Any:
     Raises:
         BadData: the file is damaged, or holds anything else.
     """
+    if kind := kind_of_file(path):
+        raise BadData(f"{path}: {kind}")
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
@@ -120,7 +123,8 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> _Name:
         if f"{module}.{name}" not in _NAMES:
-            raise _Refused(f"the foreign object {module}.{name}")
+            hint = ", a tensor of torch: use tensor.numpy()" if module.startswith("torch") else ""
+            raise _Refused(f"the foreign object {module}.{name}{hint}")
         return _Name(name, self)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raykfold.data.feature_set import Array, FeatureSet, Integers, SoundClass
+from raykfold.data.file_kinds import kind_of_file
 from raykfold.data.pickles import SAVE_AS_NPY, read_pickle
 from raykfold.errors import BadData, StorageError
 from raykfold.files.atomic import json_bytes
@@ -37,7 +38,14 @@ FILE_NAMES = (
     (f"{_MAPPING}.json", f"{_MAPPING}.pkl"),
     (_PARAMETERS,),
 )
+# What arrays are saved as that are not read, or are under another name.
+_OTHERS = (".npy", ".npz", ".pkl", ".pickle", ".pt", ".pth", ".h5", ".hdf5", ".parquet", ".mat")
+_MOST_OTHERS = 4  # in a message
 _MOST_LISTED = 40  # folds, in a note
+_NUMBER_FOLDS = (
+    "number them with `names, numbers = numpy.unique(folds, return_inverse=True)`, and give names "
+    f'in {_PARAMETERS}, {{"{_FOLD_NAMES}": {{"0": "ann", ...}}}}'
+)
 _CHUNK_BYTES = 16 * 2**20  # of features, in one thread at a time
 
 
@@ -59,6 +67,9 @@ def read_feature_set(processed_dir: Path) -> FeatureSet:
         files = ", ".join(f"{name}.npy (or .pkl)" for name in _ARRAYS if name not in arrays)
         exists = os.path.isdir(processed_dir)
         state = f"lacks {files}" if exists else f"no such folder; it should hold {files}"
+        if others := _unread(processed_dir):
+            shown = comma_list(others[:_MOST_OTHERS])
+            state += f" (it has {shown}: save arrays with numpy.save under the names just given)"
         raise BadData(
             f"{processed_dir}: {state}; make the data with `python -m raykfold.prepare`, fetch it "
             "from the Hugging Face Hub with --hf_repo_id, or try --demo"
@@ -121,6 +132,9 @@ def feature_set_from_arrays(
     given = _as_array(names["features"], features)
     given_labels = _as_array(names["labels"], labels)
     given_folds = _as_array(names["folds"], folds)
+    for key, array in zip(_ARRAYS, (given, given_labels, given_folds), strict=True):
+        if array.dtype.hasobject:
+            raise _of_objects(names[key], key)
     _check_sample_counts(names, given, given_labels, given_folds)
 
     checked_features, notes = _as_features(names["features"], given)
@@ -209,12 +223,26 @@ def _first_file(folder: Path, names: Sequence[str]) -> Path | None:
     return next((folder / name for name in names if os.path.isfile(folder / name)), None)
 
 
+def _unread(folder: Path) -> list[str]:
+    """Return the files in a folder that may hold arrays and are not among `FILE_NAMES`, sorted."""
+    read = {name for names in FILE_NAMES for name in names}
+    try:
+        present = os.listdir(folder)
+    except OSError:  # no such folder, which is said anyway
+        return []
+    return sorted(n for n in present if n not in read and n.lower().endswith(_OTHERS))
+
+
 def _read_array(path: Path) -> Array:
     if path.suffix == ".npy":
         try:
             with np.errstate(over="ignore"):  # absurd shapes overflow before they are refused
                 return np.lib.format.open_memmap(path, mode="r")
         except Exception as error:  # a broken header can raise nearly anything
+            if kind := kind_of_file(path):
+                raise BadData(f"{path}: {kind}") from None
+            if "Python objects" in str(error):
+                raise _of_objects(str(path), path.stem) from None
             raise BadData(
                 f"{path}: damaged, or not an .npy file of plain numbers ({one_line(error)}); "
                 "make it again with numpy.save"
@@ -270,6 +298,15 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 # ---- Checking arrays
+
+
+def _of_objects(name: str, key: str) -> BadData:
+    remedy = {
+        "features": "cut or pad all samples to one shape, and save them as one float32 array",
+        "labels": f"save integers, with their names in {_MAPPING}.json",
+        "folds": _NUMBER_FOLDS,
+    }[key]
+    return BadData(f"{name}: an array of Python objects (dtype object), not of numbers; {remedy}")
 
 
 def _as_array(name: str, values: npt.ArrayLike) -> Array:
@@ -340,8 +377,9 @@ def _as_integers(name: str, key: str, values: Array) -> Integers:
             raise BadData(f"{name}: value {values.max()}; {key} should fit 64-bit integers")
         return np.array(values, dtype=np.int64)
     wanted = f"{key} should be integers, one for each sample"
-    if values.dtype.kind == "U":
-        raise BadData(f"{name}: text; {wanted}, and names belong in {_MAPPING}.json")
+    if values.dtype.kind in "US":
+        remedy = f"names belong in {_MAPPING}.json" if key == "labels" else _NUMBER_FOLDS
+        raise BadData(f"{name}: text; {wanted}; {remedy}")
     if values.dtype.kind != "f":
         raise BadData(f"{name}: dtype {values.dtype}, non-integer {key}; {wanted}")
     fractions = np.flatnonzero(~np.isfinite(values) | (values != np.floor(values)))

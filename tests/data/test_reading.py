@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import pickle
 import re
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +168,9 @@ def test_a_folder_in_place_of_a_file_is_a_missing_file(tmp_path: Path) -> None:
 
 
 GOOD_NPY = io.BytesIO()
+np.save(GOOD_NPY, FEATURES)
 ZIP = io.BytesIO()
+np.savez(ZIP, features=FEATURES)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +189,6 @@ ZIP = io.BytesIO()
         npy("{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 4, 1)}\n"),
         npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -4, 4)}\n", bytes(64)),
         npy("{'descr': '<f4', 'fortran_order': False, 'shape': (True, 4, 4)}\n", bytes(64)),
-        npy("{'descr': '|O', 'fortran_order': False, 'shape': (12, 1, 1)}\n", bytes(96)),
         npy("{'descr': '<f4', 'fortran_order': False\n", bytes(96)),
         npy("{" * 500 + "\n", bytes(96)),
         npy("__import__('os').system('true')\n", bytes(96)),
@@ -236,6 +239,12 @@ def with_value(value: float, dtype: Any = np.float32) -> np.ndarray:
         ),
         ("labels", LABELS > 3, r"dtype bool, non-integer labels"),
         ("labels", LABELS.astype(str), r"text; labels should be integers.*class_mapping\.json"),
+        (
+            "folds",
+            FOLDS.astype(str),
+            r"text; folds should be .*numpy\.unique\(folds.*features\.json",
+        ),
+        ("labels", LABELS.astype("S"), r"text; labels should be integers|array of dtype S21"),
         ("labels", LABELS.astype(np.uint64) + 2**63, r"value 9223372036854775817; .*64-bit"),
         ("folds", np.full(N, 4), r"fold 4 only; .*two"),
         ("labels", np.full(N, 4), r"class 4 only; .*two"),
@@ -247,6 +256,92 @@ def test_values_that_cannot_be_used(
     save(tmp_path, **{f"{file}_npy": None, f"{file}_{suffix}": value})
     text = refusal(tmp_path, f"{file}.{suffix}")
     assert re.search(said, text), text
+
+
+RAGGED = np.empty(N, object)
+RAGGED[:] = [FEATURES[n, :, : 3 + n % 3] for n in range(N)]
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "remedy"),
+    [
+        ("features", RAGGED, "cut or pad all samples to one shape"),
+        ("features", FEATURES.astype(object), "cut or pad all samples to one shape"),
+        ("labels", np.array(["dog", "cat", "ant"] * 4, object), "class_mapping.json"),
+        ("folds", np.array(["ann", "ben", "cy"] * 4, object), "numpy.unique(folds"),
+    ],
+)
+def test_arrays_of_objects(tmp_path: Path, file: str, value: Any, remedy: str) -> None:
+    text = refusal(save(tmp_path, **{f"{file}_npy": value}), f"{file}.npy")
+    assert "an array of Python objects (dtype object), not of numbers" in text and remedy in text
+    arrays = {"features": FEATURES, "labels": LABELS, "folds": FOLDS, file: value}
+    with pytest.raises(BadData, match=f"^{file}: an array of Python objects") as caught:
+        feature_set_from_arrays(**arrays)
+    assert remedy in str(caught.value)
+    save(tmp_path / "pkl", **{f"{file}_npy": None, f"{file}_pkl": value})
+    assert "holds an array of Python objects" in refusal(tmp_path / "pkl", f"{file}.pkl")
+
+
+def saved(write: Callable[[io.BytesIO], Any]) -> bytes:
+    file = io.BytesIO()
+    write(file)
+    return file.getvalue()
+
+
+TENSOR = torch.from_numpy(FEATURES)
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n"
+
+
+@pytest.mark.parametrize("suffix", ["npy", "pkl"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (saved(lambda file: torch.save(TENSOR, file)), "a file of torch.save; save tensor.numpy()"),
+        (
+            saved(lambda file: torch.save(TENSOR, file, _use_new_zipfile_serialization=False)),
+            "a file of torch.save; save tensor.numpy()",
+        ),
+        (ZIP.getvalue(), "a file of numpy.savez; save its array with numpy.save as features.npy"),
+        (gzip.compress(GOOD_NPY.getvalue()), "compressed with gzip; unpack it"),
+        (POINTER, "a pointer of Git LFS in place of the file; fetch the file with `git lfs pull`"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file; save its array"),
+        (b"PK\x03\x04" + bytes(100), "a zip archive; unpack it"),
+    ],
+    ids=range(7),
+)
+def test_files_of_another_kind(tmp_path: Path, content: bytes, said: str, suffix: str) -> None:
+    save(tmp_path, **{"features_npy": None, f"features_{suffix}": content})
+    assert f"features.{suffix}: {said}" in refusal(tmp_path, f"features.{suffix}")
+
+
+def test_a_pickled_tensor(tmp_path: Path) -> None:
+    text = refusal(
+        save(tmp_path, features_npy=None, features_pkl=pickle.dumps(TENSOR)), "features.pkl"
+    )
+    assert "a tensor of torch: use tensor.numpy()" in text
+
+
+def test_npy_and_pkl_in_place_of_each_other(tmp_path: Path) -> None:
+    save(tmp_path / "npy", features_npy=pickle.dumps(FEATURES))
+    assert "a pickle under another name; rename it to features.pkl" in refusal(
+        tmp_path / "npy", "features.npy"
+    )
+    save(tmp_path / "pkl", features_npy=None, features_pkl=GOOD_NPY.getvalue())
+    assert refusal(tmp_path / "pkl", "features.pkl").endswith(
+        "features.pkl: an .npy file under another name; rename it to features.npy"
+    )
+
+
+def test_files_that_are_not_read_are_mentioned(tmp_path: Path) -> None:
+    save(tmp_path, features_npy=None)
+    assert "(it has" not in refusal(tmp_path, "")
+    (tmp_path / "features.npz").write_bytes(ZIP.getvalue())
+    assert "lacks features.npy (or .pkl) (it has features.npz: save arrays with" in refusal(
+        tmp_path, ""
+    )
+    for name in ("X.npy", "Features.NPY", "features.pt", "a.h5", "notes.txt"):
+        (tmp_path / name).write_bytes(b"not looked into")
+    assert "(it has Features.NPY, X.npy, a.h5, features.npz: save" in refusal(tmp_path, "")
 
 
 def test_no_samples(tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""Says what a file is that was taken for something else, by its first bytes."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+_AS_NPY = "save its array with numpy.save as {stem}.npy"
+_TORCH = ("a file of torch.save", "save tensor.numpy() with numpy.save as {stem}.npy")
+# The beginning of a file, what it is, and what to do with it.
+_KINDS = (
+    # Older releases of torch pickle a magic number first.
+    (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", *_TORCH),
+    (b"\x93NUMPY", "an .npy file under another name", "rename it to {stem}.npy"),
+    (
+        b"\x80",  # protocol 2 and later
+        "a pickle under another name",
+        "rename it to {stem}.pkl, or " + _AS_NPY,
+    ),
+    (
+        b"version https://git-lfs.github.com/spec/",
+        "a pointer of Git LFS in place of the file",
+        "fetch the file with `git lfs pull`",
+    ),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", _AS_NPY),
+    (b"PAR1", "a Parquet file", _AS_NPY),
+    (b"\x1f\x8b", "compressed with gzip", "unpack it, or " + _AS_NPY),
+    (b"BZh", "compressed with bzip2", "unpack it, or " + _AS_NPY),
+    (b"\xfd7zXZ\x00", "compressed with xz", "unpack it, or " + _AS_NPY),
+)
+
+
+def kind_of_file(path: Path) -> str | None:
+    """Return what a file is and what to do with it, in place of the kind that its name claims.
+
+    Returns:
+        Text for a message after the path; None if the file is of no other kind that is known.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError:  # whoever reads it says why it cannot be read
+        return None
+    if head.startswith(b"PK\x03\x04"):
+        return _kind_of_zip(path)
+    own = {".npy": b"\x93NUMPY", ".pkl": b"\x80"}.get(path.suffix)
+    for magic, what, remedy in _KINDS:
+        if head.startswith(magic) and magic != own:
+            return f"{what}; {remedy.format(stem=path.stem)}"
+    return None
+
+
+def _kind_of_zip(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        names = []
+    what, remedy = "a zip archive", "unpack it, or " + _AS_NPY
+    if any(name.endswith("data.pkl") for name in names):
+        what, remedy = _TORCH
+    elif names and all(name.endswith(".npy") for name in names):
+        what, remedy = "a file of numpy.savez", _AS_NPY
+    return f"{what}; {remedy.format(stem=path.stem)}"
