@@ -160,3 +160,9 @@ def _is_command(main: ModuleType) -> bool:
     """Return whether a main module is one of raykfold's commands, and not a user's script."""
     spec = getattr(main, "__spec__", None)
     return spec is not None and spec.name.startswith("raykfold.")
+
+
+def name_of_address(address: str) -> str:
+    """Return a cluster's address after where it came from: ``--address head:6379``."""
+    origin = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") == address else "--address"
+    return f"{origin} {address}"

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
 from typing import Any
 
+from raykfold.config.environment import name_of_address
 from raykfold.errors import BadInput
 
 _NODE_SECONDS = 30.0  # how long Ray waits for a node to start
@@ -142,13 +143,13 @@ def check_token(address: str) -> None:
             channel.unary_unary(_GET_CLUSTER_ID)(b"", timeout=_TOKEN_SECONDS)
     except refusal as error:  # there is no token to send
         what = str(error).partition(". ")[0]
-        raise BadInput(f"--address {address}: {what}; {_TOKEN_EXPECTED}") from None
+        raise BadInput(f"{name_of_address(address)}: {what}; {_TOKEN_EXPECTED}") from None
     except grpc.RpcError as error:
         if error.code() == grpc.StatusCode.UNAUTHENTICATED:
             raise token_refused(address) from None
         if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED):
             raise BadInput(
-                f"--address {address}: no Ray cluster answers there ({error.details()})"
+                f"{name_of_address(address)}: no Ray cluster answers there ({error.details()})"
             ) from None
 
 
@@ -159,7 +160,7 @@ def token_refused(address: str) -> BadInput:
         what = "refuses this token"
     else:
         what = "requires a token, and none was sent"
-    return BadInput(f"--address {address}: the cluster {what}; {_TOKEN_EXPECTED}")
+    return BadInput(f"{name_of_address(address)}: the cluster {what}; {_TOKEN_EXPECTED}")
 
 
 # --- What the nodes have ----------------------------------------------------------------------

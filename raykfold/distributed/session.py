@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from raykfold.config.environment import allocator, python_path
+from raykfold.config.environment import allocator, name_of_address, python_path
 from raykfold.distributed.ray_private import (
     check_token,
     few_daemons,
@@ -45,6 +45,13 @@ _PROMPT = {
     "RAY_raylet_client_num_connect_attempts": "500",
 }
 _CONNECT_SECONDS = 5.0
+# What people have instead of the address of a cluster's head.
+_DASHBOARD = "the dashboard's address, for `ray job submit --address` alone"
+_SCHEMES = {
+    "http": _DASHBOARD,
+    "https": _DASHBOARD,
+    "ray": "an address of Ray Client, over which Ray Train does not run",
+}
 
 
 @contextmanager
@@ -136,17 +143,28 @@ def _connect(stack: ExitStack, address: str, options: dict[str, Any]) -> None:
     """Connect to a cluster.
 
     Raises:
-        BadInput: no cluster answers at `address`, or it refuses this process's token.
+        BadInput: no cluster answers at `address`, which may be of another kind, or it refuses this
+            process's token.
     """
     import ray
 
+    scheme, mark, rest = address.partition("://")
+    if mark:
+        what = _SCHEMES.get(scheme, f"no address of a cluster begins with {scheme}://")
+        host = rest.partition("/")[0].rpartition(":")[0] or "HOST"
+        raise BadInput(
+            f"{name_of_address(address)}: {what}; expected HOST:PORT of the head node, such as "
+            f"{host}:6379, on a node of the cluster, or no address for a local instance of Ray"
+        )
     # Ask for the port and for the token first: `ray.init` retries both for long.
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal():  # else a word that Ray resolves, like "auto"
         try:
             socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
         except (OSError, OverflowError) as error:
-            raise BadInput(f"--address {address}: no Ray cluster answers there ({error})") from None
+            raise BadInput(
+                f"{name_of_address(address)}: no Ray cluster answers there ({error})"
+            ) from None
         check_token(address)
     try:
         ray.init(address=address, **options)
@@ -154,7 +172,9 @@ def _connect(stack: ExitStack, address: str, options: dict[str, Any]) -> None:
         if "AuthenticationError" in f"{error!r} {error.__cause__}":
             raise token_refused(address) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadInput(f"--address {address}: no Ray cluster answers there ({reason})") from None
+        raise BadInput(
+            f"{name_of_address(address)}: no Ray cluster answers there ({reason})"
+        ) from None
     # Ray Train's placement-group cleaner must find this cluster, not another one on the host.
     here = ray.get_runtime_context().gcs_address
     stack.enter_context(_environment({"RAY_ADDRESS": here}))

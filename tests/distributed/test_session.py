@@ -30,12 +30,34 @@ sys.exit(exit_code(join, stopped="stopped"))
 """
 
 
-def test_an_address_where_nobody_listens_is_said_at_once() -> None:
+def test_an_address_where_nobody_listens_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(BadInput, match=f"--address {address}: no Ray"), ray_session(address):
-            raise AssertionError("connected to nobody")
+        for variable, name in (("", "--address"), (address, "RAY_ADDRESS")):
+            monkeypatch.setenv("RAY_ADDRESS", variable)
+            with pytest.raises(BadInput, match=f"^{name} {address}: no Ray"), ray_session(address):
+                raise AssertionError("connected to nobody")
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("http://10.0.0.1:8265", "the dashboard's address, for `ray job submit"),
+        ("https://ray.example.org/", "the dashboard's address, for `ray job submit"),
+        ("ray://10.0.0.1:10001", "an address of Ray Client"),
+        ("tcp://10.0.0.1:6379", "no address of a cluster begins with tcp://"),
+    ],
+)
+def test_an_address_of_another_kind(
+    monkeypatch: pytest.MonkeyPatch, address: str, said: str
+) -> None:
+    for variable, name in (("10.0.0.9:6379", "--address"), (address, "RAY_ADDRESS")):
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+        with pytest.raises(BadInput) as caught, ray_session(address):
+            raise AssertionError("connected")
+        assert str(caught.value).startswith(f"{name} {address}: {said}")
+        assert "expected HOST:PORT of the head node" in str(caught.value)
 
 
 OWN = """
