@@ -1,5 +1,7 @@
 """Finds samples that are in more than one fold: a model is then tested on what it was trained on.
 
+Also finds samples that are in the data under two labels, be it in one fold or in two.
+
 Identical samples are found by their hashes. Near-identical samples, like copies at another level or
 from another encoder, are searched for among the nearest neighbours of each sample's sketch: a few
 sums of its values with random signs. Distances between sketches approximate those between samples.
@@ -9,13 +11,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from raykfold.text import one_line
 
 if TYPE_CHECKING:
     from raykfold.data.feature_set import Array, FeatureSet, Integers  # imports torch
@@ -37,11 +41,12 @@ _BLOCK_PAIRS = 2**20
 # as it spoils a training, but is no reason for NumPy to print warnings.
 _QUIET = np.errstate(over="ignore", invalid="ignore")
 _CONSEQUENCE = "a model is tested on what it was trained on"
+_CONTRADICTION = "a model cannot be right about both"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two samples in different folds: their indices, from 0, and their folds' labels."""
+    """Two samples: their indices, from 0, and their folds' labels."""
 
     samples: tuple[int, int]
     folds: tuple[int, int]
@@ -69,8 +74,41 @@ class Twins:
 
 
 @dataclass(frozen=True)
+class Contradictions:
+    """Counts of the samples that have an identical or near-identical twin of another class.
+
+    Attributes:
+        samples: number of such samples, in any fold.
+        within_folds: number of them that have such a twin in their own fold.
+        example: two twins; None if there are none.
+        classes: names of the classes of the two.
+    """
+
+    samples: int = 0
+    within_folds: int = 0
+    example: Pair | None = None
+    classes: tuple[str, str] | None = None
+
+    def warnings(self, of_all: int) -> list[str]:
+        """Return a line if there are any among `of_all` samples."""
+        if self.example is None or self.classes is None:
+            return []
+        (one, other), (fold, other_fold) = self.example.samples, self.example.folds
+        name, other_name = map(one_line, self.classes)
+        verb = "has" if self.samples == 1 else "have"
+        return [
+            f"{self.samples} of {of_all} samples {verb} an identical or near-identical twin with "
+            f"another label ({self.within_folds} in the same fold), "
+            f"{'such as' if self.samples > 2 else 'namely'} sample {one} in fold {fold} ({name}) "
+            f"and sample {other} in fold {other_fold} ({other_name}): {_CONTRADICTION}"
+        ]
+
+
+@dataclass(frozen=True)
 class Leakage:
-    """Samples that the folds of a data set have in common. No sample is counted twice.
+    """Samples that the folds of a data set have in common, and contradictions among its labels.
+
+    Of `identical`, `constant` and `near`, no sample is counted twice.
 
     Attributes:
         samples: number of all samples.
@@ -78,6 +116,7 @@ class Leakage:
         constant: constant samples, as of digital silence, identical to one of another fold.
         near: samples near-identical to one of another fold, among those looked at.
         looked_at: number of samples without an identical twin that were compared with all others.
+        contradictions: samples with a twin of another class, in their own fold or in another one.
     """
 
     samples: int
@@ -85,9 +124,18 @@ class Leakage:
     constant: Twins
     near: Twins
     looked_at: int
+    contradictions: Contradictions = Contradictions()
 
     def warnings(self) -> list[str]:
-        """Return a line for each kind of twins found."""
+        """Return a line for each kind of twins found, and one for contradictions."""
+        return self.about_twins() + self.about_labels()
+
+    def about_labels(self) -> list[str]:
+        """Return a line if the same sample has two labels."""
+        return self.contradictions.warnings(self.samples)
+
+    def about_twins(self) -> list[str]:
+        """Return a line for each kind of twins found in different folds."""
         of_all = f"of {self.samples} samples"
         of_some = f"of the {self.looked_at} samples that were compared"
         constant = "constant, as digital silence is, and identical to a sample of another fold"
@@ -102,10 +150,7 @@ class Leakage:
                 continue
             verb = "is" if twins.samples == 1 else "are"
             example = f"{'such as' if twins.samples > 2 else 'namely'} {twins.example}"
-            line = f"{twins.samples} {of_those} {verb} {what}, {example}: {_CONSEQUENCE}"
-            if twins.disagreeing:
-                line += f"; {twins.disagreeing} of them have a twin with another label"
-            lines.append(line)
+            lines.append(f"{twins.samples} {of_those} {verb} {what}, {example}: {_CONSEQUENCE}")
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -115,7 +160,7 @@ class Leakage:
 
 @_QUIET
 def find_leakage(data: FeatureSet) -> Leakage:
-    """Count the samples of `data` that have a twin in another fold.
+    """Count the samples of `data` that have a twin in another fold, or one of another class.
 
     Values are compared as float32, as they are trained on, and -0.0 equals 0.0. Two samples, each
     less its mean, are near-identical if they are at most 5 % of their size apart. Their size is the
@@ -130,12 +175,14 @@ def find_leakage(data: FeatureSet) -> Leakage:
     _, groups = np.unique(scan.digests, return_inverse=True)
     shared = _differ_in_group(groups, data.folds)
     looked_at = _draw(np.flatnonzero(~shared), data.folds)
+    across_folds, across_labels = _near_pairs(data, scan, looked_at)
     return Leakage(
         samples=len(data),
         identical=_count_identical(data, groups, shared & ~scan.constant),
         constant=_count_identical(data, groups, shared & scan.constant),
-        near=_count_near(data, scan, looked_at),
+        near=_count_near(data, across_folds),
         looked_at=len(looked_at),
+        contradictions=_count_contradictions(data, groups, across_labels),
     )
 
 
@@ -222,6 +269,35 @@ def _count_identical(data: FeatureSet, groups: Integers, chosen: Booleans) -> Tw
     )
 
 
+def _count_contradictions(
+    data: FeatureSet, groups: Integers, near: Iterable[tuple[int, int]]
+) -> Contradictions:
+    """Count samples identical to one of another label, and the first of each pair of `near`."""
+    _, in_folds = np.unique(np.stack([groups, data.folds]), axis=1, return_inverse=True)
+    identical = np.flatnonzero(_differ_in_group(groups, data.labels))
+    within = set(np.flatnonzero(_differ_in_group(in_folds.ravel(), data.labels)).tolist())
+    within |= {one for one, other in near if data.folds[one] == data.folds[other]}
+    twins = dict(near)
+    if len(identical):
+        # Name one within a fold if there is one: those across folds are named as twins, too.
+        first = next((sample for sample in identical.tolist() if sample in within), identical[0])
+        others = (groups == groups[first]) & (data.labels != data.labels[first])
+        own_fold = others & (data.folds == data.folds[first])
+        twin = np.flatnonzero(own_fold if own_fold.any() else others)[0]
+    elif twins:
+        first = next((sample for sample in twins if sample in within), next(iter(twins)))
+        twin = twins[first]
+    else:
+        return Contradictions()
+    names = data.class_mapping
+    return Contradictions(
+        samples=len(twins.keys() | set(identical.tolist())),
+        within_folds=len(within),
+        example=_pair(data, first, twin),
+        classes=(names[int(data.labels[first])], names[int(data.labels[twin])]),
+    )
+
+
 def _pair(data: FeatureSet, one: int, other: int) -> Pair:
     folds = int(data.folds[one]), int(data.folds[other])
     return Pair(samples=(int(one), int(other)), folds=folds)
@@ -241,42 +317,61 @@ def _draw(samples: Integers, folds: Integers) -> Integers:
     return np.sort(shuffled[np.argsort(turns, kind="stable")[:count]])
 
 
-def _count_near(data: FeatureSet, scan: _Scan, looked_at: Integers) -> Twins:
+def _near_pairs(
+    data: FeatureSet, scan: _Scan, looked_at: Integers
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return samples near-identical to one of another fold, and to one of another label.
+
+    Each sample comes with the nearest such one.
+    """
     mean = (scan.total / len(scan)).astype(np.float32)
-    candidates = dict(_candidates(scan, data.folds, looked_at))
+    candidates = _candidates(scan, (data.folds, data.labels), looked_at)
     # Two samples may be each other's nearest: compare them once.
-    unordered = list({frozenset(pair) for pair in candidates.items()})
+    unordered = list({frozenset(pair) for each in candidates for pair in each})
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         verdicts = pool.map(lambda pair: _near_identical(data.features, mean, pair), unordered)
         confirmed = {pair for pair, near in zip(unordered, verdicts, strict=True) if near}
-    pairs = [pair for pair in candidates.items() if frozenset(pair) in confirmed]
+    across_folds, across_labels = (
+        [pair for pair in each if frozenset(pair) in confirmed] for each in candidates
+    )
+    return across_folds, across_labels
+
+
+def _count_near(data: FeatureSet, pairs: list[tuple[int, int]]) -> Twins:
     if not pairs:
         return Twins()
     return Twins(
         samples=len(pairs),
-        groups=len(confirmed),
+        groups=len({frozenset(pair) for pair in pairs}),
         disagreeing=sum(bool(data.labels[one] != data.labels[other]) for one, other in pairs),
         example=_pair(data, *pairs[0]),
     )
 
 
-def _candidates(scan: _Scan, folds: Integers, looked_at: Integers) -> Iterator[tuple[int, int]]:
-    """Yield samples that may be near-identical to one of another fold, each with its nearest."""
+def _candidates(
+    scan: _Scan, partitions: Sequence[Integers], looked_at: Integers
+) -> list[list[tuple[int, int]]]:
+    """Return for each partition the samples that may be near-identical to one of another part.
+
+    Each comes with the nearest such one.
+    """
     sketches = scan.sketches - scan.sketches.mean(axis=0)
     squares = np.einsum("ns,ns->n", sketches, sketches)
     limits = (_SLACK * _NEAR) ** 2 * np.minimum(scan.sizes**2, squares)
     count = max(1, _BLOCK_PAIRS // len(scan))
+    pairs: list[list[tuple[int, int]]] = [[] for _ in partitions]
     for start in range(0, len(looked_at), count):
         block = looked_at[start : start + count]
         distances = sketches[block] @ (-2 * sketches.T)
         distances += squares[block, None]
         distances += squares
-        eligible = distances < np.minimum(limits[block, None], limits)
-        eligible &= folds[block, None] != folds
-        distances[~eligible] = np.inf
-        nearest = distances.argmin(axis=1)
-        found = np.isfinite(distances[np.arange(len(block)), nearest])
-        yield from zip(block[found].tolist(), nearest[found].tolist(), strict=True)
+        distances[~(distances < np.minimum(limits[block, None], limits))] = np.inf
+        for found, parts in zip(pairs, partitions, strict=True):
+            eligible = np.where(parts[block, None] != parts, distances, np.inf)
+            nearest = eligible.argmin(axis=1)
+            finite = np.isfinite(eligible[np.arange(len(block)), nearest])
+            found += zip(block[finite].tolist(), nearest[finite].tolist(), strict=True)
+    return pairs
 
 
 @_QUIET

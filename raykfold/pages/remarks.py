@@ -75,8 +75,11 @@ def on_summary(summary: Summary) -> Iterator[Remark]:
         verb = "is" if len(outliers) == 1 else "are"
         text = f"{capital(fold_names(outliers))} {verb} apart from the others"
         yield Remark(f"{text}: look at the samples before you trust the mean.", serious=True)
-    for line in summary.leakage.warnings() if summary.leakage else ():
-        yield Remark(f"Leakage: {one_line(line, longest=600)}.", serious=True)
+    if summary.leakage:
+        for line in summary.leakage.about_twins():
+            yield Remark(f"Leakage: {one_line(line, longest=600)}.", serious=True)
+        for line in summary.leakage.about_labels():
+            yield Remark(f"Labels: {one_line(line, longest=600)}.", serious=True)
 
 
 def on_epochs(kept: KeptEpochs) -> list[str]:

@@ -567,6 +567,7 @@ def _facts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[str, str]]:
                     f"{found.looked_at} compared"
                 ),
             )
+            yield "twins with another label", str(found.contradictions.samples)
     yield "outputs", one_line(record.config["model_dir"], longest=None)
     for package, version in (summary.versions if summary else record.versions).items():
         yield one_line(package), one_line(version)

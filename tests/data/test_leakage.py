@@ -12,7 +12,7 @@ from support.small_data import small_arrays
 
 from raykfold.config.run_config import RunConfig
 from raykfold.data.demo import demo_feature_set
-from raykfold.data.leakage import Leakage, Pair, Twins, find_leakage
+from raykfold.data.leakage import Contradictions, Leakage, Pair, Twins, find_leakage
 from raykfold.data.reading import feature_set_from_arrays, read_feature_set, write_feature_set
 from raykfold.driver import cross_validate
 from raykfold.errors import BadInput
@@ -80,16 +80,57 @@ def test_both_zeros_are_one_value() -> None:
     assert leakage.identical.samples == 2
 
 
-def test_different_labels_of_twins_are_named() -> None:
+def relabelled(*samples: int) -> np.ndarray:
     labels = LABELS.copy()
-    labels[[11, 22]] = 3
+    labels[list(samples)] = 3
+    return labels
+
+
+def test_different_labels_of_twins_in_other_folds_are_named() -> None:
     features = planted(at_11=FEATURES[5], at_17=FEATURES[8], at_22=noisy(FEATURES[40]))
-    leakage = found(features, labels)
+    leakage = found(features, relabelled(11, 22))
     assert leakage.identical.samples == 4 and leakage.identical.disagreeing == 2
     assert leakage.near.samples == leakage.near.disagreeing == 2
-    assert [line.partition("; ")[2] for line in leakage.warnings()] == [
-        "2 of them have a twin with another label"
-    ] * 2
+    pair = Pair(samples=(5, 11), folds=(1, 2))
+    assert leakage.contradictions == Contradictions(4, 0, pair, ("2", "3"))
+    assert leakage.warnings()[2:] == [
+        "4 of 240 samples have an identical or near-identical twin with another label (0 in the "
+        "same fold), such as sample 5 in fold 1 (2) and sample 11 in fold 2 (3): a model cannot be "
+        "right about both"
+    ]
+
+
+@pytest.mark.parametrize("altered", [np.copy, noisy], ids=["identical", "near"])
+def test_different_labels_of_twins_in_one_fold_are_named(
+    altered: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    features = planted(at_20=altered(FEATURES[5]), at_33=altered(FEATURES[8]))
+    assert found(features).warnings() == []
+    data = feature_set_from_arrays(
+        features, relabelled(20), FOLDS, class_mapping={2: "dog", 3: "cat\n", 5: "e", 7: "g"}
+    )
+    leakage = find_leakage(data)
+    pair = Pair(samples=(5, 20), folds=(1, 1))
+    assert leakage.contradictions == Contradictions(2, 2, pair, ("dog", "cat\n"))
+    assert leakage.identical == leakage.near == NONE
+    assert leakage.warnings() == [
+        "2 of 240 samples have an identical or near-identical twin with another label (2 in the "
+        "same fold), namely sample 5 in fold 1 (dog) and sample 20 in fold 1 (cat): a model cannot "
+        "be right about both"
+    ]
+
+
+def test_a_contradiction_within_a_fold_is_the_example() -> None:
+    # 5 and 6 disagree across folds; of 8 and its copies, one of three in fold 4 does.
+    features = planted(at_6=FEATURES[5], at_10=FEATURES[8], at_13=FEATURES[8], at_18=FEATURES[8])
+    contradictions = found(features, relabelled(6, 13)).contradictions
+    assert contradictions.samples == 6 and contradictions.within_folds == 3
+    assert contradictions.example == Pair(samples=(8, 13), folds=(4, 4))
+
+
+def test_silence_under_two_labels_is_a_contradiction() -> None:
+    leakage = found(planted(at_13=0.0, at_18=0.0), relabelled(18))
+    assert leakage.contradictions.within_folds == 2
 
 
 def test_constant_samples_are_named_as_such() -> None:
@@ -213,6 +254,7 @@ def test_counts_become_json() -> None:
     }
     assert content["near"]["samples"] == 2
     assert content["constant"]["example"] is None
+    assert content["contradictions"]["samples"] == 0
 
 
 class _Listener(Observer):

@@ -10,7 +10,7 @@ import pytest
 from support.run_folder import begin, complete, conclude, failed
 
 from raykfold import compare
-from raykfold.data.leakage import Leakage, Pair, Twins
+from raykfold.data.leakage import Contradictions, Leakage, Pair, Twins
 from raykfold.outputs.model_card import model_card
 from raykfold.pages import remarks
 from raykfold.pages.run_page import report
@@ -74,6 +74,10 @@ def test_a_fold_apart_and_twins_are_serious() -> None:
     leaky = Summary(**{**vars(given), "leakage": Leakage(240, twins, Twins(), Twins(), 0)})
     assert sum(remark.serious for remark in remarks.on_summary(leaky)) == 2
     assert "Leakage: 7 of 240 samples are identical" in texts(leaky)[-1]
+    both = Contradictions(2, 2, Pair((1, 6), (1, 1)), ("dog", "cat"))
+    labels = Leakage(240, Twins(), Twins(), Twins(), 0, both)
+    *_, last = remarks.on_summary(Summary(**{**vars(given), "leakage": labels}))
+    assert last.serious and last.text.startswith("Labels: 2 of 240 samples have an identical or")
 
 
 def test_what_there_is_not_has_no_remark() -> None:

@@ -30,7 +30,7 @@ from support.small_data import small_arrays
 
 from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FeatureSet
-from raykfold.data.leakage import Leakage, Pair, Twins
+from raykfold.data.leakage import Contradictions, Leakage, Pair, Twins
 from raykfold.data.reading import feature_set_from_arrays
 from raykfold.observers import Audience, Observer, RunStart
 from raykfold.pages import remarks
@@ -122,11 +122,15 @@ def test_what_an_inner_split_chose_comes_first(tmp_path: Path, data: FeatureSet)
 
 
 def test_twins_in_other_folds_are_named(tmp_path: Path, data: FeatureSet) -> None:
-    found = Leakage(240, Twins(7, 3, 0, Pair((1, 2), (1, 3))), Twins(), Twins(2, 1), 233)
+    both = Contradictions(2, 2, Pair((1, 6), (1, 1)), ("dog", "<cat>"))
+    found = Leakage(240, Twins(7, 3, 0, Pair((1, 2), (1, 3))), Twins(), Twins(2, 1), 233, both)
     text = text_of(page_of(finish(tmp_path / "out", data, leakage=found)))
     assert "Leakage: 7 of 240 samples are identical to a sample of another fold" in text
     twins = "7 identical, 0 constant, of 240 samples; 2 near-identical, of 233 compared"
     assert f"twins in other folds {twins}" in text
+    assert "Labels: 2 of 240 samples have an identical or near-identical twin" in text
+    assert "sample 6 in fold 1 (&lt;cat&gt;)" in text
+    assert "twins with another label 2" in text
 
 
 def test_names_of_folds_are_shown(tmp_path: Path, data: FeatureSet) -> None:

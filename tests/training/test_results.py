@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raykfold.data.leakage import Leakage, Pair, Twins
+from raykfold.data.leakage import Contradictions, Leakage, Pair, Twins
 from raykfold.training.results import (
     EpochMetrics,
     FoldResult,
@@ -211,7 +211,8 @@ def summaries() -> Iterator[Summary]:
         confusion=((1, 2), (3, 4)),
     )
     twins = Twins(7, 3, 1, Pair((1, 2), (1, 3)))
-    leakage = Leakage(240, twins, Twins(), Twins(2, 1), 233)
+    contradictions = Contradictions(2, 1, Pair((1, 2), (1, 1)), ("a", "b"))
+    leakage = Leakage(240, twins, Twins(), Twins(2, 1), 233, contradictions)
     yield replace(whole, out_of_fold=pooled, leakage=leakage, versions={"torch": "2.9"}, sessions=3)
     yield summary(fold(1, [0.8]), failed(2, [0.1]), failed(3, []))
     yield summary(fold(1, [0.5]))
