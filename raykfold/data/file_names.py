@@ -44,7 +44,7 @@ class FileNames:
     def _entry(self, folder: Path, name: str) -> Path | None:
         if folder not in self._entries:
             entries: dict[str, list[str]] = {}
-            for each in _names(folder):
+            for each in names_in(folder):
                 entries.setdefault(_spelling(each), []).append(each)
             self._entries[folder] = entries
         alike = self._entries[folder].get(_spelling(name), [])
@@ -55,14 +55,15 @@ class FileNames:
 
 def subfolders(folder: Path) -> list[Path]:
     """Return the folders in `folder`, sorted, but for hidden ones and what macOS adds to a zip."""
-    names = (name for name in _names(folder) if not name.startswith((".", "__MACOSX")))
+    names = (name for name in names_in(folder) if not name.startswith((".", "__MACOSX")))
     return [folder / name for name in sorted(names) if os.path.isdir(folder / name)]
 
 
-def _names(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
+    """Return the names in a folder; none if it cannot be listed."""
     try:
         return os.listdir(folder)
-    except OSError:  # gone, or not to be listed
+    except OSError:
         return []
 
 

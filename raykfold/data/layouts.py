@@ -7,14 +7,13 @@ Labels and folds come from a table or from file names; the recordings themselves
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from raykfold.data.file_names import FileNames, subfolders
+from raykfold.data.file_names import FileNames, names_in, subfolders
 from raykfold.data.log_mel import DIGITS, ESC50, URBANSOUND8K, FeatureParameters
 from raykfold.data.tables import (
     Row,
@@ -128,7 +127,8 @@ def _located(listing: Listing) -> Listing:
     """Return the listing with the paths under which its recordings exist."""
     names = FileNames()
     paths = [names.find(recording.path) for recording in listing.recordings]
-    taken = Counter(paths)
+    wanted_by = zip(paths, (recording.path for recording in listing.recordings), strict=True)
+    taken = Counter(path for path, _ in set(wanted_by))
     recordings, missing, respelt = [], [], []
     for index, (recording, path) in enumerate(zip(listing.recordings, paths, strict=True)):
         # A file that is wanted twice, under two names, is not the one that both rows mean.
@@ -141,8 +141,8 @@ def _located(listing: Listing) -> Listing:
     notes = listing.notes
     if respelt:
         notes += (
-            f"{count_of(len(respelt), 'recording')} found under another spelling, as of capitals "
-            f"or accents, such as {respelt[0]}",
+            f"{count_of(len(respelt), 'recording')} found under another spelling (Unicode form, "
+            f"capitals or slashes), such as {respelt[0]}",
         )
     return replace(listing, recordings=recordings, missing=frozenset(missing), notes=notes)
 
@@ -248,9 +248,7 @@ def _find_fsdd(audio_dir: Path, _: Path | None) -> Listing:
 
 
 def _folder_of_digits(folder: Path) -> Path | None:
-    if not os.path.isdir(folder):
-        return None
-    return folder if any(map(_FSDD_NAME.fullmatch, os.listdir(folder))) else None
+    return folder if any(map(_FSDD_NAME.fullmatch, names_in(folder))) else None
 
 
 def _find_esc50(audio_dir: Path, _: Path | None) -> Listing:

@@ -123,8 +123,9 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> _Name:
         if f"{module}.{name}" not in _NAMES:
-            hint = ", a tensor of torch: use tensor.numpy()" if module.startswith("torch") else ""
-            raise _Refused(f"the foreign object {module}.{name}{hint}")
+            if module.startswith("torch"):
+                raise _Refused(f"a torch tensor ({module}.{name}), whose array is tensor.numpy()")
+            raise _Refused(f"the foreign object {module}.{name}")
         return _Name(name, self)
 
 

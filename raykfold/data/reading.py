@@ -69,7 +69,7 @@ def read_feature_set(processed_dir: Path) -> FeatureSet:
         state = f"lacks {files}" if exists else f"no such folder; it should hold {files}"
         if others := _unread(processed_dir):
             shown = comma_list(others[:_MOST_OTHERS])
-            state += f" (it has {shown}: save arrays with numpy.save under the names just given)"
+            state += f"; {shown} is not read: save each array with numpy.save under such a name"
         raise BadData(
             f"{processed_dir}: {state}; make the data with `python -m raykfold.prepare`, fetch it "
             "from the Hugging Face Hub with --hf_repo_id, or try --demo"

@@ -46,7 +46,7 @@ _PROMPT = {
 }
 _CONNECT_SECONDS = 5.0
 # What people have instead of the address of a cluster's head.
-_DASHBOARD = "the dashboard's address, for `ray job submit --address` alone"
+_DASHBOARD = "the dashboard's address, which is for `ray job submit`"
 _SCHEMES = {
     "http": _DASHBOARD,
     "https": _DASHBOARD,

@@ -197,6 +197,12 @@ def test_a_spelling_that_may_be_of_another_recording_is_not_taken(tmp_path: Path
     assert listing.missing == {0, 1, 4} and listing.notes == ()
 
 
+def test_a_recording_may_be_listed_twice(tmp_path: Path) -> None:
+    touch(tmp_path / "a.WAV")
+    write_table(tmp_path / "metadata.csv", "path,label,fold", "a.wav,dog,1", "a.wav,cat,2")
+    assert not list_recordings("csv", tmp_path).missing
+
+
 def of_folds(tmp_path: Path, *folds: str) -> Listing:
     lines = [f"{n}.wav,{n % 2},{fold}" for n, fold in enumerate(folds)]
     write_table(tmp_path / "metadata.csv", "path,label,fold", *lines)

@@ -43,8 +43,8 @@ def test_an_address_where_nobody_listens_is_said_at_once(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("http://10.0.0.1:8265", "the dashboard's address, for `ray job submit"),
-        ("https://ray.example.org/", "the dashboard's address, for `ray job submit"),
+        ("http://10.0.0.1:8265", "the dashboard's address, which is for `ray job submit"),
+        ("https://ray.example.org/", "the dashboard's address, which is for `ray job submit"),
         ("ray://10.0.0.1:10001", "an address of Ray Client"),
         ("tcp://10.0.0.1:6379", "no address of a cluster begins with tcp://"),
     ],
