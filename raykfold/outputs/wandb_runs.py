@@ -29,11 +29,19 @@ from raykfold.training.results import EpochMetrics, FoldResult, Histogram, Summa
 from raykfold.training.statistics import mean, population_std
 
 if TYPE_CHECKING:
+    import wandb
     from wandb import Run
 
 INIT_SECONDS = 8.0  # for the server to accept a run; after that, all are recorded offline
 FINISH_SECONDS = 6.0  # to send the rest of a run
 CLOSE_SECONDS = 30.0  # to send what is left at the end of a session
+
+# What W&B's modes come to here: two of them are other words for online, and one for offline.
+_MODES = {
+    **dict.fromkeys(("online", "run", "shared"), "online"),
+    **dict.fromkeys(("offline", "dryrun"), "offline"),
+    "disabled": "disabled",
+}
 
 # Not in the summary of the W&B run: what it shows elsewhere, and what is not a plain value.
 _NOT_IN_SUMMARY = {
@@ -50,8 +58,9 @@ class WandbRuns(Observer):
 
     Args:
         config: configuration of the run; each W&B run shows it. It holds no secrets. If its
-            `wandb_mode` is None, WANDB_MODE decides; the default is ``online``. Without a key or an
-            answer from the server, everything is recorded offline.
+            `wandb_mode` is None, W&B's own settings decide: WANDB_DISABLED, WANDB_MODE, or the
+            files that ``wandb offline`` and ``wandb disabled`` write; else it is ``online``.
+            Without a key or an answer from the server, everything is recorded offline.
         run_id: start of the ids of the W&B runs; the same in each session of the run.
         api_key: None for the key that ``wandb login`` stored, if any.
         say: takes lines for the user; only called from the observer's methods.
@@ -60,13 +69,12 @@ class WandbRuns(Observer):
     def __init__(
         self, config: RunConfig, run_id: str, api_key: str | None, say: Callable[[str], None]
     ) -> None:
-        mode = config.wandb_mode or os.environ.get("WANDB_MODE")
-        self._disabled = mode == "disabled"
+        self._disabled = config.wandb_mode == "disabled"
         self._say = say
         self._notices: SimpleQueue[str] = SimpleQueue()
         self._events: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._runs = _Runs(config, run_id, api_key, mode != "offline", self._notices.put)
+        self._runs = _Runs(config, run_id, api_key, self._notices.put)
 
     def run_started(self, start: RunStart) -> None:
         if self._thread is None and not self._disabled:
@@ -124,13 +132,12 @@ class _Runs:
         config: RunConfig,
         run_id: str,
         api_key: str | None,
-        online: bool,
         say: Callable[[str], None],
     ) -> None:
         self._config = config
         self._run_id = _valid_id(run_id)
         self._api_key = api_key
-        self._online = online
+        self._online = False  # until it is known that W&B's settings allow it
         self._say = say
         self._folder = config.model_path / "wandb"
         self._open: dict[str, Run] = {}  # by name
@@ -142,12 +149,24 @@ class _Runs:
     # --- events of the run -----------------------------------------------------------------
 
     def begin(self, start: RunStart) -> None:
+        self._active.add(self)
+        mode, why = self._config.wandb_mode or "", ""
+        if not mode:
+            mode, why = _mode_of_environment() or ("", "")
+        if mode != "disabled":
+            settings = _start_wandb(mode)
+            if not mode:
+                mode, why = _mode_of_files(settings)
+        if mode == "disabled":
+            raise _Disabled(why)
+        self._online = mode == "online"
+
         # W&B would silently use the system's temporary folder instead of one it cannot write.
         self._folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self._folder):
             pass
-        self._active.add(self)
-        _start_wandb()
+        if why and not self._online:
+            self._go_offline(why)
         if self._online and self._api_key is None:
             import wandb
 
@@ -163,7 +182,7 @@ class _Runs:
             self._finish_all()
             self._unsent.clear()  # all of it is recorded again
             self._end_wandb()  # the service keeps the id of a run that the server refused
-            _start_wandb()
+            _start_wandb("offline")
             self._catch_up(start)
 
     def _catch_up(self, start: RunStart) -> None:
@@ -366,19 +385,65 @@ class _Runs:
                 wandb.teardown(exit_code=1)
 
 
-def _start_wandb() -> None:
-    """Import W&B and start its service process, without other effects on this process."""
+class _Disabled(Exception):
+    """W&B's own settings turn it off; the text names the one that does."""
+
+
+def _mode_of_environment() -> tuple[str, str] | None:
+    """Return what environment variables ask for, online, offline or disabled, and which one does.
+
+    Raises:
+        ValueError: WANDB_MODE is none of W&B's modes; nothing may be sent then.
+    """
+    # Older clients, and libraries that use W&B, obey this variable; W&B 0.31 does not.
+    switch = os.environ.get("WANDB_DISABLED", "")
+    if switch.strip().lower() not in ("", "0", "false", "no", "off"):
+        return "disabled", f"disabled by WANDB_DISABLED={switch}"
+    mode = os.environ.get("WANDB_MODE")
+    if mode is None:
+        return None
+    if mode not in _MODES:
+        raise ValueError(f"WANDB_MODE={mode}: expected one of {', '.join(_MODES)}")
+    return _MODES[mode], f"{_MODES[mode]} by WANDB_MODE={mode}"
+
+
+def _mode_of_files(settings: wandb.Settings) -> tuple[str, str]:
+    """Return what W&B's settings files ask for: online, offline or disabled; and where.
+
+    W&B passes over a file of which it does not know a key or a value, and goes online. But older
+    clients wrote ``disabled`` beside the mode, so the files are read here. A mode that is not known
+    means offline.
+    """
+    files = settings.read_system_settings()
+    stored = files.all()
+    older = "offline" if stored.get("disabled", "").lower() == "true" else "online"
+    mode = stored.get("mode", older)
+    known = _MODES.get(mode, "offline")
+    return known, f"{known} by {' and '.join(map(str, files.sources))}"
+
+
+def _start_wandb(mode: str) -> wandb.Settings:
+    """Import W&B and start its service process, without other effects on this process.
+
+    Args:
+        mode: overrides that of W&B's own settings; "" does not.
+
+    Returns:
+        W&B's settings.
+    """
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     service = os.environ.get("WANDB_SERVICE")
     before = {name: getattr(sys, name) for name in ("exit", "excepthook")}
     import wandb
 
-    wandb.setup(wandb.Settings(silent=True))
+    override: dict[str, Any] = {"mode": mode} if mode else {}
+    settings = wandb.setup(wandb.Settings(silent=True, **override)).settings
     for name, function in before.items():
         if str(getattr(sys, name).__module__).startswith("wandb"):
             setattr(sys, name, function)
     if service is None:  # otherwise every process started from now on would find the service
         os.environ.pop("WANDB_SERVICE", None)
+    return settings
 
 
 def _valid_id(text: str) -> str:

@@ -316,21 +316,6 @@ def sync_finds(line: str) -> set[str]:
     return set(re.findall(r"run-([\w.-]+)\.wandb", done.stdout + done.stderr))
 
 
-def test_the_mode_of_the_environment_counts_where_none_is_given(
-    make: Callable[..., WandbRuns],
-    tmp_path: Path,
-    said: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    whole_run(make(mode=None))
-    assert not (tmp_path / "out").exists()
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    whole_run(make(mode=None))
-    assert set(newest(tmp_path / "out")) == {"fold_1", "fold_2", "summary"}
-    assert said == []
-
-
 @pytest.mark.parametrize("key_from", [pytest.param("argument", marks=pytest.mark.slow), "login"])
 def test_a_server_that_is_not_there_means_offline_after_one_line(
     make: Callable[..., WandbRuns],
@@ -482,10 +467,15 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.sent: list[tuple[str, int]] = []  # run, first row
+        self.connections = 0
         self.ended: dict[str, int] = {}  # run → exit code
         self.status = 200
         self.silent = threading.Event()
         self.released = threading.Event()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections += 1
+        super().process_request(request, client_address)
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -619,6 +609,87 @@ def test_online_a_resumed_run_goes_on_where_the_server_is(
     assert said == []
     assert capfd.readouterr() == ("", "")
     assert holding_the_key(tmp_path) == set()
+
+
+OLDER_OFFLINE = "disabled = true\nmode = offline"
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("variables", "place", "stored", "recorded", "why"),
+    [
+        ({"WANDB_MODE": "dryrun"}, None, None, True, "offline by WANDB_MODE=dryrun"),
+        ({"WANDB_DISABLED": "true"}, None, None, False, "disabled by WANDB_DISABLED=true"),
+        ({"WANDB_MODE": "disabled"}, None, None, False, "disabled by WANDB_MODE=disabled"),
+        ({"WANDB_MODE": "dry-run"}, None, None, False, "WANDB_MODE=dry-run: expected one of"),
+        ({}, "wandb", "mode = disabled", False, "disabled by {file}"),
+        ({}, ".config/wandb", OLDER_OFFLINE, True, "offline by {file}"),
+        *(
+            pytest.param(*case, marks=slow)
+            for case in [
+                ({"WANDB_MODE": "offline"}, None, None, True, "offline by WANDB_MODE=offline"),
+                ({"WANDB_CONFIG_DIR": "system"}, "system", "mode=offline", True, "offline by "),
+                ({}, "wandb", "mode = offline", True, "offline by {file}"),
+                ({}, "wandb", "mode = dry-run", True, "offline by {file}"),
+                ({}, "wandb", "disabled = true", True, "offline by {file}"),
+            ]
+        ),
+    ],
+)
+def test_settings_of_wandb_that_forbid_uploads_are_obeyed(
+    make: Callable[..., WandbRuns],
+    tmp_path: Path,
+    said: list[str],
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    place: str | None,
+    stored: str | None,
+    recorded: bool,
+    why: str,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path / "home")
+    settings = tmp_path / "home" / (place or "none") / "settings"
+    if stored is not None:
+        write_file(settings, f"[default]\n{stored}\n".encode())
+    whole_run(make(mode=None, api_key=KEY))
+    assert server.connections == 0
+    (line,) = said
+    assert line.startswith(f"W&B: {why.format(file=settings)}")
+    if recorded:
+        assert sync_finds(line) == {"abc-1-fold-1", "abc-1-fold-2", "abc-1-summary"}
+    else:
+        assert line.endswith("nothing more is recorded there")
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "mode"),
+    [
+        ({"WANDB_MODE": "disabled", "WANDB_DISABLED": "true"}, "online"),
+        pytest.param({"WANDB_MODE": "run", "WANDB_DISABLED": "false"}, None, marks=slow),
+        pytest.param({"WANDB_MODE": "shared"}, None, marks=slow),
+    ],
+)
+def test_settings_that_allow_uploads_and_the_flag_send_everything(
+    make: Callable[..., WandbRuns],
+    said: list[str],
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    mode: str | None,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    netrc = Path(os.environ["HOME"]) / ".netrc"
+    host = server.url.removeprefix("http://")
+    netrc.write_text(f"machine {host}\n  login user\n  password {KEY}\n")
+    netrc.chmod(0o600)
+    whole_run(make(mode=mode))
+    assert [row["epoch"] for row in server.rows["abc-1-fold-1"]] == [0, 1, 2]
+    assert said == []
 
 
 def test_a_key_that_is_refused_means_offline(
