@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raykfold.config.command import Parser, add_flag, run_command
+from raykfold.config.command import Parser, add_flag, leave_lost_folder, run_command
 from raykfold.data.log_mel import log_mel_of_file, require_audio
 from raykfold.errors import BadData, BadInput
 from raykfold.files.paths import absolute
@@ -57,6 +57,7 @@ def _parser() -> Parser:
 
 def _predict(options: argparse.Namespace) -> int:
     source = f"hf://{options.repo}" if options.repo else _model_dir(options.model_dir)
+    leave_lost_folder()
     folds = _load(source, options.fold, options.model)
     parameters = folds[0].feature_parameters()
     require_audio()

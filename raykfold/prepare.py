@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raykfold.config.command import Parser, add_flag, run_command
+from raykfold.config.command import Parser, add_flag, leave_lost_folder, run_command
 from raykfold.config.environment import without_secrets, worker_runtime_env
 from raykfold.data.layouts import LAYOUTS, Listing, list_recordings
 from raykfold.data.log_mel import FeatureParameters, frame_count, log_mel_of_file, require_audio
@@ -45,6 +45,7 @@ def _prepare(options: argparse.Namespace) -> int:
         raise BadInput(f"--audio_dir {audio_dir}: no such folder")
     check_folder("processed_dir", processed_dir)
     table = absolute(options.csv) if getattr(options, "csv", None) else None
+    leave_lost_folder()
     listing = list_recordings(options.layout, audio_dir, table)
     recordings = listing.recordings
     for note in listing.notes:

@@ -124,6 +124,7 @@ def run_configured(
 
     def command() -> int:
         config = parse(sys.argv[1:] if argv is None else argv, os.environ)
+        leave_lost_folder()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _stop)
         if config.verbose:
@@ -142,6 +143,17 @@ def _stop(number: int, frame: Any) -> None:
 
 def _stop_at_once(number: int, frame: Any) -> None:
     os._exit(RunStopped.exit_code)
+
+
+def leave_lost_folder() -> None:
+    """Go to the root if the working directory was deleted: MKL ends a process that is in none.
+
+    Call it when all paths that the user named are absolute.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        os.chdir("/")
 
 
 @contextmanager

@@ -201,7 +201,7 @@ class RunConfig(Options):
     """User or team on Weights & Biases (your own default)."""
 
     wandb_mode: str | None = _trackers(None, str, one_of("online", "offline", "disabled"))
-    """online, offline or disabled (WANDB_MODE by default, else online if there is a key)."""
+    """online, offline or disabled (what W&B's own settings say, else online if there is a key)."""
 
     wandb_watch: bool = _trackers(False, switch)
     """Log histograms of weights and gradients after each epoch."""
@@ -230,7 +230,8 @@ class RunConfig(Options):
                     )
 
         # What follows from other fields is filled in, and paths become absolute.
-        self._set("processed_dir", absolute(self.processed_dir))
+        data_dir = _absolute_or_as_given if self.demo else absolute  # a demo needs no data_dir
+        self._set("processed_dir", data_dir(self.processed_dir))
         self._set("run_name", self.run_name or self._default_run_name())
         self._set("model_dir", absolute(self.model_dir or Path("~/raykfold") / self.run_name))
         self._set("storage_path", absolute(self.storage_path or self.model_place / "ray"))
@@ -334,9 +335,9 @@ class RunConfig(Options):
     def changed(self) -> dict[str, Any]:
         """Return the options that differ from their defaults, without ``fresh``."""
         derived = {
-            "processed_dir": absolute(Path("data/processed")),
+            "processed_dir": _absolute_or_as_given(Path("data/processed")),
             "run_name": self._default_run_name(),
-            "model_dir": absolute(Path("~/raykfold") / self.run_name),
+            "model_dir": _absolute_or_as_given(Path("~/raykfold") / self.run_name),
             "storage_path": self.model_place / "ray",
         }
         return {
@@ -350,6 +351,14 @@ class RunConfig(Options):
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
+
+
+def _absolute_or_as_given(path: Place) -> Place:
+    """Return `path` from the root, or as it is where no home or working directory is known."""
+    try:
+        return absolute(path)
+    except BadInput:
+        return path
 
 
 def in_submitted_job(environ: Mapping[str, str]) -> bool:

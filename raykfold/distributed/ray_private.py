@@ -11,7 +11,9 @@ a share's Train controller imports it without what trains.
 
 from __future__ import annotations
 
+import os
 import pkgutil
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,6 +27,7 @@ _NODE_SECONDS = 30.0  # how long Ray waits for a node to start
 _LOOK_SECONDS = 0.02
 _TOKEN_SECONDS = 5.0
 _GET_CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # the first question of `ray.init`
+_AUTH_MODE = "RAY_AUTH_MODE"
 _TOKEN_EXPECTED = (
     "expected RAY_AUTH_MODE=token, and the cluster's own token in RAY_AUTH_TOKEN, in the file that "
     "RAY_AUTH_TOKEN_PATH names, or in ~/.ray/auth_token"
@@ -93,6 +96,40 @@ def few_daemons(*, log_monitor: bool) -> Iterator[None]:
         stack.callback(replace(part("ray._private.utils"), missing))
         stack.callback(replace(services, {"get_node": get_node_promptly}))
         yield
+
+
+@contextmanager
+def own_token() -> Iterator[None]:
+    """Give a local Ray that starts and ends inside a token of its own, which no file holds.
+
+    `ray.init` would take the user's token, and write one to ~/.ray/auth_token if there is none.
+    It then fails where that cannot be written, and after it every `ray start` of the user asks
+    for a token. The variable is public; the private parts make this process, which remembers its
+    first token, forget it. Without them a process that also connects to a cluster may send the
+    wrong one.
+    """
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_TOKEN", _AUTH_MODE)}
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    _forget_token()
+    try:
+        yield
+    finally:
+        started_in = os.environ.get(_AUTH_MODE)  # `ray.init` sets the mode for this process
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        _forget_token()
+        read_again = part("ray._raylet.Config.initialize")
+        if read_again is not None and started_in != before[_AUTH_MODE]:
+            read_again("")
+
+
+def _forget_token() -> None:
+    """Let the next connection look for its token."""
+    loader = part("ray._raylet.AuthenticationTokenLoader")
+    if loader is not None:
+        loader.instance().reset_cache()
 
 
 def _wait_for_node(gcs_address: str, node_id: str) -> None:

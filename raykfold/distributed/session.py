@@ -17,6 +17,7 @@ from raykfold.config.environment import allocator, name_of_address, python_path
 from raykfold.distributed.ray_private import (
     check_token,
     few_daemons,
+    own_token,
     silent_daemons,
     token_refused,
 )
@@ -112,7 +113,8 @@ def _start_own(stack: ExitStack, local_cpus: int | None, options: dict[str, Any]
     import ray
 
     temporary = stack.enter_context(scratch_dir())
-    stack.callback(ray.shutdown)  # before the folder is removed
+    stack.enter_context(own_token())
+    stack.callback(ray.shutdown)  # before the folder is removed, and the token forgotten
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]

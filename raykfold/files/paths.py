@@ -24,6 +24,8 @@ HISTORY = "history.json"
 PREDICTIONS = "predictions.npz"
 PLOTS = ("curves", "folds", "confusion", "classes", "parallel", "history")
 
+_FROM_ROOT = "expected an absolute path"
+
 _WEIGHTS_OF_EPOCH = re.compile(r"fold_-?\d+/epoch_\d+\.safetensors", re.ASCII)
 _BEST_WEIGHTS = re.compile(r"model_fold_(-?\d+)_best\.safetensors", re.ASCII)
 _SEED = re.compile(r"seed_\d+", re.ASCII)
@@ -43,7 +45,8 @@ def absolute(path: str | Place) -> Place:
         path: as text, a local path or a file:// URI.
 
     Raises:
-        BadInput: the text is another URI, or begins with the ``~user`` of no user.
+        BadInput: the text is another URI, or begins with the ``~user`` of no user; or it is
+            relative, and the working directory is gone.
     """
     if isinstance(path, RemotePath):
         return path
@@ -52,8 +55,12 @@ def absolute(path: str | Place) -> Place:
         if isinstance(local, RemotePath):
             raise BadInput(f"{without_password(str(path))}: expected a local path, not a URI")
         return Path(os.path.abspath(local.expanduser()))
-    except (ValueError, RuntimeError) as error:  # RuntimeError: by expanduser
+    except ValueError as error:
         raise BadInput(f"{without_password(str(path))}: {error}") from None
+    except RuntimeError:  # by expanduser
+        raise BadInput(f"{path}: no such home directory is known; {_FROM_ROOT}") from None
+    except FileNotFoundError:  # by abspath
+        raise BadInput(f"{path}: the working directory no longer exists; {_FROM_ROOT}") from None
 
 
 def working_copy(remote: RemotePath) -> Path:

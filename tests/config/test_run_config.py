@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pwd
 import re
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -334,3 +335,44 @@ def test_the_command_that_resumes_says_what_the_environment_would_not() -> None:
     assert config.fresh and config.epochs == 50
     again = parse_config(config.command()[3:], environ)
     assert again == dataclasses.replace(config, fresh=False)
+
+
+def lost(patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Take away the home, also that of the user database, and the working directory."""
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    patch.delenv("HOME", raising=False)
+    patch.setattr(pwd, "getpwuid", unknown)
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    patch.chdir(gone)
+    gone.rmdir()
+
+
+def test_a_named_model_dir_needs_no_home_and_no_working_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    lost(monkeypatch, tmp_path)
+    demo = RunConfig(demo=True, model_dir=out)
+    assert demo.command()[3:] == ["--demo", "--model_dir", str(out)]
+    data = RunConfig(processed_dir=tmp_path / "data", model_dir=out)
+    assert (data.model_path, data.processed_dir) == (out, tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"demo": True}, "~/raykfold/demo: no such home directory is known; expected an absolute"),
+        ({"model_dir": "out"}, "data/processed: the working directory no longer exists; expected"),
+        ({"demo": True, "model_dir": "out"}, "out: the working directory no longer exists; "),
+    ],
+)
+def test_what_needs_a_home_or_a_working_directory_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: dict[str, Any], text: str
+) -> None:
+    lost(monkeypatch, tmp_path)
+    with pytest.raises(BadInput, match=re.escape(text)):
+        RunConfig(**options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pickle
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import ray
 from ray._private import node, services, utils
 from ray._private.authentication import authentication_utils
 from ray._private.state import state as global_state
+from ray._raylet import AuthenticationTokenLoader
 from ray.train.v2._internal import constants
 from ray.train.v2._internal.execution import controller, scaling_policy
 from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
@@ -26,6 +28,7 @@ from ray.train.v2._internal.execution.worker_group import (
 from support.outcome import Outcome, assert_same
 from support.shell import command, environment
 
+from raykfold.distributed import ray_private
 from raykfold.distributed.ray_private import (
     Autoscaler,
     ControllerHandle,
@@ -36,6 +39,7 @@ from raykfold.distributed.ray_private import (
     few_daemons,
     free_resources,
     lighten_controller,
+    own_token,
     part,
     resource_limit,
     share_controller,
@@ -52,6 +56,34 @@ COORDINATOR = f"{scaling_policy.__name__}.autoscaling_coordinator_client"
 @pytest.fixture(autouse=True)
 def fresh() -> None:
     share_controller.cache_clear()
+
+
+@pytest.mark.parametrize("given", [None, "0" * 64])
+def test_a_local_ray_has_its_own_token_and_the_process_forgets_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str | None
+) -> None:
+    loader = AuthenticationTokenLoader.instance()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    if given is not None:
+        monkeypatch.setenv("RAY_AUTH_TOKEN", given)
+    loader.reset_cache()
+    with own_token():
+        own = os.environ["RAY_AUTH_TOKEN"]
+        assert len(own) == 64 and own != given
+        assert loader.has_token(ignore_auth_mode=True)
+    assert os.environ.get("RAY_AUTH_TOKEN") == given
+    assert loader.has_token(ignore_auth_mode=True) is (given is not None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_parts_a_local_ray_has_its_own_token_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_private, "part", lambda path: None)
+    with own_token():
+        assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+    assert "RAY_AUTH_TOKEN" not in os.environ
 
 
 def missing(patch: pytest.MonkeyPatch, module: str) -> None:

@@ -61,6 +61,7 @@ def test_an_address_of_another_kind(
 
 
 OWN = """
+import os
 import ray
 import psutil  # Ray brings it along
 from raykfold.distributed.session import ray_session
@@ -71,14 +72,23 @@ with ray_session(None, local_cpus=1, meanwhile=lambda: ran.append("ran") or 1 / 
     known = ("gcs_server", "raylet/raylet", "monitor.py", "log_monitor.py", "dashboard.py")
     print(*(name for name in known if any(f"{name} " in f"{cmd} " for cmd in names)))
     print(ray.get(ray.remote(lambda: 3).remote()), *ran)
-print(len(psutil.Process().children()))
+print(len(psutil.Process().children()), [name for name in os.environ if "RAY_AUTH" in name])
 """
 
 
-def test_an_instance_of_our_own_has_no_daemons_but_those_that_it_needs() -> None:
-    """And what is done meanwhile ends nothing when it fails."""
-    done = subprocess.run([sys.executable, "-c", OWN], capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines() == ["gcs_server raylet/raylet", "3 ran", "0"], done.stderr
+def test_an_instance_of_our_own_has_no_daemons_but_those_that_it_needs(tmp_path: Path) -> None:
+    """And needs no home for its token; what is done meanwhile ends nothing when it fails."""
+    home = tmp_path / "home"
+    home.touch()  # where a folder is expected
+    done = subprocess.run(
+        [sys.executable, "-c", OWN],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=environment(HOME=str(home)),
+    )
+    expected = ["gcs_server raylet/raylet", "3 ran", "0 []"]
+    assert done.stdout.splitlines() == expected, done.stderr
 
 
 def test_a_server_that_is_no_ray_cluster_is_said_at_once() -> None:
