@@ -172,19 +172,22 @@ def claim_run(config: RunConfig, audience: Audience) -> Iterator[None]:
     wanted = [] if isinstance(root, RemotePath) else [root, *root.parents]
     missing = [folder for folder in wanted if not folder.exists()]
     # The audience is closed while the claim holds: a mirror may be at work until then.
-    with claim(config, audience.noticed) as check:
-        try:
-            with closing(audience):
-                audience.add(_ClaimWatch(check))
-                yield
-                check()
-        except BadInput:
-            if missing:
-                config.run_dir.lock.unlink(missing_ok=True)
-            for folder in missing:
-                if folder.exists() and not any(folder.iterdir()):
-                    folder.rmdir()
-            raise
+    try:
+        with claim(config, audience.noticed) as check:
+            try:
+                with closing(audience):
+                    audience.add(_ClaimWatch(check))
+                    yield
+                    check()
+            except BadInput:
+                if missing:
+                    config.run_dir.lock.unlink(missing_ok=True)
+                raise
+    except BadInput:
+        for folder in missing:
+            if folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
 
 
 @contextmanager

@@ -7,6 +7,7 @@ makes of it (Ray uploads checkpoints file by file) can stop half way.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -22,6 +23,15 @@ from raykfold.files.paths import MANIFEST
 from raykfold.files.remote import Place, RemotePath, impatient
 
 REPLACED = ".replaced"
+
+# What a file system answers that does not know a call: old CIFS, FAT, shared folders of virtual
+# machines, mounts of object stores. A failing disk (EIO, ENOSPC, ...) answers otherwise.
+_UNKNOWN = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_REFUSED = {*_UNKNOWN, errno.EACCES, errno.EBADF, errno.EISDIR, errno.EPERM}
+
+
+class _Lacking(OSError):
+    """The file system does not know a call that nothing else can stand in for."""
 
 
 class Damaged(Exception):
@@ -42,7 +52,8 @@ def write_file(path: Place, content: bytes) -> None:
         aside = _beside(path)
         try:
             _write_and_flush(aside, content)
-            os.replace(aside, path)
+            with _essential("replace a file by a rename"):
+                os.replace(aside, path)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
@@ -68,7 +79,8 @@ def link_file(source: Place, target: Path) -> None:
     if isinstance(source, RemotePath):
         _, time = source.version()  # before the content: `is_linked` notices a newer one
         write_file(target, source.read_bytes())
-        os.utime(target, (time, time))
+        with courtesy():  # without it, the file is fetched again the next time
+            os.utime(target, (time, time))
         return
     with _as_storage_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +253,8 @@ def _write_and_flush(path: Path, content: bytes) -> None:
     with path.open("xb") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())
+        with _essential("flush a file to the disk"):
+            os.fsync(file.fileno())
 
 
 def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
@@ -249,17 +262,47 @@ def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
 
 
 def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+    """Make a rename survive a loss of power, where the file system can flush a folder.
+
+    Elsewhere the file that was there before may come back, which is as whole as the new one.
+    """
+    with courtesy():
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def courtesy() -> Iterator[None]:
+    """Do without what is done inside where the file system refuses it."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+
+
+@contextmanager
+def _essential(what: str) -> Iterator[None]:
+    """Raise `_Lacking` if the file system does not know the call inside."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {*_UNKNOWN, errno.EEXIST}:
+            raise _Lacking(f"its file system does not {what} ({error.strerror})") from error
+        raise
 
 
 @contextmanager
 def _as_storage_error(path: Path) -> Iterator[None]:
     try:
         yield
+    except _Lacking as lacking:
+        raise StorageError(
+            f"{path}: {lacking}; expected one that does, or a URI like s3://bucket/folder"
+        ) from lacking
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be written ({error.strerror or error}); what was complete before "

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PREFIX = "rkf-"  # short: Ray puts UNIX sockets below, whose paths have at most 107 bytes
@@ -32,8 +32,9 @@ def scratch_dir(parent: Path | None = None) -> Iterator[Path]:
     _remove_abandoned(parent)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
     with open(folder / f"{_LOCK}.new", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        os.rename(lock.name, folder / _LOCK)  # locked before other processes see it
+        with suppress(OSError):  # without locks nobody removes the folder if this process is killed
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            os.rename(lock.name, folder / _LOCK)  # locked before other processes see it
         try:
             yield folder
         finally:

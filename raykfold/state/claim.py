@@ -69,6 +69,7 @@ def claim(
                 lock.seek(0)
                 owner = lock.read().strip() or "unknown"
             except OSError as error:
+                path.unlink(missing_ok=True)
                 raise BadInput(
                     f"--storage_path {config.storage_path}: has no locks ({error.strerror}); "
                     "expected another file system, or a URI like s3://bucket/folder"

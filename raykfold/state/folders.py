@@ -10,7 +10,7 @@ from pathlib import Path
 
 from raykfold.config.run_config import RunConfig
 from raykfold.errors import BadInput, StorageError
-from raykfold.files.atomic import move, remove_tree
+from raykfold.files.atomic import move, remove_tree, write_file
 from raykfold.files.paths import RUN_RECORD, is_output
 from raykfold.files.remote import Place, RemotePath, reason
 
@@ -44,15 +44,21 @@ def check_folder(flag: str, path: Path) -> None:
     """Check that a local folder can be written, or made; leave nothing behind.
 
     Raises:
-        BadInput: the path is a file, or this user may not write there.
+        BadInput: the path is a file, or this user may not write there; or its file system lacks
+            what a run needs.
     """
     existing = next(each for each in (path, *path.parents) if os.path.lexists(each))
     if not os.path.isdir(existing):
         raise BadInput(f"--{flag} {path}: cannot be written ({existing} is not a folder)")
     try:
         # os.access would say yes to root, even on a disk mounted read-only.
-        with tempfile.TemporaryDirectory(prefix=".raykfold-", dir=existing):
-            pass
+        with tempfile.TemporaryDirectory(prefix=".raykfold-", dir=existing) as probe:
+            file = Path(probe) / "file"
+            for content in (b"", b"replaced"):  # what a run cannot do without
+                write_file(file, content)
+    except StorageError as error:
+        what = str(error).removeprefix(f"{file}: ").partition(";")[0]
+        raise BadInput(f"--{flag} {path}: {what}; expected another folder") from None
     except OSError as error:
         raise BadInput(
             f"--{flag} {path}: cannot be written ({existing}: {error.strerror})"

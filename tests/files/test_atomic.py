@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import errno
 import os
+import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +90,59 @@ def test_a_path_below_a_file_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="file/below"):
         write_file(tmp_path / "file" / "below", b"")
+
+
+def refuse(patch: pytest.MonkeyPatch, name: str, number: int, *, only_folders: bool) -> None:
+    """Make `os.<name>` fail as on a file system that lacks the call."""
+    real = getattr(os, name)
+
+    def call(target: Any, *arguments: Any, **options: Any) -> Any:
+        if not only_folders or stat.S_ISDIR(os.stat(target).st_mode):
+            raise OSError(number, os.strerror(number))
+        return real(target, *arguments, **options)
+
+    patch.setattr(os, name, call)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EACCES, errno.ENOTSUP])
+@pytest.mark.parametrize("name", ["fsync", "open"])
+def test_a_file_system_that_cannot_flush_a_folder_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    refuse(monkeypatch, name, number, only_folders=True)
+    refuse(monkeypatch, "link", number, only_folders=False)
+    for content in (b"one", b"two"):
+        write_file(tmp_path / "file", content)
+        assert (tmp_path / "file").read_bytes() == content
+        write_folder(tmp_path / "folder", {"file": content}, {})
+        assert read_folder(tmp_path / "folder") == {"file": content}
+        link_file(tmp_path / "file", tmp_path / "link")
+        assert (tmp_path / "link").read_bytes() == content
+
+
+def test_a_disk_that_fails_to_flush_a_folder_is_a_storage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(monkeypatch, "fsync", errno.EIO, only_folders=True)
+    with pytest.raises(StorageError, match="Input/output error"):
+        write_file(tmp_path / "file", b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "lacks"),
+    [
+        ("fsync", errno.EINVAL, "does not flush a file to the disk (Invalid argument)"),
+        ("replace", errno.EEXIST, "does not replace a file by a rename (File exists)"),
+        ("replace", errno.ENOTSUP, "does not replace a file by a rename (Operation not supported)"),
+    ],
+)
+def test_what_a_file_system_lacks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int, lacks: str
+) -> None:
+    refuse(monkeypatch, name, number, only_folders=False)
+    with pytest.raises(StorageError, match=re.escape(f"its file system {lacks}; expected one")):
+        write_file(tmp_path / "file", b"")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_linked_file_follows_its_source_when_that_is_replaced(tmp_path: Path) -> None:

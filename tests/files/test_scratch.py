@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from raykfold.files.scratch import scratch_dir
 
@@ -62,3 +68,15 @@ def test_the_path_is_short_enough_for_sockets_below_it() -> None:
         # As Ray names its longest socket; a UNIX socket's path has at most 107 bytes.
         session = "session_2026-01-01_00-00-00_000000_1000000"
         assert len(str(folder / session / "sockets" / "plasma_store")) <= 107
+
+
+def test_a_temporary_folder_without_locks_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: Any, operation: int) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with scratch_dir(tmp_path) as folder, scratch_dir(tmp_path) as other:
+        assert folder.is_dir() and other.is_dir()
+    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -11,7 +13,9 @@ from typing import Any
 import pytest
 
 from raykfold.config.run_config import RunConfig
+from raykfold.driver import claim_run
 from raykfold.errors import BadInput
+from raykfold.observers import Audience
 from raykfold.state.claim import claim
 
 
@@ -43,3 +47,17 @@ def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path: Path) -> N
         first.wait()
     with claim(run):
         assert str(os.getpid()) in run.run_dir.lock.read_bytes().decode()
+
+
+def test_a_file_system_without_locks_is_refused_and_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: Any, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    run = RunConfig(demo=True, model_dir=tmp_path / "out")
+    with pytest.raises(BadInput, match="has no locks") as refused, claim_run(run, Audience([])):
+        raise AssertionError("claimed without a lock")
+    assert str(refused.value).startswith(f"--storage_path {tmp_path}")
+    assert list(tmp_path.iterdir()) == []

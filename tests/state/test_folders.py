@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,22 @@ def test_a_path_that_is_a_file_is_refused(tmp_path: Path, flag: str) -> None:
 def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path, flag: str) -> None:
     with pytest.raises(BadInput, match=f"--{flag} /proc/.*cannot be written"):
         check_writable(config(tmp_path, **{flag: Path("/proc/raykfold")}))
+
+
+def test_a_file_system_that_lacks_what_a_run_needs_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: int) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(BadInput) as refused:
+        check_writable(config(tmp_path))
+    assert str(refused.value) == (
+        f"--model_dir {tmp_path / 'out'}: its file system does not flush a file to the disk "
+        "(Invalid argument); expected another folder"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_checking_writes_nothing(tmp_path: Path) -> None:
