@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import io
 import logging
@@ -13,10 +14,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TextIO, TypeVar
 
 from raykfold.errors import BadInput, RaykfoldError, RunStopped
 from raykfold.text import one_line
+
+_STREAM_ERRORS = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 
 PARTIAL = 3  # the exit code when some folds or trials failed
 
@@ -65,25 +68,65 @@ def exit_code(command: Callable[[], int], *, stopped: str, verbose: bool = False
         stopped: the line to print when Ctrl-C ends it.
         verbose: print the traceback, too.
     """
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may lack a character
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = command()
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # the reader of the output has closed it
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # for the interpreter's last flush
-        return 1
+        try:
+            return command()
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        print(f"\n{stopped}", file=sys.stderr)
+        _tell(f"\n{stopped}")
         return RunStopped.exit_code
     except RaykfoldError as error:
         if verbose:
             traceback.print_exc()
-        print(f"raykfold: {one_line(error, longest=None)}", file=sys.stderr)
+        _tell(f"raykfold: {one_line(error, longest=None)}")
         return error.exit_code
+    except OSError as error:
+        # An error of a stream names no file. Those of files that a run writes are StorageErrors.
+        if error.filename is not None or error.errno not in _STREAM_ERRORS:
+            raise
+        if not isinstance(error, BrokenPipeError):  # the reader of the output has closed it
+            _tell(f"raykfold: standard output: cannot be written ({error.strerror})")
+        _to_nowhere(sys.stdout)
+        return 1
+
+
+def _open_streams() -> None:
+    """Open the streams that the shell has closed (``>&-``), onto nothing.
+
+    Python has None for them, and the next file that is opened would take the number of a closed
+    one, with all that libraries print.
+    """
+    lost = sys.stdout is None
+    for number, (name, mode) in enumerate({"stdin": "r", "stdout": "w", "stderr": "w"}.items()):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+            os.set_inheritable(number, True)
+        setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    if lost:
+        _tell("raykfold: standard output is closed; nothing is shown")
+
+
+def _tell(line: str) -> None:
+    """Print a line to stderr, if that can be: the exit code speaks as well."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        _to_nowhere(sys.stderr)
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    """Lead a stream to nothing, for the interpreter's last flush."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def run_command(

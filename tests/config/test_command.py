@@ -35,7 +35,7 @@ def shell(line: str, **env: str) -> subprocess.CompletedProcess[str]:
         ["bash", "-c", f"set -o pipefail; {line}"],
         capture_output=True,
         text=True,
-        env={**os.environ, **env},
+        env={**os.environ, "PYTHONUNBUFFERED": "", **env},
         timeout=60,
     )
 
@@ -58,3 +58,48 @@ def test_a_letter_that_the_terminal_lacks_is_no_reason_to_fail() -> None:
     assert done.stderr.splitlines() == [
         "raykfold: /nowhere/gr\\xf6\\xdfe: there is no run; expected the --model_dir of one"
     ]
+
+
+SHOW = """
+import os, sys
+from raykfold.config.command import exit_code
+from raykfold.errors import BadInput
+def show():
+    if sys.argv[1:]:
+        raise BadInput(sys.argv[1])
+    print("shown")
+    with open(os.devnull) as file:
+        assert file.fileno() > 2, "a file took the number of a stream"
+    return 0
+sys.exit(exit_code(show, stopped=""))
+"""
+CLOSED = "raykfold: standard output is closed; nothing is shown\n"
+FULL = "raykfold: standard output: cannot be written (No space left on device)\n"
+
+
+@pytest.mark.parametrize(
+    ("streams", "code", "output", "errors"),
+    [
+        (">&-", 0, "", CLOSED),
+        ("2>&-", 0, "shown\n", ""),
+        ("<&-", 0, "shown\n", ""),
+        (">&- 2>&- <&-", 0, "", ""),
+        (">/dev/full", 1, "", FULL),
+        (">/dev/full 2>/dev/full", 1, "", ""),
+        ("wrong 2>/dev/full", 2, "", ""),
+        ("wrong 2>&-", 2, "", ""),
+        ("wrong >&-", 2, "", f"{CLOSED}raykfold: wrong\n"),
+        ("wrong >/dev/full", 2, "", "raykfold: wrong\n"),
+    ],
+)
+def test_a_stream_that_is_closed_or_full_is_one_line_at_most(
+    streams: str, code: int, output: str, errors: str
+) -> None:
+    for unbuffered in ("", "1"):
+        done = shell(f"{sys.executable} -c '{SHOW}' {streams}", PYTHONUNBUFFERED=unbuffered)
+        assert (done.returncode, done.stdout, done.stderr) == (code, output, errors)
+
+
+def test_help_that_cannot_be_printed_is_one_line() -> None:
+    done = shell(f"{sys.executable} -m raykfold.status --help >/dev/full")
+    assert (done.returncode, done.stderr) == (1, FULL)

@@ -16,7 +16,6 @@ import ray
 from ray._private import node, services, utils
 from ray._private.authentication import authentication_utils
 from ray._private.state import state as global_state
-from ray._raylet import AuthenticationTokenLoader
 from ray.train.v2._internal import constants
 from ray.train.v2._internal.execution import controller, scaling_policy
 from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
@@ -62,7 +61,7 @@ def fresh() -> None:
 def test_a_local_ray_has_its_own_token_and_the_process_forgets_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: str | None
 ) -> None:
-    loader = AuthenticationTokenLoader.instance()
+    loader = part("ray._raylet.AuthenticationTokenLoader").instance()
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     if given is not None:
