@@ -132,6 +132,17 @@ def _forget_token() -> None:
         loader.instance().reset_cache()
 
 
+def object_store_bytes() -> int:
+    """Return how much every process of a local Ray maps for the object store; 0 if unknown.
+
+    Without it, a limit on address space (``ulimit -v``) that is too low ends the process in C++,
+    with a stack of 50 lines, or lets the start hang.
+    """
+    available = part("ray._private.utils.estimate_available_memory")
+    resolve = part("ray._private.utils.resolve_object_store_memory")
+    return int(resolve(available())) if available and resolve else 0
+
+
 def _wait_for_node(gcs_address: str, node_id: str) -> None:
     """Return once the node has registered, or after the time after which Ray gives it up."""
     from ray._private import services, state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import socket
 import threading
@@ -17,6 +18,7 @@ from raykfold.config.environment import allocator, name_of_address, python_path
 from raykfold.distributed.ray_private import (
     check_token,
     few_daemons,
+    object_store_bytes,
     own_token,
     silent_daemons,
     token_refused,
@@ -53,6 +55,8 @@ _SCHEMES = {
     "https": _DASHBOARD,
     "ray": "an address of Ray Client, over which Ray Train does not run",
 }
+# What a process of Ray needs besides the object store: PyTorch and the stacks of some 50 threads.
+_ADDRESS_SPACE = 4 * 2**30
 
 
 @contextmanager
@@ -80,7 +84,8 @@ def ray_session(
         used, and left open.
 
     Raises:
-        BadInput: no cluster answers at `address`, or it refuses this process's token.
+        BadInput: no cluster answers at `address`, or it refuses this process's token; or
+            ``ulimit -v`` leaves too little for a local instance.
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -112,6 +117,7 @@ def ray_session(
 def _start_own(stack: ExitStack, local_cpus: int | None, options: dict[str, Any]) -> None:
     import ray
 
+    check_address_space()
     temporary = stack.enter_context(scratch_dir())
     stack.enter_context(own_token())
     stack.callback(ray.shutdown)  # before the folder is removed, and the token forgotten
@@ -138,6 +144,21 @@ def _start_own(stack: ExitStack, local_cpus: int | None, options: dict[str, Any]
             include_dashboard=False,
             _temp_dir=str(temporary),
             **options,
+        )
+
+
+def check_address_space() -> None:
+    """Check that the process may have as much address space as a local Ray needs.
+
+    Raises:
+        BadInput: ``ulimit -v`` allows less.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    needed = object_store_bytes() + _ADDRESS_SPACE
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        raise BadInput(
+            f"ulimit -v {limit // 1024}: is too little address space for Ray, which maps its "
+            f"object store into every process; expected at least {needed // 1024}, or unlimited"
         )
 
 

@@ -91,6 +91,21 @@ def test_an_instance_of_our_own_has_no_daemons_but_those_that_it_needs(tmp_path:
     assert done.stdout.splitlines() == expected, done.stderr
 
 
+def test_too_little_address_space_is_one_line() -> None:
+    """Ray ends the process in C++ then, or hangs. PyTorch alone maps about 4 GiB."""
+    script = JOIN.replace("sys.argv[1]", "None").replace("def join", f"{LIMIT}\ndef join")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    expected = r"raykfold: ulimit -v 3145728: is too little .* at least \d{7,}, or unlimited\n"
+    assert re.fullmatch(expected, done.stderr)
+
+
+LIMIT = """
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30, resource.RLIM_INFINITY))
+"""
+
+
 def test_a_server_that_is_no_ray_cluster_is_said_at_once() -> None:
     """As for the port of Ray's dashboard, which speaks HTTP."""
     server = [sys.executable, "-c", SERVER]
