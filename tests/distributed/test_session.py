@@ -92,7 +92,7 @@ def test_an_instance_of_our_own_has_no_daemons_but_those_that_it_needs(tmp_path:
 
 
 def test_too_little_address_space_is_one_line() -> None:
-    """Ray ends the process in C++ then, or hangs. PyTorch alone maps about 4 GiB."""
+    """Ray ends the process in C++ then, or hangs."""
     script = JOIN.replace("sys.argv[1]", "None").replace("def join", f"{LIMIT}\ndef join")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
