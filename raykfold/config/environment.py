@@ -130,7 +130,10 @@ def python_path(*modules: str) -> str | None:
     if _is_command(sys.modules["__main__"]):
         return None
     there = [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
-    known = {os.getcwd(), *map(os.path.abspath, there)}
+    try:
+        known = {os.getcwd(), *map(os.path.abspath, there)}
+    except FileNotFoundError:  # a working directory that was deleted adds nothing
+        return None
     added = {folder for folders in import_path() for folder in folders} - known
     more = []
     for package in (module.partition(".")[0] for module in modules):
