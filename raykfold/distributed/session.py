@@ -57,7 +57,7 @@ _SCHEMES = {
 }
 # What a worker maps besides the object store: PyTorch, and the stacks of many threads. Measured on
 # two cores, with a store of 6.2 GiB: a limit of 14 GiB ended runs, and one of 15 GiB was enough.
-_ADDRESS_SPACE = 9 * 2**30
+_ADDRESS_SPACE = 8 * 2**30
 
 
 @contextmanager
