@@ -18,7 +18,7 @@ ORDER = (
     *("training", "models", "observers", "state", "distributed"),
     *("pages", "outputs", "driver", "tuning", "commands"),
 )
-COMMANDS = ("run", "prepare", "search", "predict", "status", "report", "compare", "hub")
+COMMANDS = ("run", "prepare", "search", "predict", "status", "report", "compare", "hub", "__main__")
 # What stands before a folder, and is not for it all the same.
 NOT_FOR = {"pages": "distributed", "outputs": "distributed"}
 # Libraries that only these folders (or commands) know, so that the rest runs without them.
