@@ -81,7 +81,10 @@ def worker_runtime_env(own_instance: bool) -> dict[str, Any]:
     started with secrets. A local instance of our own starts without them, and with the allocator's
     settings.
     """
-    return {} if own_instance else {"env_vars": {**dict.fromkeys(SECRETS, ""), **_ALLOCATOR}}
+    if own_instance:
+        return {}
+    variables = {**dict.fromkeys(SECRETS, ""), **_ALLOCATOR, "RAY_TRAIN_V2_ENABLED": "1"}
+    return {"env_vars": variables}
 
 
 def import_path() -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -31,6 +31,7 @@ _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else each worker prints a FutureWarning
     # Else a thread that calls Ray after its shutdown starts another instance.
     "RAY_ENABLE_AUTO_CONNECT": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",  # from 2.51 on by default
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",  # nobody reads these gauges
     # How often Ray Train's controller takes a report from the worker: every two seconds by default.

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import ray
 import ray.train
 from ray.exceptions import ActorDiedError, RayActorError, RayError
-from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from ray.util.placement_group import (
     get_placement_group,
     placement_group_table,
@@ -26,6 +26,7 @@ from raykfold.distributed.ray_private import (
     health_failure,
     is_failed_start,
     is_lost_slot,
+    known,
     slot_name,
 )
 from raykfold.distributed.worker import ShareTask, run_share
@@ -56,6 +57,7 @@ class ShareTrainer:
         self._slot_name = slot_name(task.share)
         path, filesystem = for_ray(storage)
         elsewhere = {"ray.io/node-id": f"!in({','.join(sorted(excluded))})"} if excluded else None
+        selector = known(ray.train.ScalingConfig, label_selector=elsewhere)
         self._trainer = DataParallelTrainer(
             run_share,
             # By reference: the controller gets the config too. It need not read the task, and so
@@ -65,24 +67,32 @@ class ShareTrainer:
                 num_workers=1,
                 use_gpu=bool(task.size.gpus),
                 resources_per_worker=task.size.resources,
-                label_selector=elsewhere,  # type: ignore[call-arg]
+                **selector,
             ),
             # A type checker sees the classes of Ray Train V1 here, which V2 replaces.
-            run_config=ray.train.RunConfig(
+            run_config=ray.train.RunConfig(  # type: ignore[call-arg]
                 name=task.share,
                 storage_path=path,
                 storage_filesystem=filesystem,
                 failure_config=ray.train.FailureConfig(
                     max_failures=0,
-                    controller_failure_limit=0,  # type: ignore[call-arg]
-                    max_preemption_failures=0,
+                    **known(
+                        ray.train.FailureConfig,
+                        controller_failure_limit=0,
+                        max_preemption_failures=0,
+                    ),
                 ),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=3),
                 callbacks=[ShareCallback(task.board, task.share)],  # type: ignore[list-item]
                 worker_runtime_env=worker_runtime_env(own_instance),
             ),
         )
-        self._controller = ControllerHandle(self._trainer, task.share, own_instance=own_instance)
+        self._controller = ControllerHandle(
+            self._trainer,
+            task.share,
+            own_instance=own_instance,
+            selector=None if selector else elsewhere,
+        )
 
     def fit(self) -> None:
         """Run the share to its end.
@@ -155,10 +165,10 @@ def end_of(error: Exception) -> End:
     if isinstance(root, RayActorError) and not in_worker:
         return End("its Ray Train controller died")
     reason = _last_line(root)
-    if not isinstance(root, RayError | TrainingFailedError):
+    if not isinstance(root, RayError | ControllerError | WorkerGroupError):
         reason = one_line(f"{type(root).__name__}: {reason}")
     died = in_worker and isinstance(root, PROCESS_ERRORS)
-    others = isinstance(root, RayError | OSError | TrainingFailedError)
+    others = isinstance(root, RayError | OSError | ControllerError | WorkerGroupError)
     return End(reason, died, died or (in_worker and not others))
 
 

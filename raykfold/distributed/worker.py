@@ -13,7 +13,6 @@ import numpy as np
 import ray
 import ray.train
 import torch
-from ray.train import CheckpointUploadMode
 
 from raykfold.data.feature_set import Split
 from raykfold.distributed.code import DriverCode
@@ -28,6 +27,7 @@ from raykfold.distributed.events import (
     WorkerAlive,
 )
 from raykfold.distributed.pace import Pace
+from raykfold.distributed.ray_private import report_in_place
 from raykfold.distributed.stall import StallWatch
 from raykfold.errors import FoldError, RaykfoldError
 from raykfold.files.atomic import is_seen, write_file
@@ -234,11 +234,7 @@ def _write_round(
         if fold in probabilities:
             place, held_out = task.run_dir.finished(fold), task.splits[fold].validation
             save_finished_fold(place, snapshot, task.context, held_out, probabilities[fold])
-    ray.train.report(
-        round_.to_metrics(),
-        checkpoint if round_.saved else None,
-        checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
-    )
+    report_in_place(round_.to_metrics(), checkpoint if round_.saved else None)
 
 
 def _trainers(task: ShareTask, stall_watch: StallWatch) -> dict[int, FoldTrainer]:
