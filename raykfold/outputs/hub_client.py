@@ -155,7 +155,10 @@ def fetch_dataset(
 
 def _api(token: str | None, *, progress: bool = False) -> Any:
     import huggingface_hub
-    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     (enable_progress_bars if progress else disable_progress_bars)()
     os.environ.setdefault("HF_XET_CLIENT_READ_TIMEOUT", f"{_REPLY_SECONDS:.0f}s")
