@@ -12,8 +12,10 @@ a share's Train controller imports it without what trains.
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import pkgutil
+import platform
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,8 +28,9 @@ from raykfold.errors import BadInput
 
 _NODE_SECONDS = 30.0  # how long Ray waits for a node to start
 _LOOK_SECONDS = 0.02
-_TOKEN_SECONDS = 5.0
-_GET_CLUSTER_ID = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # the first question of `ray.init`
+_ANSWER_SECONDS = 5.0
+_GET_VALUE = "/ray.rpc.InternalKVGcsService/InternalKVGet"
+_CLUSTER_METADATA = {"key": b"CLUSTER_METADATA", "namespace": b"cluster"}
 _AUTH_MODE = "RAY_AUTH_MODE"
 _TOKEN_EXPECTED = (
     "expected RAY_AUTH_MODE=token, and the cluster's own token in RAY_AUTH_TOKEN, in the file that "
@@ -174,28 +177,34 @@ def silent_daemons() -> Iterator[None]:
         yield
 
 
-def check_token(address: str) -> None:
-    """Check that the cluster at `address` takes this process's token. Gains 20 s and 20 lines.
+def check_cluster(address: str) -> None:
+    """Check that the cluster at `address` takes this process's token and has the same versions.
 
-    So long, and with a line a second, `ray.init` asks a cluster that refuses the token. Whatever
-    this check cannot tell is left to `ray.init`.
+    Gains 20 s and 20 lines: so long, and with a line a second, `ray.init` asks a cluster that
+    refuses the token; where versions are far apart, it gives up after 50 s without naming them.
+    Whatever this check cannot tell is left to `ray.init`.
 
     Args:
         address: ``host:port``.
 
     Raises:
-        BadInput: the cluster refuses the token, or is not a Ray cluster.
+        BadInput: the cluster refuses the token, has another Ray or Python, or is not a Ray cluster.
     """
-    open_channel = part("ray._private.grpc_utils.init_grpc_channel")  # with the token, and TLS
-    refusal = part("ray.exceptions.AuthenticationError")
-    if open_channel is None or refusal is None:
+    grpc, protocol = part("grpc"), part("ray.core.generated.gcs_service_pb2")
+    request = getattr(protocol, "InternalKVGetRequest", None)
+    reply = getattr(protocol, "InternalKVGetReply", None)
+    # With the token, and TLS where it is on. Before 2.52 Ray has no tokens.
+    open_channel = part("ray._private.grpc_utils.init_grpc_channel")
+    if open_channel is None and not os.environ.get("RAY_USE_TLS"):
+        open_channel = getattr(grpc, "insecure_channel", None)
+    if grpc is None or open_channel is None or request is None or reply is None:
         return
-    import grpc  # type: ignore[import-untyped]
-
+    refusal = part("ray.exceptions.AuthenticationError") or ()
     try:
         # Ray's own channels use no proxy either.
         with open_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-            channel.unary_unary(_GET_CLUSTER_ID)(b"", timeout=_TOKEN_SECONDS)
+            ask = channel.unary_unary(_GET_VALUE, request.SerializeToString, reply.FromString)
+            answer = ask(request(**_CLUSTER_METADATA), timeout=_ANSWER_SECONDS)
     except refusal as error:  # there is no token to send
         what = str(error).partition(". ")[0]
         raise BadInput(f"{name_of_address(address)}: {what}; {_TOKEN_EXPECTED}") from None
@@ -206,6 +215,28 @@ def check_token(address: str) -> None:
             raise BadInput(
                 f"{name_of_address(address)}: no Ray cluster answers there ({error.details()})"
             ) from None
+        return
+    with suppress(ValueError, KeyError, TypeError):
+        metadata = json.loads(answer.value)
+        _check_versions(address, str(metadata["ray_version"]), str(metadata["python_version"]))
+
+
+def _check_versions(address: str, ray_version: str, python_version: str) -> None:
+    """Compare the versions of a cluster with those here: pickles and messages go between the two.
+
+    Raises:
+        BadInput: another Ray, or another minor version of Python.
+    """
+    import ray
+
+    python = platform.python_version()
+    same_python = python_version.split(".")[:2] == python.split(".")[:2]
+    if ray_version != ray.__version__ or not same_python:
+        raise BadInput(
+            f"{name_of_address(address)}: the cluster has Ray {ray_version} and Python "
+            f"{python_version}, this process Ray {ray.__version__} and Python {python}; expected "
+            "the same Ray and the same minor version of Python"
+        )
 
 
 def token_refused(address: str) -> BadInput:

@@ -16,7 +16,7 @@ from typing import Any
 
 from raykfold.config.environment import allocator, name_of_address, python_path
 from raykfold.distributed.ray_private import (
-    check_token,
+    check_cluster,
     few_daemons,
     object_store_bytes,
     own_token,
@@ -181,7 +181,7 @@ def _connect(stack: ExitStack, address: str, options: dict[str, Any]) -> None:
             f"{name_of_address(address)}: {what}; expected HOST:PORT of the head node, such as "
             f"{host}:6379, on a node of the cluster, or no address for a local instance of Ray"
         )
-    # Ask for the port and for the token first: `ray.init` retries both for long.
+    # Ask for the port, the token and the versions first: `ray.init` retries for long.
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal():  # else a word that Ray resolves, like "auto"
         try:
@@ -190,7 +190,7 @@ def _connect(stack: ExitStack, address: str, options: dict[str, Any]) -> None:
             raise BadInput(
                 f"{name_of_address(address)}: no Ray cluster answers there ({error})"
             ) from None
-        check_token(address)
+        check_cluster(address)
     try:
         ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:

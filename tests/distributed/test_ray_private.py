@@ -33,7 +33,7 @@ from raykfold.distributed.ray_private import (
     ControllerHandle,
     Meeting,
     ask_for_nothing,
-    check_token,
+    check_cluster,
     draining_nodes,
     few_daemons,
     free_resources,
@@ -150,12 +150,11 @@ def test_daemons_are_silent_inside_if_ray_prints_for_them(monkeypatch: pytest.Mo
         assert not hasattr(worker, "print_to_stdstream")
 
 
-@pytest.mark.parametrize("module", ["ray._private.grpc_utils", "ray.exceptions"])
-def test_a_token_is_not_checked_where_ray_has_none(
-    module: str, monkeypatch: pytest.MonkeyPatch
+def test_a_cluster_is_not_asked_where_its_language_is_not_known(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    missing(monkeypatch, module)
-    check_token("256.256.256.256:1")  # nobody is asked
+    missing(monkeypatch, "ray.core.generated.gcs_service_pb2")
+    check_cluster("256.256.256.256:1")  # nobody is asked
 
 
 def test_a_refused_token_is_told_from_one_that_was_not_sent(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import secrets
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from raykfold.distributed.session import ray_session
 from raykfold.errors import BadInput
@@ -209,6 +211,35 @@ def test_the_cluster_s_own_token_opens_it(cluster: tuple[str, str], tmp_path: Pa
     file.write_text(token)
     done = join(address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(file))
     assert (done.returncode, done.stdout) == (0, "joined\n"), done.stderr
+
+
+OTHER_VERSION = """
+import ray, sys
+from raykfold.config.command import exit_code
+from raykfold.distributed.session import ray_session
+
+def check():
+    with ray_session(sys.argv[1]):
+        return 0
+
+ray.__version__ = "2.49.2"
+sys.exit(exit_code(check, stopped="stopped"))
+"""
+
+
+def test_a_cluster_of_another_version_is_refused_with_both(cluster: tuple[str, str]) -> None:
+    address, token = cluster
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_VERSION, address],
+        capture_output=True,
+        text=True,
+        env=environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token),
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"raykfold: --address {address}: the cluster has Ray ")
+    assert f"Ray {ray.__version__} and Python {platform.python_version()}, this" in done.stderr
+    assert "this process Ray 2.49.2 and Python" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 CHECK = """
