@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import signal
 import socket
@@ -15,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from huggingface_hub import (
     CommitInfo,
@@ -36,6 +36,8 @@ from huggingface_hub.errors import (
 
 from fakes.hub_server import COMMITS_PAGE, TREE_PAGE, Fault, HubServer, Repository
 
+# The client's HTTP library: httpx2, or httpx before 2.0.
+httpx: Any = importlib.import_module(type(get_session()).__module__.partition(".")[0])
 REPO = "team/run-1"
 MODEL = bytes(range(256)) * 700
 FILES = {
@@ -79,7 +81,7 @@ def seen(hub: HubServer) -> list[str]:
     return [request.endpoint for request in hub.requests]
 
 
-def raw_commit(hub: HubServer, *operations: tuple[str, dict[str, Any]]) -> httpx2.Response:
+def raw_commit(hub: HubServer, *operations: tuple[str, dict[str, Any]]) -> Any:
     lines = [("header", {"summary": "raw", "description": ""}), *operations]
     return get_session().post(
         f"{hub.endpoint}/api/models/{REPO}/commit/main",
@@ -412,23 +414,23 @@ def test_a_refused_lfs_upload_is_a_runtime_error(
 
 def test_a_reset_leaves_nothing_done(hub: HubServer, api: HfApi) -> None:
     hub.fault("*", Fault("reset", times=1))
-    with pytest.raises(httpx2.ReadError):
+    with pytest.raises(httpx.ReadError):
         api.create_repo(REPO)
     assert hub.repositories == []
     repository = hub.add_repository(REPO)
     hub.fault("commit", Fault("reset", times=1))
-    with pytest.raises(httpx2.ReadError):
+    with pytest.raises(httpx.ReadError):
         upload(api, FILES)
     assert repository.files == {} and len(repository.commits) == 1
 
 
 def test_a_lost_reply_leaves_it_done(hub: HubServer, api: HfApi) -> None:
     hub.fault("create", Fault("lost_reply"))
-    with pytest.raises(httpx2.ReadError):
+    with pytest.raises(httpx.ReadError):
         api.create_repo(REPO)
     repository = hub.repository(REPO)
     hub.fault("commit", Fault("lost_reply"))
-    with pytest.raises(httpx2.ReadError):
+    with pytest.raises(httpx.ReadError):
         upload(api, FILES)
     assert repository.files == {**FILES, ".gitattributes": repository.files[".gitattributes"]}
     assert upload(api, FILES).oid == repository.head and len(repository.commits) == 2
@@ -492,9 +494,9 @@ def test_nothing_is_left_of_it() -> None:
             waiting = thread.submit(api.whoami)
             while "whoami" not in seen(hub):
                 time.sleep(0.01)
-        assert isinstance(waiting.exception(timeout=10), httpx2.TransportError)
+        assert isinstance(waiting.exception(timeout=10), httpx.TransportError)
     assert threading.active_count() == before
-    with pytest.raises(httpx2.ConnectError):
+    with pytest.raises(httpx.ConnectError):
         api.create_repo("team/run-2")
 
 

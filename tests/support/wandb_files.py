@@ -1,14 +1,17 @@
-"""Read W&B's offline files with W&B's own reader."""
+"""Read W&B's offline files: LevelDB's log of W&B's own messages, in all of its versions."""
 
 from __future__ import annotations
 
 import json
-import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wandb.util import get_core_path
+from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+_BLOCK, _HEADER = 32768, 7  # of LevelDB's log; the file has a header of seven bytes, too
+_FULL, _LAST = 1, 4
 
 
 @dataclass
@@ -29,21 +32,44 @@ class Logged:
 
 def read(file: Path) -> Logged:
     """Read one ``.wandb`` file."""
-    command = [get_core_path(), "leet", "inspect", "-json", "-no-observability", "-run-file"]
-    printed = subprocess.run([*command, str(file)], check=True, capture_output=True, text=True)
     logged = Logged(file.parent)
-    for record in map(json.loads, printed.stdout.splitlines()):
-        if record["type"] == "run":
-            logged.run = record["run"]
-        elif record["type"] == "history":
-            logged.rows.append(record["history"]["item"])
-        elif record["type"] == "summary":
-            logged.summary |= record["summary"].get("update", {})
-        elif record["type"] == "preempting":
+    for message in _messages(file.read_bytes()):
+        record = Record()
+        record.ParseFromString(message)
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            names = ("project", "run_group", "job_type", "display_name", "run_id", "entity")
+            logged.run = {name: getattr(record.run, name) for name in names}
+            logged.run["config"] = {"update": _values(record.run.config.update)}
+        elif kind == "history":
+            logged.rows.append(_values(record.history.item))
+        elif kind == "summary":
+            logged.summary |= _values(record.summary.update)
+        elif kind == "preempting":
             logged.preempting = True
-        elif record["type"] == "exit":
-            logged.exit_code = record["exit"]["exit_code"]
+        elif kind == "exit":
+            logged.exit_code = record.exit.exit_code
     return logged
+
+
+def _messages(content: bytes) -> Iterator[bytes]:
+    """Yield the messages of a log; one that was cut off by a kill is left out."""
+    start, parts = _HEADER, b""
+    while start + _HEADER <= len(content):
+        left = _BLOCK - start % _BLOCK
+        if left < _HEADER:
+            start += left
+            continue
+        size, kind = int.from_bytes(content[start + 4 : start + 6], "little"), content[start + 6]
+        parts += content[start + _HEADER : start + _HEADER + size]
+        start += _HEADER + size
+        if kind in (_FULL, _LAST):
+            yield parts
+            parts = b""
+
+
+def _values(items: Any) -> dict[str, Any]:
+    return {".".join(each.nested_key or [each.key]): json.loads(each.value_json) for each in items}
 
 
 def files(folder: Path, kind: str = "offline-run") -> dict[str, list[Logged]]:
