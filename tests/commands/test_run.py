@@ -381,6 +381,7 @@ def test_a_run_shows_its_secrets_to_no_worker_and_writes_them_nowhere(disturbed:
 # --- repeats ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_repeats_are_runs_with_the_next_seeds_and_resume_after_ctrl_c(
     data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -173,6 +173,7 @@ def test_a_storage_that_the_nodes_do_not_share_is_found_before_training(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_wait_for_slots_says_what_is_needed_and_times_out(
     shared_cluster: Hosts, data_dir: Path, tmp_path: Path
 ) -> None:
