@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raykfold.config.command import without_gc
+from raykfold.config.command import leave_lost_folder, without_gc
 from raykfold.config.environment import Credentials, without_secrets
 from raykfold.config.run_config import RunConfig
 from raykfold.data.demo import demo_feature_set
@@ -119,6 +119,7 @@ def open_inputs(
     Raises:
         BadInput: the data cannot be used.
     """
+    leave_lost_folder()
     audience = Audience(observers)
     with (
         closing(audience),

@@ -212,6 +212,11 @@ def fill_over_ray(
     except RayTaskError as error:
         if isinstance(error.cause, RaykfoldError):
             raise error.cause from None
+        if isinstance(error.cause, ImportError):
+            raise BadInput(
+                f"a node cannot import what is needed there ({error.cause}); expected raykfold "
+                "installed on it, or prepare submitted by ray job submit --working-dir"
+            ) from error
         raise RaykfoldError(f"a task failed: {error.cause!r}") from error
     except RayError as error:
         raise RaykfoldError(f"Ray lost a task: {error}") from error

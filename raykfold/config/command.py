@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import gc
 import io
 import logging
@@ -18,8 +17,6 @@ from typing import Any, NoReturn, Protocol, TextIO, TypeVar
 
 from raykfold.errors import BadInput, RaykfoldError, RunStopped
 from raykfold.text import one_line
-
-_STREAM_ERRORS = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 
 PARTIAL = 3  # the exit code when some folds or trials failed
 
@@ -74,25 +71,45 @@ def exit_code(command: Callable[[], int], *, stopped: str, verbose: bool = False
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            return command()
-        finally:
+            code = command()
+        except SystemExit:  # of --help
             sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
+        _flush_output()
         _tell(f"\n{stopped}")
         return RunStopped.exit_code
     except RaykfoldError as error:
+        _flush_output()
         if verbose:
             traceback.print_exc()
         _tell(f"raykfold: {one_line(error, longest=None)}")
         return error.exit_code
     except OSError as error:
-        # An error of a stream names no file. Those of files that a run writes are StorageErrors.
-        if error.filename is not None or error.errno not in _STREAM_ERRORS:
+        # An error of a stream names no file, but neither does a failed write to a file. Where the
+        # stream has no buffer, nothing tells the two apart.
+        broken = isinstance(error, BrokenPipeError)  # the reader of the output has closed it
+        is_buffered = not getattr(sys.stdout, "write_through", False)
+        if error.filename is not None or (_flush_output() and is_buffered and not broken):
             raise
-        if not isinstance(error, BrokenPipeError):  # the reader of the output has closed it
+        if verbose:
+            traceback.print_exc()
+        if not broken:
             _tell(f"raykfold: standard output: cannot be written ({error.strerror})")
         _to_nowhere(sys.stdout)
         return 1
+
+
+def _flush_output() -> bool:
+    """Return whether what was printed has reached its reader; what has not is dropped."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _to_nowhere(sys.stdout)
+        return False
+    return True
 
 
 def _open_streams() -> None:
@@ -167,7 +184,6 @@ def run_configured(
 
     def command() -> int:
         config = parse(sys.argv[1:] if argv is None else argv, os.environ)
-        leave_lost_folder()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _stop)
         if config.verbose:
@@ -195,7 +211,7 @@ def leave_lost_folder() -> None:
     """
     try:
         os.getcwd()
-    except FileNotFoundError:
+    except OSError:
         os.chdir("/")
 
 

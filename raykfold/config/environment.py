@@ -87,6 +87,12 @@ def worker_runtime_env(own_instance: bool) -> dict[str, Any]:
     return {"env_vars": variables}
 
 
+def home_is_writable() -> bool:
+    """Return whether this user has a home directory, and may write there."""
+    home = os.path.expanduser("~")
+    return os.path.isabs(home) and os.access(home, os.W_OK | os.X_OK)
+
+
 def import_path() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the folders where this process finds modules that are not installed.
 

@@ -21,6 +21,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from raykfold.config.environment import home_is_writable
 from raykfold.config.run_config import RunConfig
 from raykfold.files.paths import fold_name
 from raykfold.observers import Observer, RunStart
@@ -118,6 +119,8 @@ class WandbRuns(Observer):
         try:
             for event in iter(self._events.get, None):
                 event()
+        except _Disabled as disabled:
+            self._notices.put(f"W&B: {disabled}; nothing is recorded there")
         except Exception as error:
             self._runs.give_up(error)
 
@@ -149,16 +152,23 @@ class _Runs:
     # --- events of the run -----------------------------------------------------------------
 
     def begin(self, start: RunStart) -> None:
-        self._active.add(self)
         mode, why = self._config.wandb_mode or "", ""
         if not mode:
             mode, why = _mode_of_environment() or ("", "")
-        if mode != "disabled":
-            settings = _start_wandb(mode)
-            if not mode:
-                mode, why = _mode_of_files(settings)
         if mode == "disabled":
             raise _Disabled(why)
+
+        if not home_is_writable():  # where its caches go by default
+            for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+                os.environ.setdefault(name, str(self._folder))
+        self._active.add(self)
+        settings = _start_wandb(mode)
+        if not mode:
+            mode, why = _mode_of_files(settings)
+            if mode == "disabled":
+                self._active.discard(self)
+                self._end_wandb()
+                raise _Disabled(why)
         self._online = mode == "online"
 
         # W&B would silently use the system's temporary folder instead of one it cannot write.
@@ -393,7 +403,7 @@ def _mode_of_environment() -> tuple[str, str] | None:
     """Return what environment variables ask for, online, offline or disabled, and which one does.
 
     Raises:
-        ValueError: WANDB_MODE is none of W&B's modes; nothing may be sent then.
+        _Disabled: WANDB_MODE is none of W&B's modes; nothing may be sent then.
     """
     # Older clients, and libraries that use W&B, obey this variable; W&B 0.31 does not.
     switch = os.environ.get("WANDB_DISABLED", "")
@@ -403,7 +413,7 @@ def _mode_of_environment() -> tuple[str, str] | None:
     if mode is None:
         return None
     if mode not in _MODES:
-        raise ValueError(f"WANDB_MODE={mode}: expected one of {', '.join(_MODES)}")
+        raise _Disabled(f"WANDB_MODE={mode}: expected one of {', '.join(_MODES)}")
     return _MODES[mode], f"{_MODES[mode]} by WANDB_MODE={mode}"
 
 

@@ -9,6 +9,7 @@ these settings.
 from __future__ import annotations
 
 import io
+import logging
 import re
 import unicodedata
 import warnings
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from raykfold.config.environment import home_is_writable
 from raykfold.text import one_line
 
 if TYPE_CHECKING:
@@ -148,6 +150,8 @@ class Picture:
         return self._file("png", dpi=_DPI, facecolor=PAPER, metadata={"Software": None})
 
     def _file(self, kind: str, **options: Any) -> bytes:
+        if not home_is_writable():  # matplotlib then uses a temporary folder, and says so at length
+            logging.getLogger("matplotlib").setLevel(logging.ERROR)
         from matplotlib import style
         from matplotlib.figure import Figure
         from matplotlib.font_manager import fontManager

@@ -58,6 +58,7 @@ def claim(
             raise _in_use(config, str(held)) from None
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
     with open(path, "a+") as lock:
         ends = time.monotonic() + _LOST_MACHINE_SECONDS
         said = False
@@ -69,7 +70,8 @@ def claim(
                 lock.seek(0)
                 owner = lock.read().strip() or "unknown"
             except OSError as error:
-                path.unlink(missing_ok=True)
+                if is_new:  # else another process may hold it
+                    path.unlink(missing_ok=True)
                 raise BadInput(
                     f"--storage_path {config.storage_path}: has no locks ({error.strerror}); "
                     "expected another file system, or a URI like s3://bucket/folder"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +44,26 @@ def test_the_arguments_reach_the_command() -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "raykfold: --epochs 'x': expected a whole number\n"
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_what_cannot_be_printed_is_one_line(flag: str) -> None:
+    command = f"{sys.executable} -m raykfold {flag} >/dev/full"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("raykfold: standard output: cannot be written")
+
+
+def test_the_script_finds_modules_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text("raise ImportError('this file')\n")
+    code = "import sys; sys.path[0] = '/usr/bin'; from raykfold.__main__ import script; script()"
+    words = ["run", "--demo", "--model", "mine:Net", "--model_dir", str(tmp_path / "out")]
+    monkeypatch.chdir(tmp_path)
+    env = {**os.environ, "PYTHONPATH": str(Path(raykfold.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 2
+    assert "cannot be imported (ImportError: this file)" in done.stderr

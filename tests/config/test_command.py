@@ -100,6 +100,34 @@ def test_a_stream_that_is_closed_or_full_is_one_line_at_most(
         assert (done.returncode, done.stdout, done.stderr) == (code, output, errors)
 
 
+LATE = """
+import os, sys
+from raykfold.config.command import exit_code
+from raykfold.errors import BadInput
+def show():
+    print("shown")  # stays in the buffer
+    if sys.argv[1] == "wrong":
+        raise BadInput("wrong")
+    raise OSError(28, "No space left on device") if sys.argv[1] == "full" else KeyboardInterrupt
+sys.exit(exit_code(show, stopped="stopped; to resume: it"))
+"""
+
+
+def test_what_ends_the_work_is_said_though_the_output_is_full() -> None:
+    for how, code, line in (
+        ("wrong", 2, "raykfold: wrong\n"),
+        ("stop", 130, "\nstopped; to resume: it\n"),
+    ):
+        done = shell(f"{sys.executable} -c '{LATE}' {how} >/dev/full")
+        assert (done.returncode, done.stderr) == (code, line)
+
+
+def test_a_full_disk_is_not_taken_for_a_full_output() -> None:
+    done = shell(f"{sys.executable} -c '{LATE}' full")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback") and "No space left on device" in done.stderr
+
+
 def test_help_that_cannot_be_printed_is_one_line() -> None:
     done = shell(f"{sys.executable} -m raykfold.status --help >/dev/full")
     assert (done.returncode, done.stderr) == (1, FULL)

@@ -661,7 +661,7 @@ def test_settings_of_wandb_that_forbid_uploads_are_obeyed(
     if recorded:
         assert sync_finds(line) == {"abc-1-fold-1", "abc-1-fold-2", "abc-1-summary"}
     else:
-        assert line.endswith("nothing more is recorded there")
+        assert line.endswith("nothing is recorded there")
         assert not (tmp_path / "out").exists()
 
 
@@ -725,3 +725,22 @@ def test_a_server_that_goes_silent_during_a_run_does_not_hold_up_its_end(
     assert sync_finds(line) == {"abc-1-fold-1", "abc-1-fold-2", "abc-1-summary"}
     assert newest(tmp_path / "out", "run")["fold_1"].column("epoch") == [0, 1, 2]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_home_that_cannot_be_written_spoils_nothing(
+    make: Callable[..., WandbRuns],
+    said: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, "")  # so that what is set is taken back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "/proc/1/none")
+    whole_run(make())
+    assert said == []
+    assert set(newest(tmp_path / "out")) >= {"fold_1", "fold_2", "summary"}
+    assert "Traceback" not in "".join(capfd.readouterr())

@@ -61,3 +61,18 @@ def test_a_file_system_without_locks_is_refused_and_left_as_it_was(
         raise AssertionError("claimed without a lock")
     assert str(refused.value).startswith(f"--storage_path {tmp_path}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_another_process_may_hold_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunConfig(demo=True, model_dir=tmp_path / "out")
+
+    def fail(file: Any, operation: int) -> None:  # as a server's lock daemon that has hiccups
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with claim(run):
+        monkeypatch.setattr(fcntl, "flock", fail)
+        with pytest.raises(BadInput, match="has no locks"), claim(run):
+            raise AssertionError("locked twice")
+        assert run.run_dir.lock.exists()
