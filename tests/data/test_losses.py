@@ -70,7 +70,7 @@ def test_what_is_allowed_still_needs_two_folds_and_two_classes() -> None:
     )
     for allow_missing in (False, True):
         assert refusal(range(40), allow_missing=allow_missing) == (
-            "none of the 40 recordings could be read"
+            "none of the 40 recordings could be read; the first: 0.wav: no such file"
         )
 
 
