@@ -9,7 +9,7 @@ import shlex
 import socket
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,9 +25,10 @@ from raykfold.distributed.session import ray_session
 from raykfold.errors import BadData, BadInput, RaykfoldError
 from raykfold.files.paths import absolute
 from raykfold.state.folders import check_folder
-from raykfold.text import with_name
+from raykfold.text import one_line, with_name
 
 CHUNK = 50  # files in a task: a worker's first one waits seconds for librosa to load
+_MOST_LISTED = 20  # recordings that cannot be read
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +50,7 @@ def _prepare(options: argparse.Namespace) -> int:
     listing = list_recordings(options.layout, audio_dir, table)
     recordings = listing.recordings
     for note in listing.notes:
-        print(note)
+        print(one_line(note, longest=None))
     if listing.missing:
         missing = {index: f"{recordings[index].path}: no such file" for index in listing.missing}
         if options.strict:
@@ -77,9 +78,8 @@ def _prepare(options: argparse.Namespace) -> int:
             options.strict,
             own_instance=own_instance,
         )
+    _print_problems(problems)
     require_most(listing, problems, allow_missing=options.allow_missing)
-    for problem in problems.values():
-        print(f"raykfold: left out: {problem}", file=sys.stderr)
     readable = [index for index in range(len(recordings)) if index not in problems]
     read = [recordings[index] for index in readable]
 
@@ -275,6 +275,14 @@ class Tenths:
         tenths = self._done * 10 // self._total
         if tenths > before:
             print(f"{tenths * 10:3d}%  {self._done} of {self._total} recordings", flush=True)
+
+
+def _print_problems(problems: Mapping[int, str]) -> None:
+    for problem in list(problems.values())[:_MOST_LISTED]:
+        print(f"raykfold: left out: {one_line(problem, longest=None)}", file=sys.stderr)
+    more = len(problems) - _MOST_LISTED
+    if more > 0:
+        print(f"raykfold: left out: {more} more", file=sys.stderr)
 
 
 def _print_summary(

@@ -56,8 +56,8 @@ def fold_names(folds: Sequence[int]) -> str:
 
 def with_name(number: int, names: Mapping[int, str]) -> str:
     """``3 (dog)`` for a class or a fold that has a name, else ``3``."""
-    name = names.get(number, str(number))
-    return str(number) if name == str(number) else f"{number} ({one_line(name)})"
+    name = names.get(number, "").strip()
+    return str(number) if name in ("", str(number)) else f"{number} ({one_line(name)})"
 
 
 def fold_with_seed(fold: int, seed: int | None) -> str:

@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from raykfold.errors import BadInput
+from raykfold.files.remote import without_password
 
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
 
@@ -175,6 +176,10 @@ def _is_command(main: ModuleType) -> bool:
 
 
 def name_of_address(address: str) -> str:
-    """Return a cluster's address after where it came from: ``--address head:6379``."""
-    origin = "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") == address else "--address"
-    return f"{origin} {address}"
+    """Return an address with its source: ``--address head:6379``."""
+    return f"{source_of_address(address)} {without_password(address)}"
+
+
+def source_of_address(address: str) -> str:
+    """Return ``RAY_ADDRESS`` or ``--address``."""
+    return "RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") == address else "--address"

@@ -1,10 +1,12 @@
-"""Says what a file is that was taken for something else, by its first bytes."""
+"""Recognizes files whose content is not what their name says, by their first bytes."""
 
 from __future__ import annotations
 
 import zipfile
 from pathlib import Path
 
+MAPPING = "class_mapping"  # the stem of the file with the names of classes
+_AS_JSON = f'save the names as {MAPPING}.json, {{"0": "dog", ...}}'
 _AS_NPY = "save its array with numpy.save as {stem}.npy"
 _TORCH = ("a file of torch.save", "save tensor.numpy() with numpy.save as {stem}.npy")
 # The beginning of a file, what it is, and what to do with it.
@@ -31,7 +33,7 @@ _KINDS = (
 
 
 def kind_of_file(path: Path) -> str | None:
-    """Return what a file is and what to do with it, in place of the kind that its name claims.
+    """Return what the file really is and how to fix it.
 
     Returns:
         Text for a message after the path; None if the file is of no other kind that is known.
@@ -46,8 +48,19 @@ def kind_of_file(path: Path) -> str | None:
     own = {".npy": b"\x93NUMPY", ".pkl": b"\x80"}.get(path.suffix)
     for magic, what, remedy in _KINDS:
         if head.startswith(magic) and magic != own:
-            return f"{what}; {remedy.format(stem=path.stem)}"
+            return f"{what}; {_for_file(path, remedy)}"
     return None
+
+
+def how_to_save(path: Path) -> str:
+    """Return how the content of a file that cannot be read is saved so that it can be."""
+    return _AS_JSON if path.stem == MAPPING else "save plain numbers with numpy.save as .npy"
+
+
+def _for_file(path: Path, remedy: str) -> str:
+    named = remedy.format(stem=path.stem)
+    # No array holds the names of classes, so no file of NumPy is right for them.
+    return _AS_JSON if path.stem == MAPPING and named != remedy else named
 
 
 def _kind_of_zip(path: Path) -> str:
@@ -61,4 +74,4 @@ def _kind_of_zip(path: Path) -> str:
         what, remedy = _TORCH
     elif names and all(name.endswith(".npy") for name in names):
         what, remedy = "a file of numpy.savez", _AS_NPY
-    return f"{what}; {remedy.format(stem=path.stem)}"
+    return f"{what}; {_for_file(path, remedy)}"

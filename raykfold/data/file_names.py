@@ -1,4 +1,4 @@
-"""Finds files by names that are spelt otherwise on disk than in a table.
+"""Finds files by names that are spelled differently on disk than in a table.
 
 macOS writes accents of file names in another Unicode form (NFD) than most tables have (NFC), some
 recorders write ``.WAV``, and Windows writes ``\\`` between folders.
@@ -55,8 +55,23 @@ class FileNames:
 
 def subfolders(folder: Path) -> list[Path]:
     """Return the folders in `folder`, sorted, but for hidden ones and what macOS adds to a zip."""
-    names = (name for name in names_in(folder) if not name.startswith((".", "__MACOSX")))
-    return [folder / name for name in sorted(names) if os.path.isdir(folder / name)]
+    try:
+        with os.scandir(folder) as entries:
+            names = [
+                entry.name
+                for entry in entries
+                if not entry.name.startswith((".", "__MACOSX")) and _is_folder(entry)
+            ]
+    except OSError:  # it cannot be listed
+        return []
+    return [folder / name for name in sorted(names)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()  # as a rule without asking the file system again
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def names_in(folder: Path) -> list[str]:

@@ -117,9 +117,10 @@ def require_several(listing: Listing, recordings: Sequence[Recording]) -> None:
         ("class", labels, listing.class_names),
     ):
         if len(values) == 1:
+            some = "" if len(recordings) == len(listing.recordings) else " that can be read"
             raise BadData(
-                f"{listing.source}: all recordings are in {noun} {with_name(values.pop(), names)}; "
-                "a cross-validation needs at least two"
+                f"{listing.source}: all recordings{some} are in {noun} "
+                f"{with_name(values.pop(), names)}; a cross-validation needs at least two"
             )
 
 
@@ -127,8 +128,9 @@ def _located(listing: Listing) -> Listing:
     """Return the listing with the paths under which its recordings exist."""
     names = FileNames()
     paths = [names.find(recording.path) for recording in listing.recordings]
-    wanted_by = zip(paths, (recording.path for recording in listing.recordings), strict=True)
-    taken = Counter(path for path, _ in set(wanted_by))
+    # Of two rows, x\a.wav and x/a.wav are one file.
+    wanted = [str(recording.path).replace("\\", "/") for recording in listing.recordings]
+    taken = Counter(path for path, _ in set(zip(paths, wanted, strict=True)))
     recordings, missing, respelt = [], [], []
     for index, (recording, path) in enumerate(zip(listing.recordings, paths, strict=True)):
         # A file that is wanted twice, under two names, is not the one that both rows mean.
@@ -179,6 +181,11 @@ def _find_table(audio_dir: Path, below: Sequence[str]) -> tuple[Path, Path]:
     return _nearest(audio_dir, below, FileNames().find) or (audio_dir, audio_dir / below[0])
 
 
+def _where(audio_dir: Path, base: Path) -> tuple[str, ...]:
+    """Return a note where a data set lies below the folder that the user named."""
+    return () if base == audio_dir else (f"the data set is in {base}",)
+
+
 def _fullest(places: Sequence[Sequence[Path]]) -> Sequence[Path]:
     """Return the paths, one for each recording, of the place where most of them exist."""
     names = FileNames()
@@ -186,8 +193,10 @@ def _fullest(places: Sequence[Sequence[Path]]) -> Sequence[Path]:
 
 
 def _find_csv(audio_dir: Path, table: Path | None) -> Listing:
+    notes: tuple[str, ...] = ()
     if table is None:
-        audio_dir, table = _find_table(audio_dir, ["metadata.csv"])
+        base, table = _find_table(audio_dir, ["metadata.csv"])
+        audio_dir, notes = base, _where(audio_dir, base)
     rows = read_table(table, ("path", "label", "fold"), "give it with --csv FILE")
     labels = [whole_number(row["label"]) for row in rows]
     if None in labels:
@@ -200,20 +209,24 @@ def _find_csv(audio_dir: Path, table: Path | None) -> Listing:
         Recording(audio_dir / row["path"], label, fold)
         for row, label, fold in zip(rows, numbers, folds, strict=True)
     ]
-    return Listing(recordings, class_names, str(table), fold_names)
+    return Listing(recordings, class_names, str(table), fold_names, notes=notes)
 
 
 def _folds(rows: Sequence[Row]) -> tuple[list[int], dict[int, str]]:
     """Return the fold of each row, and fold → name where the table has names of folds."""
     folds = [fold_number(row["fold"]) for row in rows]
-    if None in folds:
-        for row in rows:
-            if fold_number(row["fold"]) is None and _FRACTION.fullmatch(row["fold"]):
-                raise BadData(
-                    f"{row.where}: fold {row['fold']!r}; expected a whole number or a name"
-                )
-        return number_names((row["fold"] for row in rows), first=1, key=by_numbers_within)
-    return [fold for fold in folds if fold is not None], {}
+    if None not in folds:
+        return [fold for fold in folds if fold is not None], {}
+    names = [row for row, fold in zip(rows, folds, strict=True) if fold is None]
+    if len(names) < len(rows):  # names of all would give the folds other numbers
+        raise BadData(
+            f"{names[0].where}: fold {names[0]['fold']!r}; expected a whole number or fold<k>, as "
+            "in other rows, or a name in every row"
+        )
+    for row in rows:
+        if _FRACTION.fullmatch(row["fold"]):
+            raise BadData(f"{row.where}: fold {row['fold']!r}; expected a whole number or a name")
+    return number_names((row["fold"] for row in rows), first=1, key=by_numbers_within)
 
 
 def _find_fsdd(audio_dir: Path, _: Path | None) -> Listing:
@@ -223,7 +236,7 @@ def _find_fsdd(audio_dir: Path, _: Path | None) -> Listing:
             f"--audio_dir {audio_dir}: no recordings found; expected "
             "<digit>_<speaker>_<take>.wav there or in recordings/"
         )
-    _, folder = found
+    base, folder = found
     files = sorted(folder.iterdir())
     matches = [(file, match) for file in files if (match := _FSDD_NAME.fullmatch(file.name))]
     folds, fold_names = number_names((match[2] for _, match in matches), first=1)
@@ -238,9 +251,9 @@ def _find_fsdd(audio_dir: Path, _: Path | None) -> Listing:
         for file in files
         if file.suffix.lower() == ".wav" and file not in matched and not file.name.startswith(".")
     ]
-    notes: tuple[str, ...] = ()
+    notes = _where(audio_dir, base)
     if others:
-        notes = (
+        notes += (
             f"{count_of(len(others), 'file')} in {folder} left out, such as {others[0]}; expected "
             "names like <digit>_<speaker>_<take>.wav",
         )
@@ -258,7 +271,7 @@ def _find_esc50(audio_dir: Path, _: Path | None) -> Listing:
     # The second and third are those of Kaggle.
     folders = [base / below for below in ("audio", "audio/audio", "audio/audio/44100", "")]
     paths = _fullest([[folder / row["filename"] for row in rows] for folder in folders])
-    return _of_table(rows, paths, table, "target", "category")
+    return _of_table(rows, paths, table, "target", "category", _where(audio_dir, base))
 
 
 def _find_urbansound8k(audio_dir: Path, _: Path | None) -> Listing:
@@ -267,25 +280,32 @@ def _find_urbansound8k(audio_dir: Path, _: Path | None) -> Listing:
     rows = read_table(
         table, columns, "--audio_dir should hold metadata/UrbanSound8K.csv and audio/fold<k>/"
     )
-    names = [Path(f"fold{row.integer('fold')}", row["slice_file_name"]) for row in rows]
+    names = [Path(f"fold{_fold(row)}", row["slice_file_name"]) for row in rows]
     # The second is that of Kaggle.
     paths = _fullest([[folder / name for name in names] for folder in (base / "audio", base)])
-    return _of_table(rows, paths, table, "classID", "class")
+    return _of_table(rows, paths, table, "classID", "class", _where(audio_dir, base))
 
 
 def _of_table(
-    rows: Sequence[Row], paths: Sequence[Path], table: Path, label_column: str, name_column: str
+    rows: Sequence[Row],
+    paths: Sequence[Path],
+    table: Path,
+    label_column: str,
+    name_column: str,
+    notes: tuple[str, ...],
 ) -> Listing:
     recordings = [
-        Recording(path, row.integer(label_column), row.integer("fold"))
+        Recording(path, row.integer(label_column), _fold(row))
         for row, path in zip(rows, paths, strict=True)
     ]
-    return Listing(recordings, _class_names(rows, label_column, name_column), str(table))
+    names = _class_names(rows, label_column, name_column)
+    return Listing(recordings, names, str(table), notes=notes)
 
 
 LAYOUTS: Mapping[str, Layout] = {
     "csv": Layout(
-        "A table with columns path (below AUDIO_DIR), label and fold, both numbers or names.",
+        "A table with columns path (below AUDIO_DIR), label and fold; a label or fold is a number "
+        "or a name.",
         URBANSOUND8K,
         _find_csv,
     ),
@@ -301,6 +321,14 @@ LAYOUTS: Mapping[str, Layout] = {
         _find_urbansound8k,
     ),
 }
+
+
+def _fold(row: Row) -> int:
+    """Return the number in the column ``fold``: ``1``, ``1.0`` or ``fold1``."""
+    number = fold_number(row["fold"])
+    if number is None:
+        raise BadData(f"{row.where}: fold {row['fold']!r}; expected a whole number or fold<k>")
+    return number
 
 
 def _class_names(rows: Sequence[Row], label_column: str, name_column: str) -> dict[int, str]:

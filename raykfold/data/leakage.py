@@ -63,13 +63,11 @@ class Twins:
     Attributes:
         samples: number of such samples.
         groups: number of sets of identical samples, or of pairs of near-identical ones.
-        disagreeing: number of such samples with a twin of another label.
         example: two twins; None if there are none.
     """
 
     samples: int = 0
     groups: int = 0
-    disagreeing: int = 0
     example: Pair | None = None
 
 
@@ -79,7 +77,8 @@ class Contradictions:
 
     Attributes:
         samples: number of such samples, in any fold.
-        within_folds: number of them that have such a twin in their own fold.
+        within_folds: number of them that have such a twin in their own fold. Of near-identical
+            samples, each is paired with the nearest one of another class.
         example: two twins; None if there are none.
         classes: names of the classes of the two.
     """
@@ -89,16 +88,23 @@ class Contradictions:
     example: Pair | None = None
     classes: tuple[str, str] | None = None
 
-    def warnings(self, of_all: int) -> list[str]:
-        """Return a line if there are any among `of_all` samples."""
+    def warnings(self, of_all: int, looked_at: int | None = None) -> list[str]:
+        """Return a line if there are any.
+
+        Args:
+            of_all: number of all samples.
+            looked_at: number of samples for which near-identical ones were searched for, where it
+                was for a part only.
+        """
         if self.example is None or self.classes is None:
             return []
         (one, other), (fold, other_fold) = self.example.samples, self.example.folds
         name, other_name = map(one_line, self.classes)
         verb = "has" if self.samples == 1 else "have"
+        compared = f"; for near-identical ones, {looked_at} were compared" if looked_at else ""
         return [
             f"{self.samples} of {of_all} samples {verb} an identical or near-identical twin with "
-            f"another label ({self.within_folds} in the same fold), "
+            f"another label ({self.within_folds} in the same fold{compared}), "
             f"{'such as' if self.samples > 2 else 'namely'} sample {one} in fold {fold} ({name}) "
             f"and sample {other} in fold {other_fold} ({other_name}): {_CONTRADICTION}"
         ]
@@ -132,7 +138,9 @@ class Leakage:
 
     def about_labels(self) -> list[str]:
         """Return a line if the same sample has two labels."""
-        return self.contradictions.warnings(self.samples)
+        compared = self.looked_at + self.identical.samples + self.constant.samples
+        part = None if compared == self.samples else self.looked_at
+        return self.contradictions.warnings(self.samples, part)
 
     def about_twins(self) -> list[str]:
         """Return a line for each kind of twins found in different folds."""
@@ -264,7 +272,6 @@ def _count_identical(data: FeatureSet, groups: Integers, chosen: Booleans) -> Tw
     return Twins(
         samples=len(samples),
         groups=len(np.unique(groups[samples])),
-        disagreeing=int(np.count_nonzero(_differ_in_group(groups, data.labels)[samples])),
         example=_pair(data, first, np.flatnonzero(others)[0]),
     )
 
@@ -272,11 +279,13 @@ def _count_identical(data: FeatureSet, groups: Integers, chosen: Booleans) -> Tw
 def _count_contradictions(
     data: FeatureSet, groups: Integers, near: Iterable[tuple[int, int]]
 ) -> Contradictions:
-    """Count samples identical to one of another label, and the first of each pair of `near`."""
+    """Count samples identical to one of another label, and both of each pair of `near`."""
     _, in_folds = np.unique(np.stack([groups, data.folds]), axis=1, return_inverse=True)
     identical = np.flatnonzero(_differ_in_group(groups, data.labels))
     within = set(np.flatnonzero(_differ_in_group(in_folds.ravel(), data.labels)).tolist())
-    within |= {one for one, other in near if data.folds[one] == data.folds[other]}
+    for pair in near:
+        if data.folds[pair[0]] == data.folds[pair[1]]:
+            within.update(pair)
     twins = dict(near)
     if len(identical):
         # Name one within a fold if there is one: those across folds are named as twins, too.
@@ -291,7 +300,7 @@ def _count_contradictions(
         return Contradictions()
     names = data.class_mapping
     return Contradictions(
-        samples=len(twins.keys() | set(identical.tolist())),
+        samples=len({sample for pair in near for sample in pair}.union(identical.tolist())),
         within_folds=len(within),
         example=_pair(data, first, twin),
         classes=(names[int(data.labels[first])], names[int(data.labels[twin])]),
@@ -343,7 +352,6 @@ def _count_near(data: FeatureSet, pairs: list[tuple[int, int]]) -> Twins:
     return Twins(
         samples=len(pairs),
         groups=len({frozenset(pair) for pair in pairs}),
-        disagreeing=sum(bool(data.labels[one] != data.labels[other]) for one, other in pairs),
         example=_pair(data, *pairs[0]),
     )
 

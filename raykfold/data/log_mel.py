@@ -143,9 +143,13 @@ def read_audio(path: Path, sample_rate: int, seconds: float | None = None) -> np
     """
     librosa, soundfile = require_audio()
     try:
-        # By file object: with a name, libsndfile takes `._name` beside it, which macOS's archives
-        # have, for a resource fork with the audio, and refuses an MP3 file.
-        with path.open("rb") as opened, soundfile.SoundFile(opened) as file:
+        # By descriptor: with a name, libsndfile takes `._name` beside it, which macOS's archives
+        # have, for a resource fork with the audio, and refuses an MP3 file. Of a file object,
+        # soundfile passes over the errors of reading, and the rest would be taken for silence.
+        with (
+            path.open("rb") as opened,
+            soundfile.SoundFile(opened.fileno(), closefd=False) as file,
+        ):
             rate = file.samplerate
             count = -1 if seconds is None else math.ceil((seconds + _READ_BEYOND) * rate)
             channels = file.read(count, dtype="float32", always_2d=True)

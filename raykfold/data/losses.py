@@ -38,7 +38,9 @@ def require_most(listing: Listing, lost: Mapping[int, str], *, allow_missing: bo
     """
     left = [each for index, each in enumerate(listing.recordings) if index not in lost]
     if not left:
-        raise BadData(f"none of the {len(listing.recordings)} recordings could be read")
+        raise BadData(
+            f"none of the {len(lost)} recordings could be read; the first: {lost[min(lost)]}"
+        )
     if allow_missing:
         require_several(listing, left)
         return

@@ -20,11 +20,9 @@ from typing import IO, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from raykfold.data.file_kinds import kind_of_file
+from raykfold.data.file_kinds import how_to_save, kind_of_file
 from raykfold.errors import BadData
 from raykfold.text import one_line
-
-SAVE_AS_NPY = "save plain numbers with numpy.save as .npy"
 
 # What pickles of arrays and scalars name, as NumPy 1 and 2 write them with protocols 0 to 5.
 _NAMES = {
@@ -77,11 +75,11 @@ def read_pickle(path: Path) -> Any:
     except _Refused as error:
         raise BadData(
             f"{path}: holds {one_line(error)}, which is refused: only NumPy arrays of numbers and "
-            f"plain containers are read; {SAVE_AS_NPY}"
+            f"plain containers are read; {how_to_save(path)}"
         ) from None
     except Exception as error:  # garbage can raise nearly anything, MemoryError included
         raise BadData(
-            f"{path}: damaged, or not a pickle of an array ({one_line(error)}); {SAVE_AS_NPY}"
+            f"{path}: damaged, or not a pickle of an array ({one_line(error)}); {how_to_save(path)}"
         ) from error
 
 

@@ -22,20 +22,20 @@ import numpy as np
 import numpy.typing as npt
 
 from raykfold.data.feature_set import Array, FeatureSet, Integers, SoundClass
-from raykfold.data.file_kinds import kind_of_file
-from raykfold.data.pickles import SAVE_AS_NPY, read_pickle
+from raykfold.data.file_kinds import MAPPING, how_to_save, kind_of_file
+from raykfold.data.file_names import names_in
+from raykfold.data.pickles import read_pickle
 from raykfold.errors import BadData, StorageError
 from raykfold.files.atomic import json_bytes
 from raykfold.text import comma_list, one_line, with_name
 
 _ARRAYS = ("features", "labels", "folds")
-_MAPPING = "class_mapping"
 _PARAMETERS = "features.json"
 _FOLD_NAMES = "fold_names"  # a key of features.json
 # The names that each file of a data set may have; the first that exists is read.
 FILE_NAMES = (
     *((f"{name}.npy", f"{name}.pkl") for name in _ARRAYS),
-    (f"{_MAPPING}.json", f"{_MAPPING}.pkl"),
+    (f"{MAPPING}.json", f"{MAPPING}.pkl"),
     (_PARAMETERS,),
 )
 # What arrays are saved as that are not read, or are under another name.
@@ -67,12 +67,10 @@ def read_feature_set(processed_dir: Path) -> FeatureSet:
         files = ", ".join(f"{name}.npy (or .pkl)" for name in _ARRAYS if name not in arrays)
         exists = os.path.isdir(processed_dir)
         state = f"lacks {files}" if exists else f"no such folder; it should hold {files}"
-        if others := _unread(processed_dir):
-            shown = comma_list(others[:_MOST_OTHERS])
-            state += f"; {shown} is not read: save each array with numpy.save under such a name"
         raise BadData(
-            f"{processed_dir}: {state}; make the data with `python -m raykfold.prepare`, fetch it "
-            "from the Hugging Face Hub with --hf_repo_id, or try --demo"
+            f"{processed_dir}: {state}{unread_files(names_in(processed_dir))}; make the data with "
+            "`python -m raykfold.prepare`, fetch it from the Hugging Face Hub with --hf_repo_id, "
+            "or try --demo"
         )
     parameters = _read_json_object(parameters_path) if parameters_path else {}
     fold_names = parameters.pop(_FOLD_NAMES, {})  # nothing that features are made by
@@ -83,7 +81,7 @@ def read_feature_set(processed_dir: Path) -> FeatureSet:
         fold_names=fold_names,
         names={
             **{name: str(path) for name, path in arrays.items()},
-            _MAPPING: str(mapping_path),
+            MAPPING: str(mapping_path),
             _FOLD_NAMES: f"{parameters_path}: {_FOLD_NAMES}",
         },
     )
@@ -128,7 +126,7 @@ def feature_set_from_arrays(
     Raises:
         BadData: a cross-validation cannot use them.
     """
-    names = {**{name: name for name in (*_ARRAYS, _MAPPING, _FOLD_NAMES)}, **(names or {})}
+    names = {**{name: name for name in (*_ARRAYS, MAPPING, _FOLD_NAMES)}, **(names or {})}
     given = _as_array(names["features"], features)
     given_labels = _as_array(names["labels"], labels)
     given_folds = _as_array(names["folds"], folds)
@@ -187,7 +185,7 @@ def write_feature_set(
         "features.npy": np.asarray(features),
         "labels.npy": np.asarray(labels),
         "folds.npy": np.asarray(folds),
-        f"{_MAPPING}.json": json_bytes(_with_text_keys(class_mapping)),
+        f"{MAPPING}.json": json_bytes(_with_text_keys(class_mapping)),
         _PARAMETERS: json_bytes({**feature_parameters, **about_folds}),
     }
     aside = {name: directory / f".{name}.{os.getpid()}" for name in contents}
@@ -223,14 +221,24 @@ def _first_file(folder: Path, names: Sequence[str]) -> Path | None:
     return next((folder / name for name in names if os.path.isfile(folder / name)), None)
 
 
-def _unread(folder: Path) -> list[str]:
-    """Return the files in a folder that may hold arrays and are not among `FILE_NAMES`, sorted."""
+def unread_files(names: Iterable[str]) -> str:
+    """Return which of a folder's files may hold arrays under names that are not read.
+
+    Returns:
+        ``; features.npz is not read: ...`` for a message, or an empty text.
+    """
     read = {name for names in FILE_NAMES for name in names}
-    try:
-        present = os.listdir(folder)
-    except OSError:  # no such folder, which is said anyway
-        return []
-    return sorted(n for n in present if n not in read and n.lower().endswith(_OTHERS))
+    others = sorted(
+        name
+        for name in names
+        if name not in read and not name.startswith(".") and name.lower().endswith(_OTHERS)
+    )
+    if not others:
+        return ""
+    more = len(others) - _MOST_OTHERS
+    shown = comma_list(others[:_MOST_OTHERS]) + (f" and {more} more" if more > 0 else "")
+    verb = "is" if len(others) == 1 else "are"
+    return f"; {shown} {verb} not read: save each array with numpy.save under such a name"
 
 
 def _read_array(path: Path) -> Array:
@@ -251,13 +259,13 @@ def _read_array(path: Path) -> Array:
     if isinstance(content, np.ndarray):
         return content
     if not isinstance(content, list | tuple):
-        raise BadData(f"{path}: holds a {_kind_of(content)}, not an array; {SAVE_AS_NPY}")
+        raise BadData(f"{path}: holds a {_kind_of(content)}, not an array; {how_to_save(path)}")
     if content and all(isinstance(item, np.ndarray) for item in content):
         return _stack(path, list(content))
     if all(isinstance(item, int | float | np.number | np.bool_) for item in content):
         return np.array(content)
     kinds = ", ".join(sorted({_kind_of(item) for item in content}))
-    raise BadData(f"{path}: holds a list of {kinds}; {SAVE_AS_NPY}")
+    raise BadData(f"{path}: holds a list of {kinds}; {how_to_save(path)}")
 
 
 def _stack(path: Path, arrays: list[Array]) -> Array:
@@ -270,7 +278,9 @@ def _stack(path: Path, arrays: list[Array]) -> Array:
     # A small file can stack to a huge array, because one array can be many items of the list.
     total = sum(array.nbytes for array in arrays)
     if total > max(path.stat().st_size, 2**30):
-        raise BadData(f"{path}: {path.stat().st_size} bytes that unfold to {total}; {SAVE_AS_NPY}")
+        raise BadData(
+            f"{path}: {path.stat().st_size} bytes that unfold to {total}; {how_to_save(path)}"
+        )
     return np.stack(arrays)
 
 
@@ -303,7 +313,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _of_objects(name: str, key: str) -> BadData:
     remedy = {
         "features": "cut or pad all samples to one shape, and save them as one float32 array",
-        "labels": f"save integers, with their names in {_MAPPING}.json",
+        "labels": f"save integers, with their names in {MAPPING}.json",
         "folds": _NUMBER_FOLDS,
     }[key]
     return BadData(f"{name}: an array of Python objects (dtype object), not of numbers; {remedy}")
@@ -378,7 +388,7 @@ def _as_integers(name: str, key: str, values: Array) -> Integers:
         return np.array(values, dtype=np.int64)
     wanted = f"{key} should be integers, one for each sample"
     if values.dtype.kind in "US":
-        remedy = f"names belong in {_MAPPING}.json" if key == "labels" else _NUMBER_FOLDS
+        remedy = f"names belong in {MAPPING}.json" if key == "labels" else _NUMBER_FOLDS
         raise BadData(f"{name}: text; {wanted}; {remedy}")
     if values.dtype.kind != "f":
         raise BadData(f"{name}: dtype {values.dtype}, non-integer {key}; {wanted}")
@@ -403,7 +413,7 @@ def _classes(
     present: list[int] = np.unique(labels).tolist()
     if class_mapping is None:
         return tuple(SoundClass(label, str(label)) for label in present)
-    name = names[_MAPPING]
+    name = names[MAPPING]
     class_names = _by_label(name, "label", class_mapping)
     unnamed = [label for label in present if label not in class_names]
     if unnamed:

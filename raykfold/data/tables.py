@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from raykfold.text import comma_list
 _SEPARATORS = ",;\t"
 _WHOLE_NUMBER = re.compile(r"([+-]?\d{1,18})(\.0*)?")  # pandas writes 1.0 once a cell was empty
 _FOLD_NUMBER = re.compile(r"fold[ _-]?(\d{1,18})(\.0*)?", re.IGNORECASE)
+_SEPARATOR_LINE = re.compile(
+    r'"?sep=([^"\w\r\n])"?(\r\n?|\n)', re.IGNORECASE
+)  # Excel's, above the header
 _MOST_LISTED = 20  # columns, in a message
 
 
@@ -27,8 +30,8 @@ class Row(dict[str, str]):
         self.where = where
 
     def integer(self, column: str) -> int:
-        """Return the number in a column: ``1``, ``1.0``; in the column ``fold`` also ``fold1``."""
-        number = fold_number(self[column]) if column == "fold" else whole_number(self[column])
+        """Return the number in a column: ``1`` or ``1.0``."""
+        number = whole_number(self[column])
         if number is None:
             raise BadData(f"{self.where}: {column} {self[column]!r}; expected a whole number")
         return number
@@ -66,52 +69,64 @@ def number_names(
     return [number_of[name] for name in names], dict(enumerate(ordered, start=first))
 
 
-def by_numbers_within(name: str) -> list[str | int]:
+def by_numbers_within(name: str) -> tuple[list[str | int], str]:
     """Return a key of the order in which ``speaker 2`` comes before ``speaker 10``."""
-    parts = re.split(r"(\d+)", name)
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)]
+    parts = re.split(r"(\d{1,640})", name)  # int() may refuse more digits
+    # By the name last: s1 and s01 have the same parts.
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
 def read_table(path: Path, columns: Sequence[str], hint: str) -> list[Row]:
     """Return the rows of a CSV file with a header, in order, without its other columns.
 
-    The separator is the one of comma, semicolon and tab that finds most columns. Capitals in the
-    names of columns do not matter, where no column has the very name.
+    The separator is the one of comma, semicolon and tab that finds most columns, or the one that a
+    first line ``sep=;`` names. Capitals in the names of columns do not matter, where no column has
+    the very name.
 
     Raises:
         BadInput: the file cannot be read (the message ends with `hint`), lacks a column or a cell,
-            or has no rows.
+            has a column twice or more cells than columns, or has no rows.
     """
     rows = []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            header = file.readline()
-            present, separator = _header(header, columns)
-            places = {column: _place(present, column) for column in columns}
-            lacking = [column for column, place in places.items() if place is None]
-            if lacking:
-                found = comma_list(present[:_MOST_LISTED]) or "none"
+            text = file.read()
+        named = _SEPARATOR_LINE.match(text)
+        above, separators = (1, named[1]) if named else (0, _SEPARATORS)
+        text = text[named.end() :] if named else text
+        headers = {separator: _header(text, separator) for separator in separators}
+        separator = max(
+            headers, key=lambda each: sum(bool(_places(headers[each], name)) for name in columns)
+        )
+        present = headers[separator]
+        places = {column: _places(present, column) for column in columns}
+        lacking = [column for column, found in places.items() if not found]
+        if lacking:
+            shown = comma_list(present[:_MOST_LISTED]) or "none"
+            raise BadData(
+                f"{path}: lacks the column {', '.join(lacking)}; its columns are {shown}; "
+                f"expected {', '.join(columns)}"
+            )
+        for column, found in places.items():
+            if len(found) > 1:
+                raise BadData(f"{path}: has the column {column} {len(found)} times; expected one")
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        next(reader)
+        for cells in reader:
+            if not any(map(str.strip, cells)):
+                continue
+            where = f"{path}, line {reader.line_num + above}"
+            if any(map(str.strip, cells[len(present) :])):
                 raise BadData(
-                    f"{path}: lacks the column {', '.join(lacking)}; its columns are {found}; "
-                    f"expected {', '.join(columns)}"
+                    f"{where}: {len(cells)} cells under {len(present)} columns; quote a cell that "
+                    f"holds {separator!r}"
                 )
-            reader = csv.reader(chain([header], file), delimiter=separator)
-            next(reader)
-            for cells in reader:
-                if not any(map(str.strip, cells)):
-                    continue
-                row = Row(
-                    {
-                        column: cells[place].strip() if place < len(cells) else ""
-                        for column, place in places.items()
-                        if place is not None
-                    },
-                    f"{path}, line {reader.line_num}",
-                )
-                empty = [column for column in columns if not row[column]]
-                if empty:
-                    raise BadData(f"{row.where}: no {empty[0]}")
-                rows.append(row)
+            padded = [*map(str.strip, cells), *[""] * len(present)]
+            row = Row({column: padded[place] for column, (place,) in places.items()}, where)
+            empty = [column for column in columns if not row[column]]
+            if empty:
+                raise BadData(f"{row.where}: no {empty[0]}")
+            rows.append(row)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}); {hint}") from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -121,19 +136,17 @@ def read_table(path: Path, columns: Sequence[str], hint: str) -> list[Row]:
     return rows
 
 
-def _header(line: str, columns: Sequence[str]) -> tuple[list[str], str]:
-    """Return the names in a header and what separates them."""
-    readings = [
-        ([name.strip() for name in next(csv.reader([line], delimiter=separator), [])], separator)
-        for separator in _SEPARATORS
-    ]
-    return max(
-        readings, key=lambda read: sum(_place(read[0], column) is not None for column in columns)
-    )
+def _header(text: str, separator: str) -> list[str]:
+    """Return the names in a table's header, which may be of several lines."""
+    try:
+        cells = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
+    except csv.Error:  # quotes that are none with another separator
+        return []
+    return [name.strip() for name in cells]
 
 
-def _place(present: Sequence[str], column: str) -> int | None:
-    if column in present:
-        return present.index(column)
+def _places(present: Sequence[str], column: str) -> list[int]:
+    """Return where a column is: by its very name, else by one that differs in capitals."""
+    places = [place for place, name in enumerate(present) if name == column]
     folded = [name.casefold() for name in present]
-    return folded.index(column.casefold()) if column.casefold() in folded else None
+    return places or [place for place, name in enumerate(folded) if name == column.casefold()]

@@ -11,10 +11,11 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
-from raykfold.config.environment import allocator, name_of_address, python_path
+from raykfold.config.environment import allocator, name_of_address, python_path, source_of_address
 from raykfold.distributed.ray_private import (
     check_cluster,
     few_daemons,
@@ -173,13 +174,17 @@ def _connect(stack: ExitStack, address: str, options: dict[str, Any]) -> None:
     """
     import ray
 
-    scheme, mark, rest = address.partition("://")
+    scheme, mark, _ = address.lower().partition("://")
     if mark:
+        host = None
+        with suppress(ValueError):  # brackets that are not closed
+            host = urlsplit(address).hostname
+        example = f"[{host}]" if host and ":" in host else host or "HOST"
         what = _SCHEMES.get(scheme, f"no address of a cluster begins with {scheme}://")
-        host = rest.partition("/")[0].rpartition(":")[0] or "HOST"
+        none = "no address" if source_of_address(address) == "--address" else "unset RAY_ADDRESS"
         raise BadInput(
             f"{name_of_address(address)}: {what}; expected HOST:PORT of the head node, such as "
-            f"{host}:6379, on a node of the cluster, or no address for a local instance of Ray"
+            f"{example}:6379, on a node of the cluster, or {none} for a local instance of Ray"
         )
     # Ask for the port, the token and the versions first: `ray.init` retries for long.
     host, colon, port = address.rpartition(":")

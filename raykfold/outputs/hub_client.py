@@ -113,7 +113,7 @@ def fetch_dataset(
     token: str | None,
     *,
     progress: bool,
-) -> list[Path]:
+) -> tuple[list[Path], set[str]]:
     """Download files of a dataset repository below `folder`. An interrupted download continues.
 
     Args:
@@ -124,7 +124,7 @@ def fetch_dataset(
         progress: whether to draw progress bars on stderr.
 
     Returns:
-        The files, all of one revision.
+        The files, all of one revision, and the names of all files in the repository.
 
     Raises:
         Unavailable, Refused.
@@ -150,7 +150,7 @@ def fetch_dataset(
     missing = [file.name for file in files if not file.is_file()]
     if missing:  # during an outage the client returns normally if the folder is not empty
         raise Unavailable(f"{', '.join(missing)} did not arrive")
-    return files
+    return files, there
 
 
 def _api(token: str | None, *, progress: bool = False) -> Any:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from raykfold.data.reading import FILE_NAMES, missing_arrays
+from raykfold.data.reading import FILE_NAMES, missing_arrays, unread_files
 from raykfold.errors import BadData
 from raykfold.outputs.hub_client import Refused, fetch_dataset
 from raykfold.outputs.sync import Unavailable
@@ -43,7 +43,9 @@ def fetch_missing(
     ]
     for pause in (*_PAUSES, None):
         try:
-            files = fetch_dataset(repo_id, choices, folder, token, progress=sys.stderr.isatty())
+            files, there = fetch_dataset(
+                repo_id, choices, folder, token, progress=sys.stderr.isatty()
+            )
             break
         except Refused as refused:
             raise BadData(f"--hf_repo_id {repo_id}: {refused}") from refused
@@ -64,4 +66,4 @@ def fetch_missing(
     lacking = missing_arrays(processed_dir)
     if lacking:
         names = ", ".join(f"{name}.npy (or .pkl)" for name in lacking)
-        raise BadData(f"--hf_repo_id {repo_id}: the dataset has no {names}")
+        raise BadData(f"--hf_repo_id {repo_id}: the dataset has no {names}{unread_files(there)}")

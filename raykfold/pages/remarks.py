@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from raykfold.data.leakage import Leakage
 from raykfold.text import (
     accuracy_text,
     capital,
@@ -76,10 +77,14 @@ def on_summary(summary: Summary) -> Iterator[Remark]:
         text = f"{capital(fold_names(outliers))} {verb} apart from the others"
         yield Remark(f"{text}: look at the samples before you trust the mean.", serious=True)
     if summary.leakage:
-        for line in summary.leakage.about_twins():
-            yield Remark(f"Leakage: {one_line(line, longest=600)}.", serious=True)
-        for line in summary.leakage.about_labels():
-            yield Remark(f"Labels: {one_line(line, longest=600)}.", serious=True)
+        yield from _on_leakage(summary.leakage)
+
+
+def _on_leakage(leakage: Leakage) -> Iterator[Remark]:
+    for line in leakage.about_twins():
+        yield Remark(f"Leakage: {one_line(line, longest=600)}.", serious=True)
+    for line in leakage.about_labels():
+        yield Remark(f"Labels: {one_line(line, longest=600)}.", serious=True)
 
 
 def on_epochs(kept: KeptEpochs) -> list[str]:
@@ -155,8 +160,8 @@ def on_search(results: SearchResults) -> Iterator[Remark]:
             f"{trials} {verb} less than one standard deviation over folds below the best: another "
             "seed may put them in another order."
         )
-    for line in results.warnings:
-        yield Remark(f"Leakage: {one_line(line, longest=600)}.", serious=True)
+    if results.leakage:
+        yield from _on_leakage(results.leakage)
 
 
 def trial_names(trials: Sequence[int]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from raykfold.data.leakage import Leakage
 from raykfold.files.remote import Place
 from raykfold.training.results import KeptEpochs
 from raykfold.training.statistics import Estimate, population_std
@@ -137,7 +138,7 @@ class SearchResults:
         wall_seconds: summed over the sessions.
         sessions: how many there were.
         identity: the fields that must be equal for the search to be resumed.
-        warnings: about the data.
+        leakage: samples that are in more than one fold, or under two labels.
         versions: package → version.
         outer: with --nested, each outer fold.
         test_to_train: of the outer folds, as in `statistics.corrected_std_error`.
@@ -162,7 +163,7 @@ class SearchResults:
     sessions: int
     identity: Mapping[str, Any]
     versions: Mapping[str, str]
-    warnings: tuple[str, ...] = ()
+    leakage: Leakage | None = None
     outer: tuple[OuterFold, ...] = ()
     test_to_train: float = 0.0
 
@@ -229,7 +230,7 @@ class SearchResults:
             "wall_seconds": round(self.wall_seconds, 3),
             "sessions": self.sessions,
             "identity": dict(self.identity),
-            "warnings": list(self.warnings),
+            "warnings": self.leakage.warnings() if self.leakage else [],
             "versions": dict(self.versions),
         }
 

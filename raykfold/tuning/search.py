@@ -279,7 +279,7 @@ class FoldSearch:
             sessions=self.journal.sessions,
             identity=search_identity(config, inputs.data.fingerprint),
             versions=versions(),
-            warnings=tuple(inputs.leakage.warnings()),
+            leakage=inputs.leakage,
             outer=outer,
             test_to_train=self._test_to_train,
         )

@@ -45,9 +45,14 @@ class Outcome:
     err: str
 
     @property
+    def left_out(self) -> list[str]:
+        """The lines on stderr about recordings that could not be read."""
+        return [line for line in self.err.splitlines() if line.startswith("raykfold: left out: ")]
+
+    @property
     def error(self) -> str:
-        """The one line on stderr."""
-        lines = self.err.splitlines()
+        """The one line on stderr beside those of `left_out`, the last."""
+        lines = self.err.splitlines()[len(self.left_out) :]
         assert len(lines) == 1 and lines[0].startswith("raykfold: "), self.err
         return lines[0]
 
@@ -220,6 +225,7 @@ def test_too_many_that_cannot_be_read_are_refused(shared_ray, tmp_path):
     assert refused.code == 2
     assert "2 of 12 (17 %); fold 2 (ben): 2 of 6 (33 %); class 1: 2 of 6 (33 %)" in refused.error
     assert "the first: " in refused.error and "1_ben_0.wav: cannot be read" in refused.error
+    assert [line.split("/")[-1][:11] for line in refused.left_out] == ["1_ben_0.wav", "1_ben_1.wav"]
     assert not (tmp_path / "out").exists()
     write_sound(tmp_path / "1_ben_0.wav")
     outcome = run("fsdd", *flags)
@@ -234,7 +240,10 @@ def test_when_nothing_can_be_read_nothing_is_written(shared_ray, tmp_path):
     before = sorted(tmp_path.iterdir())
     outcome = run("fsdd", "--audio_dir", tmp_path, "--processed_dir", tmp_path / "out")
     assert outcome.code == 2
-    assert outcome.error == "raykfold: none of the 2 recordings could be read"
+    expected = (
+        f"raykfold: none of the 2 recordings could be read; the first: {tmp_path}/0_ann_0.wav"
+    )
+    assert outcome.error.startswith(f"{expected}: cannot be read as audio (")
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -246,7 +255,8 @@ def test_when_one_fold_is_left_nothing_is_written(shared_ray, tmp_path):
     outcome = run("fsdd", *flags)
     assert outcome.code == 2 and "nothing is left of fold 2 (ben)" in outcome.error
     outcome = run("fsdd", *flags, "--allow_missing")
-    assert outcome.code == 2 and "all recordings are in fold 1 (ann)" in outcome.error
+    assert outcome.code == 2
+    assert "all recordings that can be read are in fold 1 (ann)" in outcome.error
     assert not (tmp_path / "out").exists()
 
 
@@ -404,6 +414,42 @@ def test_without_the_audio_extra(no_ray, monkeypatch, digits, tmp_path):
     monkeypatch.setitem(sys.modules, "librosa", None)
     outcome = run("fsdd", "--audio_dir", digits, "--processed_dir", tmp_path / "out")
     assert outcome.code == 2 and "pip install 'raykfold[audio]'" in outcome.error
+
+
+@pytest.fixture
+def all_unreadable(monkeypatch) -> None:
+    """In place of Ray and its workers: no recording can be read."""
+
+    @contextlib.contextmanager
+    def session(address, *, local_cpus, verbose):
+        yield True
+
+    def fill(features, audio_dir, paths, parameters, strict, *, own_instance):
+        return {index: f"{path}: cannot be read" for index, path in enumerate(paths)}
+
+    monkeypatch.setattr(prepare, "ray_session", session)
+    monkeypatch.setattr(prepare, "fill_over_ray", fill)
+
+
+def test_why_recordings_cannot_be_read_is_said_before_they_are_refused(all_unreadable, tmp_path):
+    names = [f"{digit}_ann_{take}.wav" for digit in range(5) for take in range(4)]
+    for name in [*names, "5_ben_0.wav", "5_ben_1.wav"]:
+        (tmp_path / name).touch()
+    flags = ["--audio_dir", tmp_path, "--processed_dir", tmp_path / "out", *SMALL_FLAGS]
+    for outcome in (run("fsdd", *flags), run("fsdd", *flags, "--allow_missing")):
+        assert outcome.code == 2 and outcome.error.startswith("raykfold: none of the 22 recordings")
+        assert outcome.left_out == [
+            *(f"raykfold: left out: {tmp_path / name}: cannot be read" for name in names),
+            "raykfold: left out: 2 more",
+        ]
+
+
+def test_a_note_on_a_name_that_is_no_text(all_unreadable, tmp_path):
+    odd = b"odd \xff\nname.wav"
+    for name in (b"0_ann_0.wav", b"1_ben_0.wav", odd):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
+    outcome = run("fsdd", "--audio_dir", tmp_path, "--processed_dir", tmp_path / "out")
+    assert "left out, such as odd ? name.wav; expected" in outcome.out.splitlines()[0]
 
 
 def test_interrupted(monkeypatch, digits, tmp_path):

@@ -108,7 +108,8 @@ def test_where_urbansound8k_lies(tmp_path: Path, table: str, audio: str, parent:
     touch(base / audio / "fold2" / "101.wav")
     listing = list_recordings("urbansound8k", tmp_path)
     assert rows(listing) == [("100.wav", 3, 10), ("101.wav", 8, 2)]
-    assert not listing.missing and listing.notes == ()
+    assert not listing.missing
+    assert listing.notes == ((f"the data set is in {base}",) if parent else ())
     assert listing.recordings[0].path == base / audio / "fold10" / "100.wav"
     assert listing.source == str(base / table)
 
@@ -222,7 +223,9 @@ def test_folds_that_are_numbers(tmp_path: Path, form: str) -> None:
     [
         (["cy", "ann", "ben", "ann"], [3, 1, 2, 1], {1: "ann", 2: "ben", 3: "cy"}),
         (["s10", "s2", "s1"], [3, 2, 1], {1: "s1", 2: "s2", 3: "s10"}),
-        (["12", "7b", "1"], [3, 2, 1], {1: "1", 2: "7b", 3: "12"}),
+        (["12a", "7b", "1c"], [3, 2, 1], {1: "1c", 2: "7b", 3: "12a"}),
+        (["s1", "s01", "s001"], [3, 2, 1], {1: "s001", 2: "s01", 3: "s1"}),
+        (["s" + 5000 * "1", "s1"], [2, 1], {1: "s1", 2: "s" + 5000 * "1"}),
         ([NFC, NFD, "a"], [2, 2, 1], {1: "a", 2: NFC}),
     ],
 )
@@ -232,6 +235,29 @@ def test_folds_that_are_names(
     listing = of_folds(tmp_path, *folds)
     assert [each.fold for each in listing.recordings] == numbers
     assert listing.fold_names == names
+
+
+@pytest.mark.parametrize("odd", ["None", "NA", "inf", "nan", "1.5", "l", "7b", 5000 * "1"])
+def test_one_odd_fold_among_numbers(tmp_path: Path, odd: str) -> None:
+    for folds in (["1", odd, "2", odd], ["fold1", odd, "fold2"]):
+        with pytest.raises(BadInput, match=r"metadata.csv, line 3: fold '.*'; expected a whole"):
+            of_folds(tmp_path, *folds)
+
+
+@pytest.mark.parametrize("parent", ["", "a", "a/b"])
+def test_where_a_table_of_recordings_lies(tmp_path: Path, parent: str) -> None:
+    write_table(tmp_path / parent / "metadata.csv", "path,label,fold", "a.wav,x,1", "b.wav,y,2")
+    touch(tmp_path / parent / "a.wav")
+    expected = (f"the data set is in {tmp_path / parent}",) if parent else ()
+    assert list_recordings("csv", tmp_path).notes == expected
+
+
+def test_both_slashes_name_one_file(tmp_path: Path) -> None:
+    touch(tmp_path / "x" / "a.wav")
+    write_table(tmp_path / "metadata.csv", "path,label,fold", "x\\a.wav,dog,1", "x/a.wav,cat,2")
+    listing = list_recordings("csv", tmp_path)
+    assert not listing.missing
+    assert {each.path for each in listing.recordings} == {tmp_path / "x" / "a.wav"}
 
 
 def test_labels_that_are_numbers_of_pandas(tmp_path: Path) -> None:
@@ -253,6 +279,34 @@ def test_separators_and_capitals(tmp_path: Path, separator: str, header: str) ->
     write_table(tmp_path / "metadata.csv", *map(separator.join, [columns, *lines, blank]))
     touch(tmp_path / "d.wav")
     assert rows(list_recordings("csv", tmp_path)) == [("a, or b; or c.wav", 1, 1), ("d.wav", 0, 2)]
+
+
+@pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "SEP=|", "sep=\t"])
+def test_the_separator_that_excel_writes_first(tmp_path: Path, first: str) -> None:
+    lines = ["path;label;fold", '"a;|\t.wav";x,y;1', "b.wav;z,y;2", "c.wav;z,y;1.5"]
+    separator = first.strip('"')[-1]
+    table = [first, *(line.replace(";", separator) for line in lines)]
+    write_table(tmp_path / "metadata.csv", *table[:-1])
+    touch(tmp_path / "b.wav")
+    assert list_recordings("csv", tmp_path).class_names == {0: "x,y", 1: "z,y"}
+    write_table(tmp_path / "metadata.csv", *table)
+    with pytest.raises(BadInput, match=r"line 5: fold '1\.5'"):
+        list_recordings("csv", tmp_path)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_line_break_in_a_header(tmp_path: Path, separator: str) -> None:
+    columns = ['"note\n(in words)"', "path", "label", "fold"]
+    lines = [columns, ["x", "a.wav", "dog", "1"], ["y", "b.wav", "cat", "2"]]
+    write_table(tmp_path / "metadata.csv", *map(separator.join, lines))
+    touch(tmp_path / "b.wav")
+    assert rows(list_recordings("csv", tmp_path)) == [("a.wav", 1, 1), ("b.wav", 0, 2)]
+
+
+def test_empty_cells_beyond_the_columns_do_no_harm(tmp_path: Path) -> None:
+    write_table(tmp_path / "metadata.csv", "path,label,fold", "a.wav,dog,1,, ", "b.wav,cat,2,")
+    touch(tmp_path / "b.wav")
+    assert len(list_recordings("csv", tmp_path).recordings) == 2
 
 
 def test_a_column_of_the_very_name_wins(tmp_path: Path) -> None:
@@ -297,6 +351,12 @@ def test_an_empty_folder(tmp_path: Path, layout: str) -> None:
         (["path,label,fold", "a.wav,dog,1", "b.wav,cat,"], "line 3: no fold"),
         (["path,label,fold", "a.wav,dog,1", "b.wav,cat"], "line 3: no fold"),
         (["path,label,fold", "a.wav,dog,1", ",cat,2"], "line 3: no path"),
+        (
+            ["path,label,fold,note", "a.wav,dog,1,", "b, c.wav,3,2,1"],
+            "line 3: 5 cells under 4 columns; quote a cell that holds ','",
+        ),
+        (["path,fold,label,fold", "a.wav,1,dog,2"], "has the column fold 2 times; expected one"),
+        (["path,Fold,label,FOLD", "a.wav,1,dog,2"], "has the column fold 2 times; expected one"),
         (["path,label,fold", "a.wav,dog,1", "b.wav,cat,1"], "all recordings are in fold 1"),
         (["path,label,fold", "a.wav,dog,1", "b.wav,dog,2"], "all recordings are in class 0 (dog)"),
         (["path,label,fold", "a.wav,dog,1", "b.wav,cat,2"], "none of the 2 recordings"),

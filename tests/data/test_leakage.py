@@ -59,7 +59,7 @@ def test_identical_samples_of_different_folds_are_counted() -> None:
     features = planted(at_11=FEATURES[5], at_17=FEATURES[8], at_30=FEATURES[24], at_35=FEATURES[24])
     leakage = found(features)
     pair = Pair(samples=(5, 11), folds=(1, 2))
-    assert leakage.identical == Twins(samples=7, groups=3, disagreeing=0, example=pair)
+    assert leakage.identical == Twins(samples=7, groups=3, example=pair)
     assert leakage.constant == leakage.near == NONE
     assert leakage.looked_at == 240 - 7
     assert leakage.warnings() == [
@@ -89,8 +89,8 @@ def relabelled(*samples: int) -> np.ndarray:
 def test_different_labels_of_twins_in_other_folds_are_named() -> None:
     features = planted(at_11=FEATURES[5], at_17=FEATURES[8], at_22=noisy(FEATURES[40]))
     leakage = found(features, relabelled(11, 22))
-    assert leakage.identical.samples == 4 and leakage.identical.disagreeing == 2
-    assert leakage.near.samples == leakage.near.disagreeing == 2
+    assert leakage.identical.samples == 4
+    assert leakage.near.samples == 2
     pair = Pair(samples=(5, 11), folds=(1, 2))
     assert leakage.contradictions == Contradictions(4, 0, pair, ("2", "3"))
     assert leakage.warnings()[2:] == [
@@ -120,6 +120,17 @@ def test_different_labels_of_twins_in_one_fold_are_named(
     ]
 
 
+def test_both_of_a_near_pair_are_counted() -> None:
+    # Of another label, 5 is the nearest to 20 of its own fold, but 36 of fold 2 the nearest to 5.
+    step = noisy(FEATURES[5]) - FEATURES[5]
+    features = planted(at_20=FEATURES[5] + step, at_36=FEATURES[5] + 0.1 * step)
+    contradictions = found(features, relabelled(20, 36)).contradictions
+    assert contradictions.samples == 3 and contradictions.within_folds == 2
+    # 5 is identical to 11 of another fold, which is why it is not compared.
+    features = planted(at_11=FEATURES[5], at_21=noisy(FEATURES[5]))
+    assert found(features, relabelled(21)).contradictions.samples == 2
+
+
 def test_a_contradiction_within_a_fold_is_the_example() -> None:
     # 5 and 6 disagree across folds; of 8 and its copies, one of three in fold 4 does.
     features = planted(at_6=FEATURES[5], at_10=FEATURES[8], at_13=FEATURES[8], at_18=FEATURES[8])
@@ -137,7 +148,7 @@ def test_constant_samples_are_named_as_such() -> None:
     features = planted(at_3=0.0, at_6=0.0, at_9=-80.0, at_15=-80.0, at_20=1.0, at_11=FEATURES[5])
     leakage = found(features)
     pair = Pair(samples=(3, 6), folds=(4, 2))
-    assert leakage.constant == Twins(samples=4, groups=2, disagreeing=0, example=pair)
+    assert leakage.constant == Twins(samples=4, groups=2, example=pair)
     assert leakage.identical.samples == 2
     assert leakage.near == NONE
     assert leakage.warnings()[1] == (
@@ -165,7 +176,7 @@ def test_altered_copies_are_near_identical(
     features = planted(at_11=altered(FEATURES[5]), at_27=altered(FEATURES[8]))
     leakage = found(features + np.float32(offset))
     pair = Pair(samples=(5, 11), folds=(1, 2))
-    assert leakage.near == Twins(samples=4, groups=2, disagreeing=0, example=pair)
+    assert leakage.near == Twins(samples=4, groups=2, example=pair)
     assert leakage.identical == NONE
     assert leakage.warnings() == [
         "4 of the 240 samples that were compared are near-identical to a sample of another fold, "
@@ -228,6 +239,19 @@ def test_of_many_samples_only_those_are_counted_that_were_looked_at() -> None:
     assert leakage == find_leakage(data)
 
 
+def test_of_many_samples_a_part_is_searched_for_near_contradictions() -> None:
+    features = np.random.default_rng(0).normal(size=(10000, 4, 8)).astype(np.float32)
+    features[5000:5002] = features[:2]
+    labels = np.arange(10000) % 2
+    labels[5001] = 0
+    leakage = find_leakage(feature_set_from_arrays(features, labels, np.arange(10000) % 5))
+    assert leakage.contradictions.samples == 2
+    (line,) = leakage.about_labels()
+    assert (
+        f"(2 in the same fold; for near-identical ones, {leakage.looked_at} were compared)" in line
+    )
+
+
 def test_a_small_fold_is_looked_at_among_many_samples() -> None:
     features = np.random.default_rng(0).normal(size=(20000, 4, 8)).astype(np.float32)
     features[-300:] = features[:300] + 0.5
@@ -249,7 +273,6 @@ def test_counts_become_json() -> None:
     assert content["identical"] == {
         "samples": 2,
         "groups": 1,
-        "disagreeing": 0,
         "example": {"samples": [5, 11], "folds": [1, 2]},
     }
     assert content["near"]["samples"] == 2

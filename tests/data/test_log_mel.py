@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -194,6 +195,26 @@ def test_a_resource_fork_beside_a_recording_is_not_looked_at(tmp_path):
     apple_double = bytes.fromhex("00051607 00020000") + bytes(16)
     (tmp_path / "._a.mp3").write_bytes(apple_double + bytes.fromhex("0000") + bytes(4096))
     np.testing.assert_array_equal(read_audio(path, 8000), alone)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_a_file_that_breaks_off_is_refused(monkeypatch, tmp_path, suffix):
+    """As on a network drive that fails, here by a folder's descriptor in place of the file's."""
+
+    opened = soundfile.SoundFile
+
+    def failing(file, **options):
+        sound = opened(file, **options)
+        folder = os.open(tmp_path, os.O_RDONLY)
+        os.dup2(folder, file if isinstance(file, int) else file.fileno())
+        os.close(folder)
+        return sound
+
+    path = write(tmp_path / f"a.{suffix}", np.random.default_rng(0).normal(size=400000) / 9, 44100)
+    assert len(read_audio(path, 44100)) == 400000
+    monkeypatch.setattr(soundfile, "SoundFile", failing)
+    with pytest.raises(BadData, match=r"cannot be read as audio"):
+        read_audio(path, 44100)
 
 
 def test_little_more_than_needed_is_read_of_a_long_file(tmp_path):

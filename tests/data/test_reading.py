@@ -59,6 +59,10 @@ def test_names_of_folds_are_in_the_file_of_the_parameters(tmp_path: Path) -> Non
     assert data.fold_names == {1: "ann", 5: "cy"}
     assert data.feature_parameters == {"n_fft": 1024}
     assert data.notes == ("folds: 1 (ann), 2, 5 (cy)",)
+    parameters["fold_names"] = {"1": "", "2": " ", "5": "cy"}
+    assert read_feature_set(save(tmp_path, features_json=parameters)).notes == (
+        "folds: 1, 2, 5 (cy)",
+    )
     assert data.fingerprint == fingerprint()
 
 
@@ -314,6 +318,29 @@ def test_files_of_another_kind(tmp_path: Path, content: bytes, said: str, suffix
     assert f"features.{suffix}: {said}" in refusal(tmp_path, f"features.{suffix}")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        saved(lambda file: torch.save({3: "dog"}, file)),
+        saved(lambda file: torch.save({3: "dog"}, file, _use_new_zipfile_serialization=False)),
+        GOOD_NPY.getvalue(),
+        gzip.compress(pickle.dumps({3: "dog"})),
+        b"\x89HDF\r\n\x1a\n" + bytes(100),
+        b"rubbish",
+        pickle.dumps(Path("dog")),
+    ],
+    ids=range(7),
+)
+def test_names_of_classes_belong_into_json(tmp_path: Path, content: bytes) -> None:
+    text = refusal(save(tmp_path, class_mapping_pkl=content), "class_mapping.pkl")
+    assert text.endswith('; save the names as class_mapping.json, {"0": "dog", ...}')
+
+
+def test_a_pointer_to_names_of_classes(tmp_path: Path) -> None:
+    text = refusal(save(tmp_path, class_mapping_pkl=POINTER), "class_mapping.pkl")
+    assert text.endswith("fetch the file with `git lfs pull`")
+
+
 def test_a_pickled_tensor(tmp_path: Path) -> None:
     text = refusal(
         save(tmp_path, features_npy=None, features_pkl=pickle.dumps(TENSOR)), "features.pkl"
@@ -341,7 +368,11 @@ def test_files_that_are_not_read_are_mentioned(tmp_path: Path) -> None:
     )
     for name in ("X.npy", "Features.NPY", "features.pt", "a.h5", "notes.txt"):
         (tmp_path / name).write_bytes(b"not looked into")
-    assert "; Features.NPY, X.npy, a.h5, features.npz is not read: save" in refusal(tmp_path, "")
+    for name in (".features.npy.123", "._X.npy", ".cache.pkl"):  # of macOS and of programs
+        (tmp_path / name).write_bytes(b"not looked into")
+    assert "; Features.NPY, X.npy, a.h5, features.npz and 1 more are not read: save" in refusal(
+        tmp_path, ""
+    )
 
 
 def test_no_samples(tmp_path: Path) -> None:

@@ -43,23 +43,38 @@ def test_an_address_where_nobody_listens_is_said_at_once(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "said", "example"),
     [
-        ("http://10.0.0.1:8265", "the dashboard's address, which is for `ray job submit"),
-        ("https://ray.example.org/", "the dashboard's address, which is for `ray job submit"),
-        ("ray://10.0.0.1:10001", "an address of Ray Client"),
-        ("tcp://10.0.0.1:6379", "no address of a cluster begins with tcp://"),
+        ("http://10.0.0.1:8265", "the dashboard's address, which is for `ray job", "10.0.0.1"),
+        ("https://ray.example.org/", "the dashboard's address, which is", "ray.example.org"),
+        ("HTTP://ray.example.org", "the dashboard's address, which is", "ray.example.org"),
+        ("http://[::1]:8265/#/jobs", "the dashboard's address, which is", "[::1]"),
+        ("http://[::1", "the dashboard's address, which is", "HOST"),
+        ("ray://10.0.0.1:10001", "an address of Ray Client", "10.0.0.1"),
+        ("tcp://10.0.0.1:6379", "no address of a cluster begins with tcp://", "10.0.0.1"),
+        ("ray://", "an address of Ray Client", "HOST"),
     ],
 )
 def test_an_address_of_another_kind(
-    monkeypatch: pytest.MonkeyPatch, address: str, said: str
+    monkeypatch: pytest.MonkeyPatch, address: str, said: str, example: str
 ) -> None:
-    for variable, name in (("10.0.0.9:6379", "--address"), (address, "RAY_ADDRESS")):
+    sources = {"--address": ("10.0.0.9:6379", "no address"), "RAY_ADDRESS": (address, "unset")}
+    for name, (variable, remedy) in sources.items():
         monkeypatch.setenv("RAY_ADDRESS", variable)
         with pytest.raises(BadInput) as caught, ray_session(address):
             raise AssertionError("connected")
         assert str(caught.value).startswith(f"{name} {address}: {said}")
-        assert "expected HOST:PORT of the head node" in str(caught.value)
+        expected = f"expected HOST:PORT of the head node, such as {example}:6379, on a node"
+        assert expected in str(caught.value) and f", or {remedy} " in str(caught.value)
+
+
+def test_a_password_in_an_address_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = "http://me:secret@10.0.0.1:8265"
+    for variable in ("", address):
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+        with pytest.raises(BadInput, match=r"as 10\.0\.0\.1:6379") as caught, ray_session(address):
+            raise AssertionError("connected")
+        assert "secret" not in str(caught.value)
 
 
 OWN = """

@@ -126,6 +126,18 @@ def test_a_repository_that_holds_no_data_is_refused(
     assert content(tmp_path) == {}
 
 
+def test_a_repository_that_holds_arrays_of_another_kind_is_refused(
+    hub: HubServer, tmp_path: Path, said: list[str]
+) -> None:
+    others = {"features.npz": b"1", "data/labels.pt": b"1", ".gitattributes": b"1"}
+    hub.add_repository(DATASET, "dataset", {**SOUNDS, **others, "README.md": b"# Sounds\n"})
+    fetch_missing(tmp_path / "whole", DATASET, None, said.append)
+    hub.add_repository(DATASET, "dataset", {**others, "README.md": b"# Sounds\n"})
+    expected = r"folds\.npy.*; data/labels\.pt, features\.npz are not read: save each array"
+    with pytest.raises(BadData, match=expected):
+        fetch_missing(tmp_path / "none", DATASET, None, said.append)
+
+
 def test_a_repository_that_does_not_exist_is_refused(
     hub: HubServer, tmp_path: Path, said: list[str]
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.run_folder import begin, complete, conclude, failed
+from support.searches import search
 
 from raykfold import compare
 from raykfold.data.leakage import Contradictions, Leakage, Pair, Twins
@@ -65,7 +66,7 @@ def test_a_partial_run_is_explained_alike(tmp_path: Path) -> None:
 
 
 def test_a_fold_apart_and_twins_are_serious() -> None:
-    twins = Twins(7, 3, 1, Pair((1, 2), (1, 3)))
+    twins = Twins(7, 3, Pair((1, 2), (1, 3)))
     given = summary(0.9, 0.91, 0.2, 0.89)
     found = list(remarks.on_summary(given))
     assert [remark.text for remark in found if remark.serious] == [
@@ -78,6 +79,14 @@ def test_a_fold_apart_and_twins_are_serious() -> None:
     labels = Leakage(240, Twins(), Twins(), Twins(), 0, both)
     *_, last = remarks.on_summary(Summary(**{**vars(given), "leakage": labels}))
     assert last.serious and last.text.startswith("Labels: 2 of 240 samples have an identical or")
+    of_search = list(
+        remarks.on_search(search(leakage=Leakage(240, twins, Twins(), Twins(), 0, both)))
+    )
+    assert [each.text.partition(":")[0] for each in of_search if each.serious] == [
+        "Leakage",
+        "Labels",
+    ]
+    assert last in of_search
 
 
 def test_what_there_is_not_has_no_remark() -> None:

@@ -123,7 +123,7 @@ def test_what_an_inner_split_chose_comes_first(tmp_path: Path, data: FeatureSet)
 
 def test_twins_in_other_folds_are_named(tmp_path: Path, data: FeatureSet) -> None:
     both = Contradictions(2, 2, Pair((1, 6), (1, 1)), ("dog", "<cat>"))
-    found = Leakage(240, Twins(7, 3, 0, Pair((1, 2), (1, 3))), Twins(), Twins(2, 1), 233, both)
+    found = Leakage(240, Twins(7, 3, Pair((1, 2), (1, 3))), Twins(), Twins(2, 1), 233, both)
     text = text_of(page_of(finish(tmp_path / "out", data, leakage=found)))
     assert "Leakage: 7 of 240 samples are identical to a sample of another fold" in text
     twins = "7 identical, 0 constant, of 240 samples; 2 near-identical, of 233 compared"

@@ -11,6 +11,7 @@ import pytest
 from support.chromium import PROGRAM, Chromium, Tab
 from support.searches import HOSTILE, TRIALS, nested, outer, search, trial
 
+from raykfold.data.leakage import Contradictions, Leakage, Pair, Twins
 from raykfold.files.paths import ModelDir
 from raykfold.pages import remarks
 from raykfold.pages.search_page import search_page, search_plots, write_search_page
@@ -202,8 +203,10 @@ def test_a_search_without_a_space_has_no_axes() -> None:
 
 
 def test_what_was_run_is_told() -> None:
-    text = text_of(search_page(search(warnings=("7 samples are in <two> folds",))))
-    assert "Leakage: 7 samples are in &lt;two&gt; folds." in text
+    twins = Contradictions(2, 0, Pair((1, 6), (1, 2)), ("dog", "<two>"))
+    leakage = Leakage(240, Twins(), Twins(), Twins(), 240, twins)
+    text = text_of(search_page(search(leakage=leakage)))
+    assert "Labels: 2 of 240 samples have" in text and "fold 2 (&lt;two&gt;): a model" in text
     assert "python -m raykfold.search --space &#39;a &lt;b&gt;.toml&#39;" in text
     assert "python -m raykfold.run --config /runs/sounds/best.toml" in text
     assert "best.toml in this folder holds all of it" in text
@@ -331,7 +334,9 @@ def test_a_large_search_with_long_names_fits_a_phone_too(browser: Chromium, tmp_
         )
         for number in range(1, 101)
     ]
-    content = search(trials, run_name=long, space=space, warnings=(long,), command=long)
+    twins = Contradictions(2, 0, Pair((1, 6), (1, 2)), (long, f"{long}2"))
+    leakage = Leakage(240, Twins(), Twins(), Twins(), 240, twins)
+    content = search(trials, run_name=long, space=space, leakage=leakage, command=long)
     page = write_search_page(content, ModelDir(tmp_path))
     assert len(page.read_bytes()) < 1_000_000
     phone = browser.open(page, width=360)

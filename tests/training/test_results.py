@@ -210,7 +210,7 @@ def summaries() -> Iterator[Summary]:
         classes=(ClassMetrics(0, "a", None, 0.5, 0.6, 9), ClassMetrics(1, "b", 0.1, None, None, 0)),
         confusion=((1, 2), (3, 4)),
     )
-    twins = Twins(7, 3, 1, Pair((1, 2), (1, 3)))
+    twins = Twins(7, 3, Pair((1, 2), (1, 3)))
     contradictions = Contradictions(2, 1, Pair((1, 2), (1, 1)), ("a", "b"))
     leakage = Leakage(240, twins, Twins(), Twins(2, 1), 233, contradictions)
     yield replace(whole, out_of_fold=pooled, leakage=leakage, versions={"torch": "2.9"}, sessions=3)
