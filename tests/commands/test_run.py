@@ -706,15 +706,11 @@ def test_on_a_named_cluster_workers_have_no_secrets_and_a_token_is_needed(
 
 
 FAULTS = {
-    "replies that are lost": [
+    "a service that fails and loses replies": [
         ("create", Fault("lost_reply", times=1)),
-        ("commit", Fault("lost_reply", times=2)),
-        ("lfs_put", Fault("lost_reply", times=1)),
-        ("tree", Fault("lost_reply", times=1)),
-    ],
-    "a service that fails": [
         ("commit", Fault("status", status=429, retry_after=1, times=1)),
-        ("commit", Fault("reset", times=1)),
+        ("commit", Fault("lost_reply", times=1)),
+        ("lfs_put", Fault("lost_reply", times=1)),
         ("preupload", Fault("reset", times=1)),
     ],
     "a service that is slow": [("*", Fault("slow", seconds=2.0))],

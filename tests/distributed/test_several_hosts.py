@@ -143,8 +143,9 @@ def test_a_submitted_job_gives_the_same_bits_after_a_worker_and_a_node_have_died
 def test_a_link_that_is_cut_and_a_controller_that_dies_change_nothing(
     shared_cluster: Hosts, data_dir: Path, tmp_path: Path
 ) -> None:
-    hosts = shared_cluster
-    with submitted(hosts, data_dir, tmp_path, *UNHURRIED) as job:
+    hosts, epochs = shared_cluster, 8
+    arguments = (*UNHURRIED, "--epochs", str(epochs))
+    with submitted(hosts, data_dir, tmp_path, *arguments) as job:
         lines = read_until(job, r"fold 1  epoch 1/")
         with hosts[3].cut_off():
             time.sleep(3)
@@ -154,8 +155,8 @@ def test_a_link_that_is_cut_and_a_controller_that_dies_change_nothing(
         lines.append(finish(job))
     output = "".join(lines)
     assert "ended: its Ray Train controller died" in output
-    assert_each_epoch_once(output, EPOCHS)
-    assert_as_without_ray(tmp_path, data_dir, folds=FOLDS, epochs=EPOCHS, patience=EPOCHS)
+    assert_each_epoch_once(output, epochs)
+    assert_as_without_ray(tmp_path, data_dir, folds=FOLDS, epochs=epochs, patience=epochs)
 
 
 def test_a_storage_that_the_nodes_do_not_share_is_found_before_training(
