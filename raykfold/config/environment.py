@@ -16,7 +16,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -109,7 +109,7 @@ def import_path() -> tuple[tuple[str, ...], tuple[str, ...]]:
     before: list[str] = []
     after: list[str] = []
     folders = before
-    for entry in dict.fromkeys(os.path.abspath(each) for each in sys.path if isinstance(each, str)):
+    for entry in dict.fromkeys(_searched()):
         if any(Path(entry).is_relative_to(folder) for folder in installed):
             folders = after
         elif entry not in editable and os.path.exists(entry):
@@ -117,19 +117,48 @@ def import_path() -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(before), tuple(after)
 
 
+def _searched() -> Iterator[str]:
+    """Yield the folders of this process's import path, from the root."""
+    for entry in sys.path:
+        if isinstance(entry, str):
+            with suppress(FileNotFoundError):  # relative, and the working directory is gone
+                yield os.path.abspath(entry)
+
+
 def _editable_installs(packages: Iterable[str]) -> Iterator[str]:
     """Yield the folders that files among the installed packages add to every import path."""
     for folder in packages:
         for file in Path(folder).glob("*.pth"):
-            for line in file.read_text(errors="replace").splitlines():
+            lines: list[str] = []
+            with suppress(OSError):  # Python, too, passes over a file that it cannot read
+                lines = file.read_text(errors="replace").splitlines()
+            for line in lines:
                 yield os.path.abspath(os.path.join(folder, line.strip()))
 
 
 def is_importable(module: str) -> bool:
-    """Return whether a new process with this one's import path finds a module's package."""
-    package = module.partition(".")[0]
+    """Return whether a new process with this one's import path finds the same module.
+
+    It may find another one by that name, if this process has loaded a file by its path.
+    """
+    parent = module.rpartition(".")[0]
+    loaded, package = sys.modules.get(module), sys.modules.get(parent)
+    if parent:
+        if not is_importable(parent):
+            return False
+        if loaded is None:  # only its package can say
+            return True
+        if package is None:  # an import would have loaded it first
+            return False
+    path = getattr(package, "__path__", []) if parent else None
     finders = [finder.find_spec for finder in sys.meta_path if hasattr(finder, "find_spec")]
-    return any(find(package, None) is not None for find in finders)
+    found = next((spec for find in finders if (spec := find(module, path)) is not None), None)
+    if found is None or loaded is None:
+        return found is not None
+    # A module that is built in, or a folder without __init__.py, has no file.
+    files = found.origin if found.has_location else None, getattr(loaded, "__file__", None)
+    there, here = (file and os.path.realpath(file) for file in files)
+    return there == here
 
 
 def python_path(*modules: str) -> str | None:
@@ -147,8 +176,11 @@ def python_path(*modules: str) -> str | None:
     added = {folder for folders in import_path() for folder in folders} - known
     more = []
     for package in (module.partition(".")[0] for module in modules):
-        found = (entry for entry in sys.path if PathFinder.find_spec(package, [entry]) is not None)
-        more.append(os.path.abspath(next(found, os.getcwd())))
+        specs = ((entry, PathFinder.find_spec(package, [entry])) for entry in sys.path)
+        found = [(entry, spec.has_location) for entry, spec in specs if spec is not None]
+        # As in an import, a module wins over folders of its name without __init__.py before it.
+        entry, _ = max(found, key=operator.itemgetter(1), default=(os.getcwd(), False))
+        more.append(os.path.abspath(entry))
     more = [folder for folder in dict.fromkeys(more) if folder in added]
     return os.pathsep.join([*more, *there]) if more else None
 
@@ -156,17 +188,22 @@ def python_path(*modules: str) -> str | None:
 def script_command(name: str | None = None) -> list[str] | None:
     """Return the command of the script that this process runs; None in a notebook.
 
+    It is without the script's arguments: they may hold a secret, and others see the command.
+
     Args:
         name: a class; None is returned where the script does not define it.
     """
     main = sys.modules["__main__"]
-    if _is_command(main) or not os.path.exists(getattr(main, "__file__", None) or ""):
+    file = getattr(main, "__file__", None) or ""
+    if _is_command(main) or not os.path.exists(file):
         return None
     try:
         operator.attrgetter(name or "__name__")(main)
     except AttributeError:
         return None
-    return ["python", *sys.orig_argv[1:]]
+    if main.__spec__ is not None and main.__spec__.parent:  # python -m package.module
+        return ["python", "-m", main.__spec__.name]
+    return ["python", os.path.abspath(file)]
 
 
 def _is_command(main: ModuleType) -> bool:

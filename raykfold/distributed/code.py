@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,15 +101,17 @@ def _pickle(name: str) -> bytes:
         BadInput: the class cannot be imported, or uses what cannot be pickled.
     """
     found = find_class(name)
-    module = sys.modules[name.partition(":")[0].partition(".")[0]]
+    # Its package, if it has one, and itself.
+    parts = itertools.accumulate(found.__module__.split("."), "{}.{}".format)
+    only_here = {part for part in parts if part in sys.modules and not is_importable(part)}
+    # The user may have registered some, and they stay so.
+    ours = only_here - {"__main__"} - cloudpickle.list_registry_pickle_by_value()
     try:
-        if module.__name__ == "__main__":  # always by value
+        with ExitStack() as stack:
+            for part in ours:
+                cloudpickle.register_pickle_by_value(sys.modules[part])
+                stack.callback(cloudpickle.unregister_pickle_by_value, sys.modules[part])
             return cloudpickle.dumps(found)
-        cloudpickle.register_pickle_by_value(module)
-        try:
-            return cloudpickle.dumps(found)
-        finally:
-            cloudpickle.unregister_pickle_by_value(module)
     except Exception as error:  # from whatever the class refers to
         raise BadInput(
             f"--model {name}: cannot be sent to workers ({one_line(error)}); expected a class in a "

@@ -2,12 +2,21 @@ from __future__ import annotations
 
 import os
 import platform
+import site
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from raykfold.config.environment import SECRETS, allocator, without_secrets, worker_runtime_env
+from raykfold.config.environment import (
+    SECRETS,
+    allocator,
+    import_path,
+    python_path,
+    without_secrets,
+    worker_runtime_env,
+)
 from raykfold.errors import BadInput
 
 # From a thread, as Ray Train runs a worker. The first steps are for the heap to find its size.
@@ -81,3 +90,40 @@ def test_a_malformed_secret_is_refused_without_being_shown(secret: str) -> None:
         raise AssertionError("taken for a token")
     assert "hf_" not in str(refused.value)
     assert environ == {"HF_TOKEN": secret}
+
+
+def test_a_pth_file_that_cannot_be_read_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = import_path()
+    (tmp_path / "dangling.pth").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "folder.pth").mkdir()
+    monkeypatch.setattr(site, "getusersitepackages", lambda: str(tmp_path))
+    assert import_path() == before
+
+
+def test_a_deleted_working_directory_adds_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "gone").mkdir()
+    monkeypatch.setattr(sys, "path", ["", "relative", str(tmp_path / "modules")])
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    try:
+        assert import_path() == ((str(tmp_path / "modules"),), ())
+    finally:
+        os.chdir(tmp_path)
+
+
+def test_a_folder_of_a_modules_name_does_not_hide_where_the_module_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("first/mine", "first/parts", "second/mine"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "second" / "mine" / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.syspath_prepend(tmp_path / "second")
+    monkeypatch.syspath_prepend(tmp_path / "first")
+    assert python_path("mine") == str(tmp_path / "second")
+    assert python_path("parts.net") == str(tmp_path / "first")

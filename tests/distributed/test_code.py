@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from ray import cloudpickle
 
 import raykfold
 from raykfold.distributed.code import DriverCode
@@ -136,8 +140,9 @@ def test_a_worker_builds_what_only_the_driver_can_import(folder: Path) -> None:
     assert python(folder, "-c", WORKER, folder / "code") == [*shapes, "0.0 0.0 0"]
 
     # The commands that resume: the script's own where it has the class, else one with a path.
+    # The script's arguments may be secret, and a page shows the command.
     script, nested, mine, _ = json.loads(commands)
-    assert script == nested == ["python", *map(str, (folder / "train.py", folder, folder / "code"))]
+    assert script == nested == ["python", str(folder / "train.py")]
     assert mine[0] == "env" and mine[1].startswith(f"PYTHONPATH={folder / 'first'}{os.pathsep}")
     assert mine[2:5] == ["python", "-m", "raykfold.run"] and "mine:Outer.Net" in mine
 
@@ -154,6 +159,67 @@ def test_a_class_that_cannot_be_sent_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "loaded", module)
     with pytest.raises(BadInput, match=r"--model loaded:Net: cannot be sent .*lock"):
         DriverCode.of(["loaded:Net(width=3)"])
+
+
+def load(name: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Load a file by its path, as a module of any name."""
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def on_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the import path with a module and a package."""
+    (folder / "first" / "package").mkdir()
+    (folder / "first" / "package" / "__init__.py").write_text("")
+    (folder / "first" / "package" / "part.py").write_text(NETWORK)
+    monkeypatch.syspath_prepend(folder / "last")
+    monkeypatch.syspath_prepend(folder / "first")
+    return folder / "first"
+
+
+@pytest.mark.parametrize("name", ["mine", "package.part", "nowhere.part"])
+def test_a_class_loaded_by_its_path_is_sent_whatever_else_has_its_name(
+    name: str, folder: Path, on_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(name, folder / "elsewhere" / "loaded.py", monkeypatch)
+    code = DriverCode.of([f"{name}:Net"])
+    assert code.names == () and list(code.by_value) == [f"{name}:Net"]
+    monkeypatch.delitem(sys.modules, name)
+    assert pickle.loads(code.by_value[f"{name}:Net"])(4, 3, 5)(torch.zeros(2, 4, 5)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["mine", "package.part"])
+def test_an_imported_class_is_not_sent(
+    name: str, on_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part in (name, name.partition(".")[0]):
+        monkeypatch.delitem(sys.modules, part, raising=False)
+    before = DriverCode.of([f"{name}:Net"])
+    importlib.import_module(name)
+    after = DriverCode.of([f"{name}:Net"])
+    for part in (name, name.partition(".")[0]):
+        monkeypatch.delitem(sys.modules, part, raising=False)
+    assert before == after and after.names == (f"{name}:Net",) and not after.by_value
+
+
+def test_what_the_user_sends_by_value_stays_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(folder / "last")
+    module = load("loaded", folder / "elsewhere" / "loaded.py", monkeypatch)
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        assert DriverCode.of(["loaded:Net"]).by_value
+        assert "loaded" in cloudpickle.list_registry_pickle_by_value()
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+    assert DriverCode.of(["loaded:Net"]).by_value
+    assert "loaded" not in cloudpickle.list_registry_pickle_by_value()
 
 
 @pytest.mark.slow
