@@ -260,8 +260,8 @@ def _choose_network(file: Path, text: str, named: str | type[nn.Module] | None) 
         wanted = ModelSpec.of(named)
     except ValueError as error:
         raise BadInput(f"--model {named}: {error}") from None
-    is_main = of_file.module == "__main__" and of_file.class_name == wanted.class_name
-    is_same = is_main or of_file.name == wanted.name
+    is_main = "__main__" in (of_file.module, wanted.module)
+    is_same = of_file.name == wanted.name or (is_main and of_file.class_name == wanted.class_name)
     return ModelSpec(wanted.name, wanted.arguments or of_file.arguments) if is_same else wanted
 
 

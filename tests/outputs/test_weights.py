@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,6 +125,17 @@ def test_a_class_of_a_script_is_named_by_itself_or_by_a_module_that_has_it(model
     rewritten(model_dir, model="__main__:AudioCNN(width=31)")
     with pytest.raises(BadInput, match="do not fit"):  # the arguments are the file's
         load_fold(model_dir, 3, model=raykfold.AudioCNN)
+
+
+def test_arguments_in_the_file_are_for_the_class_in_a_script_too(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "AudioCNN", raykfold.AudioCNN, raising=False)
+    rewritten(model_dir, model="mine:AudioCNN(width=32)")  # the default
+    assert isinstance(load_fold(model_dir, 3, model="__main__:AudioCNN").model, raykfold.AudioCNN)
+    rewritten(model_dir, model="mine:AudioCNN(width=31)")
+    with pytest.raises(BadInput, match="do not fit"):
+        load_fold(model_dir, 3, model="__main__:AudioCNN")
 
 
 def test_a_class_that_is_named_wins_over_what_the_file_says(model_dir: Path) -> None:
