@@ -16,8 +16,9 @@ import operator
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Argument: TypeAlias = str | bool | int | float
 
@@ -26,6 +27,13 @@ _FROM_THE_DATA = ("n_mels", "num_classes", "target_len")
 _EXPECTED = (
     "expected module:Class, or module:Class(name=value, …) with numbers, texts, True or False"
 )
+
+
+def plain(value: Any) -> Any:
+    """Return numbers and arrays of NumPy, torch or pandas, and values of Enums, as Python's own."""
+    if isinstance(value, Enum):
+        value = value.value
+    return value.tolist() if hasattr(value, "tolist") and not isinstance(value, type) else value
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,8 @@ class ModelSpec:
             return cls.of(value.func).with_arguments(value.keywords)
         if not isinstance(value, type):
             raise ValueError(f"{_EXPECTED}, or a class")
-        try:  # what a function defines, or a later class of that name hides, has no name
+        # A class that a function defines, or whose name a later class has taken, cannot be named.
+        try:
             found = operator.attrgetter(value.__qualname__)(sys.modules[value.__module__])
         except (AttributeError, KeyError):
             found = None
@@ -102,7 +111,8 @@ class ModelSpec:
             ValueError: an argument cannot be given.
         """
         checked = dict(self.arguments)
-        for name, value in arguments.items():
+        for name, given in arguments.items():
+            value = plain(given)
             if not name.isidentifier() or keyword.iskeyword(name):
                 raise ValueError(f"{name!r} is not the name of an argument")
             if name in _FROM_THE_DATA:

@@ -20,14 +20,14 @@ import os
 import re
 import textwrap
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from raykfold.config.command import Parser, add_flag
-from raykfold.config.model_spec import ModelSpec
+from raykfold.config.model_spec import ModelSpec, plain
 from raykfold.errors import BadInput
+from raykfold.files.paths import absolute
 from raykfold.files.remote import Place, place, without_password
 from raykfold.text import one_line
 
@@ -51,8 +51,8 @@ def option(
 
     Args:
         default: its value where nothing is said.
-        parse: turns the text of a flag, variable or key, or a value from Python, into a value, and
-            takes what it has returned; raises ValueError.
+        parse: turns the text of a flag, variable or key, or a value from Python, into a value; it
+            must also accept its own results; raises ValueError.
         check: returns what is wrong with a value, or None.
         group: the heading it stands under in ``--help``.
         hyperparameter: the model card and the trackers show it.
@@ -119,6 +119,8 @@ def network(value: object) -> str:
 
 
 def dtype(value: object) -> str:
+    if isinstance(value, str):
+        return value
     name = str(value).removeprefix("torch.")
     return {"bfloat16": "bf16", "float32": "fp32"}.get(name, name)
 
@@ -152,15 +154,21 @@ def fold_list(value: object) -> tuple[int, ...]:
     parts: Iterable[object] = [value]
     if isinstance(value, str):
         parts = value.split(",")
-    elif isinstance(value, list | tuple | range | Set | Iterator):
+    elif isinstance(value, Collection | Iterator) and not isinstance(value, bytes | Mapping):
         parts = value
     try:
-        labels = {integer(plain(part)) for part in parts}
+        labels = {integer(_whole(plain(part))) for part in parts}
     except ValueError:
         labels = set()
     if not labels:
-        raise ValueError("expected fold labels separated by commas, as in 1,3")
+        how = " separated by commas, as in 1,3" if isinstance(value, str) else ", as in [1, 3]"
+        raise ValueError(f"expected fold labels{how}")
     return tuple(sorted(labels))
+
+
+def _whole(value: object) -> object:
+    """Return 2.0 as 2: labels from pandas are floats if the table has held a gap."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 @dataclass(frozen=True)
@@ -254,7 +262,7 @@ def parse_values(
             raise BadInput(f"{flag}: unknown flag{_nearest(cls, name, '--{}') or '; see --help'}")
     flags = vars(_parser(cls).parse_args(argv))
     file = flags.pop("config") or environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")
-    content = _read_toml(Path(file)) if file else {}
+    content = _read_toml(file) if file else {}
     table = SearchTable(file, content.pop("search", None))
 
     values: dict[str, Any] = {}
@@ -307,19 +315,16 @@ def read_option(cls: type[Options], name: str, given: object, where: str) -> Any
     return value
 
 
-def plain(value: Any) -> Any:
-    """Return numbers and arrays of NumPy, torch or pandas as Python's numbers and lists."""
-    return value.tolist() if hasattr(value, "tolist") and not isinstance(value, type) else value
-
-
 def toml_text(value: Any) -> str:
     """Return a value of a TOML file as it would stand on the command line."""
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.expanduser().read_text(encoding="utf-8-sig"))
+        return tomllib.loads(absolute(path).read_text(encoding="utf-8-sig"))
+    except BadInput as error:
+        raise BadInput(f"--config {error}") from None
     except OSError as error:
         raise BadInput(f"--config {path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -216,14 +216,17 @@ class RunConfig(Options):
         # Values from Python are read like those of flags. A default may be what no flag can say.
         for name, field in options(type(self)).items():
             value = getattr(self, name)
-            if type(value) is not type(field.default) or value != field.default:
+            is_text = field.metadata["parse"] in (text, str)
+            if is_text and not field.default and isinstance(value, str | None) and not value:
+                self._set(name, field.default)  # None and "" both say: not given
+            elif type(value) is not type(field.default) or value != field.default:
                 self._set(name, read_option(type(self), name, value, f"--{name}"))
 
         # The working directory of a submitted job vanishes with it.
         if in_submitted_job(os.environ):
             for name in ("model_dir", "storage_path"):
                 given = getattr(self, name)
-                if isinstance(given, Path) and not given.expanduser().is_absolute():
+                if isinstance(given, Path) and not str(given).startswith(("/", "~")):
                     raise BadInput(
                         f"--{name} {given}: is relative, and the working directory of a submitted "
                         "job vanishes with it; expected an absolute path"

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from raykfold.config.environment import script_command
-from raykfold.config.model_spec import ModelSpec
+from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec, plain
 from raykfold.config.options import (
     OrWord,
     integer,
@@ -31,7 +31,6 @@ from raykfold.config.options import (
     options,
     options_that_are,
     parse_values,
-    plain,
     positive,
     read_option,
     switch,
@@ -203,6 +202,7 @@ class SearchConfig(RunConfig):
         self._set("space", _space(type(self), rows, "[search]: "))
         if not self.space.domains:
             raise BadInput("[search]: is empty; expected at least one range")
+        _refuse_fixed(self.space, self.changed(), "[search]: ")  # a default is not told from none
         if self.space.grid_size() > _LARGEST_GRID:
             raise BadInput(
                 f"[search]: the grid has {self.space.grid_size()} combinations; expected at most "
@@ -355,14 +355,17 @@ def parse_search(
             "learning_rate = {loguniform = [1e-4, 1e-2]}"
         )
     space = _space(cls, table.rows, f"{where}: search.")
-    config = cls(**values, space=space, config_file=absolute(table.file))
-    arguments = {f"{_MODEL_PREFIX}{each}" for each in ModelSpec.parse(config.model).arguments}
+    _refuse_fixed(space, values, f"{where}: search.")
+    return cls(**values, space=space, config_file=absolute(table.file))
+
+
+def _refuse_fixed(space: SearchSpace, given: Mapping[str, Any], where: str) -> None:
+    """Raise `BadInput` if a searched hyper-parameter is also among the options that are given."""
+    arguments = ModelSpec.parse(given.get("model", DEFAULT_MODEL)).arguments
+    fixed = {*given, *(f"{_MODEL_PREFIX}{each}" for each in arguments)}
     for name in space.domains:
-        if name in values or name in arguments:
-            raise BadInput(
-                f"{where}: search.{name}: also has a fixed value; expected one of the two"
-            )
-    return config
+        if name in fixed:
+            raise BadInput(f"{where}{name}: also has a fixed value; expected one of the two")
 
 
 def _space(cls: type[SearchConfig], rows: Mapping[str, Any], where: str) -> SearchSpace:
@@ -385,7 +388,7 @@ def _flat(rows: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         name = str(key).replace("-", "_")
         if name == "model" and isinstance(value, Mapping) and not _is_range(value):
             for argument, row in value.items():
-                yield f"{_MODEL_PREFIX}{argument.replace('-', '_')}", row
+                yield f"{_MODEL_PREFIX}{str(argument).replace('-', '_')}", row
         else:
             yield name, value
 
@@ -393,7 +396,7 @@ def _flat(rows: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _is_range(value: Mapping[str, Any]) -> bool:
     """Whether this is a range of the network itself, and not a table of its arguments."""
     return any(
-        isinstance(row, list) and difflib.get_close_matches(kind, _KINDS, n=1)
+        isinstance(row, list) and difflib.get_close_matches(str(kind), _KINDS, n=1)
         for kind, row in value.items()
     )
 
@@ -408,7 +411,7 @@ def _domain(cls: type[SearchConfig], where: str, name: str, row: Any) -> Domain:
         )
     ((kind, arguments),) = row.items()
     if kind not in _KINDS:
-        near = difflib.get_close_matches(kind, _KINDS, n=1)
+        near = difflib.get_close_matches(str(kind), _KINDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(_KINDS)}"
         raise BadInput(f"{where}: unknown range {kind!r}; {hint}")
     kind = kind.removesuffix("_search")

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import pwd
 import re
+from collections import deque
+from enum import Enum
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -116,6 +118,7 @@ def test_a_cluster_named_by_ray_is_used_unless_another_is_named() -> None:
         (["--run_name", ".."], {}, ["--run_name '..'", "slashes"]),
         (["--run_name", ""], {}, ["--run_name ''", "not empty"]),
         (["--model_dir", "~nobody-has-this-name/x"], {}, ["~nobody-has-this-name"]),
+        (["--config", "~nobody-has-this-name/x"], {}, ["--config ~nobody-has-this-name/x: no"]),
         (
             ["--storage_path", "ftp://host/x"],
             {},
@@ -166,6 +169,10 @@ def test_a_bad_file_is_named_with_its_key(tmp_path: Path, text: str, parts: list
         assert part in str(error.value)
 
 
+class Choice(str, Enum):  # noqa: UP042 -- the text of a StrEnum is its value already
+    FULL = "fp32"
+
+
 class Network(torch.nn.Module):
     """A network that has a name, and one within it that has another."""
 
@@ -190,6 +197,9 @@ class Network(torch.nn.Module):
         ("folds", range(1, 3), (1, 2)),
         ("folds", {1: "a", 2: "b"}.keys(), (1, 2)),
         ("folds", iter([1, 2]), (1, 2)),
+        ("folds", deque([1, 2]), (1, 2)),
+        ("folds", {"a": 1, "b": 2}.values(), (1, 2)),
+        ("folds", np.array([1.0, 2.0]), (1, 2)),
         ("folds", "1,2", (1, 2)),
         ("folds", "all", None),
         ("folds", 2, (2,)),
@@ -200,13 +210,22 @@ class Network(torch.nn.Module):
         ("demo", np.bool_(True), True),
         ("demo", "yes", True),
         ("precision", torch.bfloat16, "bf16"),
-        ("precision", "float32", "fp32"),
+        ("precision", np.dtype("float32"), "fp32"),
+        ("precision", Choice.FULL, "fp32"),
         ("run_name", np.str_("name"), "name"),
+        ("run_name", Choice.FULL, "fp32"),
+        ("run_name", None, "processed"),
+        ("address", "", None),
+        ("wandb_project", "", None),
+        ("wandb_mode", "", None),
         ("model_dir", "/out", Path("/out")),
         ("model_dir", PurePosixPath("/out"), Path("/out")),
         ("model", Network, f"{__name__}:Network"),
         ("model", Network.Inner, f"{__name__}:Network.Inner"),
         ("model", partial(Network, width=3, kind="a"), f"{__name__}:Network(kind='a', width=3)"),
+        ("model", partial(Network, width=np.int64(3)), f"{__name__}:Network(width=3)"),
+        ("model", partial(Network, dropout=np.float64(0.3)), f"{__name__}:Network(dropout=0.3)"),
+        ("model", partial(Network, kind=Choice.FULL), f"{__name__}:Network(kind='fp32')"),
     ],
 )
 def test_python_values_are_what_a_flag_would_have_given(name: str, given: Any, value: Any) -> None:
@@ -238,8 +257,10 @@ def within_a_function() -> type:
         ("learning_rate", True, "True: expected a number"),
         ("learning_rate", np.nan, "nan: expected more than 0"),
         ("num_workers", 2.0, "2.0: expected a whole number, or auto"),
-        ("folds", (), "(): expected fold labels separated by commas, as in 1,3, or all"),
-        ("folds", [1.0], "[1.0]: expected fold labels"),
+        ("folds", (), "(): expected fold labels, as in [1, 3], or all"),
+        ("folds", "1;3", "'1;3': expected fold labels separated by commas, as in 1,3, or all"),
+        ("folds", np.array([1, np.nan]), "array([ 1., nan]): expected fold labels"),
+        ("folds", [1.5], "[1.5]: expected fold labels"),
         ("folds", [True], "[True]: expected fold labels"),
         ("folds", [[1, 2]], "[[1, 2]]: expected fold labels"),
         ("folds", b"12", "b'12': expected fold labels"),
@@ -248,6 +269,7 @@ def within_a_function() -> type:
         ("demo", "maybe", "'maybe': expected true or false"),
         ("use_gpu", 2, "2: expected true or false, or auto"),
         ("precision", torch.float16, "torch.float16: expected auto or fp32 or bf16"),
+        ("precision", "float32", "'float32': expected auto or fp32 or bf16"),
         ("select", None, "None: expected best or inner"),
         ("select", "", "'': expected best or inner"),
         ("run_name", b"name", "b'name': expected a text"),
@@ -276,6 +298,8 @@ def test_in_a_submitted_job_outputs_need_an_absolute_path(
     with pytest.raises(BadInput, match=f"{flag} out: .*absolute"):
         parse_config([flag, "out"], {})
     assert parse_config([flag, "/out"], {})
+    with pytest.raises(BadInput, match="~nobody-has-this-name/x: no such home directory is known"):
+        parse_config([flag, "~nobody-has-this-name/x"], {})
 
 
 def test_uris_are_whole_as_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -348,11 +348,28 @@ def test_from_python_a_space_is_read_like_the_table(tmp_path: Path) -> None:
         ({"batch_size": [16, 32]}, r"\[search\]: batch_size: expected one range"),
         ({"batch_size": {"choice": [16.0]}}, r"batch_size: choice: '16\.0': expected a whole"),
         (SearchSpace({"epochs": Domain("randint", (0, 9))}), "epochs: randint '0': expected more"),
+        ({"batch_size": {"choice": {16, 32}}}, r"batch_size: choice \{.*\}: expected a list"),
+        (
+            {"batch_size": {1: [16, 32]}},
+            r"\[search\]: batch_size: unknown range 1; expected uniform",
+        ),
+        ({"model": {1: {"choice": [1]}}}, r"\[search\]: model\.1: '1' is not the name of an arg"),
+        ({"model": {1: [1]}}, r"\[search\]: model\.1: '1' is not the name of an argument"),
     ],
 )
 def test_from_python_a_wrong_space_is_refused_like_the_table(space: Any, wrong: str) -> None:
     with pytest.raises(BadInput, match=wrong):
         SearchConfig(demo=True, space=space)
+
+
+def test_from_python_too_a_value_is_given_or_searched_and_not_both() -> None:
+    rate: Any = {"learning_rate": {"loguniform": [1e-4, 1e-2]}}
+    with pytest.raises(BadInput, match=r"\[search\]: learning_rate: also has a fixed value"):
+        SearchConfig(demo=True, learning_rate=0.5, space=rate)
+    dropout: Any = {"model": {"dropout": {"choice": [0.1, 0.2]}}}
+    with pytest.raises(BadInput, match=r"\[search\]: model.dropout: also has a fixed value"):
+        SearchConfig(demo=True, model="a:B(dropout=0.2)", space=dropout)
+    assert SearchConfig(demo=True, model="a:B(width=2)", learning_rate=0.5, space=dropout)
 
 
 def test_the_command_is_one_that_a_shell_takes(tmp_path: Path) -> None:
