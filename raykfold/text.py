@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 NOTHING = "-"  # in place of a number that there is not
+RUN_AGAIN = "run its script, or the cell of its notebook, again"  # where no command resumes a run
 
 
 def one_line(about: object, longest: int | None = 200) -> str:

@@ -305,13 +305,13 @@ class RunConfig(Options):
     def command(self) -> list[str]:
         """Return the command that resumes this run, also where what is `named` still holds.
 
-        Only the script that defines a network can resume its run. A network's module may lie where
-        only the script has looked for it.
+        Only the script that defines a network can resume its run; the command is empty where that
+        is a notebook, or where this process runs another one. A network's module may lie where only
+        the script has looked for it.
         """
         model = ModelSpec.parse(self.model)
-        script = script_command(model.class_name) if model.module == "__main__" else None
-        if script is not None:
-            return script
+        if model.module == "__main__":
+            return script_command(model.class_name) or []
         path = python_path(model.module, "raykfold")
         variables = ["env", f"PYTHONPATH={path}"] if path else []
         return [*variables, "python", "-m", self.module, *self.flags()]

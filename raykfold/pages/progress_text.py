@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from raykfold.state.progress import FoldProgress, Progress
-from raykfold.text import aligned, count_of, duration, mean_text, one_line
+from raykfold.text import RUN_AGAIN, aligned, count_of, duration, mean_text, one_line
 
 _HEADER = ("status", "epoch", "val acc", "kept (epoch)", "s/epoch")
 
@@ -82,7 +82,7 @@ def _foot(progress: Progress, seeds: int) -> Iterator[str]:
         yield "partial: no mean over all folds"
     if progress.resume is not None:
         verb = "try what failed again" if state == "over" else "resume"
-        yield f"to {verb}: {progress.resume}"
+        yield f"to {verb}: {progress.resume or RUN_AGAIN}"
 
 
 def _table(rows: Sequence[FoldProgress], room: int | None, label: str) -> list[str]:

@@ -32,6 +32,7 @@ from raykfold.state.record import read_record
 from raykfold.state.states import read_index
 from raykfold.text import (
     NOTHING,
+    RUN_AGAIN,
     accuracy_text,
     capital,
     comma_list,
@@ -586,7 +587,8 @@ def _settings(run: _Run) -> Values:
     changed = set(run.record.config) if config is None else set(config.changed())
     rows = [(name, _setting_text(value)) for name, value in run.record.config.items()]
     return {
-        "command": None if command is None else one_line(command, longest=None),
+        "command": one_line(command, longest=None) if command else None,
+        "run_again": RUN_AGAIN if command == "" else None,
         "own_settings": [row for row in rows if row[0] in changed],
         "other_settings": [row for row in rows if row[0] not in changed],
     }

@@ -20,6 +20,7 @@ from raykfold.pages.remarks import Remark, on_search, trial_names
 from raykfold.pages.search_figures import as_text
 from raykfold.text import (
     NOTHING,
+    RUN_AGAIN,
     accuracy_text,
     count_of,
     duration,
@@ -79,7 +80,8 @@ def search_page(results: SearchResults) -> str:
         "table": _table(results) if results.trials else None,
         "errors": list(_errors(results)),
         "space": [(_name(name), _domain_text(each)) for name, each in results.space.items()],
-        "command": one_line(results.command, longest=None),
+        "command": one_line(results.command, longest=None) if results.command else None,
+        "run_again": RUN_AGAIN,
         "facts": facts,
         "versions": list(results.versions.items()),
     }

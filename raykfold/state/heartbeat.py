@@ -60,7 +60,7 @@ class Beat:
         last_failure: last failure of a worker or a fold, also of an earlier session.
         failure_time: its time, since 1970.
         pending: destination → number of files still to be sent there.
-        resume: the command that resumes the run.
+        resume: the command that resumes the run; empty where only a notebook can.
         result: status, mean and standard deviation, once the run is over.
     """
 

@@ -72,7 +72,7 @@ class Progress:
         last_failure: text and seconds_ago; None if nothing failed.
         uploads_pending: destination → number of files.
         resume: the command that resumes the run, or tries failed folds again, if there is
-            something to do.
+            something to do; empty where only a script or a notebook can.
         mean_accuracy: over the kept epochs of all folds; None until all are complete.
         std_accuracy: over the same.
         kept_epochs: which epochs these are, ``best`` or ``chosen``.

@@ -294,8 +294,9 @@ class SearchConfig(RunConfig):
         return self.trial_class(**fields)
 
     def command(self) -> list[str]:
-        script = script_command() if self.config_file is None else None
-        return super().command() if script is None else script  # no flag can say the space
+        if self.config_file is None:  # no flag can say the space
+            return script_command() or []
+        return super().command()
 
     def flags(self) -> list[str]:
         file = [] if self.config_file is None else ["--config", str(self.config_file)]

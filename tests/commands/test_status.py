@@ -133,6 +133,13 @@ def test_a_run_whose_driver_is_dead_is_stopped(config: RunConfig, out: Path) -> 
     assert text[-1] == f"to resume: {beat.resume}"
 
 
+def test_a_run_of_a_notebook_is_resumed_by_its_cell(config: RunConfig, out: Path) -> None:
+    at_work(dataclasses.replace(config, model="__main__:Net"), epochs=1)
+    change(config, pid=dead_pid())
+    text = progress_lines(look(out))
+    assert text[-1] == "to resume: run its script, or the cell of its notebook, again"
+
+
 def test_a_run_whose_driver_elsewhere_has_long_sent_no_heartbeat_is_silent(
     config: RunConfig, out: Path
 ) -> None:

@@ -191,6 +191,14 @@ def test_folds_of_all_seeds_count_while_they_train(tmp_path: Path, data: Feature
     assert "Accuracy on the held-out samples, seed 0, at the best epoch" in text
 
 
+def test_only_its_script_or_notebook_resumes_a_class_of_its_own(
+    tmp_path: Path, data: FeatureSet
+) -> None:
+    page = page_of(begin(tmp_path / "out", data, model="__main__:Net"))
+    assert "To start or resume it: run its script, or the cell of its notebook, again." in page
+    assert "<pre><code>" not in page and "-m raykfold.run" not in page
+
+
 def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path, data: FeatureSet) -> None:
     config = begin(tmp_path / "out", data)
     text = text_of(page_of(config))
