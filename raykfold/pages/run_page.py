@@ -285,7 +285,7 @@ def _introduction(run: _Run) -> Values:
         std = None if folds == 1 else accuracy_text(estimate.std)
         headline = {"mean": accuracy_text(estimate.mean), "std": std, "badge": None, "what": what}
     elif summary is not None:
-        what = f"{remarks.on_partial(summary)} The command below tries the others again."
+        what = f"{remarks.on_partial(summary)} “What was run”, below, says how to go on."
         state = {"title": "Partial", "what": what}
     else:
         verb = "is" if run.total == 1 else "are"
@@ -296,7 +296,7 @@ def _introduction(run: _Run) -> Values:
             f"of at most {run.record.epochs} a fold. There is no mean yet."
         )
         if run.is_stopped:
-            what += " The command below resumes the run."
+            what += " “What was run”, below, says how to resume it."
         state = {"title": "Stopped" if run.is_stopped else "In training", "what": what}
 
     tiles = []  # name, value, note

@@ -335,7 +335,7 @@ def test_a_run_whose_driver_has_gone_is_said_to_be_stopped(
     heartbeat.run_started(RunStart("sounds", 6, (1, 2), {}))
     heartbeat.close()
     text = text_of(page_of(config))
-    assert "Stopped" in text and "The command below resumes the run" in text
+    assert "Stopped" in text and "“What was run”, below, says how to resume it" in text
     assert "status stopped" in text and "n training" not in text
 
 

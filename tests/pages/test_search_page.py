@@ -111,6 +111,11 @@ def test_trials_are_ranked_and_only_those_that_are_complete() -> None:
     assert links == [f"trials/{number}/report.html" for number in (3, 5, 1)]
 
 
+def test_a_search_of_a_notebook_has_no_command() -> None:
+    page = search_page(search(command=""))
+    assert "To start or resume it: run its script, or the cell of its notebook, again." in page
+
+
 def test_a_trial_has_its_values_and_folds_in_the_table() -> None:
     first = rows_of(search_page(search()))[0]
     assert first[5:9] == ["3e-4", "32", "&lt;script&gt;alert(1)&lt;/script&gt;", "0.2"]
