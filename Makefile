@@ -17,11 +17,11 @@ DEV_STAMP := $(VENV)/.installed-dev
 REQUIREMENTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow bench check format clean
+.PHONY: help demo test test-slow test-versions bench check format clean
 
 help:  ## print this
 	@echo 'make TARGET, where TARGET is one of:'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' Makefile
 	@echo 'PYTHON=python3.12 makes .venv with another Python than python3.'
 
 demo: $(RUN_STAMP)  ## cross-validate on the built-in data, into runs/demo (DEMO_ARGS='--epochs 20')
@@ -32,6 +32,9 @@ test: $(TEST_STAMP)  ## run the tests, without the slow ones (TESTARGS='-k share
 
 test-slow: $(TEST_STAMP)  ## run the slow tests
 	$(PY) -m pytest -m slow $(TESTARGS)
+
+test-versions: $(TEST_STAMP)  ## try other versions of Ray, of the Hub's client and of W&B
+	$(PY) tests/versions.py $(TESTARGS)
 
 bench: $(TEST_STAMP)  ## time whole runs against a plain loop (BENCH_ARGS='--processed_dir data/fsdd')
 	$(PY) tests/benchmarks/speed.py $(BENCH_ARGS)

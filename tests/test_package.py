@@ -1,0 +1,71 @@
+"""The wheel: complete, and at work where nothing of the source tree is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--wheel-dir", str(folder), str(ROOT)], check=True)
+    (found,) = folder.iterdir()
+    return found
+
+
+@pytest.fixture(scope="module")
+def scripts(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of scripts of an environment with the wheel, which borrows all other packages."""
+    place = tmp_path_factory.mktemp("clean")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True)
+    python = place / "bin/python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    subprocess.run([*pip, "--no-deps", str(wheel)], check=True)
+    (packages,) = place.glob("lib/python*/site-packages")
+    base = sysconfig.get_path("purelib")
+    (packages / "base.pth").write_text(f"import site; site.addsitedir({base!r})\n")
+    return python.parent
+
+
+@pytest.mark.slow
+def test_the_wheel_has_every_file_of_the_package(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as content:
+        packed = {name for name in content.namelist() if name.startswith("raykfold/")}
+    there = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "raykfold").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert packed == there
+    assert "raykfold/py.typed" in packed
+
+
+@pytest.mark.slow
+def test_the_script_of_the_wheel_trains_from_another_folder(scripts: Path, tmp_path: Path) -> None:
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def call(*words: str) -> str:
+        done = subprocess.run(
+            words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where = call(str(scripts / "python"), "-c", "import raykfold; print(raykfold.__file__)")
+    assert Path(where.strip()).is_relative_to(scripts.parent)
+    arguments = ("--demo", "--epochs", "1", "--folds", "1,2", "--model_dir", "out")
+    printed = call(str(scripts / "raykfold"), "run", *arguments)
+    assert "Average Best Validation Accuracy" in printed
+    assert json.loads((tmp_path / "out/summary.json").read_text())["status"] == "complete"
+    assert "2 of 2 folds complete, over" in call(str(scripts / "raykfold"), "status", "out")
