@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# As soon as it is imported, matplotlib says at length that it uses a temporary folder then.
+if not home_is_writable():
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+
 # The folds' colours start from M. Petroff's ten for data visualisation (arXiv:2107.02270), which
 # people with colour vision deficiencies can tell apart; those that were faint on white are darker.
 # The scale is viridis (S. van der Walt and N. Smith), which they can read as well; high values
@@ -150,8 +154,6 @@ class Picture:
         return self._file("png", dpi=_DPI, facecolor=PAPER, metadata={"Software": None})
 
     def _file(self, kind: str, **options: Any) -> bytes:
-        if not home_is_writable():  # matplotlib then uses a temporary folder, and says so at length
-            logging.getLogger("matplotlib").setLevel(logging.ERROR)
         from matplotlib import style
         from matplotlib.figure import Figure
         from matplotlib.font_manager import fontManager
