@@ -29,7 +29,6 @@ from raykfold.distributed.events import (
     ShareStarted,
     ShareStopping,
     WorkerAlive,
-    start_actor,
 )
 from raykfold.distributed.nodes import (
     Request,
@@ -39,6 +38,7 @@ from raykfold.distributed.nodes import (
     inventory,
     is_up,
     kill_process,
+    start_actor,
 )
 from raykfold.distributed.stall import NO_PULSE, AwakeClock, Pulse, stall_of
 from raykfold.distributed.trainer import End, ShareTrainer, end_of

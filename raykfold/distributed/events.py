@@ -15,10 +15,6 @@ from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
-
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raykfold.distributed.stall import Pulse
 from raykfold.errors import RaykfoldError
@@ -173,14 +169,3 @@ class EventBoard:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._posted.wait(), timeout=wait_seconds)
         return list(self._events)
-
-
-def start_actor(actor_class: type) -> Any:
-    """Start an actor on this process's node that takes no CPU, and return its handle.
-
-    It ends with the driver. Ray repeats a call that a bad network has cut short, for as long as the
-    actor lives. So each call may come twice.
-    """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": 0, "scheduling_strategy": here, "max_task_retries": -1}
-    return ray.remote(actor_class).options(**options).remote()

@@ -104,6 +104,17 @@ def is_up(node_id: str) -> bool:
     return any(node.id == node_id and answers(node) for node in all_nodes())
 
 
+def start_actor(actor_class: type) -> Any:
+    """Start an actor on this process's node that takes no CPU, and return its handle.
+
+    It ends with the driver. Ray repeats a call that a bad network has cut short, for as long as the
+    actor lives. So each call may come twice.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "scheduling_strategy": here, "max_task_retries": -1}
+    return ray.remote(actor_class).options(**options).remote()
+
+
 def kill_process(node_id: str, pid: int) -> None:
     """Kill a process on a node, by a task there; do not wait for it."""
     where = NodeAffinitySchedulingStrategy(node_id, soft=False)

@@ -301,7 +301,7 @@ def _as_storage_error(path: Path) -> Iterator[None]:
         yield
     except _Lacking as lacking:
         raise StorageError(
-            f"{path}: {lacking}; expected one that does, or a URI like s3://bucket/folder"
+            f"{path}: {lacking}; expected another file system, or a URI like s3://bucket/folder"
         ) from lacking
     except OSError as error:
         raise StorageError(

@@ -295,7 +295,7 @@ class FoldSearch:
 
     def tune(self, dealer: Dealer) -> None:
         """Let Ray Tune try the configurations that are left."""
-        from raykfold.distributed.events import start_actor
+        from raykfold.distributed.nodes import start_actor
         from raykfold.tuning.score_actor import ScoreActor
         from raykfold.tuning.tune import TuneRun
 

@@ -25,6 +25,14 @@ class Worker:
             self.now += 1.0
             self.watch.look()
 
+    def hang(self, stage: Stage, allowed: float) -> None:
+        """Compute one batch for longer than is allowed, and see it called a stall only then."""
+        with self.watch.expect(stage):
+            self.wait(allowed)
+            assert not self.stalls
+            self.wait(2)
+            assert self.stalls[0] == (f"it stalled: no batch was finished for {allowed + 1:.0f} s")
+
     def epoch(self, stage: Stage, batch_seconds: float = 1.0, last_seconds: float = 1.0) -> None:
         with self.watch.expect(stage):
             for _ in range(30):
@@ -39,22 +47,14 @@ def test_a_batch_that_never_ends_is_a_stall_after_a_minute() -> None:
     worker = Worker()
     worker.epoch("first")
     worker.epoch("later")
-    with worker.watch.expect("later"):
-        worker.wait(60)
-        assert not worker.stalls
-        worker.wait(2)
-        assert worker.stalls[0] == "it stalled: no batch was finished for 61 s"
+    worker.hang("later", allowed=60)
 
 
 def test_long_batches_may_take_twenty_times_as_long() -> None:
     worker = Worker()
     worker.epoch("first", batch_seconds=20)
     worker.epoch("later", batch_seconds=10)
-    with worker.watch.expect("later"):
-        worker.wait(199)
-        assert not worker.stalls
-        worker.wait(30)
-        assert worker.stalls
+    worker.hang("later", allowed=20 * 10)
 
 
 def test_what_comes_last_in_an_epoch_may_take_long() -> None:
@@ -67,11 +67,7 @@ def test_what_comes_last_in_an_epoch_may_take_long() -> None:
 
 def test_the_first_epoch_has_five_minutes_for_a_batch() -> None:
     worker = Worker()
-    with worker.watch.expect("first"):
-        worker.wait(299)
-        assert not worker.stalls
-        worker.wait(3)
-        assert worker.stalls
+    worker.hang("first", allowed=300)
 
 
 def test_what_a_first_epoch_takes_says_little_about_later_ones() -> None:
@@ -95,11 +91,7 @@ def test_a_timeout_of_the_user_holds_from_the_first_batch() -> None:
     worker = Worker(timeout=15.0)
     with worker.watch.expect("start"):  # which no batch is
         worker.wait(100)
-    with worker.watch.expect("first"):
-        worker.wait(14)
-        assert not worker.stalls
-        worker.wait(3)
-        assert worker.stalls
+    worker.hang("first", allowed=15)
 
 
 def test_a_process_that_reports_nothing_is_a_stall() -> None:

@@ -140,7 +140,7 @@ def test_what_a_file_system_lacks_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int, lacks: str
 ) -> None:
     refuse(monkeypatch, name, number, only_folders=False)
-    with pytest.raises(StorageError, match=re.escape(f"its file system {lacks}; expected one")):
+    with pytest.raises(StorageError, match=re.escape(f"its file system {lacks}; expected another")):
         write_file(tmp_path / "file", b"")
     assert list(tmp_path.iterdir()) == []
 
