@@ -49,13 +49,13 @@ def search_page(results: SearchResults) -> str:
         ("wall time", duration(results.wall_seconds)),
         ("resumed", times(max(results.sessions - 1, 0))),
         ("sampler", results.sampler),
-        ("scheduler", results.scheduler),
+        ("trial scheduler", results.trial_scheduler),
         ("seed", str(results.seed)),
         ("folds", ", ".join(map(str, results.folds))),
         ("epochs of a fold, at most", str(results.epochs)),
         ("epoch of a fold that counts", status[results.score]),
     ]
-    shown = {"epochs", "folds", "sampler", "scheduler", "seed", "space"}
+    shown = {"epochs", "folds", "sampler", "trial_scheduler", "seed", "space"}
     facts += [
         ("fingerprint of the data" if name == "data" else _text(name), _text(value, longest=200))
         for name, value in results.identity.items()
@@ -188,7 +188,7 @@ def _tiles(results: SearchResults) -> Iterator[tuple[str, str, str]]:
         "median": ("median", "stops trials below the median of the others"),
         "none": ("no scheduler", "every trial is trained to its end"),
     }
-    scheduler, note = schedulers[results.scheduler]
+    scheduler, note = schedulers[results.trial_scheduler]
     yield "Sampler and scheduler", f"{names[results.sampler]}, {scheduler}", note
 
 

@@ -124,7 +124,7 @@ class SearchResults:
     Attributes:
         run_name: the search's name.
         score: which epoch of each fold counts: its best, or the one an inner split chose.
-        sampler, scheduler, seed: as in the search's configuration.
+        sampler, trial_scheduler, seed: as in the search's configuration.
         epochs: most epochs of a fold.
         folds: those that each trial holds out.
         space: searched hyper-parameter → kind of range → its values.
@@ -147,7 +147,7 @@ class SearchResults:
     run_name: str
     score: KeptEpochs
     sampler: str
-    scheduler: str
+    trial_scheduler: str
     seed: int
     epochs: int
     folds: tuple[int, ...]
@@ -216,7 +216,7 @@ class SearchResults:
             "status": self.status,
             "score": self.score,
             "sampler": self.sampler,
-            "scheduler": self.scheduler,
+            "trial_scheduler": self.trial_scheduler,
             "seed": self.seed,
             "epochs": self.epochs,
             "folds": list(self.folds),

@@ -263,7 +263,7 @@ class FoldSearch:
             run_name=config.run_name,
             score=kept_epochs(config.select),
             sampler=config.sampler,
-            scheduler=config.scheduler,
+            trial_scheduler=config.trial_scheduler,
             seed=config.seed,
             epochs=config.most_epochs,
             folds=inputs.folds,

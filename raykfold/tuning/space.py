@@ -161,7 +161,7 @@ class SearchConfig(RunConfig):
     exit_codes: ClassVar[str] = "3 some trials failed"
     examples: ClassVar[tuple[str, ...]] = (
         "--demo --config search.toml --model_dir runs/search",
-        "--demo --config search.toml --trials 40 --scheduler asha --nested",
+        "--demo --config search.toml --trials 40 --trial_scheduler asha --nested",
     )
 
     trials: int | None = _search(None, OrWord("auto", integer), positive)
@@ -170,7 +170,7 @@ class SearchConfig(RunConfig):
     sampler: str = _search("random", str, one_of("random", "optuna"))
     """How values are drawn from ranges: random, or optuna (TPE, which learns from trials)."""
 
-    scheduler: str = _search("asha", str, one_of("asha", "median", "none"))
+    trial_scheduler: str = _search("asha", str, one_of("asha", "median", "none"))
     """Ray Tune's rule that stops poor trials: asha (successive halving), median or none."""
 
     grace_period: int | None = _search(None, OrWord("auto", integer), positive)
@@ -326,7 +326,7 @@ def search_identity(
         "epochs": config.epochs,
         "folds": "all" if config.folds is None else list(config.folds),
         "sampler": config.sampler,
-        "scheduler": config.scheduler,
+        "trial_scheduler": config.trial_scheduler,
         "grace_period": config.grace_epochs,
         "reduction_factor": config.reduction_factor,
     }

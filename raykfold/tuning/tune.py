@@ -254,11 +254,11 @@ def _scheduler(config: SearchConfig) -> TrialScheduler:
         "mode": "max",
         "grace_period": config.grace_epochs,
     }
-    if config.scheduler == "asha":
+    if config.trial_scheduler == "asha":
         return ASHAScheduler(
             max_t=config.most_epochs, reduction_factor=config.reduction_factor, **common
         )
-    if config.scheduler == "median":
+    if config.trial_scheduler == "median":
         # With a time slice it would pause trials, whose workers would train on.
         return MedianStoppingRule(min_time_slice=math.inf, **common)  # type: ignore[arg-type]
     return FIFOScheduler()

@@ -31,10 +31,10 @@ from raykfold.training.statistics import ROUNDING, corrected_t_test, mean
 LOWEST, HIGHEST = 1e-4, 1e-1
 ORDERS, UNLIKELY = 300, 0.05
 SEARCHES = {
-    "asha, the same rates": ("grid", ("--scheduler", "asha")),
-    "median, the same rates": ("grid", ("--scheduler", "median")),
-    "asha, random rates": ("range", ("--scheduler", "asha")),
-    "asha, Optuna's rates": ("range", ("--scheduler", "asha", "--sampler", "optuna")),
+    "asha, the same rates": ("grid", ("--trial_scheduler", "asha")),
+    "median, the same rates": ("grid", ("--trial_scheduler", "median")),
+    "asha, random rates": ("range", ("--trial_scheduler", "asha")),
+    "asha, Optuna's rates": ("range", ("--trial_scheduler", "asha", "--sampler", "optuna")),
 }
 
 
@@ -55,7 +55,7 @@ def main() -> None:
                 f"demo = true\nepochs = {options.epochs}\n[search]\nlearning_rate = {space}\n"
             )
         trials = ("--trials", str(options.trials))
-        full = searched(folder, "full", "grid", *trials, "--scheduler", "none")
+        full = searched(folder, "full", "grid", *trials, "--trial_scheduler", "none")
         print_row("full grid", full, full)
         for number, (name, (space, arguments)) in enumerate(SEARCHES.items()):
             found = searched(folder, f"search-{number}", space, *trials, *arguments)

@@ -374,7 +374,7 @@ def test_a_search_can_be_submitted_as_a_job(
     )
     what = (sys.executable, "-m", "raykfold.search", "--config", str(config))
     hosts = shared_cluster
-    job = hosts.head.start(*job_command(hosts, "submit", "--", *what, "--scheduler", "none"))
+    job = hosts.head.start(*job_command(hosts, "submit", "--", *what, "--trial_scheduler", "none"))
     output = finish(job)
     assert len(set(re.findall(r": worker up on ([\d.]+),", output))) == 3
     for row in json.loads((tmp_path / "out/search.json").read_text())["trials"]:

@@ -215,7 +215,7 @@ def test_what_was_run_is_told() -> None:
     assert "python -m raykfold.search --space &#39;a &lt;b&gt;.toml&#39;" in text
     assert "python -m raykfold.run --config /runs/sounds/best.toml" in text
     assert "best.toml in this folder holds all of it" in text
-    assert "wall time 5 min 05 s resumed 2 times sampler optuna scheduler asha seed 7" in text
+    assert "wall time 5 min 05 s resumed 2 times sampler optuna trial scheduler asha seed 7" in text
     assert "fingerprint of the data b6d0d59b device cpu x1" in text and "torch 2.13.0" in text
     assert "Epochs trained, of all folds 72 of at most 108 33 % left out, by stopped trials" in text
 

@@ -66,7 +66,7 @@ def search(trials: Sequence[Trial] = TRIALS, **changes: Any) -> SearchResults:
         "run_name": "sounds",
         "score": "best",
         "sampler": "optuna",
-        "scheduler": "asha",
+        "trial_scheduler": "asha",
         "seed": 7,
         "epochs": EPOCHS,
         "folds": (1, 2, 3),

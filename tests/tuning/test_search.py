@@ -106,7 +106,7 @@ def searched(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     folder = tmp_path_factory.mktemp("searched")
     model_dir = folder / "out"
     config = write_config(folder, BASE, GRID, data_dir=data_dir, model_dir=model_dir)
-    same = ("--scheduler", "none", "--concurrent_trials", "3")
+    same = ("--trial_scheduler", "none", "--concurrent_trials", "3")
     kill_after(config, *same, "--trials", "1", lines=[r"^trial 1  epoch 1/"])
     sent = ("--hf_model_repo_id", "tester/best", "--hub_interval", "0.5")
     with HubServer() as hub:
@@ -223,12 +223,12 @@ def test_a_search_is_not_resumed_with_other_settings(
     searched: Searched, refused: Callable[..., str], tmp_path: Path
 ) -> None:
     before = (searched.model_dir / "search.json").read_bytes()
-    same = ("--scheduler", "none")
+    same = ("--trial_scheduler", "none")
     fewer = refused(searched.config, *same, "--trials", "2")
     assert fewer.startswith("--trials 2: the search has already begun 4; expected at least that")
     epochs = refused(searched.config, *same, "--epochs", "7")
     assert "is taken by a search with epochs 6, and this one has 7" in epochs
-    assert "a search with scheduler none, and this one has asha" in refused(searched.config)
+    assert "a search with trial_scheduler none, and this one has asha" in refused(searched.config)
     other = tmp_path / "search.toml"
     other.write_text(searched.config.read_text().replace("0.002]", "0.003]"))
     assert "the [search] table differs" in refused(other, *same)
@@ -299,7 +299,7 @@ def test_what_is_over_is_not_trained_again(scheduler: str, data_dir: Path, tmp_p
     model_dir = tmp_path / "out"
     space = "learning_rate = {loguniform = [1e-5, 1e-1]}"
     config = write_config(tmp_path, BASE, space, data_dir=data_dir, model_dir=model_dir)
-    arguments = ("--trials", "4", "--scheduler", scheduler)
+    arguments = ("--trials", "4", "--trial_scheduler", scheduler)
     lines = [r"^trial \d complete", r"^trial \d begins", r"^trial \d  epoch 1/"]
     kill_after(config, *arguments, lines=lines)
     before = {row["trial"]: row for row in found_in(model_dir)["trials"]}
@@ -369,7 +369,7 @@ def test_nested_measures_each_winner_on_the_fold_that_it_has_not_seen(
     space = "learning_rate = {grid = [1e-6, 0.005]}"
     places = {"data_dir": data_dir, "model_dir": tmp_path / "out"}
     config = write_config(tmp_path, BASE, space, **places)
-    done = run(config, "--scheduler", "none", "--nested")
+    done = run(config, "--trial_scheduler", "none", "--nested")
     assert done.returncode == 0, done.stderr
     found = found_in(tmp_path / "out")
     assert [row["fold"] for row in found["nested"]["folds"]] == [1, 3, 4]
@@ -397,6 +397,6 @@ def test_nested_measures_each_winner_on_the_fold_that_it_has_not_seen(
     for fold in (1, 3, 4):  # of a fit that is measured nothing is kept to go on with
         (left,) = (tmp_path / "out/ray").rglob(f"*-outer_{fold}/fits/*")
         assert not (left / "shares").exists() and (left / "folds").exists()
-    again = run(config, "--scheduler", "none", "--nested")
+    again = run(config, "--trial_scheduler", "none", "--nested")
     assert again.returncode == 0 and "begins" not in again.stdout
     assert found_in(tmp_path / "out")["nested"] == found["nested"]

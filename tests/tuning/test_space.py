@@ -73,11 +73,17 @@ def test_the_network_itself_can_be_searched(tmp_path: Path) -> None:
 
 
 def test_flag_goes_before_variable_and_variable_before_file(tmp_path: Path) -> None:
-    above = "trials = 1\nscheduler = 'none'\ngrace_period = 2"
+    above = "trials = 1\ntrial_scheduler = 'none'\ngrace_period = 2"
     config = parsed(
-        tmp_path, RATE, "--trials", "3", above=above, RAYKFOLD_TRIALS="2", RAYKFOLD_SCHEDULER="asha"
+        tmp_path,
+        RATE,
+        "--trials",
+        "3",
+        above=above,
+        RAYKFOLD_TRIALS="2",
+        RAYKFOLD_TRIAL_SCHEDULER="asha",
     )
-    assert (config.num_trials, config.scheduler, config.grace_epochs) == (3, "asha", 2)
+    assert (config.num_trials, config.trial_scheduler, config.grace_epochs) == (3, "asha", 2)
 
 
 def test_without_a_number_there_are_as_many_trials_as_combinations(tmp_path: Path) -> None:
