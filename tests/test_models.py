@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from raykfold.config.model_spec import DEFAULT_MODEL
+from raykfold.config.class_spec import DEFAULT_MODEL
 from raykfold.errors import BadInput
 from raykfold.models import AudioCNN
 from raykfold.training.network import build_model

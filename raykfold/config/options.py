@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from raykfold.config.command import Parser, add_flag
-from raykfold.config.model_spec import ModelSpec, plain
+from raykfold.config.class_spec import ModelSpec, plain
 from raykfold.errors import BadInput
 from raykfold.files.paths import absolute
 from raykfold.files.remote import Place, place, without_password

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from raykfold.config.environment import python_path, script_command
-from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec
+from raykfold.config.class_spec import DEFAULT_MODEL, ModelSpec
 from raykfold.config.options import (
     Options,
     OrWord,

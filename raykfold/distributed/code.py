@@ -12,7 +12,7 @@ from typing import Any
 from ray import cloudpickle
 
 from raykfold.config.environment import import_path, is_importable
-from raykfold.config.model_spec import ModelSpec
+from raykfold.config.class_spec import ModelSpec
 from raykfold.errors import BadInput
 from raykfold.text import one_line
 from raykfold.training.network import define_class, find_class

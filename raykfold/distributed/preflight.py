@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec
+from raykfold.config.class_spec import DEFAULT_MODEL, ModelSpec
 from raykfold.config.run_config import RunConfig
 from raykfold.distributed.code import DriverCode
 from raykfold.distributed.deal import WorkerSize

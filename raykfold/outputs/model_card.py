@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec
+from raykfold.config.class_spec import DEFAULT_MODEL, ModelSpec
 from raykfold.pages import remarks
 from raykfold.state.record import RunRecord
 from raykfold.text import accuracy_text, count_of, interval_text, plus_minus

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec
+from raykfold.config.class_spec import DEFAULT_MODEL, ModelSpec
 from raykfold.data.log_mel import FeatureParameters
 from raykfold.errors import BadData, BadInput
 from raykfold.files.paths import ModelDir, fold_of_best_weights

@@ -7,7 +7,7 @@ import operator
 
 from torch import nn
 
-from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec
+from raykfold.config.class_spec import DEFAULT_MODEL, ModelSpec
 from raykfold.errors import BadInput
 
 _defined: dict[str, type] = {}
@@ -22,7 +22,7 @@ def build_model(spec: str, n_mels: int, num_classes: int, target_len: int) -> nn
     """Build a network, drawing its initial weights from torch's current random state.
 
     Args:
-        spec: ``module:Class(name=value, ...)`` (`raykfold.config.model_spec`). The class is called
+        spec: ``module:Class(name=value, ...)`` (`raykfold.config.class_spec`). The class is called
             with ``(n_mels, num_classes, target_len)`` and these keyword arguments.
 
     Raises:

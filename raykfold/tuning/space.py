@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from raykfold.config.environment import script_command
-from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec, plain
+from raykfold.config.class_spec import DEFAULT_MODEL, ModelSpec, plain
 from raykfold.config.options import (
     OrWord,
     integer,

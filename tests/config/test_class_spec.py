@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raykfold.config.model_spec import ModelSpec
+from raykfold.config.class_spec import ModelSpec
 
 
 @pytest.mark.parametrize(
