@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from raykfold.models import AudioCNN
     from raykfold.observers import Observer
     from raykfold.outputs.weights import FoldModel, load_fold
+    from raykfold.training.evaluation import Evaluation
+    from raykfold.training.recipe import Recipe
     from raykfold.training.results import EpochMetrics, FoldResult, Summary
 
 try:
@@ -31,10 +33,12 @@ except PackageNotFoundError:  # a source tree that is on the path and not instal
 _HOMES = {
     "AudioCNN": "models",
     "EpochMetrics": "training.results",
+    "Evaluation": "training.evaluation",
     "FeatureSet": "data.feature_set",
     "FoldResult": "training.results",
     "Observer": "observers",
     "RaykfoldError": "errors",
+    "Recipe": "training.recipe",
     "RunConfig": "config.run_config",
     "SoundDataset": "data.feature_set",
     "Summary": "training.results",
@@ -46,11 +50,13 @@ _HOMES = {
 __all__ = [
     "AudioCNN",
     "EpochMetrics",
+    "Evaluation",
     "FeatureSet",
     "FoldModel",
     "FoldResult",
     "Observer",
     "RaykfoldError",
+    "Recipe",
     "RunConfig",
     "SoundDataset",
     "Summary",

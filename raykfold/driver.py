@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,7 +264,7 @@ def train(config: RunConfig, inputs: Inputs) -> Summary:
 
         # Ray starts only if a fold is left.
         if any(ledger.waiting for ledger in ledgers):
-            with connect_dealer(run.earlier, inputs, [config.model]) as dealer:
+            with connect_dealer(run.earlier, inputs, [config]) as dealer:
                 add_run(run, inputs.data, dealer, repeats=repeats)
                 dealer.work()
         else:
@@ -318,16 +318,18 @@ def open_ledger(
 
 
 @contextmanager
-def connect_dealer(earlier: EarlierRun, inputs: Inputs, models: Iterable[str]) -> Iterator[Dealer]:
+def connect_dealer(
+    earlier: EarlierRun, inputs: Inputs, configs: Sequence[RunConfig]
+) -> Iterator[Dealer]:
     """Connect to Ray and yield a dealer without ledgers.
 
     Args:
         earlier: what lies in the run's folders, with its configuration.
         inputs: what the run starts from.
-        models: the networks that workers will build.
+        configs: name the networks and recipes that workers will build.
 
     Raises:
-        BadInput: Ray does not have what the flags ask for, or workers cannot have the networks.
+        BadInput: Ray does not have what the flags ask for, or workers cannot have these.
     """
     config = earlier.config
     with ray_session(
@@ -348,7 +350,7 @@ def connect_dealer(earlier: EarlierRun, inputs: Inputs, models: Iterable[str]) -
 
         _log.info("connected to Ray")
         size = worker_size(config, own_instance, earlier.identity_value("device"))
-        code = DriverCode.of(models)
+        code = DriverCode.of((each.model for each in configs), (each.recipe for each in configs))
         with ExitStack() as stack:
             marker = None  # on one machine, every worker sees the storage
             if own_instance:

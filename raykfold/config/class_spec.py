@@ -1,9 +1,9 @@
-"""A network as text: its class, and the arguments that it is called with.
+"""A network or a recipe as text: its class, and the arguments that it is called with.
 
     raykfold.models:AudioCNN
     raykfold.models:AudioCNN(dropout=0.3, width=16)
 
-It is one text, so that a run's identity, the metadata of weights and a search can hold a network
+It is one text, so that a run's identity, the metadata of weights and a search can hold a class
 without knowing more about it.
 """
 
@@ -18,12 +18,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
 Argument: TypeAlias = str | bool | int | float
 
 DEFAULT_MODEL = "raykfold.models:AudioCNN"
-_FROM_THE_DATA = ("n_mels", "num_classes", "target_len")
+DEFAULT_RECIPE = "raykfold.training.recipe:Recipe"
 _EXPECTED = (
     "expected module:Class, or module:Class(name=value, …) with numbers, texts, True or False"
 )
@@ -37,15 +37,20 @@ def plain(value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    """Which network to build. `parse` reads what `str` returns, which is the same for equal specs.
+class ClassSpec:
+    """A class, and the arguments that it is called with.
+
+    `parse` reads what `str` returns, which is the same for equal specs.
 
     Attributes:
         name: ``module:Class``.
-        arguments: keyword arguments beyond n_mels, num_classes and target_len.
+        arguments: keyword arguments.
     """
 
-    name: str = DEFAULT_MODEL
+    from_the_data: ClassVar[tuple[str, ...]] = ()
+    """Arguments that follow from the data: a spec cannot have them."""
+
+    name: str
     arguments: Mapping[str, Argument] = field(default_factory=dict)
 
     @property
@@ -58,8 +63,8 @@ class ModelSpec:
         return self.name.partition(":")[2]
 
     @classmethod
-    def of(cls, value: object) -> ModelSpec:
-        """Return the spec of a text, of a class, or of a `functools.partial` of one.
+    def of(cls, value: object) -> Self:
+        """Return the spec of a text, of a class, of a `functools.partial` of one, or of a recipe.
 
         Raises:
             ValueError: the value is none of these, or its module has no such class.
@@ -69,6 +74,9 @@ class ModelSpec:
         if isinstance(value, partial) and not value.args:
             return cls.of(value.func).with_arguments(value.keywords)
         if not isinstance(value, type):
+            text = getattr(value, "spec", None)  # as a recipe has it
+            if isinstance(text, str):
+                return cls.parse(text)
             raise ValueError(f"{_EXPECTED}, or a class")
         # A class that a function defines, or whose name a later class has taken, cannot be named.
         try:
@@ -83,7 +91,7 @@ class ModelSpec:
         return cls(f"{value.__module__}:{value.__qualname__}")
 
     @classmethod
-    def parse(cls, text: str) -> ModelSpec:
+    def parse(cls, text: str) -> Self:
         """Return the spec that a text stands for.
 
         Raises:
@@ -104,7 +112,7 @@ class ModelSpec:
             raise ValueError("an argument appears twice")
         return cls(f"{module}:{name.strip()}").with_arguments(arguments)
 
-    def with_arguments(self, arguments: Mapping[str, object]) -> ModelSpec:
+    def with_arguments(self, arguments: Mapping[str, object]) -> Self:
         """Return a spec with these arguments added, or in place of its own.
 
         Raises:
@@ -115,17 +123,42 @@ class ModelSpec:
             value = plain(given)
             if not name.isidentifier() or keyword.iskeyword(name):
                 raise ValueError(f"{name!r} is not the name of an argument")
-            if name in _FROM_THE_DATA:
+            if name in self.from_the_data:
                 raise ValueError(f"{name} follows from the data")
             if not isinstance(value, str | bool | int | float):
                 raise ValueError(_EXPECTED)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name} is not finite")
             checked[name] = value
-        return ModelSpec(self.name, dict(sorted(checked.items())))
+        return type(self)(self.name, dict(sorted(checked.items())))
 
     def __str__(self) -> str:
         if not self.arguments:
             return self.name
         pairs = (f"{name}={value!r}" for name, value in self.arguments.items())
         return f"{self.name}({', '.join(pairs)})"
+
+
+@dataclass(frozen=True)
+class ModelSpec(ClassSpec):
+    """Which network to build; it is also called with n_mels, num_classes and target_len."""
+
+    from_the_data: ClassVar[tuple[str, ...]] = ("n_mels", "num_classes", "target_len")
+    name: str = DEFAULT_MODEL
+
+
+@dataclass(frozen=True)
+class RecipeSpec(ClassSpec):
+    """Which recipe to train with."""
+
+    name: str = DEFAULT_RECIPE
+
+
+SPECS: Mapping[str, type[ModelSpec | RecipeSpec]] = {"model": ModelSpec, "recipe": RecipeSpec}
+"""Option → what it names; a key ``option.NAME`` is one of its keyword arguments."""
+
+
+def split_argument(name: str) -> tuple[str, str] | None:
+    """Return the option and the keyword argument of ``option.NAME``; None of other names."""
+    option, dot, argument = name.partition(".")
+    return (option, argument) if dot and option in SPECS else None

@@ -24,8 +24,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from raykfold.config.class_spec import SPECS, ModelSpec, RecipeSpec, plain
 from raykfold.config.command import Parser, add_flag
-from raykfold.config.class_spec import ModelSpec, plain
 from raykfold.errors import BadInput
 from raykfold.files.paths import absolute
 from raykfold.files.remote import Place, place, without_password
@@ -46,6 +46,7 @@ def option(
     hyperparameter: bool = False,
     decides_results: bool = False,
     search: bool | str = False,
+    shown: str = "",
 ) -> Any:
     """Return a dataclass field that declares an option; the docstring below it is its help text.
 
@@ -58,6 +59,7 @@ def option(
         hyperparameter: the model card and the trackers show it.
         decides_results: it is part of a run's identity: a run resumes only with the same value.
         search: whether `raykfold.search` can vary it; a text says why not.
+        shown: what ``--help`` shows as the default, if not the default itself.
     """
     metadata = {
         "parse": parse,
@@ -66,6 +68,7 @@ def option(
         "hyperparameter": hyperparameter,
         "decides_results": decides_results,
         "search": search,
+        "shown": shown,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -116,6 +119,10 @@ def path(value: object) -> Place:
 
 def network(value: object) -> str:
     return str(ModelSpec.of(text(value) if isinstance(value, str) else value))
+
+
+def recipe(value: object) -> str:
+    return str(RecipeSpec.of(text(value) if isinstance(value, str) else value))
 
 
 def dtype(value: object) -> str:
@@ -171,6 +178,20 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def mask_sizes(value: object) -> str:
+    """Return ``F,T``, or ``none``, as one text."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if value == "none":
+        return "none"
+    try:
+        bands, frames = map(integer, parts)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        bands = frames = -1
+    if min(bands, frames) < 0:
+        raise ValueError("expected numbers of mel bands and of frames, as in 8,20, or none")
+    return f"{bands},{frames}" if bands or frames else "none"
+
+
 @dataclass(frozen=True)
 class OrWord:
     """Reads `word` as None, and everything else with `parse`."""
@@ -202,6 +223,14 @@ def positive(value: float) -> str | None:
 
 def not_negative(value: float) -> str | None:
     return None if value >= 0 else "expected 0 or more"
+
+
+def not_negative_finite(value: float) -> str | None:
+    return not_negative(value) or (None if math.isfinite(value) else "expected a finite number")
+
+
+def part_of_one(value: float) -> str | None:
+    return None if 0 <= value < 1 else "expected a number from 0 to below 1"
 
 
 def zero_or_ten(value: float) -> str | None:
@@ -267,7 +296,7 @@ def parse_values(
 
     values: dict[str, Any] = {}
     where = f"--config {file}"
-    for key, value in _with_one_model(content, where).items():
+    for key, value in _with_one_text(content, where).items():
         name = key.replace("-", "_")
         if name not in options(cls):
             raise BadInput(f"{where}: unknown key {key!r}{_nearest(cls, name, '{}')}")
@@ -331,26 +360,29 @@ def _read_toml(path: str) -> dict[str, Any]:
         raise BadInput(f"--config {path}: is not valid TOML ({error})") from None
 
 
-def _with_one_model(content: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Put the arguments of the network, keys ``model.NAME``, into the one text of ``model``."""
-    model = content.get("model")
-    others = {key: value for key, value in content.items() if not key.startswith("model.")}
-    rows = [(k.removeprefix("model."), v) for k, v in content.items() if k.startswith("model.")]
-    if isinstance(model, Mapping):  # how TOML reads model.NAME without quotes
-        rows, model = [*rows, *model.items()], None
-    arguments: dict[str, Any] = {}
-    for key, value in rows:
-        name = key.replace("-", "_")
-        if name in arguments:
-            raise BadInput(f"{where}: model.{name}: appears twice")
-        arguments[name] = value
-    if not arguments:
-        return others
-    try:
-        spec = ModelSpec.parse(str(model)) if model is not None else ModelSpec()
-        return {**others, "model": str(spec.with_arguments(arguments))}
-    except ValueError as error:
-        raise BadInput(f"{where}: model: {error}") from None
+def _with_one_text(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Put the arguments of a class, keys like ``model.NAME``, into the one text that names it."""
+    found = dict(content)
+    for name, spec_class in SPECS.items():
+        rows = [
+            (key.partition(".")[2], found.pop(key)) for key in content if key.startswith(f"{name}.")
+        ]
+        if isinstance(found.get(name), Mapping):  # how TOML reads model.NAME without quotes
+            rows += found.pop(name).items()
+        arguments: dict[str, Any] = {}
+        for key, value in rows:
+            argument = key.replace("-", "_")
+            if argument in arguments:
+                raise BadInput(f"{where}: {name}.{argument}: appears twice")
+            arguments[argument] = value
+        if not arguments:
+            continue
+        try:
+            spec = spec_class.parse(str(found[name])) if name in found else spec_class()
+            found[name] = str(spec.with_arguments(arguments))
+        except ValueError as error:
+            raise BadInput(f"{where}: {name}: {error}") from None
+    return found
 
 
 def _nearest(cls: type[Options], name: str, spelling: str) -> str:
@@ -391,7 +423,8 @@ def _parser(cls: type[Options]) -> argparse.ArgumentParser:
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
         silent = field.default is None or field.default is False or field.default == ""
-        shown = "" if silent else f" [{field.default}]"
+        default = field.metadata["shown"] or ("" if silent else field.default)
+        shown = f" [{default}]" if default != "" else ""
         more: dict[str, Any] = {"default": None, "help": docs[name] + shown}
         if field.metadata["parse"] is switch:
             more |= {"nargs": "?", "const": "true", "metavar": "true|false"}

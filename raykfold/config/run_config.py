@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+from raykfold.config.class_spec import DEFAULT_MODEL, DEFAULT_RECIPE, SPECS
 from raykfold.config.environment import python_path, script_command
-from raykfold.config.class_spec import DEFAULT_MODEL, ModelSpec
 from raykfold.config.options import (
     Options,
     OrWord,
@@ -19,22 +19,27 @@ from raykfold.config.options import (
     fold_list,
     hub_repository,
     integer,
+    mask_sizes,
     network,
     not_negative,
+    not_negative_finite,
     number,
     one_of,
     option,
     options,
     options_that_are,
     parse_values,
+    part_of_one,
     path,
     plain_name,
     positive,
     read_option,
+    recipe,
     switch,
     text,
     zero_or_ten,
 )
+from raykfold.config.presets import PLAIN, PRESETS
 from raykfold.errors import BadInput
 from raykfold.files.paths import ModelDir, RunDir, absolute, seed_name, working_copy
 from raykfold.files.remote import Place, RemotePath
@@ -49,6 +54,16 @@ _hyperparameter = partial(option, group="training", hyperparameter=True)
 _protocol = partial(
     _hyperparameter, search="it decides what is measured, and not how a network is trained"
 )
+
+
+def _recipe(name: str, *how: Any) -> Any:
+    """Declare an option that a preset has a value for: None is that value."""
+    strong = PRESETS["strong"][name]
+    shown = f"{PLAIN[name]}" + (f"; strong: {strong}" if strong != PLAIN[name] else "")
+    more: dict[str, Any] = {"hyperparameter": True, "decides_results": True, "search": True}
+    return option(None, *how, group="recipe", shown=shown, **more)
+
+
 _output = partial(option, group="output")
 _ray = partial(option, group="Ray")
 _hub = partial(option, group="Hugging Face Hub")
@@ -98,7 +113,7 @@ class RunConfig(Options):
     learning_rate: float = _hyperparameter(
         0.001, number, positive, decides_results=True, search=True
     )
-    """Adam's learning rate at the start."""
+    """The optimizer's learning rate at the start, or after the warm-up."""
 
     early_stopping_patience: int = _hyperparameter(
         10, integer, positive, decides_results=True, search=True
@@ -121,6 +136,68 @@ class RunConfig(Options):
     # "auto" decides nothing until the device is known: see `raykfold.state.record.identity`.
     precision: str = _hyperparameter("auto", dtype, one_of("auto", "fp32", "bf16"), search=True)
     """Precision of training steps, fp32 or bf16 (auto: bf16 for AudioCNN on GPUs that have it)."""
+
+    preset: str = option(
+        "plain",
+        str,
+        one_of(*PRESETS),
+        group="recipe",
+        hyperparameter=True,
+        search="it stands for several options; expected ranges of these",
+    )
+    """Values of the options below that are not given: plain, or strong for small audio sets."""
+
+    recipe: str = option(
+        DEFAULT_RECIPE,
+        recipe,
+        group="recipe",
+        hyperparameter=True,
+        decides_results=True,
+        search=True,
+    )
+    """A class derived from raykfold.Recipe, `module:Class(name=value)`: what no option can say."""
+
+    optimizer: str = _recipe("optimizer", str, one_of("adam", "adamw", "sgd"))
+    """adam, adamw or sgd (with Nesterov momentum of 0.9)."""
+
+    weight_decay: float = _recipe("weight_decay", number, not_negative)
+    """The optimizer's weight decay."""
+
+    scheduler: str = _recipe("scheduler", str, one_of("plateau", "cosine", "none"))
+    """Learning rate: reduced when the loss stagnates (plateau), along a cosine, or constant."""
+
+    warmup_epochs: int = _recipe("warmup_epochs", integer, not_negative)
+    """Epochs over which the learning rate rises at first."""
+
+    grad_clip: float = _recipe("grad_clip", number, not_negative_finite)
+    """Largest norm of the gradient (0: any)."""
+
+    label_smoothing: float = _recipe("label_smoothing", number, part_of_one)
+    """Share of each target that is spread over all classes."""
+
+    class_weights: str = _recipe("class_weights", str, one_of("none", "balanced"))
+    """Weights of classes in the training loss; balanced: inverse to their numbers of samples."""
+
+    normalize: str = _recipe("normalize", str, one_of("none", "global", "band", "clip"))
+    """Subtract a mean and divide by a standard deviation: of the training split (global), of each
+    mel band of it (band), or of each clip (clip)."""
+
+    mixup: float = _recipe("mixup", number, not_negative_finite)
+    """Mix pairs of training samples, with shares from Beta(mixup, mixup) (0: don't)."""
+
+    spec_augment: str = _recipe("spec_augment", mask_sizes)
+    """Mask up to F mel bands and T frames of each training sample, as in 8,20."""
+
+    time_shift: float = _recipe("time_shift", number, part_of_one)
+    """Shift training samples in time, circularly, by up to this part of their length."""
+
+    ema: float = _recipe("ema", number, part_of_one)
+    """Evaluate and keep an exponential moving average of the weights, of this decay (0: don't)."""
+
+    monitor: str = _recipe(
+        "monitor", str, one_of("accuracy", "balanced_accuracy", "macro_f1", "loss")
+    )
+    """The figure that chooses each fold's epoch."""
 
     repeats: int = _protocol(1, integer, positive)
     """Number of seeds that every fold is trained with: seed, seed + 1, and so on."""
@@ -233,6 +310,9 @@ class RunConfig(Options):
                     )
 
         # What follows from other fields is filled in, and paths become absolute.
+        for name, value in PRESETS[self.preset].items():
+            if getattr(self, name) is None:
+                self._set(name, value)
         data_dir = _absolute_or_as_given if self.demo else absolute  # a demo needs no data_dir
         self._set("processed_dir", data_dir(self.processed_dir))
         self._set("run_name", self.run_name or self._default_run_name())
@@ -273,9 +353,10 @@ class RunConfig(Options):
 
     def deciding(self) -> dict[str, Any]:
         """Return the options that decide a fold's result, by name; without the precision."""
-        return {
-            name: getattr(self, name) for name in options_that_are(type(self), "decides_results")
-        }
+        names = options_that_are(type(self), "decides_results")
+        if self.scheduler == "cosine" or self.recipe != DEFAULT_RECIPE:
+            names.append("epochs")  # a schedule can follow from it
+        return {name: getattr(self, name) for name in names}
 
     def repeat(self, number: int) -> Self:
         """Return the configuration of one repeat, which is a run of its own.
@@ -305,14 +386,16 @@ class RunConfig(Options):
     def command(self) -> list[str]:
         """Return the command that resumes this run, also where what is `named` still holds.
 
-        Only the script that defines a network can resume its run; the command is empty where that
-        is a notebook, or where this process runs another one. A network's module may lie where only
+        Only the script that defines a class can resume its run; the command is empty where that
+        is a notebook, or where this process runs another one. A class's module may lie where only
         the script has looked for it.
         """
-        model = ModelSpec.parse(self.model)
-        if model.module == "__main__":
-            return script_command(model.class_name) or []
-        path = python_path(model.module, "raykfold")
+        specs = [spec_class.parse(getattr(self, name)) for name, spec_class in SPECS.items()]
+        for spec in specs:
+            if spec.module == "__main__":
+                return script_command(spec.class_name) or []
+        paths = dict.fromkeys(python_path(spec.module, "raykfold") for spec in specs)
+        path = os.pathsep.join(each for each in paths if each)
         variables = ["env", f"PYTHONPATH={path}"] if path else []
         return [*variables, "python", "-m", self.module, *self.flags()]
 
@@ -338,6 +421,7 @@ class RunConfig(Options):
     def changed(self) -> dict[str, Any]:
         """Return the options that differ from their defaults, without ``fresh``."""
         derived = {
+            **PRESETS[self.preset],
             "processed_dir": _absolute_or_as_given(Path("data/processed")),
             "run_name": self._default_run_name(),
             "model_dir": _absolute_or_as_given(Path("~/raykfold") / self.run_name),

@@ -49,7 +49,7 @@ from raykfold.observers import Observer
 from raykfold.state.checkpoint import WeightsContext
 from raykfold.state.deaths import Death
 from raykfold.state.ledger import Ledger
-from raykfold.training.fold import TrainingSettings
+from raykfold.training.recipe import TrainingSettings
 
 _log = logging.getLogger(__name__)
 

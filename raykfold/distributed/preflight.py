@@ -21,7 +21,7 @@ from raykfold.errors import BadInput, StorageError
 from raykfold.files.atomic import write_file
 from raykfold.files.remote import Place, RemotePath
 from raykfold.text import count_of, one_line
-from raykfold.training.fold import Precision
+from raykfold.training.recipe import Precision
 
 
 def worker_size(config: RunConfig, own_instance: bool, before: str | None) -> WorkerSize:

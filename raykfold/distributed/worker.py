@@ -40,7 +40,8 @@ from raykfold.state.checkpoint import (
     save_finished_fold,
     weights_bytes,
 )
-from raykfold.training.fold import FoldTrainer, Snapshot, TrainingSettings, run_epochs
+from raykfold.training.fold import FoldTrainer, Snapshot, run_epochs
+from raykfold.training.recipe import TrainingSettings
 from raykfold.training.results import EpochMetrics, Histogram, Round
 from raykfold.training.steps import no_recordings
 
@@ -256,12 +257,17 @@ def _trainers(task: ShareTask, stall_watch: StallWatch) -> dict[int, FoldTrainer
     with stall_watch.expect("start"):
         features, class_indices = _tensor(array).to(device), _tensor(task.class_indices).to(device)
         for fold, split in task.splits.items():
-            trainer = FoldTrainer(
-                fold, features, class_indices, split, classes, task.settings, recorder, count
+            trainers[fold] = FoldTrainer(
+                fold,
+                features,
+                class_indices,
+                split,
+                classes,
+                task.settings,
+                recorder,
+                count,
+                load_state(task.origins[fold]) if fold in task.origins else None,
             )
-            if fold in task.origins:
-                trainer.load_state_dict(load_state(task.origins[fold]))
-            trainers[fold] = trainer
             count()
     return trainers
 

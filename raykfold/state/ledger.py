@@ -19,8 +19,8 @@ from raykfold.state.deaths import Death, verdict
 from raykfold.state.record import EarlierRun, RunRecord, versions
 from raykfold.state.states import FoldState, Index, load_result, newest_states, read_index, sweep
 from raykfold.text import fold_names
-from raykfold.training.fold import Precision
 from raykfold.training.predictions import out_of_fold
+from raykfold.training.recipe import Precision
 from raykfold.training.results import EpochMetrics, FoldResult, Repeats, Round, Summary
 
 

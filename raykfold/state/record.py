@@ -20,6 +20,7 @@ from raykfold.text import one_line
 
 _IDENTITY_HINTS = {
     "data": "the features, labels or folds differ",
+    "epochs": "a schedule of the learning rate, or of a search, follows from it",
     "space": "the [search] table differs",
     "device": "another kind of processor, or another number of threads, rounds differently",
 }

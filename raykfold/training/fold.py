@@ -8,18 +8,18 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, TypeAlias
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import Split
 from raykfold.errors import FoldError, NonFiniteLoss
-from raykfold.training import network
+from raykfold.training.evaluation import Evaluation
 from raykfold.training.random_streams import RandomStreams
+from raykfold.training.recipe import TrainingSettings, build_recipe
 from raykfold.training.results import EpochMetrics, FoldResult, FoldStatus, Histogram, kept_of
 from raykfold.training.steps import RecordedStep, Recorder, Step, cuda_graphs, no_recordings
 
@@ -34,53 +34,23 @@ _BATCHES_IN_A_TURN = 8
 # call with the first error. Only a new process shows whether the fold was the cause.
 PROCESS_ERRORS = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
 
-Precision = Literal["fp32", "bf16"]
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """Hyper-parameters of training, each named as the option of `RunConfig` that it comes from.
-
-    Attributes:
-        model: the network, as ``module:Class(name=value, ...)``.
-        batch_size: samples in a training batch.
-        learning_rate: Adam's initial learning rate.
-        early_stopping_patience: epochs without a lower validation loss after which the fold stops.
-        seed: seed of every random draw.
-        precision: ``fp32``; or ``bf16``, which runs the forward pass of training steps, and its
-            gradients, under PyTorch's autocast. Weights, the optimizer, the loss and every
-            evaluation stay in fp32.
-    """
-
-    model: str
-    batch_size: int
-    learning_rate: float
-    early_stopping_patience: int
-    seed: int
-    precision: Precision = "fp32"
-
-    @classmethod
-    def of(cls, config: RunConfig, precision: Precision) -> TrainingSettings:
-        """Return the settings of a run; `precision` is what its option resolved to."""
-        options = {field.name: getattr(config, field.name) for field in fields(cls)}
-        return cls(**(options | {"precision": precision}))
-
 
 @dataclass(frozen=True)
 class Tally:
-    """Losses and hits of one pass over samples, still on the device.
+    """What one pass over samples gave, still on the device.
 
     Attributes:
         phase: what the pass was for: training, validation or inner validation.
         losses: (batches,) mean loss of each batch.
         sizes: number of samples in each batch.
-        right: number of samples classified correctly, a scalar.
+        outputs: of training, (batches,) numbers of samples classified correctly; of evaluation,
+            (samples, num_classes) logits.
     """
 
     phase: str
     losses: Tensor
     sizes: tuple[int, ...]
-    right: Tensor
+    outputs: Tensor
 
 
 Tallies: TypeAlias = tuple[Tally, ...]
@@ -100,7 +70,9 @@ class Snapshot:
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        return self.state["model"]
+        """The weights that were evaluated: with ``--ema``, their average."""
+        weights: Mapping[str, Tensor] = self.state["average"] or self.state["model"]
+        return weights
 
     @property
     def kept_weights(self) -> Mapping[str, Tensor]:
@@ -114,11 +86,10 @@ class Snapshot:
 class FoldTrainer:
     """Trains one fold, an epoch at a time.
 
-    The recipe is Adam on cross-entropy. After each epoch `ReduceLROnPlateau` and early stopping
-    follow the validation loss, and the weights of the epoch with the highest validation accuracy
-    are kept. With an inner validation split, all three follow that split instead, and the held-out
-    samples decide nothing. Each part of the recipe is a method: `build_model`, `build_optimizer`,
-    `build_scheduler`, `training_step`, `evaluation_step`.
+    How is said by its `Recipe`. After each epoch the scheduler and early stopping follow the
+    validation loss, and the weights of the epoch with the highest score on validation samples are
+    kept. With an inner validation split, all three follow that split instead, and the held-out
+    samples decide nothing.
 
     All randomness (initial weights, order of samples, dropout, whatever a network draws from
     Python's or NumPy's generator) comes from streams that belong to the fold and are derived from
@@ -130,14 +101,15 @@ class FoldTrainer:
         class_indices: (N,) long, from 0 to num_classes - 1, on the same device.
         split: the fold's training and validation indices.
         num_classes: number of outputs of the network.
-        settings: hyper-parameters.
+        settings: hyper-parameters, the recipe among them.
         recorder: makes recordings of steps. By default steps are recorded as CUDA graphs, on a GPU
-            and if the network's class says that it is `recordable`.
+            and if the classes of the network and of the recipe say that they are `recordable`.
         on_batch: called after each batch of training and evaluation, which a GPU may still be
             computing then.
+        state: what `state_dict` returned for the fold, to continue from there.
 
     Raises:
-        BadInput: the network cannot be built.
+        BadInput: the recipe or the network cannot be built.
     """
 
     def __init__(
@@ -150,6 +122,7 @@ class FoldTrainer:
         settings: TrainingSettings,
         recorder: Recorder | None = None,
         on_batch: Callable[[], None] = lambda: None,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         self.fold = fold
         self.settings = settings
@@ -167,34 +140,27 @@ class FoldTrainer:
         # On a GPU each fold has a queue of its own, so that folds can be computed side by side.
         self._cuda_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._random = RandomStreams(settings.seed, fold, self.device)
+        n_mels, target_len = features.shape[1:]
+        self.recipe = build_recipe(settings, num_classes, n_mels, self.device)
         with self._random.active():
-            model = self.build_model(features.shape[1], num_classes, features.shape[2])
-        self.model = model.to(self.device)
-        self.optimizer = self.build_optimizer()
-        self.scheduler = self.build_scheduler()
+            if state is not None:
+                self.recipe.load_values(state["recipe"], self.device)
+            elif self.recipe.has_to_fit:
+                # Copies: whatever a recipe does, it sees the training split and nothing else.
+                self.recipe.fit(*self._batch(self._train))
+            model = self.recipe.network(n_mels, num_classes, target_len)
+            self.model = model.to(self.device)
+            self.optimizer = self.recipe.optimizer(self.model)
+            steps = len(self._training_batches(self._train))
+            self.scheduler = self.recipe.scheduler(self.optimizer, settings.epochs, steps)
+        # With --ema, the exponential moving average of the weights is what is evaluated and kept.
+        self.average = copy.deepcopy(self.model).requires_grad_(False) if settings.ema else None
         self._training = self._record_step(self.training_step, recorder)
         self._evaluation = self._record_step(self.evaluation_step, recorder)
+        if state is not None:
+            self.load_state_dict(state)
 
-    # --- the recipe
-
-    def build_model(self, n_mels: int, num_classes: int, target_len: int) -> nn.Module:
-        """Return the network with its initial weights."""
-        return network.build_model(self.settings.model, n_mels, num_classes, target_len)
-
-    def build_optimizer(self) -> torch.optim.Optimizer:
-        """Return the optimizer of `self.model`."""
-        return torch.optim.Adam(
-            self.model.parameters(),
-            lr=self.settings.learning_rate,
-            fused=True,
-            capturable=self.device.type == "cuda",
-        )
-
-    def build_scheduler(self) -> torch.optim.lr_scheduler.ReduceLROnPlateau:
-        """Return the scheduler of `self.optimizer`, which is told the loss after each epoch."""
-        return torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self.optimizer, mode="min", factor=0.2, patience=5, min_lr=1e-5
-        )
+    # --- a step
 
     def training_step(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Update the weights on one batch.
@@ -205,7 +171,7 @@ class FoldTrainer:
         Returns:
             Mean loss and number of samples classified correctly, both scalars on the device.
         """
-        inputs, targets = self._batch(rows)
+        inputs, targets = self.recipe.augment(*self._normalized_batch(rows))
         precision: AbstractContextManager[object] = nullcontext()
         if self.settings.precision == "bf16":
             # A step uses each weight once, so a cache of cast weights would gain nothing; and a
@@ -213,19 +179,51 @@ class FoldTrainer:
             precision = torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
         with precision:
             logits = self.model(inputs)
-        loss = nn.functional.cross_entropy(logits.float(), targets)
+        loss = self.recipe.loss(logits.float(), targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self.settings.grad_clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
         self.optimizer.step()
-        return loss.detach(), (logits.detach().argmax(dim=1) == targets).sum()
+        if self.average is not None:
+            self._update_average(self.average)
+        likeliest = targets if targets.ndim == 1 else targets.argmax(dim=1)
+        return loss.detach(), (logits.detach().argmax(dim=1) == likeliest).sum()
 
     def evaluation_step(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what `training_step` does, but leave the weights alone."""
+        """Return the mean cross-entropy of a batch, and its (B, num_classes) logits."""
         with torch.inference_mode():
-            inputs, targets = self._batch(rows)
-            logits = self.model(inputs)
-            loss = nn.functional.cross_entropy(logits, targets)
-            return loss, (logits.argmax(dim=1) == targets).sum()
+            inputs, targets = self._normalized_batch(rows)
+            logits = self.evaluated(inputs)
+            return nn.functional.cross_entropy(logits, targets), logits
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is evaluated and kept: the average of the trained one, if there is."""
+        return self.model if self.average is None else self.average
+
+    def _update_average(self, average: nn.Module) -> None:
+        """Move the average towards the weights, and towards statistics like those of BatchNorm."""
+        update = torch.optim.swa_utils.get_ema_multi_avg_fn(self.settings.ema)
+        pairs = zip(
+            [*average.parameters(), *average.buffers()],
+            [*self.model.parameters(), *self.model.buffers()],
+            strict=True,
+        )
+        floating, current = [], []
+        with torch.no_grad():
+            for mean, value in pairs:
+                if mean.is_floating_point():
+                    floating.append(mean)
+                    current.append(value)
+                else:
+                    mean.copy_(value)
+            update(floating, current, 0)
+
+    def _normalized_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        inputs, targets = self._batch(rows)
+        normalization = self.recipe.normalization
+        return (inputs if normalization is None else normalization(inputs)), targets
 
     def _batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         inputs = self._features.index_select(0, rows).float()
@@ -254,14 +252,10 @@ class FoldTrainer:
             None after each batch, where other folds can have a turn; then the tallies of training,
             validation and, with an inner split, inner validation.
         """
-        # Training uses every sample once, in a new order; a shorter last batch included. A last
-        # batch of one sample joins the one before: BatchNorm has no variance of a single value.
+        # Training uses every sample once, in a new order.
         order = self._train[torch.randperm(self.n_train).to(self.device)]
-        training = order.split(self.settings.batch_size)
-        if len(training) > 1 and len(training[-1]) == 1 < self.settings.batch_size:
-            training = (*training[:-2], torch.cat(training[-2:]))
         passes = [
-            ("training", self._training, training),
+            ("training", self._training, self._training_batches(order)),
             ("validation", self._evaluation, self._validation.split(EVALUATION_BATCH)),
         ]
         if len(self._inner):
@@ -270,17 +264,40 @@ class FoldTrainer:
 
         tallies = []
         for phase, step, batches in passes:
-            self.model.train(phase == "training")
+            is_training = phase == "training"
+            self.model.train(is_training)
+            self.evaluated.train(is_training)
             losses = torch.zeros(len(batches), device=self.device)
-            right = torch.zeros((), dtype=torch.long, device=self.device)
+            outputs = []
             for number, rows in enumerate(batches):
-                # Losses stay on the device: to read one would be to wait for the GPU.
-                losses[number], hits = step(rows)
-                right += hits
+                # Results stay on the device: to read one would be to wait for the GPU. A recorded
+                # step returns the same tensors each time.
+                losses[number], output = step(rows)
+                outputs.append(output.clone())
+                if is_training and self._steps_scheduler("batch"):
+                    assert self.scheduler is not None
+                    self.scheduler.step()
                 self._on_batch()
                 yield None
-            tallies.append(Tally(phase, losses, tuple(map(len, batches)), right))
+            joined = torch.stack(outputs) if is_training else torch.cat(outputs)
+            tallies.append(Tally(phase, losses, tuple(map(len, batches)), joined))
         yield tuple(tallies)
+
+    def _training_batches(self, order: Tensor) -> tuple[Tensor, ...]:
+        """Split samples into batches, a shorter last one included.
+
+        A last batch of one sample joins the one before: BatchNorm has no variance of one value.
+        """
+        batches = order.split(self.settings.batch_size)
+        if len(batches) > 1 and len(batches[-1]) == 1 < self.settings.batch_size:
+            return (*batches[:-2], torch.cat(batches[-2:]))
+        return batches
+
+    def _steps_scheduler(self, interval: str) -> bool:
+        """Whether the scheduler is stepped at this interval, and without a loss."""
+        follows_loss = isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        has_one = self.scheduler is not None and not follows_loss
+        return has_one and self.recipe.scheduler_interval == interval
 
     def conclude(self, tallies: Tallies, started: float, folds: int) -> EpochMetrics:
         """Read the results of an epoch; update kept weights, learning rate and early stopping.
@@ -292,12 +309,15 @@ class FoldTrainer:
 
         Raises:
             NonFiniteLoss: a loss is NaN or infinite.
+            FoldError: the recipe's score is.
         """
         # Read losses and accuracies. The host waits for the device here.
-        measured: dict[str, tuple[float, float]] = {}
+        means: dict[str, float] = {}
+        evaluations: dict[str, Evaluation] = {}
+        samples = {"validation": self._validation, "inner validation": self._inner}
         with self.active():
             for tally in tallies:
-                losses, samples = tally.losses.tolist(), sum(tally.sizes)
+                losses = tally.losses.tolist()
                 for number, loss in enumerate(losses, start=1):
                     if not math.isfinite(loss):
                         raise NonFiniteLoss(
@@ -305,35 +325,55 @@ class FoldTrainer:
                             f"batch {number} of {len(losses)}"
                         )
                 total = math.fsum(loss * n for loss, n in zip(losses, tally.sizes, strict=True))
-                measured[tally.phase] = total / samples, int(tally.right) / samples
-        loss, accuracy = measured["training"]
-        val_loss, val_accuracy = measured["validation"]
-        inner_loss, inner_accuracy = measured.get("inner validation", (None, None))
-        learning_rate = self.optimizer.param_groups[0]["lr"]
+                means[tally.phase] = mean = total / sum(tally.sizes)
+                if tally.phase != "training":
+                    targets = self._class_indices[samples[tally.phase]]
+                    evaluations[tally.phase] = Evaluation(mean, tally.outputs, targets)
+            right = int(tallies[0].outputs.sum())
+            scores = {phase: self._score(each) for phase, each in evaluations.items()}
+        validation, inner = evaluations["validation"], evaluations.get("inner validation")
+        rates = self._learning_rates()
         metrics = EpochMetrics(
             epoch=self.epochs_run,
-            loss=loss,
-            accuracy=accuracy,
-            val_loss=val_loss,
-            val_accuracy=val_accuracy,
-            learning_rate=learning_rate,
+            loss=means["training"],
+            accuracy=right / self.n_train,
+            val_loss=validation.loss,
+            val_accuracy=validation.accuracy,
+            learning_rate=rates[0],
             seconds=(time.perf_counter() - started) / folds,
-            inner_loss=inner_loss,
-            inner_accuracy=inner_accuracy,
+            inner_loss=inner.loss if inner else None,
+            inner_accuracy=inner.accuracy if inner else None,
+            val_balanced_accuracy=validation.balanced_accuracy,
+            val_macro_f1=validation.macro_f1,
+            val_score=scores["validation"],
+            inner_score=scores.get("inner validation"),
         )
         self.history.append(metrics)
 
         # Keep the weights if this is the best epoch so far. Early stopping follows from history.
         if self.kept_epoch == metrics.epoch:
             self.kept_weights = {
-                name: value.detach().clone() for name, value in self.model.state_dict().items()
+                name: value.detach().clone() for name, value in self.evaluated.state_dict().items()
             }
 
-        # Let the learning rate follow the loss. Recordings contain it, so a new one needs new ones.
-        self.scheduler.step(metrics.deciding_loss)
-        if self.optimizer.param_groups[0]["lr"] != learning_rate:
+        # Recordings contain the learning rate, so a new rate needs new ones.
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.scheduler.step(metrics.deciding_loss)
+        elif self.scheduler is not None and self._steps_scheduler("epoch"):
+            self.scheduler.step()
+        if self._learning_rates() != rates:
             self._training.forget()
         return metrics
+
+    def _score(self, evaluation: Evaluation) -> float | None:
+        """Return the recipe's score; None where it is the accuracy."""
+        score = float(self.recipe.score(evaluation))
+        if not math.isfinite(score):
+            raise FoldError(f"the recipe's score became {score} in epoch {self.epochs_run + 1}")
+        return None if score == evaluation.accuracy else score
+
+    def _learning_rates(self) -> list[float]:
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -381,18 +421,19 @@ class FoldTrainer:
 
     def held_out_probabilities(self) -> np.ndarray:
         """Return (n_val, num_classes) float32, in sample order, computed with the kept weights."""
-        current = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.model.load_state_dict(self.kept_weights)
-        self.model.eval()
+        model = self.evaluated
+        current = {name: value.clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(self.kept_weights)
+        model.eval()
         try:
             with torch.inference_mode(), self._random.fork():
                 logits = []
                 for rows in self._validation.split(EVALUATION_BATCH):
-                    logits.append(self.model(self._batch(rows)[0]))
+                    logits.append(model(self._normalized_batch(rows)[0]))
                     self._on_batch()
                 probabilities = torch.softmax(torch.cat(logits), dim=1)
         finally:
-            self.model.load_state_dict(current)
+            model.load_state_dict(current)
         return probabilities.cpu().numpy()
 
     def histograms(self) -> dict[str, Histogram]:
@@ -421,7 +462,9 @@ class FoldTrainer:
             "fold": self.fold,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "recipe": self.recipe.state_dict(),
             "random": self._random.state_dict(),
             "history": [asdict(metrics) for metrics in self.history],
             "kept_weights": self.kept_weights,
@@ -437,7 +480,11 @@ class FoldTrainer:
             raise ValueError(f"state of fold {state['fold']} given to fold {self.fold}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.recipe.load_state_dict(state["recipe"], self.device)
         self._random.load_state_dict(state["random"])
         self.history = [EpochMetrics(**metrics) for metrics in state["history"]]
         self.kept_weights = {
@@ -449,7 +496,7 @@ class FoldTrainer:
     def snapshot(self) -> Snapshot:
         """Return a copy of the fold in host memory, to be written while training continues."""
         # Training changes weights and optimizer in place; everything else it replaces.
-        in_place = ("model", "optimizer")
+        in_place = ("model", "optimizer", "average", "recipe")
         state = {
             name: _to_host(value, copied=name in in_place)
             for name, value in self.state_dict().items()
@@ -464,19 +511,25 @@ class FoldTrainer:
 
     def _record_step(self, step: Step, recorder: Recorder | None) -> RecordedStep:
         if recorder is None and self._cuda_stream is not None:
-            if vars(type(self.model)).get("recordable", False):
-                recorder = cuda_graphs(self._cuda_stream)  # each step has memory of its own
-            else:
-                recorder = no_recordings(
-                    f"{self.settings.model} does not say that it is recordable"
-                )
+            why_not = self._why_not_recordable()
+            recorder = no_recordings(why_not) if why_not else cuda_graphs(self._cuda_stream)
         return RecordedStep(step, recorder, self._tensors)
 
     def _tensors(self) -> list[Tensor]:
         """Return the tensors that a step changes in place."""
         optimizer = [value for state in self.optimizer.state.values() for value in state.values()]
         tensors = [value for value in optimizer if isinstance(value, Tensor)]
-        return [*self.model.parameters(), *self.model.buffers(), *tensors]
+        modules = [self.model] if self.average is None else [self.model, self.average]
+        weights = [each for module in modules for each in (*module.parameters(), *module.buffers())]
+        return [*weights, *tensors, *self.recipe.tensors()]
+
+    def _why_not_recordable(self) -> str | None:
+        if self._steps_scheduler("batch"):
+            return "the recipe's scheduler changes the learning rate with each batch"
+        for name, made in (("the network", self.model), ("the recipe", self.recipe)):
+            if not vars(type(made)).get("recordable", False):
+                return f"{name}, {type(made).__name__}, does not say that it is recordable"
+        return None
 
 
 def run_epochs(trainers: Sequence[FoldTrainer]) -> dict[int, EpochMetrics | FoldError]:

@@ -40,6 +40,10 @@ class EpochMetrics:
         seconds: wall time of training and evaluation.
         inner_loss: like `val_loss`, over the inner validation samples; None without a split.
         inner_accuracy: like `val_accuracy`, on the inner validation samples.
+        val_balanced_accuracy, val_macro_f1: on the validation samples (`statistics`).
+        val_score: the score on them that chooses the best epoch, the highest; None if it is the
+            accuracy.
+        inner_score: like `val_score`, on the inner validation samples.
     """
 
     epoch: int
@@ -51,6 +55,15 @@ class EpochMetrics:
     seconds: float
     inner_loss: float | None = None
     inner_accuracy: float | None = None
+    val_balanced_accuracy: float | None = None
+    val_macro_f1: float | None = None
+    val_score: float | None = None
+    inner_score: float | None = None
+
+    @property
+    def held_out_score(self) -> float:
+        """The score on the validation samples."""
+        return self.val_accuracy if self.val_score is None else self.val_score
 
     @property
     def deciding_loss(self) -> float:
@@ -58,9 +71,11 @@ class EpochMetrics:
         return self.val_loss if self.inner_loss is None else self.inner_loss
 
     @property
-    def deciding_accuracy(self) -> float:
-        """The accuracy that decides which epoch's weights are kept."""
-        return self.val_accuracy if self.inner_accuracy is None else self.inner_accuracy
+    def deciding_score(self) -> float:
+        """The score that decides which epoch's weights are kept."""
+        if self.inner_accuracy is None:
+            return self.held_out_score
+        return self.inner_accuracy if self.inner_score is None else self.inner_score
 
 
 @dataclass(frozen=True)
@@ -72,22 +87,22 @@ class Histogram:
 
 
 def best_of(history: Sequence[EpochMetrics]) -> EpochMetrics | None:
-    """Return the first epoch of the highest validation accuracy; None of an empty history.
+    """Return the first epoch of the highest validation score; None of an empty history.
 
     The held-out samples choose it, so its accuracy on them is optimistic.
     """
-    return max(history, key=lambda each: (each.val_accuracy, -each.epoch), default=None)
+    return max(history, key=lambda each: (each.held_out_score, -each.epoch), default=None)
 
 
 def kept_of(history: Sequence[EpochMetrics]) -> EpochMetrics | None:
     """Return the epoch whose weights are kept; None of an empty history.
 
-    With an inner validation split it is the epoch of the highest accuracy on that split; of several
+    With an inner validation split it is the epoch of the highest score on that split; of several
     (the split can be small), the one of the lowest loss. Without, it is `best_of`.
     """
     if not history or history[-1].inner_loss is None:
         return best_of(history)
-    return max(history, key=lambda e: (e.deciding_accuracy, -e.deciding_loss, -e.epoch))
+    return max(history, key=lambda e: (e.deciding_score, -e.deciding_loss, -e.epoch))
 
 
 def kept_epochs(select: str) -> KeptEpochs:
@@ -107,7 +122,7 @@ class FoldResult:
         status: ``running``, ``complete`` (trained to its end), or ``failed``.
         n_train, n_val: numbers of training and of held-out samples.
         epochs_run: number of epochs that are complete.
-        best_epoch, best_val_accuracy: epoch of the highest validation accuracy, from 0.
+        best_epoch, best_val_accuracy: epoch of the highest validation score, and its accuracy.
         chosen_epoch, chosen_val_accuracy: epoch that an inner validation split chose; None without.
         last_val_accuracy: validation accuracy after the last epoch.
         stopped_early: whether patience ended the fold before ``--epochs``.

@@ -306,6 +306,44 @@ def class_metrics(
     )
 
 
+def confusion_matrix(targets: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return (classes, classes) counts: true classes in rows, predicted classes in columns.
+
+    scikit-learn has it too, and takes a second to import, which workers need not spend.
+
+    Args:
+        targets: (n,) class indices.
+        predicted: (n,) class indices.
+    """
+    cells = np.bincount(targets * num_classes + predicted, minlength=num_classes**2)
+    return cells.reshape(num_classes, num_classes)
+
+
+def balanced_accuracy(confusion: np.ndarray) -> float:
+    """Return the mean recall of the classes that have samples (scikit-learn's definition).
+
+    Args:
+        confusion: as `confusion_matrix` returns it.
+    """
+    support = confusion.sum(axis=1)
+    has_samples = support > 0
+    return mean((confusion.diagonal()[has_samples] / support[has_samples]).tolist())
+
+
+def macro_f1(confusion: np.ndarray) -> float:
+    """Return the mean F1 of the classes that have samples.
+
+    scikit-learn's also counts, as 0, classes that are predicted and have no samples: in a fold
+    that lacks a class one such prediction would then weigh as much as a whole class.
+
+    Args:
+        confusion: as `confusion_matrix` returns it.
+    """
+    support, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    has_samples = support > 0
+    return mean((2 * confusion.diagonal() / (support + predicted).clip(1))[has_samples].tolist())
+
+
 @dataclass(frozen=True)
 class Spread:
     """Standard deviations of accuracies in a cross-validation that several seeds repeat.

@@ -98,8 +98,8 @@ def _search(
         for line in _remarks(config):
             inputs.audience.noticed(line)
         whole.journal.start_clock()
-        models = {config.trial(1, values).model for values in config.space.probes()}
-        with connect_dealer(whole.earlier, inputs, models) as dealer:
+        trials = [config.trial(1, values) for values in config.space.probes()]
+        with connect_dealer(whole.earlier, inputs, trials) as dealer:
             for each in searches:
                 each.write_record(dealer)
             for each in searches:

@@ -20,8 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from raykfold.config.class_spec import SPECS, plain, split_argument
 from raykfold.config.environment import script_command
-from raykfold.config.class_spec import DEFAULT_MODEL, ModelSpec, plain
 from raykfold.config.options import (
     OrWord,
     integer,
@@ -42,7 +42,6 @@ from raykfold.files.paths import absolute, outer_name
 from raykfold.state.record import identity
 from raykfold.text import one_line
 
-_MODEL_PREFIX = "model."
 _LISTS = ("choice", "grid")
 _KINDS = (
     *("uniform", "quniform", "loguniform", "qloguniform"),
@@ -100,7 +99,8 @@ class Domain:
 class SearchSpace:
     """The searched hyper-parameters and their domains, in the order of the file.
 
-    Names are those of a run's flags; ``model.NAME`` is a keyword argument of the network.
+    Names are those of a run's flags; ``model.NAME`` is a keyword argument of the network,
+    and ``recipe.NAME`` one of the recipe.
     """
 
     domains: Mapping[str, Domain] = field(default_factory=dict)
@@ -285,12 +285,11 @@ class SearchConfig(RunConfig):
     def _run(self, values: Mapping[str, Any], **own: Any) -> RunConfig:
         fields = {name: getattr(self, name) for name in options(self.trial_class)}
         fields |= {"fresh": False, "hf_model_repo_id": None, "named": self.named, **values, **own}
-        arguments = {
-            name.removeprefix(_MODEL_PREFIX): fields.pop(name)
-            for name in values
-            if name.startswith(_MODEL_PREFIX)
-        }
-        fields["model"] = str(ModelSpec.parse(fields["model"]).with_arguments(arguments))
+        for name in values:
+            if split := split_argument(name):
+                of, argument = split
+                spec = SPECS[of].parse(fields[of]).with_arguments({argument: fields.pop(name)})
+                fields[of] = str(spec)
         return self.trial_class(**fields)
 
     def command(self) -> list[str]:
@@ -362,8 +361,10 @@ def parse_search(
 
 def _refuse_fixed(space: SearchSpace, given: Mapping[str, Any], where: str) -> None:
     """Raise `BadInput` if a searched hyper-parameter is also among the options that are given."""
-    arguments = ModelSpec.parse(given.get("model", DEFAULT_MODEL)).arguments
-    fixed = {*given, *(f"{_MODEL_PREFIX}{each}" for each in arguments)}
+    fixed = set(given)
+    for of, spec_class in SPECS.items():
+        spec = spec_class.parse(given[of]) if of in given else spec_class()
+        fixed |= {f"{of}.{argument}" for argument in spec.arguments}
     for name in space.domains:
         if name in fixed:
             raise BadInput(f"{where}{name}: also has a fixed value; expected one of the two")
@@ -387,15 +388,15 @@ def _flat(rows: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield names and ranges. Unquoted, ``model.dropout`` is a table in the table ``model``."""
     for key, value in rows.items():
         name = str(key).replace("-", "_")
-        if name == "model" and isinstance(value, Mapping) and not _is_range(value):
+        if name in SPECS and isinstance(value, Mapping) and not _is_range(value):
             for argument, row in value.items():
-                yield f"{_MODEL_PREFIX}{str(argument).replace('-', '_')}", row
+                yield f"{name}.{str(argument).replace('-', '_')}", row
         else:
             yield name, value
 
 
 def _is_range(value: Mapping[str, Any]) -> bool:
-    """Whether this is a range of the network itself, and not a table of its arguments."""
+    """Whether this is a range of classes, and not a table of the arguments of one."""
     return any(
         isinstance(row, list) and difflib.get_close_matches(str(kind), _KINDS, n=1)
         for kind, row in value.items()
@@ -433,9 +434,10 @@ def _check_name(cls: type[SearchConfig], where: str, name: str) -> None:
     searchable = options_that_are(cls.trial_class, "search")
     if name in searchable:
         return
-    if name.startswith(_MODEL_PREFIX):
+    if split := split_argument(name):
+        of, argument = split
         try:
-            ModelSpec().with_arguments({name.removeprefix(_MODEL_PREFIX): 0})
+            SPECS[of]().with_arguments({argument: 0})
         except ValueError as error:
             raise BadInput(f"{where}: {error}") from None
         return
@@ -444,7 +446,8 @@ def _check_name(cls: type[SearchConfig], where: str, name: str) -> None:
         why = why_not or "it does not affect training; expected it above [search]"
         raise BadInput(f"{where}: cannot be searched: {why}")
     near = difflib.get_close_matches(name, searchable, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(searchable)} or model.NAME"
+    all_names = [*searchable, *(f"{of}.NAME" for of in SPECS)]
+    hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(all_names)}"
     raise BadInput(f"{where}: unknown; {hint}")
 
 
@@ -464,7 +467,7 @@ def _values(
 
 def _check_range(cls: type[SearchConfig], where: str, name: str, domain: Domain) -> None:
     parse = None
-    if not name.startswith(_MODEL_PREFIX):
+    if split_argument(name) is None:
         parse = options(cls)[name].metadata["parse"]
         if parse not in (integer, number):
             raise BadInput(f"{where}: is a range of numbers; expected choice or grid")
@@ -502,10 +505,10 @@ def _check_range(cls: type[SearchConfig], where: str, name: str, domain: Domain)
 def _value(cls: type[SearchConfig], where: str, name: str, value: Any) -> Any:
     """Parse a value as a run would."""
     try:
-        if name.startswith(_MODEL_PREFIX):
-            argument = name.removeprefix(_MODEL_PREFIX)
-            return ModelSpec().with_arguments({argument: value}).arguments[argument]
-        if name == "model":
+        if split := split_argument(name):
+            of, argument = split
+            return SPECS[of]().with_arguments({argument: value}).arguments[argument]
+        if name in SPECS:
             return read_option(cls, name, value, where)
         if not isinstance(value, str | int | float) or isinstance(value, bool):
             raise BadInput(f"{where} {value!r}: expected a number or a text")

@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader, Subset
 
 from raykfold.data.feature_set import SoundDataset, Split
 from raykfold.state.checkpoint import WeightsContext, save_active_fold, weights_bytes
-from raykfold.training.fold import FoldTrainer, Precision, TrainingSettings, run_epochs
+from raykfold.training.fold import FoldTrainer, run_epochs
+from raykfold.training.recipe import Precision, TrainingSettings
 from raykfold.training.steps import Step
 
 UNTIMED = 4

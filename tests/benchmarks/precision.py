@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from raykfold.data.reading import read_feature_set
-from raykfold.training.fold import FoldTrainer, Precision, TrainingSettings
+from raykfold.training.fold import FoldTrainer
+from raykfold.training.recipe import Precision, TrainingSettings
 
 PRECISIONS: tuple[Precision, Precision] = ("fp32", "bf16")
 Job = tuple[Path, int, int, int, Precision]

@@ -15,7 +15,8 @@ from raykfold.data.log_mel import FeatureParameters, log_mel
 from raykfold.data.reading import feature_set_from_arrays
 from raykfold.predict import main
 from raykfold.state.checkpoint import WeightsContext, weights_bytes
-from raykfold.training.fold import FoldTrainer, TrainingSettings
+from raykfold.training.fold import FoldTrainer
+from raykfold.training.recipe import TrainingSettings
 
 PARAMETERS = FeatureParameters(8000, 0.5, 16, 256, 128, 32)
 CLASSES = {0: "low", 1: "h\x1b[31migh"}  # a name that would colour the terminal

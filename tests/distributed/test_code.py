@@ -66,7 +66,7 @@ code = DriverCode.of(each.model for each in configs)
 import json
 from ray import cloudpickle
 task = cloudpickle.dumps(import_task())
-values = (code.before, code.after, code.names, dict(code.by_value))
+values = (code.before, code.after, code.classes, dict(code.by_value))
 Path(target).write_bytes(pickle.dumps((code, [each.model for each in configs])))
 Path(f"{{target}}.task").write_bytes(pickle.dumps((task, values)))
 print(json.dumps([each.command() for each in configs]))
@@ -188,7 +188,7 @@ def test_a_class_loaded_by_its_path_is_sent_whatever_else_has_its_name(
 ) -> None:
     load(name, folder / "elsewhere" / "loaded.py", monkeypatch)
     code = DriverCode.of([f"{name}:Net"])
-    assert code.names == () and list(code.by_value) == [f"{name}:Net"]
+    assert list(code.by_value) == [f"{name}:Net"]
     monkeypatch.delitem(sys.modules, name)
     assert pickle.loads(code.by_value[f"{name}:Net"])(4, 3, 5)(torch.zeros(2, 4, 5)).shape == (2, 3)
 
@@ -204,7 +204,7 @@ def test_an_imported_class_is_not_sent(
     after = DriverCode.of([f"{name}:Net"])
     for part in (name, name.partition(".")[0]):
         monkeypatch.delitem(sys.modules, part, raising=False)
-    assert before == after and after.names == (f"{name}:Net",) and not after.by_value
+    assert before == after and list(after.classes) == [f"{name}:Net"] and not after.by_value
 
 
 def test_what_the_user_sends_by_value_stays_so(

@@ -32,7 +32,8 @@ from raykfold.state.checkpoint import WeightsContext, weights_bytes
 from raykfold.state.claim import claim, hold_lease
 from raykfold.state.folders import set_aside
 from raykfold.state.states import Index, newest_states, read_index
-from raykfold.training.fold import FoldTrainer, TrainingSettings
+from raykfold.training.fold import FoldTrainer
+from raykfold.training.recipe import TrainingSettings
 
 ARGUMENTS = ("--local_cpus", "2")
 

@@ -20,7 +20,8 @@ from raykfold.data.log_mel import FeatureParameters
 from raykfold.errors import BadData, BadInput
 from raykfold.outputs.weights import FoldModel, load_fold, load_folds
 from raykfold.state.checkpoint import WeightsContext, weights_bytes
-from raykfold.training.fold import FoldTrainer, TrainingSettings
+from raykfold.training.fold import FoldTrainer
+from raykfold.training.recipe import TrainingSettings
 
 FEATURES = FeatureParameters(8000, 0.5, 16, 256, 128, 32)
 BEST = "model_fold_3_best.safetensors"

@@ -24,7 +24,8 @@ from raykfold.state.checkpoint import (
     weights_bytes,
 )
 from raykfold.state.states import load_result
-from raykfold.training.fold import FoldTrainer, TrainingSettings
+from raykfold.training.fold import FoldTrainer
+from raykfold.training.recipe import TrainingSettings
 
 CONTEXT = WeightsContext(
     model="raykfold.models:AudioCNN",

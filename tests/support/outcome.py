@@ -15,7 +15,8 @@ import safetensors.numpy
 import torch
 
 from raykfold.data.reading import read_feature_set
-from raykfold.training.fold import FoldTrainer, TrainingSettings
+from raykfold.training.fold import FoldTrainer
+from raykfold.training.recipe import TrainingSettings
 
 FOLDS = (1, 2, 3, 4, 5)
 

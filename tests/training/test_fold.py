@@ -19,7 +19,8 @@ import torch
 from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FeatureSet
 from raykfold.errors import FoldError, NonFiniteLoss
-from raykfold.training.fold import EVALUATION_BATCH, FoldTrainer, TrainingSettings, run_epochs
+from raykfold.training.fold import EVALUATION_BATCH, FoldTrainer, run_epochs
+from raykfold.training.recipe import TrainingSettings
 from raykfold.training.steps import Recorder, Step, no_recordings
 
 SETTINGS = TrainingSettings(
@@ -368,7 +369,9 @@ class Scripted(FoldTrainer):
 
     def evaluation_step(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         loss, accuracy = self.script[self.epochs_run]
-        return torch.tensor(loss), torch.tensor(round(accuracy * len(rows)))
+        logits = torch.nn.functional.one_hot(self._class_indices[rows], 4).float()
+        logits[round(accuracy * len(rows)) :] *= -1
+        return torch.tensor(loss), logits
 
     def training_step(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.tensor(1.0), torch.tensor(0)

@@ -1,0 +1,38 @@
+"""What ``--preset`` stands for: values of the options that say how a fold is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+PLAIN: Mapping[str, Any] = {
+    "optimizer": "adam",
+    "weight_decay": 0.0,
+    "scheduler": "plateau",
+    "warmup_epochs": 0,
+    "grad_clip": 0.0,
+    "label_smoothing": 0.0,
+    "class_weights": "none",
+    "normalize": "none",
+    "mixup": 0.0,
+    "spec_augment": "none",
+    "time_shift": 0.0,
+    "ema": 0.0,
+    "monitor": "accuracy",
+}
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "plain": PLAIN,
+    # For small sets of recordings; chosen on Free Spoken Digits (tests/benchmarks/RESULTS.md).
+    "strong": {
+        **PLAIN,
+        "optimizer": "adamw",
+        "weight_decay": 0.01,
+        "scheduler": "cosine",
+        "warmup_epochs": 2,
+        "label_smoothing": 0.1,
+        "normalize": "band",
+        "mixup": 0.2,
+        "spec_augment": "8,8",
+        "time_shift": 0.1,
+    },
+}

@@ -1,0 +1,85 @@
+"""Normalization of features by statistics of a fold's training split, or of each clip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_CHUNK = 256  # samples whose sums are computed at once: float64 takes two or four times the memory
+_LEAST_STD = 1e-6  # of a band without any variation, like one above a recording's bandwidth
+
+
+class Normalization(nn.Module):
+    """Subtracts a mean and divides by a standard deviation.
+
+    Args:
+        kind: ``global``: one mean and one standard deviation, of all values of the training split.
+            ``band``: one of each for each mel band. ``clip``: those of each sample itself, which
+            needs no fit.
+        n_mels: number of mel bands.
+
+    Attributes:
+        mean, std: (1, 1) float32 for ``global``, (n_mels, 1) for ``band``, absent for ``clip``.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, kind: str, n_mels: int) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind != "clip":
+            rows = n_mels if kind == "band" else 1
+            self.register_buffer("mean", torch.zeros(rows, 1))
+            self.register_buffer("std", torch.ones(rows, 1))
+
+    def fit(self, features: Tensor) -> None:
+        """Compute the statistics of (n, n_mels, time) features, in float64."""
+        if self.kind == "clip":
+            return
+        dims = (0, 2) if self.kind == "band" else (0, 1, 2)
+        count = features.numel() // len(self.mean)
+        # In two passes: the difference of two large sums would lose the digits of a small variance.
+        total = sum(chunk.double().sum(dims) for chunk in features.split(_CHUNK))
+        mean = (torch.as_tensor(total) / count).view(-1, 1)
+        squares = sum(
+            (chunk.double() - mean).square().sum(dims) for chunk in features.split(_CHUNK)
+        )
+        std = (torch.as_tensor(squares) / count).sqrt().view(-1, 1)
+        self.mean.copy_(mean)
+        self.std.copy_(std.clamp_min(_LEAST_STD))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return (B, n_mels, time) features, normalized."""
+        if self.kind == "clip":
+            std, mean = torch.std_mean(inputs, dim=(1, 2), correction=0, keepdim=True)
+            return (inputs - mean) / std.clamp_min(_LEAST_STD)
+        return (inputs - self.mean) / self.std
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, from which `from_json` makes the same to the bit."""
+        buffers = {name: values.flatten().tolist() for name, values in self.named_buffers()}
+        return {"kind": self.kind, **buffers}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], n_mels: int) -> Normalization:
+        """Return the normalization whose `to_json` is `values`.
+
+        Raises:
+            KeyError, TypeError, ValueError, RuntimeError: they are of another form, or not for
+                `n_mels` mel bands.
+        """
+        if values["kind"] not in ("global", "band", "clip"):
+            raise ValueError(f"{values['kind']!r} is no normalization")
+        made = cls(values["kind"], n_mels)
+        for name, buffer in made.named_buffers():
+            read = torch.tensor(values[name], dtype=torch.float32).view(-1, 1)
+            if read.shape != buffer.shape or not read.isfinite().all():
+                raise ValueError(f"{name} is not of {len(buffer)} finite numbers")
+            buffer.copy_(read)
+        if made.kind != "clip" and not (made.std > 0).all():
+            raise ValueError("std is not above 0")
+        return made

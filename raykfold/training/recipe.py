@@ -1,0 +1,367 @@
+"""`Recipe`: how a fold is trained. Derive from it to change what no option can."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from raykfold.config.class_spec import DEFAULT_RECIPE, RecipeSpec
+from raykfold.config.presets import PLAIN
+from raykfold.config.run_config import RunConfig
+from raykfold.errors import BadInput, FoldError
+from raykfold.training.augmentation import mixup, spec_augment, time_shift
+from raykfold.training.classes import find_class
+from raykfold.training.network import build_model
+from raykfold.training.normalization import Normalization
+
+if TYPE_CHECKING:
+    from raykfold.training.evaluation import Evaluation
+
+Precision = Literal["fp32", "bf16"]
+_PLAIN_VALUES = (bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Hyper-parameters of training, each named as the option of `RunConfig` that it comes from.
+
+    `RunConfig` documents them. Those without a value here are as with ``--preset plain``.
+
+    Attributes:
+        epochs: most epochs, from which a schedule follows.
+        precision: ``fp32``; or ``bf16``, which runs the forward pass of training steps, and its
+            gradients, under PyTorch's autocast. Weights, the optimizer, the loss and every
+            evaluation stay in fp32.
+    """
+
+    model: str
+    batch_size: int
+    learning_rate: float
+    early_stopping_patience: int
+    seed: int
+    precision: Precision = "fp32"
+    epochs: int = 50
+    recipe: str = DEFAULT_RECIPE
+    optimizer: str = PLAIN["optimizer"]
+    weight_decay: float = PLAIN["weight_decay"]
+    scheduler: str = PLAIN["scheduler"]
+    warmup_epochs: int = PLAIN["warmup_epochs"]
+    grad_clip: float = PLAIN["grad_clip"]
+    label_smoothing: float = PLAIN["label_smoothing"]
+    class_weights: str = PLAIN["class_weights"]
+    normalize: str = PLAIN["normalize"]
+    mixup: float = PLAIN["mixup"]
+    spec_augment: str = PLAIN["spec_augment"]
+    time_shift: float = PLAIN["time_shift"]
+    ema: float = PLAIN["ema"]
+    monitor: str = PLAIN["monitor"]
+
+    @classmethod
+    def of(cls, config: RunConfig, precision: Precision) -> TrainingSettings:
+        """Return the settings of a run; `precision` is what its option resolved to."""
+        options = {field.name: getattr(config, field.name) for field in fields(cls)}
+        return cls(**(options | {"precision": precision}))
+
+
+class Recipe:
+    """How a fold is trained. The options of a run say what each method does; any can be overridden.
+
+        class Focal(raykfold.Recipe):
+            def __init__(self, gamma=2.0):
+                self.gamma = gamma
+
+            def loss(self, logits, targets):
+                losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+                return ((1 - (-losses).exp()) ** self.gamma * losses).mean()
+
+    is used by ``--recipe 'mine:Focal(gamma=1.5)'`` or ``RunConfig(recipe=Focal(gamma=1.5))``. Every
+    fold has an instance of its own. The constructor takes keyword arguments that are numbers,
+    texts, True or False; they are part of a run's identity and can be searched, as
+    ``recipe.gamma``.
+
+    The methods are called in this order: `fit` (not where a fold resumes), `network`, `optimizer`,
+    `scheduler`; then `augment` and `loss` for each training batch, and `score` after each epoch.
+    They draw random numbers from torch, NumPy and Python as usual: these are the fold's own
+    streams then. Attributes are part of a fold's checkpoint, unless their names begin with ``_``:
+    tensors, modules, numbers, texts, and lists, tuples and dictionaries of them.
+
+    Attributes:
+        settings: the options of the run.
+        num_classes: number of classes.
+        normalization: what `fit` has to fit, with ``--normalize``; else None. It is applied to
+            each batch of training and evaluation, before `augment`.
+        class_weights: (num_classes,) with ``--class_weights balanced``, else None.
+    """
+
+    recordable: ClassVar[bool] = True
+    """A training step can be replayed as a CUDA graph, because it does the same each time except
+    for the values of tensors and the GPU's random numbers. It is not inherited: a derived class
+    declares it for itself."""
+
+    scheduler_interval: ClassVar[Literal["epoch", "batch"]] = "epoch"
+    """When the scheduler is stepped. One that follows a loss is stepped after each epoch."""
+
+    settings: TrainingSettings
+    num_classes: int
+    normalization: Normalization | None = None
+    class_weights: Tensor | None = None
+    _spec = RecipeSpec()
+    _arguments: Mapping[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        # What the constructor is given is remembered here, so that it need not call super().
+        self = super().__new__(cls)
+        if cls.__init__ is object.__init__ and (args or kwargs):
+            raise TypeError(f"{cls.__name__} takes no arguments")
+        bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
+        arguments = dict(list(bound.arguments.items())[1:])
+        for name, parameter in bound.signature.parameters.items():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                arguments |= arguments.pop(name, {})
+        self._arguments = arguments
+        return self
+
+    @property
+    def spec(self) -> str:
+        """The recipe as text, ``module:Class(name=value, ...)``.
+
+        Raises:
+            ValueError: its class or an argument cannot be written so.
+        """
+        return str(RecipeSpec.of(type(self)).with_arguments(self._arguments))
+
+    # --- before training
+
+    def fit(self, features: Tensor, labels: Tensor) -> None:
+        """Learn what training needs to know of the fold's training split.
+
+        By default these are the statistics of ``--normalize`` and ``--class_weights``.
+
+        Args:
+            features: (n_train, n_mels, time) float, on the device.
+            labels: (n_train,) long, class indices.
+        """
+        if self.normalization is not None:
+            self.normalization.fit(features)
+        if self.class_weights is not None:
+            counts = labels.bincount(minlength=self.num_classes)
+            present = (counts > 0).sum()
+            weights = len(labels) / (present * counts.clamp_min(1))
+            self.class_weights = torch.where(counts > 0, weights, 0).float()
+
+    def network(self, n_mels: int, num_classes: int, target_len: int) -> nn.Module:
+        """Return the network with its initial weights; by default the one that ``--model`` names.
+
+        A network maps (B, n_mels, time) float32 to (B, num_classes) logits.
+        """
+        return build_model(self.settings.model, n_mels, num_classes, target_len)
+
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """Return the optimizer, which is stepped after each batch."""
+        settings = self.settings
+        trained = [each for each in network.parameters() if each.requires_grad]
+        common: dict[str, Any] = {
+            "lr": settings.learning_rate,
+            "weight_decay": settings.weight_decay,
+            "fused": True,
+        }
+        if settings.optimizer == "sgd":
+            return torch.optim.SGD(trained, momentum=0.9, nesterov=True, **common)
+        kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+        return kind(trained, capturable=trained[0].device.type == "cuda", **common)
+
+    def scheduler(
+        self, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int
+    ) -> torch.optim.lr_scheduler.LRScheduler | None:
+        """Return the scheduler of the learning rate, or None.
+
+        `ReduceLROnPlateau` is told the loss after each epoch: of the inner validation split with
+        ``--select inner``, else of the held-out fold. Others are stepped without it.
+
+        Args:
+            epochs: most epochs of the fold.
+            steps_per_epoch: training batches in an epoch.
+        """
+        warmup, kind = self.settings.warmup_epochs, self.settings.scheduler
+        if kind == "plateau":
+            return PlateauAfterWarmup(optimizer, warmup)
+
+        def factor(epoch: int) -> float:
+            if epoch < warmup:
+                return (epoch + 1) / (warmup + 1)
+            if kind == "none":
+                return 1.0
+            done = (epoch - warmup) / max(epochs - warmup, 1)
+            return (1 + math.cos(math.pi * min(done, 1.0))) / 2
+
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+    # --- in training
+
+    def augment(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a training batch, changed at random; batches of evaluation are not augmented.
+
+        Args:
+            inputs: (B, n_mels, time) float32, normalized.
+            targets: (B,) long.
+
+        Returns:
+            Inputs, and targets: (B,) long, or (B, num_classes) float32 probabilities.
+        """
+        settings = self.settings
+        if settings.time_shift:
+            inputs = time_shift(inputs, settings.time_shift)
+        if settings.mixup:
+            inputs, targets = mixup(inputs, targets, self.num_classes, settings.mixup)
+        if settings.spec_augment != "none":
+            bands, frames = map(int, settings.spec_augment.split(","))
+            inputs = spec_augment(inputs, bands, frames)
+        return inputs, targets
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of a training batch, a scalar. Evaluation has the mean cross-entropy.
+
+        Args:
+            logits: (B, num_classes) float32.
+            targets: as `augment` returned them.
+        """
+        return nn.functional.cross_entropy(
+            logits,
+            targets,
+            weight=self.class_weights,
+            label_smoothing=self.settings.label_smoothing,
+        )
+
+    def score(self, evaluation: Evaluation) -> float:
+        """Return the figure whose highest value chooses the epoch; by default ``--monitor``."""
+        value: float = getattr(evaluation, self.settings.monitor)
+        return -value if self.settings.monitor == "loss" else value
+
+    # --- state
+
+    @property
+    def has_to_fit(self) -> bool:
+        """Whether `fit` does anything."""
+        builtin = self.normalization is not None or self.class_weights is not None
+        return builtin or type(self).fit is not Recipe.fit
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Return the attributes that a checkpoint holds: values, and the states of modules.
+
+        Raises:
+            FoldError: an attribute cannot be part of a checkpoint.
+        """
+        values, modules = {}, {}
+        for name, value in vars(self).items():
+            if name.startswith("_") or name in ("settings", "num_classes"):
+                continue
+            if isinstance(value, nn.Module):
+                modules[name] = value.state_dict()
+            elif _is_plain(value):
+                values[name] = value
+            else:
+                raise FoldError(
+                    f"recipe {self._spec.name}: its attribute {name} is a {type(value).__name__}, "
+                    "which a checkpoint cannot hold; expected tensors, modules, numbers, texts, or "
+                    "lists and dictionaries of them, or a name that begins with _"
+                )
+        return {"values": values, "modules": modules}
+
+    def load_values(self, state: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
+        """Set the attributes that are not modules: `network` may need them."""
+        for name, value in state["values"].items():
+            setattr(self, name, _on(device, value))
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
+        """Continue from where `state_dict` was taken."""
+        self.load_values(state, device)
+        for name, module_state in state["modules"].items():
+            getattr(self, name).load_state_dict(module_state)
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors among the attributes, which a step may change in place."""
+        found = []
+        for name, value in vars(self).items():
+            if isinstance(value, nn.Module) and not name.startswith("_"):
+                found += [*value.parameters(), *value.buffers()]
+            elif isinstance(value, Tensor):
+                found.append(value)
+        return found
+
+
+class PlateauAfterWarmup(torch.optim.lr_scheduler.ReduceLROnPlateau):
+    """Raises the learning rate over the first epochs, then reduces it when a loss stagnates.
+
+    Args:
+        warmup: epochs; in epoch e of them the rate is (e + 1) / (warmup + 1) of the full one.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, warmup: int) -> None:
+        super().__init__(optimizer, mode="min", factor=0.2, patience=5, min_lr=1e-5)
+        self.warmup = warmup
+        self.full = [group["lr"] for group in optimizer.param_groups]
+        if warmup:
+            self._rise()
+
+    def step(self, metrics: Any, epoch: int | None = None) -> None:  # type: ignore[override]
+        if self.last_epoch < self.warmup:
+            self.last_epoch += 1
+            self._rise()
+        else:
+            super().step(metrics, epoch)
+
+    def _rise(self) -> None:
+        for group, full in zip(self.optimizer.param_groups, self.full, strict=True):
+            group["lr"] = full * ((self.last_epoch + 1) / (self.warmup + 1))
+
+
+def build_recipe(
+    settings: TrainingSettings, num_classes: int, n_mels: int, device: torch.device
+) -> Recipe:
+    """Build the recipe of a fold.
+
+    Raises:
+        BadInput: its class cannot be imported, or cannot be constructed with its arguments.
+    """
+    spec = RecipeSpec.parse(settings.recipe)
+    cls = find_class("recipe", spec.name, Recipe)
+    try:
+        recipe = cls(**spec.arguments)
+    except Exception as error:
+        raise BadInput(
+            f"--recipe {spec}: cannot be constructed ({type(error).__name__}: {error})"
+        ) from error
+    recipe._spec = spec
+    recipe.settings = settings
+    recipe.num_classes = num_classes
+    if settings.normalize != "none":
+        recipe.normalization = Normalization(settings.normalize, n_mels).to(device)
+    if settings.class_weights == "balanced":
+        recipe.class_weights = torch.ones(num_classes, device=device)
+    return recipe
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(
+            isinstance(name, _PLAIN_VALUES) and _is_plain(each) for name, each in value.items()
+        )
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return type(value) in _PLAIN_VALUES or isinstance(value, Tensor)
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {name: _on(device, each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_on(device, each) for each in value)
+    return value
