@@ -48,7 +48,7 @@ from raykfold.state.heartbeat import Heartbeat
 from raykfold.state.ledger import Ledger
 from raykfold.state.record import EarlierRun, identity
 from raykfold.text import comma_list
-from raykfold.training.check import check_network
+from raykfold.training.check import check_training
 from raykfold.training.results import Summary
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def cross_validate(
     """
     with open_inputs(config, data, observers) as inputs:
         data = inputs.data
-        for line in check_network(config, data):
+        for line in check_training(config, data):
             inputs.audience.noticed(line)
         with claim_run(config, inputs.audience):
             set_earlier_aside(config, inputs.audience)

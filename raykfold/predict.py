@@ -51,6 +51,12 @@ def _parser() -> Parser:
         metavar="MODULE:CLASS",
         help="The network, unless it is the built-in one; its code is run.",
     )
+    add_flag(
+        parser,
+        "recipe",
+        metavar="MODULE:CLASS",
+        help="The recipe, if it is what has built the network; its code is run.",
+    )
     add_flag(parser, "json", action="store_true", help="Print one JSON object a line.")
     return parser
 
@@ -58,7 +64,7 @@ def _parser() -> Parser:
 def _predict(options: argparse.Namespace) -> int:
     source = f"hf://{options.repo}" if options.repo else _model_dir(options.model_dir)
     leave_lost_folder()
-    folds = _load(source, options.fold, options.model)
+    folds = _load(source, options.fold, options.model, options.recipe)
     parameters = folds[0].feature_parameters()
     require_audio()
     exit_status = 0
@@ -81,16 +87,16 @@ def _model_dir(text: str) -> Place:
         raise BadInput(f"--model_dir {without_password(text)}: {error}") from None
 
 
-def _load(source: str | Place, fold: str, model: str | None) -> list[FoldModel]:
+def _load(source: str | Place, fold: str, model: str | None, recipe: str | None) -> list[FoldModel]:
     """Return the networks that predict.
 
     Raises:
         BadInput: they cannot be loaded, or differ in classes or features.
     """
     if fold == "all":
-        folds = load_folds(source, model=model)
+        folds = load_folds(source, model=model, recipe=recipe)
     elif fold.lstrip("-").isdecimal():
-        folds = [load_fold(source, int(fold), model=model)]
+        folds = [load_fold(source, int(fold), model=model, recipe=recipe)]
     else:
         raise BadInput(f"--fold {fold!r}: expected the label of a fold, or all")
     first = folds[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from raykfold.config.class_spec import DEFAULT_MODEL, ModelSpec
+from raykfold.config.class_spec import SPECS
 from raykfold.pages import remarks
 from raykfold.state.record import RunRecord
 from raykfold.text import accuracy_text, count_of, interval_text, plus_minus
@@ -167,10 +167,13 @@ def _pictures(plots: Collection[str]) -> str:
 
 def _use(repo_id: str, record: RunRecord, state: Mapping[str, Any]) -> str:
     fold = next(iter(state["folds"]), "1")
-    spec = ModelSpec.parse(record.config["model"])  # the weights know its arguments
-    own = f"your_module:{spec.class_name}" if spec.module == "__main__" else spec.name
-    named = "" if own == DEFAULT_MODEL else f', model="{own}"'
-    flag = "" if own == DEFAULT_MODEL else f" --model {own}"
+    named = flag = ""
+    for option, spec_class in SPECS.items():
+        spec = spec_class.parse(record.config[option])  # the weights know its arguments
+        if spec.name != spec_class.name:
+            own = f"your_module:{spec.class_name}" if spec.module == "__main__" else spec.name
+            named += f', {option}="{own}"'
+            flag += f" --{option} {own}"
     return f"""## Use
 
 ```python

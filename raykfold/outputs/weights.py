@@ -16,14 +16,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from raykfold.config.class_spec import DEFAULT_MODEL, ModelSpec
+from raykfold.config.class_spec import DEFAULT_MODEL, ModelSpec, RecipeSpec
 from raykfold.data.log_mel import FeatureParameters
 from raykfold.errors import BadData, BadInput
 from raykfold.files.paths import ModelDir, fold_of_best_weights
@@ -34,7 +34,12 @@ from raykfold.outputs.hub_client import ModelRepository, Refused
 from raykfold.outputs.sync import Unavailable
 from raykfold.text import one_line
 from raykfold.training.network import build_model
+from raykfold.training.normalization import Normalization
 
+if TYPE_CHECKING:
+    from raykfold.training.recipe import Recipe  # imports torch's optimizers, which takes long
+
+Spec = TypeVar("Spec", ModelSpec, RecipeSpec)
 _BATCH = 64
 _HUB = "hf://"
 _SUMMARY = ModelDir(Path()).summary.name
@@ -50,7 +55,8 @@ class FoldModel:
         fold: the fold that was held out.
         epoch: epoch of the weights, counted from 0.
         accuracy: accuracy on the fold that was held out, 0 to 1.
-        model: in evaluation mode, on the CPU; (B, n_mels, time) float32 → (B, classes) logits.
+        model: in evaluation mode, on the CPU; (B, n_mels, time) float32 → (B, classes) logits. With
+            ``--normalize``, its first layer is the normalization.
         classes: label → name, in the order of the outputs.
         input_shape: (n_mels, time).
         features: content of ``features.json``; empty if unknown.
@@ -112,7 +118,11 @@ class FoldModel:
 
 
 def load_fold(
-    source: str | Place, fold: int, *, model: str | type[nn.Module] | None = None
+    source: str | Place,
+    fold: int,
+    *,
+    model: str | type[nn.Module] | None = None,
+    recipe: str | type[Recipe] | None = None,
 ) -> FoldModel:
     """Return the network of a fold with its best weights.
 
@@ -122,6 +132,7 @@ def load_fold(
         fold: the fold that was held out.
         model: the class of the network or its name, ``module:Class``, unless it is the built-in
             one. A module that is named is imported, which runs its code.
+        recipe: the class of the recipe or its name, if it has built the network.
 
     Raises:
         BadInput: there are no such weights, or they do not fit this network.
@@ -131,11 +142,14 @@ def load_fold(
         if fold not in files:
             there = ", ".join(map(str, _find_weights(local)[1])) or "none"
             raise BadInput(f"{where}: no weights of fold {fold}; there are weights of: {there}")
-        return _read_weights(fold, files[fold], model)
+        return _read_weights(fold, files[fold], model, recipe)
 
 
 def load_folds(
-    source: str | Place, *, model: str | type[nn.Module] | None = None
+    source: str | Place,
+    *,
+    model: str | type[nn.Module] | None = None,
+    recipe: str | type[Recipe] | None = None,
 ) -> list[FoldModel]:
     """Return the networks of all folds that ``summary.json`` names, each as `load_fold` does.
 
@@ -163,7 +177,7 @@ def load_folds(
         chosen = [fold for fold in files if fold in named]
         if not chosen:
             raise BadInput(f"{where}: no weights of the folds that its {_SUMMARY} names")
-        return [_read_weights(fold, files[fold], model) for fold in chosen]
+        return [_read_weights(fold, files[fold], model, recipe) for fold in chosen]
 
 
 @contextmanager
@@ -205,7 +219,12 @@ def _find_weights(
     return where, dict(sorted((fold, file) for fold, file in found if fold is not None))
 
 
-def _read_weights(fold: int, file: Path, model: str | type[nn.Module] | None) -> FoldModel:
+def _read_weights(
+    fold: int,
+    file: Path,
+    model: str | type[nn.Module] | None,
+    recipe: str | type[Recipe] | None,
+) -> FoldModel:
     """Return the network of a file.
 
     Raises:
@@ -229,49 +248,76 @@ def _read_weights(fold: int, file: Path, model: str | type[nn.Module] | None) ->
             raise TypeError("no shape, or no parameters, of features")
         of_fold, epoch = int(metadata["fold"]), int(metadata["epoch"])
         accuracy, spec = float(metadata["accuracy"]), metadata["model"]
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        normalization = None
+        if "normalization" in metadata:
+            normalization = Normalization.from_json(json.loads(metadata["normalization"]), n_mels)
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise BadData(f"{file}: not the weights of a fold ({one_line(repr(error))})") from error
     if of_fold != fold:
         raise BadData(f"{file}: says that it is of fold {of_fold}")
-    chosen = _choose_network(file, spec, model)
-    network = _build(file, chosen, (n_mels, len(classes), time), tensors)
+    shape = (n_mels, len(classes), time)
+    by_recipe = metadata.get("network_by") == "recipe"
+    chosen: ModelSpec | RecipeSpec
+    if by_recipe:
+        chosen = _choose(file, metadata.get("recipe", ""), recipe, RecipeSpec, "recipe")
+    else:
+        chosen = _choose(file, spec, model, ModelSpec, "model")
+    network = _build(file, chosen, shape, tensors, spec)
+    if normalization is not None:
+        network = nn.Sequential(normalization, network).eval()
     return FoldModel(fold, epoch, accuracy, network, classes, (n_mels, time), features)
 
 
-def _choose_network(file: Path, text: str, named: str | type[nn.Module] | None) -> ModelSpec:
+def _choose(
+    file: Path, text: str, named: str | type | None, spec_class: type[Spec], option: str
+) -> Spec:
     """Return what to build: the class that the caller named, or the built-in one.
 
     The arguments are those in the file for that class, unless the caller named others. A class of
     a script or notebook has another name where it can be imported: that of its module.
     """
     try:
-        of_file = ModelSpec.parse(text)
+        of_file = spec_class.parse(text)
     except ValueError:
-        of_file = ModelSpec(text)
+        of_file = spec_class(text)
     if named is None:
         if of_file.name != DEFAULT_MODEL:
             where = " (a script or notebook)" if of_file.module == "__main__" else ""
+            what = "the built-in network" if option == "model" else "a built-in recipe"
             raise BadInput(
-                f"{file}: weights of {one_line(text)}{where}, which is not the built-in network; "
-                "name its class with --model, if you trust it"
+                f"{file}: weights of {one_line(text)}{where}, which is not {what}; "
+                f"name its class with --{option}, if you trust it"
             )
         return of_file
     try:
-        wanted = ModelSpec.of(named)
+        wanted = spec_class.of(named)
     except ValueError as error:
-        raise BadInput(f"--model {named}: {error}") from None
+        raise BadInput(f"--{option} {named}: {error}") from None
     is_main = "__main__" in (of_file.module, wanted.module)
     is_same = of_file.name == wanted.name or (is_main and of_file.class_name == wanted.class_name)
-    return ModelSpec(wanted.name, wanted.arguments or of_file.arguments) if is_same else wanted
+    return spec_class(wanted.name, wanted.arguments or of_file.arguments) if is_same else wanted
 
 
 def _build(
-    file: Path, spec: ModelSpec, shape: tuple[int, int, int], tensors: Mapping[str, Tensor]
+    file: Path,
+    spec: ModelSpec | RecipeSpec,
+    shape: tuple[int, int, int],
+    tensors: Mapping[str, Tensor],
+    model: str,
 ) -> nn.Module:
-    """Build a network for (n_mels, classes, time) and fill it with the tensors of a file."""
+    """Build a network for (n_mels, classes, time) and fill it with the tensors of a file.
+
+    Args:
+        spec: the network, or the recipe that builds it.
+        model: the option of the run, which the recipe may ask for.
+    """
     arguments: Mapping[str, Any] = spec.arguments
     try:
-        if spec.name != DEFAULT_MODEL:
+        if isinstance(spec, RecipeSpec):
+            from raykfold.training.recipe import build_network
+
+            network = build_network(spec, model, *shape)
+        elif spec.name != DEFAULT_MODEL:
             network = build_model(str(spec), *shape)
         else:
             with torch.device("meta"):  # allocates nothing: the file's tensors replace its own

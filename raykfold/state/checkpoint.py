@@ -67,7 +67,7 @@ def weights_bytes(fold: Snapshot, context: WeightsContext) -> bytes:
     """Return the content of a safetensors file with the current weights."""
     last = fold.so_far.history[-1]
     metadata = context.metadata(fold.so_far.fold, last.epoch, last.val_accuracy)
-    return _safetensors(fold.weights, metadata)
+    return _safetensors(fold.weights, {**metadata, **fold.metadata})
 
 
 def save_active_fold(folder: Place, fold: Snapshot, weights: bytes) -> None:
@@ -100,7 +100,7 @@ def save_finished_fold(
     metadata = context.metadata(result.fold, result.kept_epoch, result.kept_val_accuracy)
     predictions = io.BytesIO()
     np.savez(predictions, index=validation, probabilities=probabilities)
-    weights = _safetensors(fold.kept_weights, metadata)
+    weights = _safetensors(fold.kept_weights, {**metadata, **fold.metadata})
     _write_fold(folder, fold, result, {WEIGHTS: weights, PREDICTIONS: predictions.getvalue()})
 
 

@@ -7,10 +7,12 @@ import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from raykfold.config.class_spec import SPECS
 from raykfold.config.run_config import RunConfig
 from raykfold.errors import BadInput
 from raykfold.files.atomic import write_json
@@ -212,7 +214,7 @@ class EarlierRun:
             for name, value in identity.items():
                 before = record.identity.get(name)
                 if before is not None and before != value:
-                    raise self._differs(name, before, value, record.is_search)
+                    raise self._differs(*_part(name, before, value), record.is_search)
             for name in ("epochs", "repeats"):
                 before, now = record.config[name], getattr(config, name)
                 if before > now:
@@ -243,6 +245,21 @@ class EarlierRun:
             f"--run_name {self.config.run_name}: is taken by a {kind} with {both}{hint}; choose "
             f"another --run_name and --model_dir, or set the earlier {kind} aside with --fresh"
         )
+
+
+def _part(name: str, before: Any, value: Any) -> tuple[str, Any, Any]:
+    """Return the argument in which two specs of one class differ, and its values.
+
+    Other values are returned as they are given.
+    """
+    if name in SPECS:
+        with suppress(ValueError):  # a record that somebody has edited
+            one, other = (SPECS[name].parse(str(spec)) for spec in (before, value))
+            for argument in sorted({*one.arguments, *other.arguments}):
+                first, second = (s.arguments.get(argument, "unset") for s in (one, other))
+                if one.name == other.name and first != second:
+                    return f"{name}.{argument}", first, second
+    return name, before, value
 
 
 def identity(

@@ -63,10 +63,12 @@ class Snapshot:
     Attributes:
         so_far: the fold's result so far, with status ``running``.
         state: what `FoldTrainer.load_state_dict` takes.
+        metadata: what weights have to say of the recipe (`Recipe.metadata`).
     """
 
     so_far: FoldResult
     state: Mapping[str, Any]
+    metadata: Mapping[str, str]
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
@@ -143,13 +145,11 @@ class FoldTrainer:
         n_mels, target_len = features.shape[1:]
         self.recipe = build_recipe(settings, num_classes, n_mels, self.device)
         with self._random.active():
-            if state is not None:
-                self.recipe.load_values(state["recipe"], self.device)
-            elif self.recipe.has_to_fit:
-                # Copies: whatever a recipe does, it sees the training split and nothing else.
-                self.recipe.fit(*self._batch(self._train))
             model = self.recipe.network(n_mels, num_classes, target_len)
             self.model = model.to(self.device)
+            if state is None and self.recipe.has_to_fit:
+                # Copies: whatever a recipe does, it sees the training split and nothing else.
+                self.recipe.fit(*self._batch(self._train))
             self.optimizer = self.recipe.optimizer(self.model)
             steps = len(self._training_batches(self._train))
             self.scheduler = self.recipe.scheduler(self.optimizer, settings.epochs, steps)
@@ -505,7 +505,7 @@ class FoldTrainer:
             torch.cuda.current_stream(self.device).synchronize()
         sizes, stopped = (self.n_train, self.n_val), self.stopped_early
         so_far = FoldResult.of(self.fold, "running", *sizes, self.history, stopped_early=stopped)
-        return Snapshot(so_far, state)
+        return Snapshot(so_far, state, self.recipe.metadata())
 
     # --- recordings
 

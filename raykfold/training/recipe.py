@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -85,7 +86,7 @@ class Recipe:
     texts, True or False; they are part of a run's identity and can be searched, as
     ``recipe.gamma``.
 
-    The methods are called in this order: `fit` (not where a fold resumes), `network`, `optimizer`,
+    The methods are called in this order: `network`, `fit` (not where a fold resumes), `optimizer`,
     `scheduler`; then `augment` and `loss` for each training batch, and `score` after each epoch.
     They draw random numbers from torch, NumPy and Python as usual: these are the fold's own
     streams then. Attributes are part of a fold's checkpoint, unless their names begin with ``_``:
@@ -138,6 +139,15 @@ class Recipe:
 
     # --- before training
 
+    def network(self, n_mels: int, num_classes: int, target_len: int) -> nn.Module:
+        """Return the network with its initial weights; by default the one that ``--model`` names.
+
+        A network maps (B, n_mels, time) float32 to (B, num_classes) logits. `raykfold.load_fold`
+        calls this method too, and then fills the network with a fold's weights: what inference
+        needs must be in them, like the buffers of a layer that `fit` has set.
+        """
+        return build_model(self.settings.model, n_mels, num_classes, target_len)
+
     def fit(self, features: Tensor, labels: Tensor) -> None:
         """Learn what training needs to know of the fold's training split.
 
@@ -154,13 +164,6 @@ class Recipe:
             present = (counts > 0).sum()
             weights = len(labels) / (present * counts.clamp_min(1))
             self.class_weights = torch.where(counts > 0, weights, 0).float()
-
-    def network(self, n_mels: int, num_classes: int, target_len: int) -> nn.Module:
-        """Return the network with its initial weights; by default the one that ``--model`` names.
-
-        A network maps (B, n_mels, time) float32 to (B, num_classes) logits.
-        """
-        return build_model(self.settings.model, n_mels, num_classes, target_len)
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """Return the optimizer, which is stepped after each batch."""
@@ -273,16 +276,26 @@ class Recipe:
                 )
         return {"values": values, "modules": modules}
 
-    def load_values(self, state: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
-        """Set the attributes that are not modules: `network` may need them."""
-        for name, value in state["values"].items():
-            setattr(self, name, _on(device, value))
-
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
         """Continue from where `state_dict` was taken."""
-        self.load_values(state, device)
+        for name, value in state["values"].items():
+            setattr(self, name, _on(device, value))
         for name, module_state in state["modules"].items():
             getattr(self, name).load_state_dict(module_state)
+
+    def metadata(self) -> dict[str, str]:
+        """Return what weights have to say of the recipe; nothing of one that inference can ignore.
+
+        ``recipe`` is its spec, ``network_by`` says whether the network is that of ``model`` or of
+        ``recipe``, and ``normalization`` is `Normalization.to_json`.
+        """
+        found = {}
+        if type(self) is not Recipe:
+            by_model = type(self).network is Recipe.network
+            found = {"recipe": str(self._spec), "network_by": "model" if by_model else "recipe"}
+        if self.normalization is not None:
+            found["normalization"] = json.dumps(self.normalization.to_json())
+        return found
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors among the attributes, which a step may change in place."""
@@ -345,6 +358,24 @@ def build_recipe(
     if settings.class_weights == "balanced":
         recipe.class_weights = torch.ones(num_classes, device=device)
     return recipe
+
+
+def build_network(
+    spec: RecipeSpec, model: str, n_mels: int, num_classes: int, target_len: int
+) -> nn.Module:
+    """Return the network that a recipe builds, without a run.
+
+    Args:
+        spec: the recipe.
+        model: the option of its run; other settings are defaults.
+
+    Raises:
+        BadInput: the recipe cannot be built.
+    """
+    config = RunConfig(demo=True, model=model, recipe=str(spec))
+    settings = TrainingSettings.of(config, "fp32")
+    recipe = build_recipe(settings, num_classes, n_mels, torch.device("cpu"))
+    return recipe.network(n_mels, num_classes, target_len)
 
 
 def _is_plain(value: Any) -> bool:

@@ -23,7 +23,7 @@ from raykfold.observers import Audience, Voice
 from raykfold.state.ledger import Ledger
 from raykfold.state.record import EarlierRun
 from raykfold.text import one_line
-from raykfold.training.check import check_network
+from raykfold.training.check import check_training
 from raykfold.training.search_results import TrialStatus
 from raykfold.tuning.journal import Journal
 from raykfold.tuning.observer import SearchObserver
@@ -122,7 +122,7 @@ class TrialRunner:
         data = self.inputs.data
         try:
             config = self.config.trial(number, trial.values)
-            check_network(config, data)
+            check_training(config, data)
             scores = ScoreKeeper(partial(self._add_score, number))
             voice = Voice(self.observer.noticed, f"trial {number}: ")
             audience = Audience([voice, scores])

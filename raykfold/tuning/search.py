@@ -16,6 +16,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from raykfold.config.class_spec import SPECS
 from raykfold.data.feature_set import FeatureSet
 from raykfold.driver import (
     Inputs,
@@ -35,7 +36,7 @@ from raykfold.observers import Audience, Voice
 from raykfold.state.ledger import Ledger
 from raykfold.state.record import EarlierRun, RunRecord, versions
 from raykfold.text import count_of
-from raykfold.training.check import check_network
+from raykfold.training.check import check_training
 from raykfold.training.results import kept_epochs
 from raykfold.training.search_results import OuterFold, SearchResults, Trial, best_trial
 from raykfold.tuning.findings import ResultsWriter, best_run, write_page, write_results
@@ -146,25 +147,25 @@ def _check_sampler(config: SearchConfig) -> None:
 
 
 def _check_space(config: SearchConfig, data: FeatureSet) -> list[str]:
-    """Try the network at the ends of each domain, so that errors there come at the start.
+    """Try network and recipe at the ends of each domain, so that errors there come at the start.
 
     Returns:
         What the user should know about the networks, in lines.
     """
-    warnings: dict[tuple[str, bool], list[str]] = {}
+    warnings: dict[tuple[str, str, bool], list[str]] = {}
     for values in config.space.probes():
         trial = config.trial(1, values)
-        differs = trial.model, trial.batch_size == 1
+        differs = trial.model, trial.recipe, trial.batch_size == 1
         if differs in warnings:
             continue
         try:
-            warnings[differs] = check_network(trial, data)
+            warnings[differs] = check_training(trial, data)
         except BadInput as error:
-            of_network = {n: value for n, value in values.items() if n.split(".")[0] == "model"}
-            if not of_network:
+            of_class = {n: value for n, value in values.items() if n.split(".")[0] in SPECS}
+            if not of_class:
                 raise
             file = "" if config.config_file is None else f"--config {config.config_file}: "
-            raise BadInput(f"{file}[search]: with {values_text(of_network)}: {error}") from error
+            raise BadInput(f"{file}[search]: with {values_text(of_class)}: {error}") from error
     return list(dict.fromkeys(line for lines in warnings.values() for line in lines))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FeatureSet
 from raykfold.errors import BadInput
-from raykfold.training.check import check_network
+from raykfold.training.check import check_training
 
 
 class Good(nn.Module):
@@ -116,20 +116,20 @@ def config(tmp_path: Path) -> RunConfig:
 
 def check(config: RunConfig, data: FeatureSet, network: type[nn.Module]) -> list[str]:
     spec = f"{__name__}:{network.__name__}"
-    return check_network(dataclasses.replace(config, model=spec), data)
+    return check_training(dataclasses.replace(config, model=spec), data)
 
 
 def test_a_network_that_trains_passes(config: RunConfig, small_data: FeatureSet) -> None:
     assert check(config, small_data, Good) == check(config, small_data, Pooled) == []
     assert check(config, small_data, Caching) == []
-    assert check_network(config, small_data) == []  # the built-in one
+    assert check_training(config, small_data) == []  # the built-in one
 
 
 def test_it_draws_no_random_number(config: RunConfig, small_data: FeatureSet) -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    check_network(config, small_data)
+    check_training(config, small_data)
     assert torch.equal(torch.rand(3), expected)
 
 
