@@ -1,0 +1,78 @@
+"""Normalization, against NumPy."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raykfold.data.feature_set import FeatureSet
+from raykfold.training.fold import FoldTrainer
+from raykfold.training.normalization import Normalization
+from raykfold.training.recipe import TrainingSettings
+
+
+@pytest.mark.parametrize(("kind", "axes"), [("global", (0, 1, 2)), ("band", (0, 2))])
+def test_statistics_are_those_of_the_training_split(
+    small_data: FeatureSet, kind: str, axes: tuple[int, ...]
+) -> None:
+    features = np.asarray(small_data.features).copy()
+    split = small_data.split(3)
+    features[split.validation] += 1000  # would be seen at once
+    fold = FoldTrainer(
+        3,
+        torch.from_numpy(features),
+        torch.from_numpy(small_data.class_indices),
+        split,
+        small_data.num_classes,
+        TrainingSettings("raykfold.models:AudioCNN", 32, 0.003, 9, 0, normalize=kind),
+    )
+    normalization = fold.recipe.normalization
+    assert normalization is not None
+    train = features[split.train].astype(np.float64)
+    assert normalization.mean.flatten().numpy() == pytest.approx(train.mean(axes), rel=1e-6)
+    assert normalization.std.flatten().numpy() == pytest.approx(train.std(axes), rel=1e-6)
+
+
+def test_a_clip_is_normalized_by_itself() -> None:
+    inputs = torch.randn(3, 5, 7) * 20 - 40
+    outputs = Normalization("clip", 5)(inputs)
+    values = inputs.numpy().astype(np.float64)
+    mean, std = values.mean((1, 2), keepdims=True), values.std((1, 2), keepdims=True)
+    assert outputs.numpy() == pytest.approx((values - mean) / std, rel=1e-4, abs=1e-5)
+
+
+def test_constant_values_stay_finite() -> None:
+    constant = torch.full((300, 2, 3), -80.0)
+    for kind in ("global", "band", "clip"):
+        normalization = Normalization(kind, 2)
+        normalization.fit(constant)
+        assert normalization(constant).eq(0).all()
+
+
+@pytest.mark.parametrize("kind", ["global", "band", "clip"])
+def test_text_keeps_every_bit(kind: str) -> None:
+    normalization, inputs = Normalization(kind, 4), torch.randn(9, 4, 6)
+    normalization.fit(inputs)
+    read = Normalization.from_json(json.loads(json.dumps(normalization.to_json())), 4)
+    assert torch.equal(read(inputs), normalization(inputs))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        [],
+        {"kind": "none"},
+        {"kind": "band", "mean": [0.0], "std": [1.0]},
+        {"kind": "global", "mean": [0.0], "std": [0.0]},
+        {"kind": "global", "mean": [0.0], "std": ["x"]},
+        {"kind": "global", "mean": [float("nan")], "std": [1.0]},
+    ],
+)
+def test_other_values_are_refused(values: Any) -> None:
+    with pytest.raises((KeyError, TypeError, ValueError, RuntimeError)):
+        Normalization.from_json(values, 4)
