@@ -32,7 +32,7 @@ def test_masks_are_ranges_of_up_to_their_sizes() -> None:
         outputs[torch.from_numpy(changed)],
         inputs.mean(dim=(1, 2), keepdim=True).expand_as(inputs)[torch.from_numpy(changed)],
     )
-    bands, frames = changed.all(axis=2), changed.all(axis=1)
+    bands, frames = (np.asarray(changed.all(axis=axis)) for axis in (2, 1))
     assert (changed == (bands[:, :, None] | frames[:, None, :])).all()
     for masks, most in ((bands, 3), (frames, 4)):
         assert set(masks.sum(axis=1).tolist()) == set(range(most + 1))

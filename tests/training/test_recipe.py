@@ -80,8 +80,10 @@ def assert_same(a: FoldTrainer, b: FoldTrainer) -> None:
 
 @pytest.mark.parametrize("name", sorted(ALL_ON.keys() - {"epochs", "monitor", "warmup_epochs"}))
 def test_each_option_changes_the_weights(small_data: FeatureSet, name: str) -> None:
-    value = "sgd" if name == "optimizer" else ALL_ON[name]  # without decay AdamW is Adam
-    plain, changed = trainer(small_data), trainer(small_data, **{name: value})
+    one_on: dict[str, Any] = {name: ALL_ON[name]}
+    if name == "optimizer":
+        one_on = {"optimizer": "sgd"}  # without decay AdamW is Adam
+    plain, changed = trainer(small_data), trainer(small_data, **one_on)
     for fold in (plain, changed):
         fold.run_epoch()
         fold.run_epoch()
