@@ -72,14 +72,14 @@ class Normalization(nn.Module):
             KeyError, TypeError, ValueError, RuntimeError: they are of another form, or not for
                 `n_mels` mel bands.
         """
-        if values["kind"] not in ("global", "band", "clip"):
-            raise ValueError(f"{values['kind']!r} is no normalization")
-        made = cls(values["kind"], n_mels)
-        for name, buffer in made.named_buffers():
-            read = torch.tensor(values[name], dtype=torch.float32).view(-1, 1)
-            if read.shape != buffer.shape or not read.isfinite().all():
-                raise ValueError(f"{name} is not of {len(buffer)} finite numbers")
-            buffer.copy_(read)
-        if made.kind != "clip" and not (made.std > 0).all():
-            raise ValueError("std is not above 0")
+        kind = values["kind"]
+        if kind == "clip":
+            return cls(kind, n_mels)
+        rows = {"global": 1, "band": n_mels}[kind]
+        read = torch.tensor([values["mean"], values["std"]], dtype=torch.float32)
+        if read.shape != (2, rows) or not read.isfinite().all() or not (read[1] > 0).all():
+            raise ValueError(f"not {rows} finite means, and as many standard deviations above 0")
+        made = cls(kind, n_mels)
+        made.mean.copy_(read[0].view(-1, 1))
+        made.std.copy_(read[1].view(-1, 1))
         return made

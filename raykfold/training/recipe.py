@@ -270,7 +270,7 @@ class Recipe:
                 values[name] = value
             else:
                 raise FoldError(
-                    f"recipe {self._spec.name}: its attribute {name} is a {type(value).__name__}, "
+                    f"recipe {self._spec}: its attribute {name} is of type {type(value).__name__}, "
                     "which a checkpoint cannot hold; expected tensors, modules, numbers, texts, or "
                     "lists and dictionaries of them, or a name that begins with _"
                 )

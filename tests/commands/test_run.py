@@ -44,6 +44,7 @@ from safetensors import safe_open
 from support.event_files import scalars
 from support.outcome import FOLDS, FinishedRun, Outcome, assert_as_without_ray, assert_same
 from support.processes import find_process, wait_until_gone, worker_pid
+from support.recipes import ALL_ON
 from support.shell import (
     command,
     environment,
@@ -636,6 +637,39 @@ def test_files_that_the_hub_refuses_can_be_sent_later(
 
 
 # --- slow ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_with_every_option_of_a_recipe_workers_and_kills_change_no_bit(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    """Two workers, of which one is killed, then the driver; and five workers."""
+    recipe = {**ALL_ON, "recipe": "support.recipes:Counting(start=1)"}
+    flags = [word for name, value in recipe.items() for word in (f"--{name}", str(value))]
+    for workers in (2, 5):
+        words = command(data_dir, tmp_path / f"{workers}", "--local_cpus", str(workers), *flags)
+        if workers == 2:
+            process = start_command(words)
+            try:
+                read_until(process, r"epoch 1/6")
+                os.kill(worker_pid(process.pid), signal.SIGKILL)
+                read_until(process, r"worker of folds? .* ended")
+                read_until(process, r"epoch 3/6")
+                worker = worker_pid(process.pid)
+            finally:
+                process.kill()
+                process.wait()
+            wait_until_gone(worker)
+        done = run_command(words)
+        assert done.returncode == 0, done.stderr
+        assert_as_without_ray(
+            tmp_path / f"{workers}", data_dir, folds=FOLDS, epochs=6, patience=2, **recipe
+        )
+    other = command(
+        data_dir, tmp_path / "5", *flags, "--recipe", "support.recipes:Counting(start=2)"
+    )
+    refused = run_command(other)
+    assert refused.returncode == 2 and "with recipe.start 1, and this one has 2" in refused.stderr
 
 
 @pytest.mark.slow

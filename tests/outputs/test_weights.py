@@ -173,6 +173,72 @@ def test_a_network_with_arguments_is_built_with_those_of_its_weights(
     )
 
 
+class Scaled(raykfold.Recipe):
+    """Builds a network whose first layer it fits."""
+
+    def __init__(self, hidden: int = 4) -> None:
+        self.hidden = hidden
+
+    def network(self, n_mels: int, num_classes: int, target_len: int) -> torch.nn.Module:
+        self._scale = torch.nn.BatchNorm1d(n_mels, affine=False, momentum=0.0)
+        layers = (torch.nn.Linear(n_mels * target_len, self.hidden), torch.nn.ReLU())
+        head = torch.nn.Linear(self.hidden, num_classes)
+        return torch.nn.Sequential(self._scale, torch.nn.Flatten(), *layers, head)
+
+    def fit(self, features: torch.Tensor, labels: torch.Tensor) -> None:
+        super().fit(features, labels)
+        assert self._scale.running_mean is not None
+        self._scale.running_mean.copy_(features.mean((0, 2)))
+
+
+class Smooth(raykfold.Recipe):
+    """Changes only how a network is trained."""
+
+    def augment(
+        self, inputs: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return inputs * 1.01, targets
+
+
+@pytest.mark.parametrize("normalize", ["none", "global", "band", "clip"])
+@pytest.mark.parametrize("recipe", [raykfold.Recipe, Scaled, Smooth])
+def test_inference_does_what_training_did_before_the_network(
+    small_data: FeatureSet, tmp_path: Path, recipe: type[raykfold.Recipe], normalize: str
+) -> None:
+    spec = f"{recipe.__module__}:{recipe.__name__}" + ("(hidden=6)" if recipe is Scaled else "")
+    settings = TrainingSettings(
+        "raykfold.models:AudioCNN", 32, 0.003, 5, 0, recipe=spec, normalize=normalize
+    )
+    trainer = FoldTrainer(
+        3,
+        torch.from_numpy(np.asarray(small_data.features)) * 7 - 30,
+        torch.from_numpy(small_data.class_indices),
+        small_data.split(3),
+        small_data.num_classes,
+        settings,
+    )
+    trainer.run_epoch()
+    context = WeightsContext(settings.model, CLASSES, (16, 32), {})
+    (tmp_path / BEST).write_bytes(weights_bytes(trainer.snapshot(), context))
+    held_out = np.asarray(small_data.features)[small_data.split(3).validation] * 7 - 30
+    if recipe is Scaled:
+        with pytest.raises(BadInput, match="not a built-in recipe; name its class with --recipe"):
+            load_fold(tmp_path, 3)
+    named = Scaled if recipe is Scaled else None
+    np.testing.assert_allclose(
+        load_fold(tmp_path, 3, recipe=named).probabilities(held_out),
+        trainer.held_out_probabilities(),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("normalization", ["[]", '{"kind": "band", "mean": [0], "std": [1]}', "x"])
+def test_a_normalization_that_is_none_is_refused(model_dir: Path, normalization: str) -> None:
+    with pytest.raises(BadInput, match="not the weights of a fold"):
+        load_fold(rewritten(model_dir, normalization=normalization), 3)
+
+
 @pytest.mark.parametrize(
     ("model", "error"),
     [

@@ -88,17 +88,29 @@ def assert_as_without_ray(
     seed: int = 0,
     inner: bool = False,
     learning_rate: float = 0.005,
+    **recipe: Any,
 ) -> None:
     """Assert that a run's histories, weights and predictions equal a plain loop's, to the bit.
 
     The loop trains the built-in network: a network derived from it that only takes its time
     gives the same numbers.
+
+    Args:
+        recipe: further settings of training.
     """
     outcome = Outcome.of(model_dir)
     assert [row["fold"] for row in outcome.folds] == list(folds)
     expected = 0
     for fold, history in zip(folds, outcome.histories, strict=True):
-        settings = TrainingSettings("raykfold.models:AudioCNN", 32, learning_rate, patience, seed)
+        settings = TrainingSettings(
+            "raykfold.models:AudioCNN",
+            32,
+            learning_rate,
+            patience,
+            seed,
+            epochs=epochs,
+            **recipe,
+        )
         trainer, weights = _trained(data_dir, fold, epochs, settings, inner)
         names = ("loss", "accuracy", "val_loss", "val_accuracy")
         assert history == {n: [getattr(m, n) for m in trainer.history] for n in names}, fold
@@ -138,7 +150,7 @@ def _trained(
         weights = []
         while not trainer.done(epochs):
             trainer.run_epoch()
-            state = trainer.model.state_dict()
+            state = trainer.evaluated.state_dict()
             weights.append({name: value.clone() for name, value in state.items()})
         trainer.held_out_probabilities()
     finally:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import raykfold
 from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FeatureSet
 from raykfold.errors import BadInput
@@ -171,3 +173,125 @@ def test_what_will_hurt_is_said(
 ) -> None:
     (line,) = check(config, small_data, network)
     assert part in line
+
+
+# --- recipes -------------------------------------------------------------------------------------
+
+
+class Fine(raykfold.Recipe):
+    def augment(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return super().augment(inputs.flip(2), targets)
+
+
+class OneValue(raykfold.Recipe):
+    def augment(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return inputs  # type: ignore[return-value]
+
+
+class Shorter(raykfold.Recipe):
+    def augment(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return inputs[:, :, 1:], targets
+
+
+class WrongTargets(raykfold.Recipe):
+    def augment(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return inputs, targets.float()
+
+
+class NotANumber(raykfold.Recipe):
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return logits.mean() * float("nan")
+
+
+class NoScalar(raykfold.Recipe):
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return logits
+
+
+class NoParameters(raykfold.Recipe):
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD([], lr=0.1)
+
+
+class NoOptimizer(raykfold.Recipe):
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD  # type: ignore[return-value]
+
+
+class NoScheduler(raykfold.Recipe):
+    def scheduler(self, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int) -> Any:
+        return 0.1
+
+
+class NoNetwork(raykfold.Recipe):
+    def network(self, n_mels: int, num_classes: int, target_len: int) -> nn.Module:
+        return None  # type: ignore[return-value]
+
+
+class TooWide(raykfold.Recipe):
+    def network(self, n_mels: int, num_classes: int, target_len: int) -> nn.Module:
+        return Wide(n_mels, num_classes, target_len)
+
+
+class Failing(raykfold.Recipe):
+    def fit(self, features: Tensor, labels: Tensor) -> None:
+        raise RuntimeError("no statistics")
+
+
+class NoScore(raykfold.Recipe):
+    def score(self, evaluation: raykfold.Evaluation) -> float:
+        return "high"  # type: ignore[return-value]
+
+
+class Holding(raykfold.Recipe):
+    def __init__(self) -> None:
+        self.handle = object()
+
+
+class Needy(raykfold.Recipe):
+    def __init__(self, needed: int) -> None:
+        pass
+
+
+class NotARecipe:
+    pass
+
+
+def with_recipe(config: RunConfig, recipe: type) -> RunConfig:
+    return dataclasses.replace(config, recipe=f"{__name__}:{recipe.__name__}")
+
+
+def test_a_recipe_that_trains_passes(config: RunConfig, small_data: FeatureSet) -> None:
+    assert check_training(with_recipe(config, Fine), small_data) == []
+    everything = dataclasses.replace(config, preset="strong", class_weights="balanced", ema=0.9)
+    assert check_training(with_recipe(everything, Fine), small_data) == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "part"),
+    [
+        (OneValue, "augment returned shape (32, 16, 32); expected a tuple of inputs and targets"),
+        (Shorter, "augment returned shape (32, 16, 31); expected finite inputs of shape (32, 16, "),
+        (WrongTargets, "augment returned shape (32,); expected targets of shape (32,) long, or (3"),
+        (NotANumber, "loss fails (ValueError: it is nan for a real batch)"),
+        (NoScalar, "loss returned shape (32, 4); expected a scalar tensor"),
+        (NoParameters, "optimizer fails (ValueError: optimizer got an empty parameter list)"),
+        (NoOptimizer, "optimizer returned <class 'torch.optim.sgd.SGD'>; expected a torch.optim"),
+        (NoScheduler, "scheduler returned 0.1; expected one of torch.optim.lr_scheduler, or None"),
+        (NoNetwork, "network returned None; expected a torch.nn.Module"),
+        (TooWide, "returned (32, 8) for input (32, 16, 32); expected logits of shape (32, 4)"),
+        (Failing, "fit fails (RuntimeError: no statistics)"),
+        (NoScore, "score returned 'high'; expected a finite number"),
+        (Holding, "its attribute handle is of type object, which a checkpoint cannot hold"),
+        (Needy, "cannot be constructed (TypeError: missing a required argument: 'needed')"),
+        (NotARecipe, "not a subclass of raykfold.Recipe"),
+    ],
+)
+def test_a_recipe_that_does_not_is_refused_in_one_line(
+    config: RunConfig, small_data: FeatureSet, recipe: type, part: str
+) -> None:
+    with pytest.raises(BadInput) as refused:
+        check_training(with_recipe(config, recipe), small_data)
+    line = str(refused.value)
+    assert line.startswith(f"--recipe {__name__}:{recipe.__name__}: ") and part in line
+    assert "\n" not in line

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from support.recipes import ALL_ON, Counting
 from torch import Tensor, nn
 
 import raykfold
@@ -18,23 +19,6 @@ from raykfold.data.feature_set import FeatureSet
 from raykfold.errors import BadInput, FoldError
 from raykfold.training.fold import FoldTrainer, run_epochs
 from raykfold.training.recipe import TrainingSettings
-
-ALL_ON: dict[str, Any] = {
-    "optimizer": "adamw",
-    "weight_decay": 0.01,
-    "scheduler": "cosine",
-    "warmup_epochs": 1,
-    "grad_clip": 1.0,
-    "label_smoothing": 0.1,
-    "class_weights": "balanced",
-    "normalize": "band",
-    "mixup": 0.4,
-    "spec_augment": "3,3",
-    "time_shift": 0.2,
-    "ema": 0.9,
-    "monitor": "macro_f1",
-    "epochs": 4,
-}
 
 
 def trainer(
@@ -78,7 +62,7 @@ def assert_same(a: FoldTrainer, b: FoldTrainer) -> None:
 # --- the options ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(ALL_ON.keys() - {"epochs", "monitor", "warmup_epochs"}))
+@pytest.mark.parametrize("name", sorted(ALL_ON.keys() - {"monitor", "warmup_epochs"}))
 def test_each_option_changes_the_weights(small_data: FeatureSet, name: str) -> None:
     one_on: dict[str, Any] = {name: ALL_ON[name]}
     if name == "optimizer":
@@ -94,13 +78,13 @@ def test_each_option_changes_the_weights(small_data: FeatureSet, name: str) -> N
 def test_with_everything_on_a_fold_goes_on_from_its_state_to_the_bit(
     small_data: FeatureSet,
 ) -> None:
-    whole = trainer(small_data, **ALL_ON)
+    whole = trainer(small_data, epochs=4, **ALL_ON)
     for _ in range(4):
         whole.run_epoch()
-    fold = trainer(small_data, **ALL_ON)
+    fold = trainer(small_data, epochs=4, **ALL_ON)
     for _ in range(3):
         fold.run_epoch()
-        fold = trainer(small_data, state=saved(fold), **ALL_ON)
+        fold = trainer(small_data, state=saved(fold), epochs=4, **ALL_ON)
     fold.run_epoch()
     assert_same(fold, whole)
 
@@ -108,11 +92,11 @@ def test_with_everything_on_a_fold_goes_on_from_its_state_to_the_bit(
 def test_with_everything_on_folds_that_are_stepped_together_are_those_alone(
     small_data: FeatureSet,
 ) -> None:
-    together = [trainer(small_data, fold, **ALL_ON) for fold in (1, 2, 3)]
+    together = [trainer(small_data, fold, epochs=4, **ALL_ON) for fold in (1, 2, 3)]
     for _ in range(2):
         run_epochs(together)
     for fold in together:
-        alone = trainer(small_data, fold.fold, **ALL_ON)
+        alone = trainer(small_data, fold.fold, epochs=4, **ALL_ON)
         alone.run_epoch()
         alone.run_epoch()
         assert_same(fold, alone)
@@ -203,25 +187,8 @@ def test_masks_are_one_text_however_they_are_given() -> None:
 # --- derived classes -----------------------------------------------------------------------------
 
 
-class Counting(raykfold.Recipe):
-    """Holds state of every kind."""
-
-    def __init__(self, start: int = 0) -> None:
-        self.batches = start
-        self.total = torch.zeros(())
-        self.seen = {"labels": [0]}
-        self.shift = nn.Linear(1, 1)
-        self._scratch = object()
-
-    def augment(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        self.batches += 1
-        self.total += inputs.mean()
-        self.seen["labels"].append(int(targets[0]))
-        return super().augment(inputs + 0.01 * self.batches, targets)
-
-
 def test_what_a_recipe_holds_is_part_of_a_folds_state(small_data: FeatureSet) -> None:
-    settings = by("Counting", start=3)
+    settings: dict[str, Any] = {"recipe": "support.recipes:Counting(start=3)"}
     whole, fold = trainer(small_data, **settings), trainer(small_data, **settings)
     for _ in range(2):
         whole.run_epoch()
@@ -325,7 +292,7 @@ class Wrapped(raykfold.Recipe):
 def test_a_recipe_can_be_given_as_an_object() -> None:
     config = RunConfig(demo=True, recipe=Wrapped(0.25, kind="b"))  # type: ignore[arg-type]
     assert config.recipe == f"{__name__}:Wrapped(alpha=0.25, kind='b')"
-    assert RunConfig(demo=True, recipe=Counting).recipe == f"{__name__}:Counting"  # type: ignore[arg-type]
+    assert RunConfig(demo=True, recipe=Counting).recipe == "support.recipes:Counting"  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="Recipe takes no arguments"):
         raykfold.Recipe(alpha=1)
     with pytest.raises(BadInput, match=r"--recipe .*expected module:Class"):
