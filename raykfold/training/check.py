@@ -75,8 +75,6 @@ def _check_recipe(config: RunConfig, data: FeatureSet) -> list[str]:
     recipe = build_recipe(settings, data.num_classes, data.n_mels, cpu)
 
     # Build what trains.
-    with _method(name, "fit"):
-        recipe.fit(inputs, targets)
     own_network = type(recipe).network is not Recipe.network
     if own_network:
         with _method(name, "network"):
@@ -86,6 +84,8 @@ def _check_recipe(config: RunConfig, data: FeatureSet) -> list[str]:
         model = recipe.network(data.n_mels, data.num_classes, data.time)
     network_name = name if own_network else f"--model {config.model}"
     _require_parameters(model, network_name)
+    with _method(name, "fit"):
+        recipe.fit(inputs, targets)
     batches = list(
         zip(inputs.split(config.batch_size), targets.split(config.batch_size), strict=True)
     )

@@ -183,6 +183,19 @@ class Fine(raykfold.Recipe):
         return super().augment(inputs.flip(2), targets)
 
 
+class Layered(raykfold.Recipe):
+    """Fits a layer of its network."""
+
+    def network(self, n_mels: int, num_classes: int, target_len: int) -> nn.Module:
+        self._shift = nn.Parameter(torch.zeros(n_mels, 1))
+        model = Good(n_mels, num_classes, target_len)
+        model.register_parameter("shift", self._shift)
+        return model
+
+    def fit(self, features: Tensor, labels: Tensor) -> None:
+        self._shift.data.copy_(features.mean((0, 2)).unsqueeze(1))
+
+
 class OneValue(raykfold.Recipe):
     def augment(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return inputs  # type: ignore[return-value]
@@ -263,6 +276,7 @@ def with_recipe(config: RunConfig, recipe: type) -> RunConfig:
 
 def test_a_recipe_that_trains_passes(config: RunConfig, small_data: FeatureSet) -> None:
     assert check_training(with_recipe(config, Fine), small_data) == []
+    assert check_training(with_recipe(config, Layered), small_data) == []
     everything = dataclasses.replace(config, preset="strong", class_weights="balanced", ema=0.9)
     assert check_training(with_recipe(everything, Fine), small_data) == []
 
