@@ -14,6 +14,7 @@ import ray
 import ray.train
 import torch
 
+from raykfold.config.class_spec import RecipeSpec
 from raykfold.data.feature_set import Split
 from raykfold.distributed.code import DriverCode
 from raykfold.distributed.deal import WorkerSize
@@ -33,6 +34,7 @@ from raykfold.errors import FoldError, RaykfoldError
 from raykfold.files.atomic import is_seen, write_file
 from raykfold.files.paths import RunDir, fold_name
 from raykfold.files.remote import Place, same_store
+from raykfold.files.scratch import one_at_a_time
 from raykfold.state.checkpoint import (
     WeightsContext,
     load_state,
@@ -40,8 +42,9 @@ from raykfold.state.checkpoint import (
     save_finished_fold,
     weights_bytes,
 )
+from raykfold.training.classes import find_class
 from raykfold.training.fold import FoldTrainer, Snapshot, run_epochs
-from raykfold.training.recipe import TrainingSettings
+from raykfold.training.recipe import Recipe, TrainingSettings, build_network
 from raykfold.training.results import EpochMetrics, Histogram, Round
 from raykfold.training.steps import no_recordings
 
@@ -113,6 +116,7 @@ def run_share(config: Mapping[str, Any]) -> None:
         # The process reports until the last round is written.
         with stall_watch, ThreadPoolExecutor(max_workers=1) as writer:
             task.code.load()
+            _fetch_network(task)
             _run_rounds(task, writer, stall_watch)
     except RaykfoldError as error:
         ray.get(task.board.post.remote(ShareStopping(task.share, error)))
@@ -236,6 +240,19 @@ def _write_round(
             place, held_out = task.run_dir.finished(fold), task.splits[fold].validation
             save_finished_fold(place, snapshot, task.context, held_out, probabilities[fold])
     report_in_place(round_.to_metrics(), checkpoint if round_.saved else None)
+
+
+def _fetch_network(task: ShareTask) -> None:
+    """Build the network once, if the recipe builds one: it may download weights.
+
+    One worker of a node after the other does it, and the watch for stalls does not count the time.
+    What is downloaded has to lie in a cache then, as that of the Hub's client or of torch.hub.
+    """
+    spec = RecipeSpec.parse(task.settings.recipe)
+    if find_class("recipe", spec.name, Recipe).network is not Recipe.network:
+        n_mels, time = task.context.input_shape
+        with one_at_a_time("network"):
+            build_network(spec, task.settings.model, n_mels, len(task.context.classes), time)
 
 
 def _trainers(task: ShareTask, stall_watch: StallWatch) -> dict[int, FoldTrainer]:

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 _PREFIX = "rkf-"  # short: Ray puts UNIX sockets below, whose paths have at most 107 bytes
@@ -39,6 +39,24 @@ def scratch_dir(parent: Path | None = None) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def one_at_a_time(name: str) -> Iterator[None]:
+    """Let this user's processes on this machine through the block one after the other.
+
+    Where the file system has no locks, they are let through together.
+
+    Args:
+        name: of the block, for a file name.
+    """
+    path = Path(tempfile.gettempdir()) / f"{_PREFIX}{os.getuid()}-{name}.lock"
+    with ExitStack() as stack:
+        with suppress(OSError):
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            stack.callback(os.close, file)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _remove_abandoned(parent: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from raykfold.files.scratch import scratch_dir
+from raykfold.files.scratch import one_at_a_time, scratch_dir
 
 OWNER = (
     "import sys, time\n"
@@ -80,3 +80,29 @@ def test_a_temporary_folder_without_locks_will_do(
     with scratch_dir(tmp_path) as folder, scratch_dir(tmp_path) as other:
         assert folder.is_dir() and other.is_dir()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_pass_a_block_one_after_the_other(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\n"
+        "from raykfold.files.scratch import one_at_a_time\n"
+        "with one_at_a_time('test'), open(sys.argv[1], 'a') as file:\n"
+        "    print('in', file=file, flush=True)\n"
+        "    time.sleep(0.2)\n"
+        "    print('out', file=file, flush=True)\n"
+    )
+    env, log = {**os.environ, "TMPDIR": str(tmp_path)}, tmp_path / "log"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(log)], env=env) for _ in range(3)
+    ]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert log.read_text().split() == ["in", "out"] * 3
+
+
+def test_without_locks_a_block_is_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with one_at_a_time("test"), one_at_a_time("test"):
+        pass
