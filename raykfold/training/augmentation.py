@@ -61,7 +61,7 @@ def mixup(inputs: Tensor, targets: Tensor, num_classes: int, alpha: float) -> tu
     Returns:
         Inputs, and (B, num_classes) float32 probabilities.
     """
-    parameter = inputs.new_tensor(alpha)
+    parameter = inputs.new_full((), alpha)  # by a kernel: a recording cannot copy from the host
     beta = torch.distributions.Beta(parameter, parameter, validate_args=False)
     share = beta.sample((len(inputs), 1))
     soft = targets if targets.ndim == 2 else nn.functional.one_hot(targets, num_classes).float()

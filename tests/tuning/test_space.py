@@ -389,3 +389,11 @@ def test_values_are_shown_with_four_figures() -> None:
         "learning_rate 0.0001235, batch_size 16, model a:B, model.deep True"
     )
     assert value_text(0.5) == "0.5"
+
+
+def test_arguments_of_a_recipe_are_searched_as_those_of_a_network_are(tmp_path: Path) -> None:
+    rows = "recipe.gamma = {uniform = [1, 3]}\nmixup = {choice = [0, 0.4]}"
+    config = parsed(tmp_path, rows, above='preset = "strong"\nrecipe = "a:B(kind=1)"')
+    trial = config.trial(1, {"recipe.gamma": 1.5, "mixup": 0.4})
+    assert trial.recipe == "a:B(gamma=1.5, kind=1)" and trial.mixup == 0.4
+    assert trial.normalize == config.normalize != "none"
