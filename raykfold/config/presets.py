@@ -33,6 +33,5 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "normalize": "band",
         "mixup": 0.2,
         "spec_augment": "8,8",
-        "time_shift": 0.1,
     },
 }
