@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 PLAIN: Mapping[str, Any] = {
+    "early_stopping_patience": 10,
     "optimizer": "adam",
     "weight_decay": 0.0,
     "scheduler": "plateau",
@@ -25,6 +26,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # For small sets of recordings; chosen on Free Spoken Digits (tests/benchmarks/RESULTS.md).
     "strong": {
         **PLAIN,
+        "early_stopping_patience": 50,  # the last epochs, of low learning rates, gain most
         "optimizer": "adamw",
         "weight_decay": 0.01,
         "scheduler": "cosine",

@@ -115,11 +115,6 @@ class RunConfig(Options):
     )
     """The optimizer's learning rate at the start, or after the warm-up."""
 
-    early_stopping_patience: int = _hyperparameter(
-        10, integer, positive, decides_results=True, search=True
-    )
-    """Epochs without a lower validation loss after which a fold stops."""
-
     seed: int = _hyperparameter(
         0,
         integer,
@@ -157,10 +152,13 @@ class RunConfig(Options):
     )
     """A class derived from raykfold.Recipe, `module:Class(name=value)`: what no option can say."""
 
+    early_stopping_patience: int = _recipe("early_stopping_patience", integer, positive)
+    """Epochs without a lower validation loss after which a fold stops."""
+
     optimizer: str = _recipe("optimizer", str, one_of("adam", "adamw", "sgd"))
     """adam, adamw or sgd (with Nesterov momentum of 0.9)."""
 
-    weight_decay: float = _recipe("weight_decay", number, not_negative)
+    weight_decay: float = _recipe("weight_decay", number, not_negative_finite)
     """The optimizer's weight decay."""
 
     scheduler: str = _recipe("scheduler", str, one_of("plateau", "cosine", "none"))
@@ -197,7 +195,7 @@ class RunConfig(Options):
     monitor: str = _recipe(
         "monitor", str, one_of("accuracy", "balanced_accuracy", "macro_f1", "loss")
     )
-    """The figure that chooses each fold's epoch."""
+    """The figure that chooses each fold's epoch; learning rate and stopping follow the loss."""
 
     repeats: int = _protocol(1, integer, positive)
     """Number of seeds that every fold is trained with: seed, seed + 1, and so on."""
@@ -289,6 +287,11 @@ class RunConfig(Options):
     named: frozenset[str] = dataclasses.field(default=frozenset(), repr=False, compare=False)
     """Options that the environment or a file sets, and would set again: `command` has them all."""
 
+    filled: tuple[str, frozenset[str]] = dataclasses.field(
+        default=("plain", frozenset()), repr=False, compare=False
+    )
+    """A preset, and the options that it has set, which another preset would set anew."""
+
     def __post_init__(self) -> None:
         # Values from Python are read like those of flags. A default may be what no flag can say.
         for name, field in options(type(self)).items():
@@ -310,9 +313,16 @@ class RunConfig(Options):
                     )
 
         # What follows from other fields is filled in, and paths become absolute.
-        for name, value in PRESETS[self.preset].items():
-            if getattr(self, name) is None:
-                self._set(name, value)
+        earlier, filled = self.filled
+        given = {
+            name
+            for name in PLAIN
+            if getattr(self, name) is not None
+            and not (name in filled and getattr(self, name) == PRESETS[earlier][name])
+        }
+        for name in PLAIN.keys() - given:
+            self._set(name, PRESETS[self.preset][name])
+        self._set("filled", (self.preset, frozenset(PLAIN.keys() - given)))
         data_dir = _absolute_or_as_given if self.demo else absolute  # a demo needs no data_dir
         self._set("processed_dir", data_dir(self.processed_dir))
         self._set("run_name", self.run_name or self._default_run_name())

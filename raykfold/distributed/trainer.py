@@ -32,7 +32,7 @@ from raykfold.distributed.ray_private import (
 from raykfold.distributed.worker import ShareTask, run_share
 from raykfold.files.remote import Place, for_ray
 from raykfold.text import one_line
-from raykfold.training.fold import PROCESS_ERRORS
+from raykfold.training.recipe import PROCESS_ERRORS
 
 
 class ShareTrainer:

@@ -129,7 +129,7 @@ def _run_rounds(task: ShareTask, writer: Executor, stall_watch: StallWatch) -> N
     One round is in flight at a time. The writer's thread writes and reports round k while this one
     trains round k + 1, which is not written before round k is committed.
     """
-    active = _trainers(task, stall_watch)
+    active, unbuilt = _trainers(task, stall_watch)
     task.board.post.remote(ShareReady(task.share))
     number = 0
     pace = Pace(task.together)
@@ -137,10 +137,10 @@ def _run_rounds(task: ShareTask, writer: Executor, stall_watch: StallWatch) -> N
     trained: set[int] = set()  # folds with an epoch in this process
     most_together = 0
     in_flight: Future[None] = writer.submit(lambda: None)  # nothing, before the first round
-    while active:
+    while active or unbuilt:
         number += 1
         epochs: dict[int, EpochMetrics] = {}
-        failed: dict[int, str] = {}
+        failed, unbuilt = unbuilt, {}
         probabilities: dict[int, np.ndarray] = {}  # of the folds that are over
         histograms: dict[int, dict[str, Histogram]] = {}
 
@@ -255,8 +255,14 @@ def _fetch_network(task: ShareTask) -> None:
             build_network(spec, task.settings.model, n_mels, len(task.context.classes), time)
 
 
-def _trainers(task: ShareTask, stall_watch: StallWatch) -> dict[int, FoldTrainer]:
-    """Return a trainer for each fold of the share, in the state that the fold goes on from."""
+def _trainers(
+    task: ShareTask, stall_watch: StallWatch
+) -> tuple[dict[int, FoldTrainer], dict[int, str]]:
+    """Build a trainer for each fold of the share, in the state that the fold goes on from.
+
+    Returns:
+        Fold → its trainer; and fold → why its recipe could not begin.
+    """
     torch.set_num_threads(task.size.cpus)  # Ray has set OMP_NUM_THREADS by a rule of its own
     device = torch.device("cuda" if task.size.gpus else "cpu")
     if task.size.gpus and not torch.cuda.is_available():
@@ -270,23 +276,27 @@ def _trainers(task: ShareTask, stall_watch: StallWatch) -> dict[int, FoldTrainer
     array = ray.get(task.features)  # takes as long as the network between two nodes does
     recorder = None if task.record or not task.size.gpus else no_recordings("a worker has died")
     classes, count = len(task.context.classes), stall_watch.count
-    trainers = {}
+    trainers, failed = {}, {}
     with stall_watch.expect("start"):
         features, class_indices = _tensor(array).to(device), _tensor(task.class_indices).to(device)
         for fold, split in task.splits.items():
-            trainers[fold] = FoldTrainer(
-                fold,
-                features,
-                class_indices,
-                split,
-                classes,
-                task.settings,
-                recorder,
-                count,
-                load_state(task.origins[fold]) if fold in task.origins else None,
-            )
+            state = load_state(task.origins[fold]) if fold in task.origins else None
+            try:
+                trainers[fold] = FoldTrainer(
+                    fold,
+                    features,
+                    class_indices,
+                    split,
+                    classes,
+                    task.settings,
+                    recorder,
+                    count,
+                    state,
+                )
+            except FoldError as error:
+                failed[fold] = str(error)
             count()
-    return trainers
+    return trainers, failed
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

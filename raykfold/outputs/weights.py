@@ -251,18 +251,18 @@ def _read_weights(
         normalization = None
         if "normalization" in metadata:
             normalization = Normalization.from_json(json.loads(metadata["normalization"]), n_mels)
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise BadData(f"{file}: not the weights of a fold ({one_line(repr(error))})") from error
     if of_fold != fold:
         raise BadData(f"{file}: says that it is of fold {of_fold}")
     shape = (n_mels, len(classes), time)
     by_recipe = metadata.get("network_by") == "recipe"
     chosen: ModelSpec | RecipeSpec
+    of_model = _choose(file, spec, model, ModelSpec, "model")
+    chosen = of_model
     if by_recipe:
         chosen = _choose(file, metadata.get("recipe", ""), recipe, RecipeSpec, "recipe")
-    else:
-        chosen = _choose(file, spec, model, ModelSpec, "model")
-    network = _build(file, chosen, shape, tensors, spec)
+    network = _build(file, chosen, shape, tensors, of_model)
     if normalization is not None:
         network = nn.Sequential(normalization, network).eval()
     return FoldModel(fold, epoch, accuracy, network, classes, (n_mels, time), features)
@@ -281,11 +281,11 @@ def _choose(
     except ValueError:
         of_file = spec_class(text)
     if named is None:
-        if of_file.name != DEFAULT_MODEL:
+        if of_file.name != DEFAULT_MODEL:  # the built-in recipe builds no network of its own
             where = " (a script or notebook)" if of_file.module == "__main__" else ""
-            what = "the built-in network" if option == "model" else "a built-in recipe"
+            what = "network" if option == "model" else "recipe"
             raise BadInput(
-                f"{file}: weights of {one_line(text)}{where}, which is not {what}; "
+                f"{file}: weights of {one_line(text)}{where}, which is not the built-in {what}; "
                 f"name its class with --{option}, if you trust it"
             )
         return of_file
@@ -303,20 +303,32 @@ def _build(
     spec: ModelSpec | RecipeSpec,
     shape: tuple[int, int, int],
     tensors: Mapping[str, Tensor],
-    model: str,
+    model: ModelSpec,
 ) -> nn.Module:
     """Build a network for (n_mels, classes, time) and fill it with the tensors of a file.
 
     Args:
         spec: the network, or the recipe that builds it.
         model: the option of the run, which the recipe may ask for.
+
+    Raises:
+        BadData: the tensors do not fit it.
     """
     arguments: Mapping[str, Any] = spec.arguments
     try:
         if isinstance(spec, RecipeSpec):
             from raykfold.training.recipe import build_network
 
-            network = build_network(spec, model, *shape)
+            # Arguments are as little trusted as the rest of the metadata.
+            if model.name == DEFAULT_MODEL and model.arguments:
+                with torch.device("meta"):
+                    needed = sum(
+                        v.numel()
+                        for v in AudioCNN(*shape, **dict[str, Any](model.arguments)).parameters()
+                    )
+                if needed > sum(values.numel() for values in tensors.values()):
+                    raise ValueError(f"{model} has more parameters than these weights")
+            network = build_network(spec, str(model), *shape)
         elif spec.name != DEFAULT_MODEL:
             network = build_model(str(spec), *shape)
         else:

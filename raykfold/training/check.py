@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
+import dataclasses
+import io
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,11 +16,13 @@ from raykfold.config.class_spec import DEFAULT_RECIPE
 from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FeatureSet
 from raykfold.errors import BadInput, FoldError
+from raykfold.text import one_line
 from raykfold.training.network import build_model
 from raykfold.training.random_streams import RandomStreams
 
 # A sum of fp32 probabilities is off by less than this, and logits are not that close by chance.
 _SUM_TOLERANCE = 1e-4
+_MOST_EVALUATED = 256  # held-out samples that a recipe is tried on
 
 
 def check_training(config: RunConfig, data: FeatureSet) -> list[str]:
@@ -26,8 +30,9 @@ def check_training(config: RunConfig, data: FeatureSet) -> list[str]:
 
     With the built-in recipe the batch is noise: two samples, enough for BatchNorm, and training
     meets no smaller batch unless `batch_size` is 1. There is no optimizer: to import what torch's
-    optimizers need takes longer than all of this. With another recipe, two real batches of the
-    first fold are trained. The random states of the process stay as they were.
+    optimizers need takes longer than all of this. Another recipe trains two real batches of the
+    first fold, twice, as a worker does, with a checkpoint between. The random states of the process
+    stay as they were.
 
     Args:
         config: names the network and the recipe.
@@ -61,121 +66,58 @@ def check_training(config: RunConfig, data: FeatureSet) -> list[str]:
 
 
 def _check_recipe(config: RunConfig, data: FeatureSet) -> list[str]:
-    """Call each method of a recipe as a worker does, on two batches of the first fold."""
-    # These import what torch's optimizers need.
-    from raykfold.training.evaluation import Evaluation
-    from raykfold.training.recipe import Recipe, TrainingSettings, build_recipe
+    """Train two batches of the first fold as a worker does, from a checkpoint too."""
+    # These import torch's optimizers, which takes long.
+    from raykfold.training.fold import FoldTrainer
+    from raykfold.training.recipe import Recipe, TrainingSettings
+
+    class TwoBatches(FoldTrainer):
+        def _training_batches(self, order: Tensor) -> tuple[Tensor, ...]:
+            return super()._training_batches(order)[:2]
+
+    split = data.split(data.fold_labels[0], inner=config.select == "inner", seed=config.seed)
+    some = split.validation[:: max(len(split.validation) // _MOST_EVALUATED, 1)]
+    settings = TrainingSettings.of(config, "fp32")
+    features = torch.from_numpy(np.array(data.features))
+    targets = torch.from_numpy(data.class_indices)
+
+    def trainer(state: Mapping[str, Any] | None = None) -> FoldTrainer:
+        held_out = dataclasses.replace(split, validation=some)
+        return TwoBatches(
+            split.fold, features, targets, held_out, data.num_classes, settings, state=state
+        )
 
     name = f"--recipe {config.recipe}"
-    rows = data.split(data.fold_labels[0]).train
-    rows = rows[:: max(len(rows) // (2 * config.batch_size), 1)][: 2 * config.batch_size]
-    inputs = torch.from_numpy(data.features[rows]).float()
-    targets = torch.from_numpy(data.class_indices[rows])
-    settings, cpu = TrainingSettings.of(config, "fp32"), torch.device("cpu")
-    recipe = build_recipe(settings, data.num_classes, data.n_mels, cpu)
-
-    # Build what trains.
-    own_network = type(recipe).network is not Recipe.network
-    if own_network:
-        with _method(name, "network"):
-            model = recipe.network(data.n_mels, data.num_classes, data.time)
-        _require(isinstance(model, nn.Module), name, "network", model, "a torch.nn.Module")
-    else:
-        model = recipe.network(data.n_mels, data.num_classes, data.time)
-    network_name = name if own_network else f"--model {config.model}"
-    _require_parameters(model, network_name)
-    with _method(name, "fit"):
-        recipe.fit(inputs, targets)
-    batches = list(
-        zip(inputs.split(config.batch_size), targets.split(config.batch_size), strict=True)
-    )
-    with _method(name, "optimizer"):
-        optimizer = recipe.optimizer(model)
-    expected = "a torch.optim.Optimizer"
-    _require(isinstance(optimizer, torch.optim.Optimizer), name, "optimizer", optimizer, expected)
-    with _method(name, "scheduler"):
-        scheduler = recipe.scheduler(optimizer, config.epochs, len(batches))
-    kind, expected = (
-        torch.optim.lr_scheduler.LRScheduler,
-        "one of torch.optim.lr_scheduler, or None",
-    )
-    _require(
-        scheduler is None or isinstance(scheduler, kind), name, "scheduler", scheduler, expected
-    )
-
-    # Train the batches.
-    model.train()
-    normalization = recipe.normalization or nn.Identity()
-    for batch, labels in batches:
-        with _method(name, "augment"):
-            augmented = recipe.augment(normalization(batch), labels)
-        _check_augmented(augmented, batch, data.num_classes, name)
-        logits = _call(model, augmented[0], data.num_classes, network_name)
-        with _method(name, "loss"):
-            loss = recipe.loss(logits, augmented[1])
-            is_scalar = isinstance(loss, Tensor) and loss.ndim == 0
-            _require(is_scalar, name, "loss", loss, "a scalar tensor")
-            if not math.isfinite(loss.item()):
-                raise ValueError(f"it is {loss.item()} for a real batch")
-            optimizer.zero_grad()
-            loss.backward()
-        with _method(name, "optimizer"):
-            optimizer.step()
-    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        scheduler.step(loss.item())
-    elif scheduler is not None:
-        with _method(name, "scheduler"):
-            scheduler.step()
-
-    # Evaluate.
-    normalized = normalization(inputs[:2])
-    warnings = _check_evaluation(model, normalized, data.num_classes, network_name)
-    with _method(name, "score"), torch.inference_mode():
-        score = recipe.score(Evaluation(loss.item(), model(normalized), targets[:2]))
-        is_number = isinstance(score, int | float | Tensor) and math.isfinite(score)
-        _require(is_number, name, "score", score, "a finite number")
     try:
-        recipe.state_dict()
+        # Try the network alone, which has messages of its own.
+        first = trainer()
+        own_network = type(first.recipe).network is not Recipe.network
+        network_name = name if own_network else f"--model {config.model}"
+        model = copy.deepcopy(first.model)
+        _require_parameters(model, network_name)
+        samples, _ = first.batch(first.training_rows(2))
+        model.train()
+        _call(model, samples, data.num_classes, network_name)
+        warnings = _check_evaluation(model, samples, data.num_classes, network_name)
+
+        # Train an epoch, write a checkpoint, and read it.
+        first.run_epoch()
+        first.snapshot()
+        file = io.BytesIO()
+        torch.save(dict(first.snapshot().state), file)
+        second = trainer(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+        outcomes = [dataclasses.replace(each.run_epoch(), seconds=0) for each in (first, second)]
     except FoldError as error:
-        raise BadInput(f"--{error}") from None
+        text = str(error).removeprefix("epoch 1: ").removeprefix("epoch 2: ")
+        of_recipe = text.startswith("recipe ")
+        raise BadInput(f"--{text}" if of_recipe else f"{name}: {one_line(text)}") from error
+    if outcomes[0] != outcomes[1]:
+        raise BadInput(
+            f"{name}: a fold goes on from its checkpoint otherwise than without one; expected all "
+            "that later batches depend on in attributes whose names do not begin with _, and "
+            "random numbers from the generators of torch, NumPy or Python themselves"
+        )
     return warnings
-
-
-@contextmanager
-def _method(name: str, method: str) -> Iterator[None]:
-    """Name the method that raises."""
-    try:
-        yield
-    except BadInput:
-        raise
-    except Exception as error:  # a recipe can raise anything
-        raise BadInput(f"{name}: {method} fails ({type(error).__name__}: {error})") from error
-
-
-def _require(holds: bool, name: str, method: str, returned: Any, expected: str) -> None:
-    if holds:
-        return
-    is_tensor = isinstance(returned, Tensor)
-    shown = f"shape {tuple(returned.shape)}" if is_tensor else repr(returned)
-    raise BadInput(f"{name}: {method} returned {shown}; expected {expected}")
-
-
-def _check_augmented(augmented: Any, inputs: Tensor, num_classes: int, name: str) -> None:
-    if not (
-        isinstance(augmented, tuple)
-        and len(augmented) == 2
-        and all(isinstance(each, Tensor) for each in augmented)
-    ):
-        _require(False, name, "augment", augmented, "a tuple of inputs and targets")
-    batch, targets = augmented
-    right = (
-        batch.is_floating_point() and batch.shape == inputs.shape and bool(batch.isfinite().all())
-    )
-    _require(right, name, "augment", batch, f"finite inputs of shape {tuple(inputs.shape)}")
-    hard = targets.dtype == torch.long and targets.shape == inputs.shape[:1]
-    soft = targets.is_floating_point() and targets.shape == (len(inputs), num_classes)
-    expected = f"targets of shape ({len(inputs)},) long, or ({len(inputs)}, {num_classes}) float"
-    _require(hard or soft, name, "augment", targets, expected)
 
 
 def _require_parameters(model: nn.Module, name: str) -> None:

@@ -19,7 +19,12 @@ from raykfold.data.feature_set import Split
 from raykfold.errors import FoldError, NonFiniteLoss
 from raykfold.training.evaluation import Evaluation
 from raykfold.training.random_streams import RandomStreams
-from raykfold.training.recipe import TrainingSettings, build_recipe
+from raykfold.training.recipe import (
+    PROCESS_ERRORS,
+    CheckedRecipe,
+    TrainingSettings,
+    build_recipe,
+)
 from raykfold.training.results import EpochMetrics, FoldResult, FoldStatus, Histogram, kept_of
 from raykfold.training.steps import RecordedStep, Recorder, Step, cuda_graphs, no_recordings
 
@@ -30,9 +35,6 @@ _HISTOGRAM_BINS = 64
 # Batches of a fold before the next fold has its turn. Switching random streams takes 0.1 ms; a GPU
 # has the turns of all folds in its queues, and computes them side by side.
 _BATCHES_IN_A_TURN = 8
-# After one of these, other folds can fail in this process too: CUDA, for one, answers every later
-# call with the first error. Only a new process shows whether the fold was the cause.
-PROCESS_ERRORS = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Snapshot:
     Attributes:
         so_far: the fold's result so far, with status ``running``.
         state: what `FoldTrainer.load_state_dict` takes.
-        metadata: what weights have to say of the recipe (`Recipe.metadata`).
+        metadata: what a weights file records about the recipe (`Recipe.metadata`).
     """
 
     so_far: FoldResult
@@ -88,7 +90,7 @@ class Snapshot:
 class FoldTrainer:
     """Trains one fold, an epoch at a time.
 
-    How is said by its `Recipe`. After each epoch the scheduler and early stopping follow the
+    Its `Recipe` says how. After each epoch the scheduler and early stopping follow the
     validation loss, and the weights of the epoch with the highest score on validation samples are
     kept. With an inner validation split, all three follow that split instead, and the held-out
     samples decide nothing.
@@ -112,6 +114,7 @@ class FoldTrainer:
 
     Raises:
         BadInput: the recipe or the network cannot be built.
+        FoldError: a method of the recipe fails.
     """
 
     def __init__(
@@ -144,17 +147,23 @@ class FoldTrainer:
         self._random = RandomStreams(settings.seed, fold, self.device)
         n_mels, target_len = features.shape[1:]
         self.recipe = build_recipe(settings, num_classes, n_mels, self.device)
+        self._checked = CheckedRecipe(self.recipe)
         with self._random.active():
-            model = self.recipe.network(n_mels, num_classes, target_len)
+            model = self._checked.network(n_mels, num_classes, target_len)
             self.model = model.to(self.device)
-            if state is None and self.recipe.has_to_fit:
+            if state is not None:
+                self.recipe.load_state_dict(state["recipe"], self.device, built=False)
+            elif self.recipe.has_to_fit:
                 # Copies: whatever a recipe does, it sees the training split and nothing else.
-                self.recipe.fit(*self._batch(self._train))
-            self.optimizer = self.recipe.optimizer(self.model)
+                self._checked.fit(*self._batch(self._train))
+            self.optimizer = self._checked.optimizer(self.model)
             steps = len(self._training_batches(self._train))
-            self.scheduler = self.recipe.scheduler(self.optimizer, settings.epochs, steps)
+            self.scheduler = self._checked.scheduler(self.optimizer, settings.epochs, steps)
         # With --ema, the exponential moving average of the weights is what is evaluated and kept.
-        self.average = copy.deepcopy(self.model).requires_grad_(False) if settings.ema else None
+        self.average: nn.Module | None = None
+        if settings.ema:
+            self.average = copy.deepcopy(self.model).requires_grad_(False)
+        self._average_steps = torch.zeros((), device=self.device)
         self._training = self._record_step(self.training_step, recorder)
         self._evaluation = self._record_step(self.evaluation_step, recorder)
         if state is not None:
@@ -171,7 +180,7 @@ class FoldTrainer:
         Returns:
             Mean loss and number of samples classified correctly, both scalars on the device.
         """
-        inputs, targets = self.recipe.augment(*self._normalized_batch(rows))
+        inputs, targets = self._checked.augment(*self.batch(rows))
         precision: AbstractContextManager[object] = nullcontext()
         if self.settings.precision == "bf16":
             # A step uses each weight once, so a cache of cast weights would gain nothing; and a
@@ -179,7 +188,7 @@ class FoldTrainer:
             precision = torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
         with precision:
             logits = self.model(inputs)
-        loss = self.recipe.loss(logits.float(), targets)
+        loss = self._checked.loss(logits.float(), targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.settings.grad_clip:
@@ -193,7 +202,7 @@ class FoldTrainer:
     def evaluation_step(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean cross-entropy of a batch, and its (B, num_classes) logits."""
         with torch.inference_mode():
-            inputs, targets = self._normalized_batch(rows)
+            inputs, targets = self.batch(rows)
             logits = self.evaluated(inputs)
             return nn.functional.cross_entropy(logits, targets), logits
 
@@ -203,24 +212,32 @@ class FoldTrainer:
         return self.model if self.average is None else self.average
 
     def _update_average(self, average: nn.Module) -> None:
-        """Move the average towards the weights, and towards statistics like those of BatchNorm."""
-        update = torch.optim.swa_utils.get_ema_multi_avg_fn(self.settings.ema)
-        pairs = zip(
-            [*average.parameters(), *average.buffers()],
-            [*self.model.parameters(), *self.model.buffers()],
-            strict=True,
-        )
-        floating, current = [], []
+        """Move the average towards the weights, and towards statistics like those of BatchNorm.
+
+        The decay is that of ``--ema``, or (1 + n) / (10 + n) after n steps if that is less: else
+        the initial weights would count for hundreds of steps. TensorFlow's
+        `ExponentialMovingAverage` does the same if it is told the number of steps.
+        """
         with torch.no_grad():
-            for mean, value in pairs:
+            ramp = (1 + self._average_steps) / (10 + self._average_steps)
+            share = 1 - ramp.clamp_max(self.settings.ema)
+            self._average_steps += 1
+            for mean, value in zip(
+                [*average.parameters(), *average.buffers()],
+                [*self.model.parameters(), *self.model.buffers()],
+                strict=True,
+            ):
                 if mean.is_floating_point():
-                    floating.append(mean)
-                    current.append(value)
+                    mean.lerp_(value, share.to(mean.dtype))
                 else:
                     mean.copy_(value)
-            update(floating, current, 0)
 
-    def _normalized_batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def training_rows(self, count: int) -> Tensor:
+        """Return the indices of the first training samples."""
+        return self._train[:count]
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return inputs of the network, normalized and not augmented, and their (B,) targets."""
         inputs, targets = self._batch(rows)
         normalization = self.recipe.normalization
         return (inputs if normalization is None else normalization(inputs)), targets
@@ -275,8 +292,7 @@ class FoldTrainer:
                 losses[number], output = step(rows)
                 outputs.append(output.clone())
                 if is_training and self._steps_scheduler("batch"):
-                    assert self.scheduler is not None
-                    self.scheduler.step()
+                    self._checked.step_scheduler(self.scheduler)
                 self._on_batch()
                 yield None
             joined = torch.stack(outputs) if is_training else torch.cat(outputs)
@@ -309,7 +325,7 @@ class FoldTrainer:
 
         Raises:
             NonFiniteLoss: a loss is NaN or infinite.
-            FoldError: the recipe's score is.
+            FoldError: the recipe's score or scheduler fails.
         """
         # Read losses and accuracies. The host waits for the device here.
         means: dict[str, float] = {}
@@ -330,16 +346,16 @@ class FoldTrainer:
                     targets = self._class_indices[samples[tally.phase]]
                     evaluations[tally.phase] = Evaluation(mean, tally.outputs, targets)
             right = int(tallies[0].outputs.sum())
-            scores = {phase: self._score(each) for phase, each in evaluations.items()}
+            scores = self._scores(evaluations)
         validation, inner = evaluations["validation"], evaluations.get("inner validation")
-        rates = self._learning_rates()
+        before = self._group_settings()
         metrics = EpochMetrics(
             epoch=self.epochs_run,
             loss=means["training"],
             accuracy=right / self.n_train,
             val_loss=validation.loss,
             val_accuracy=validation.accuracy,
-            learning_rate=rates[0],
+            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
             seconds=(time.perf_counter() - started) / folds,
             inner_loss=inner.loss if inner else None,
             inner_accuracy=inner.accuracy if inner else None,
@@ -356,24 +372,38 @@ class FoldTrainer:
                 name: value.detach().clone() for name, value in self.evaluated.state_dict().items()
             }
 
-        # Recordings contain the learning rate, so a new rate needs new ones.
+        # Recordings contain the settings of the optimizer, so new ones need new recordings.
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            self.scheduler.step(metrics.deciding_loss)
-        elif self.scheduler is not None and self._steps_scheduler("epoch"):
-            self.scheduler.step()
-        if self._learning_rates() != rates:
+            self._checked.step_scheduler(self.scheduler, metrics.deciding_loss)
+        elif self._steps_scheduler("epoch"):
+            self._checked.step_scheduler(self.scheduler)
+        if self._group_settings() != before:
             self._training.forget()
         return metrics
 
-    def _score(self, evaluation: Evaluation) -> float | None:
-        """Return the recipe's score; None where it is the accuracy."""
-        score = float(self.recipe.score(evaluation))
-        if not math.isfinite(score):
-            raise FoldError(f"the recipe's score became {score} in epoch {self.epochs_run + 1}")
-        return None if score == evaluation.accuracy else score
+    def _scores(self, evaluations: Mapping[str, Evaluation]) -> dict[str, float | None]:
+        """Return the recipe's score of each evaluation; None where it is the accuracy."""
+        scores: dict[str, float | None] = {}
+        for phase, evaluation in evaluations.items():
+            # With an inner split, not even a score that remembers learns of the held-out samples.
+            decides = phase == "inner validation" or len(evaluations) == 1
+            before = None if decides else copy.deepcopy(self.recipe.state_dict())
+            score = self._checked.score(evaluation)
+            if before is not None:
+                self.recipe.load_state_dict(before, self.device)
+            scores[phase] = None if score == evaluation.accuracy else score
+        return scores
 
-    def _learning_rates(self) -> list[float]:
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
+    def _group_settings(self) -> list[dict[str, Any]]:
+        """Return what the optimizer's groups of parameters are stepped with."""
+        return [
+            {
+                name: float(v) if isinstance(v, Tensor) else v
+                for name, v in group.items()
+                if name != "params"
+            }
+            for group in self.optimizer.param_groups
+        ]
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -429,7 +459,7 @@ class FoldTrainer:
             with torch.inference_mode(), self._random.fork():
                 logits = []
                 for rows in self._validation.split(EVALUATION_BATCH):
-                    logits.append(model(self._normalized_batch(rows)[0]))
+                    logits.append(model(self.batch(rows)[0]))
                     self._on_batch()
                 probabilities = torch.softmax(torch.cat(logits), dim=1)
         finally:
@@ -464,6 +494,7 @@ class FoldTrainer:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
+            "average_steps": self._average_steps,
             "recipe": self.recipe.state_dict(),
             "random": self._random.state_dict(),
             "history": [asdict(metrics) for metrics in self.history],
@@ -484,6 +515,7 @@ class FoldTrainer:
             self.scheduler.load_state_dict(state["scheduler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        self._average_steps.copy_(state["average_steps"])
         self.recipe.load_state_dict(state["recipe"], self.device)
         self._random.load_state_dict(state["random"])
         self.history = [EpochMetrics(**metrics) for metrics in state["history"]]
@@ -496,7 +528,7 @@ class FoldTrainer:
     def snapshot(self) -> Snapshot:
         """Return a copy of the fold in host memory, to be written while training continues."""
         # Training changes weights and optimizer in place; everything else it replaces.
-        in_place = ("model", "optimizer", "average", "recipe")
+        in_place = ("model", "optimizer", "average", "average_steps", "recipe")
         state = {
             name: _to_host(value, copied=name in in_place)
             for name, value in self.state_dict().items()
@@ -521,7 +553,7 @@ class FoldTrainer:
         tensors = [value for value in optimizer if isinstance(value, Tensor)]
         modules = [self.model] if self.average is None else [self.model, self.average]
         weights = [each for module in modules for each in (*module.parameters(), *module.buffers())]
-        return [*weights, *tensors, *self.recipe.tensors()]
+        return [*weights, self._average_steps, *tensors, *self.recipe.tensors()]
 
     def _why_not_recordable(self) -> str | None:
         if self._steps_scheduler("batch"):
@@ -602,8 +634,8 @@ def _to_host(value: Any, *, copied: bool) -> Any:
     """
     if isinstance(value, Tensor):
         return value.detach().to("cpu", non_blocking=True, copy=copied)
-    if isinstance(value, list):
-        return [_to_host(each, copied=copied) for each in value]
+    if type(value) in (list, tuple):
+        return type(value)(_to_host(each, copied=copied) for each in value)
     if isinstance(value, dict):
         result = copy.copy(value)  # with the attribute in which a network versions its layout
         for name, each in value.items():

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 _CHUNK = 256  # samples whose sums are computed at once: float64 takes two or four times the memory
-_LEAST_STD = 1e-6  # of a band without any variation, like one above a recording's bandwidth
+# Values that vary less are constant, like a band above a recording's bandwidth. They are only
+# centred: divided by so little, what differs in another recording would drown everything else.
+_LEAST_STD = 1e-6
 
 
 class Normalization(nn.Module):
@@ -50,13 +52,13 @@ class Normalization(nn.Module):
         )
         std = (torch.as_tensor(squares) / count).sqrt().view(-1, 1)
         self.mean.copy_(mean)
-        self.std.copy_(std.clamp_min(_LEAST_STD))
+        self.std.copy_(_or_one(std))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return (B, n_mels, time) features, normalized."""
         if self.kind == "clip":
             std, mean = torch.std_mean(inputs, dim=(1, 2), correction=0, keepdim=True)
-            return (inputs - mean) / std.clamp_min(_LEAST_STD)
+            return (inputs - mean) / _or_one(std)
         return (inputs - self.mean) / self.std
 
     def to_json(self) -> dict[str, Any]:
@@ -83,3 +85,7 @@ class Normalization(nn.Module):
         made.mean.copy_(read[0].view(-1, 1))
         made.std.copy_(read[1].view(-1, 1))
         return made
+
+
+def _or_one(std: Tensor) -> Tensor:
+    return torch.where(std < _LEAST_STD, torch.ones_like(std), std)

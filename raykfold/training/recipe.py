@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from raykfold.config.class_spec import DEFAULT_RECIPE, RecipeSpec
 from raykfold.config.presets import PLAIN
 from raykfold.config.run_config import RunConfig
-from raykfold.errors import BadInput, FoldError
+from raykfold.errors import BadInput, FoldError, RaykfoldError
+from raykfold.text import one_line
 from raykfold.training.augmentation import mixup, spec_augment, time_shift
 from raykfold.training.classes import find_class
 from raykfold.training.network import build_model
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from raykfold.training.evaluation import Evaluation
 
 Precision = Literal["fp32", "bf16"]
+# After one of these, other folds can fail in this process too: CUDA, for one, answers every later
+# call with the first error. Only a new process shows whether the fold was the cause.
+PROCESS_ERRORS = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
 _PLAIN_VALUES = (bool, int, float, str, type(None))
 
 
@@ -86,17 +90,19 @@ class Recipe:
     texts, True or False; they are part of a run's identity and can be searched, as
     ``recipe.gamma``.
 
-    The methods are called in this order: `network`, `fit` (not where a fold resumes), `optimizer`,
-    `scheduler`; then `augment` and `loss` for each training batch, and `score` after each epoch.
-    They draw random numbers from torch, NumPy and Python as usual: these are the fold's own
-    streams then. Attributes are part of a fold's checkpoint, unless their names begin with ``_``:
-    tensors, modules, numbers, texts, and lists, tuples and dictionaries of them.
+    The methods are called in this order: `network`, `fit`, `optimizer`, `scheduler`; then `augment`
+    and `loss` for each training batch, and `score` after each epoch. In them, torch, NumPy and
+    Python draw random numbers from the fold's own streams.
+
+    A fold's checkpoint holds the attributes whose names do not begin with ``_``: tensors, modules,
+    numbers, texts, and lists, tuples and dictionaries of them. A fold that resumes has these
+    instead of a call of `fit`. So modules are made in the constructor or in `network`.
 
     Attributes:
-        settings: the options of the run.
-        num_classes: number of classes.
-        normalization: what `fit` has to fit, with ``--normalize``; else None. It is applied to
-            each batch of training and evaluation, before `augment`.
+        settings: the options of the run. The constructor does not have them yet.
+        num_classes: number of classes; not in the constructor either.
+        normalization: with ``--normalize``, the normalization whose statistics `fit` computes; else
+            None. It is applied to each batch of training and evaluation, before `augment`.
         class_weights: (num_classes,) with ``--class_weights balanced``, else None.
     """
 
@@ -228,7 +234,9 @@ class Recipe:
         return inputs, targets
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of a training batch, a scalar. Evaluation has the mean cross-entropy.
+        """Return the loss of a training batch, a scalar.
+
+        Evaluation always uses the mean cross-entropy.
 
         Args:
             logits: (B, num_classes) float32.
@@ -242,7 +250,10 @@ class Recipe:
         )
 
     def score(self, evaluation: Evaluation) -> float:
-        """Return the figure whose highest value chooses the epoch; by default ``--monitor``."""
+        """Return the figure whose highest value chooses the epoch; by default ``--monitor``.
+
+        The learning rate and early stopping follow the loss, whatever this figure is.
+        """
         value: float = getattr(evaluation, self.settings.monitor)
         return -value if self.settings.monitor == "loss" else value
 
@@ -251,7 +262,8 @@ class Recipe:
     @property
     def has_to_fit(self) -> bool:
         """Whether `fit` does anything."""
-        builtin = self.normalization is not None or self.class_weights is not None
+        has_statistics = self.normalization is not None and self.normalization.kind != "clip"
+        builtin = has_statistics or self.class_weights is not None
         return builtin or type(self).fit is not Recipe.fit
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
@@ -276,15 +288,33 @@ class Recipe:
                 )
         return {"values": values, "modules": modules}
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], device: torch.device) -> None:
-        """Continue from where `state_dict` was taken."""
+    def load_state_dict(
+        self, state: Mapping[str, Mapping[str, Any]], device: torch.device, *, built: bool = True
+    ) -> None:
+        """Continue from where `state_dict` was taken; leave out modules that are not there yet.
+
+        Raises:
+            FoldError: `built` is true, and a module is not there.
+        """
         for name, value in state["values"].items():
-            setattr(self, name, _on(device, value))
+            there: Any = getattr(self, name, None)
+            if _is_alike(there, value):
+                with torch.no_grad():
+                    there.copy_(value)  # an optimizer may have it
+            else:
+                setattr(self, name, _on(device, value))
         for name, module_state in state["modules"].items():
-            getattr(self, name).load_state_dict(module_state)
+            module = getattr(self, name, None)
+            if isinstance(module, nn.Module):
+                module.load_state_dict(module_state)
+            elif built:
+                raise FoldError(
+                    f"recipe {self._spec}: its module {name} is missing where a fold resumes; "
+                    "expected it to be made in the constructor or in network, and not in fit"
+                )
 
     def metadata(self) -> dict[str, str]:
-        """Return what weights have to say of the recipe; nothing of one that inference can ignore.
+        """Return what a weights file records about the recipe; nothing about the built-in one.
 
         ``recipe`` is its spec, ``network_by`` says whether the network is that of ``model`` or of
         ``recipe``, and ``normalization`` is `Normalization.to_json`.
@@ -298,14 +328,106 @@ class Recipe:
         return found
 
     def tensors(self) -> list[Tensor]:
-        """Return the tensors among the attributes, which a step may change in place."""
-        found = []
-        for name, value in vars(self).items():
-            if isinstance(value, nn.Module) and not name.startswith("_"):
-                found += [*value.parameters(), *value.buffers()]
-            elif isinstance(value, Tensor):
-                found.append(value)
-        return found
+        """Return the tensors within the attributes, which a step may change in place."""
+        return _tensors(list(vars(self).values()))
+
+
+class CheckedRecipe:
+    """Calls the methods of a recipe, and says which of them fails or returns something wrong.
+
+    Each method raises `FoldError` then, and returns what the recipe's method of that name does.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        interval = recipe.scheduler_interval
+        if interval not in ("epoch", "batch"):
+            raise self._wrong("scheduler_interval", f"is {interval!r}", "epoch or batch")
+
+    def network(self, n_mels: int, num_classes: int, target_len: int) -> nn.Module:
+        made = self._call("network", n_mels, num_classes, target_len)
+        if not isinstance(made, nn.Module):
+            raise self._returned("network", made, "a torch.nn.Module")
+        return made
+
+    def fit(self, features: Tensor, labels: Tensor) -> None:
+        self._call("fit", features, labels)
+        made = self._recipe.normalization
+        if made is not None and not isinstance(made, Normalization):
+            raise self._wrong("normalization", f"is a {type(made).__name__}", "another name for it")
+
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        made = self._call("optimizer", network)
+        if not isinstance(made, torch.optim.Optimizer):
+            raise self._returned("optimizer", made, "a torch.optim.Optimizer")
+        return made
+
+    def scheduler(
+        self, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int
+    ) -> torch.optim.lr_scheduler.LRScheduler | None:
+        made = self._call("scheduler", optimizer, epochs, steps_per_epoch)
+        if made is not None and not isinstance(made, torch.optim.lr_scheduler.LRScheduler):
+            raise self._returned("scheduler", made, "one of torch.optim.lr_scheduler, or None")
+        return made
+
+    def augment(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        made = self._call("augment", inputs, targets)
+        is_pair = isinstance(made, tuple) and len(made) == 2
+        if not is_pair or not all(isinstance(each, Tensor) for each in made):
+            raise self._returned("augment", made, "a tuple of inputs and targets")
+        changed, soft = made
+        if not (changed.is_floating_point() and changed.shape == inputs.shape):
+            shape = tuple(inputs.shape)
+            raise self._returned("augment", changed, f"float inputs of shape {shape}")
+        size, classes = len(inputs), self._recipe.num_classes
+        is_hard = soft.dtype == torch.long and soft.shape == (size,)
+        if not is_hard and not (soft.is_floating_point() and soft.shape == (size, classes)):
+            expected = f"targets of shape ({size},) long, or ({size}, {classes}) float"
+            raise self._returned("augment", soft, expected)
+        return changed, soft
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        made = self._call("loss", logits, targets)
+        if not isinstance(made, Tensor) or made.ndim > 0:
+            raise self._returned("loss", made, "a scalar tensor")
+        return made
+
+    def score(self, evaluation: Evaluation) -> float:
+        made = self._call("score", evaluation)
+        try:
+            score = float(made)
+        except (TypeError, ValueError):
+            score = math.nan
+        if not math.isfinite(score):
+            raise self._returned("score", made, "a finite number")
+        return score
+
+    def step_scheduler(self, scheduler: Any, *loss: float) -> None:
+        """Step the scheduler that `scheduler` has returned."""
+        try:
+            scheduler.step(*loss)
+        except Exception as error:
+            raise self._failed("scheduler", error) from error
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        try:
+            return getattr(self._recipe, method)(*arguments)
+        except (RaykfoldError, *PROCESS_ERRORS):
+            raise
+        except Exception as error:  # a recipe can raise anything
+            raise self._failed(method, error) from error
+
+    def _failed(self, method: str, error: Exception) -> FoldError:
+        what = f"{method} fails ({type(error).__name__}: {one_line(error)})"
+        return FoldError(f"recipe {self._recipe._spec}: {what}")
+
+    def _returned(self, method: str, made: Any, expected: str) -> FoldError:
+        is_tensor = isinstance(made, Tensor)
+        shown = f"shape {tuple(made.shape)} {made.dtype}" if is_tensor else one_line(repr(made))
+        return self._wrong(method, f"returned {shown}", expected)
+
+    def _wrong(self, what: str, how: str, expected: str) -> FoldError:
+        return FoldError(f"recipe {self._recipe._spec}: {what} {how}; expected {expected}")
 
 
 class PlateauAfterWarmup(torch.optim.lr_scheduler.ReduceLROnPlateau):
@@ -350,6 +472,14 @@ def build_recipe(
         raise BadInput(
             f"--recipe {spec}: cannot be constructed ({type(error).__name__}: {error})"
         ) from error
+    hidden = vars(recipe).keys() & vars(Recipe).keys() - {"_arguments"}
+    if hidden:
+        raise BadInput(
+            f"--recipe {spec}: its attribute {min(hidden)} hides what raykfold.Recipe has by that "
+            "name; expected another name"
+        )
+    for name, value in vars(recipe).items():
+        setattr(recipe, name, _on(device, value))
     recipe._spec = spec
     recipe.settings = settings
     recipe.num_classes = num_classes
@@ -367,32 +497,54 @@ def build_network(
 
     Args:
         spec: the recipe.
-        model: the option of its run; other settings are defaults.
+        model: the option of its run; other settings are those of a plain run.
 
     Raises:
         BadInput: the recipe cannot be built.
+        FoldError: its `network` fails.
     """
-    config = RunConfig(demo=True, model=model, recipe=str(spec))
-    settings = TrainingSettings.of(config, "fp32")
+    settings = TrainingSettings(model, 32, 0.001, 10, 0, recipe=str(spec))
     recipe = build_recipe(settings, num_classes, n_mels, torch.device("cpu"))
-    return recipe.network(n_mels, num_classes, target_len)
+    return CheckedRecipe(recipe).network(n_mels, num_classes, target_len)
 
 
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(
-            isinstance(name, _PLAIN_VALUES) and _is_plain(each) for name, each in value.items()
-        )
-    if isinstance(value, list | tuple):
+    """Whether a checkpoint gives the value back as it is. Derived types it does not."""
+    if type(value) is dict:
+        return all(type(name) in _PLAIN_VALUES and _is_plain(each) for name, each in value.items())
+    if type(value) in (list, tuple):
         return all(map(_is_plain, value))
-    return type(value) in _PLAIN_VALUES or isinstance(value, Tensor)
+    return type(value) in (*_PLAIN_VALUES, Tensor, nn.Parameter)
+
+
+def _is_alike(there: Any, value: Any) -> bool:
+    are_tensors = isinstance(there, Tensor) and isinstance(value, Tensor)
+    return are_tensors and (there.shape, there.dtype) == (value.shape, value.dtype)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, nn.Module):
+        return [*value.parameters(), *value.buffers()]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [each for part in value for each in _tensors(part)] if _is_list(value) else []
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _on(device: torch.device, value: Any) -> Any:
-    if isinstance(value, Tensor):
+    """Return a value of a recipe with its tensors on the device."""
+    if isinstance(value, nn.Parameter):
+        value.data = value.data.to(device)
+        return value
+    if isinstance(value, Tensor | nn.Module):
         return value.to(device)
-    if isinstance(value, dict):
+    if type(value) is dict:
         return {name: _on(device, each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
+    if type(value) in (list, tuple):
         return type(value)(_on(device, each) for each in value)
     return value

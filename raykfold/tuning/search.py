@@ -14,9 +14,9 @@ import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from raykfold.config.class_spec import SPECS
+from raykfold.config.class_spec import DEFAULT_RECIPE, SPECS
 from raykfold.data.feature_set import FeatureSet
 from raykfold.driver import (
     Inputs,
@@ -152,10 +152,12 @@ def _check_space(config: SearchConfig, data: FeatureSet) -> list[str]:
     Returns:
         What the user should know about the networks, in lines.
     """
-    warnings: dict[tuple[str, str, bool], list[str]] = {}
+    warnings: dict[tuple[Any, ...], list[str]] = {}
     for values in config.space.probes():
         trial = config.trial(1, values)
-        differs = trial.model, trial.recipe, trial.batch_size == 1
+        differs: tuple[Any, ...] = trial.model, trial.batch_size == 1
+        if trial.recipe != DEFAULT_RECIPE:  # it may ask for any option
+            differs = tuple(trial.deciding().values())
         if differs in warnings:
             continue
         try:

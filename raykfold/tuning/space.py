@@ -25,6 +25,7 @@ from raykfold.config.environment import script_command
 from raykfold.config.options import (
     OrWord,
     integer,
+    mask_sizes,
     number,
     one_of,
     option,
@@ -510,7 +511,10 @@ def _value(cls: type[SearchConfig], where: str, name: str, value: Any) -> Any:
             return SPECS[of]().with_arguments({argument: value}).arguments[argument]
         if name in SPECS:
             return read_option(cls, name, value, where)
-        if not isinstance(value, str | int | float) or isinstance(value, bool):
+        is_pair = (
+            isinstance(value, list | tuple) and options(cls)[name].metadata["parse"] is mask_sizes
+        )
+        if not (is_pair or isinstance(value, str | int | float)) or isinstance(value, bool):
             raise BadInput(f"{where} {value!r}: expected a number or a text")
         return read_option(cls, name, toml_text(value), where)
     except ValueError as error:

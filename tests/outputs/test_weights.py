@@ -222,7 +222,7 @@ def test_inference_does_what_training_did_before_the_network(
     (tmp_path / BEST).write_bytes(weights_bytes(trainer.snapshot(), context))
     held_out = np.asarray(small_data.features)[small_data.split(3).validation] * 7 - 30
     if recipe is Scaled:
-        with pytest.raises(BadInput, match="not a built-in recipe; name its class with --recipe"):
+        with pytest.raises(BadInput, match="not the built-in recipe; name its class with --recipe"):
             load_fold(tmp_path, 3)
     named = Scaled if recipe is Scaled else None
     np.testing.assert_allclose(
@@ -233,10 +233,27 @@ def test_inference_does_what_training_did_before_the_network(
     )
 
 
-@pytest.mark.parametrize("normalization", ["[]", '{"kind": "band", "mean": [0], "std": [1]}', "x"])
-def test_a_normalization_that_is_none_is_refused(model_dir: Path, normalization: str) -> None:
-    with pytest.raises(BadInput, match="not the weights of a fold"):
-        load_fold(rewritten(model_dir, normalization=normalization), 3)
+class Wrapped(raykfold.Recipe):
+    """Builds on the network that ``--model`` names."""
+
+    def network(self, n_mels: int, num_classes: int, target_len: int) -> torch.nn.Module:
+        return torch.nn.Sequential(super().network(n_mels, num_classes, target_len))
+
+
+@pytest.mark.parametrize(
+    ("model", "error"),
+    [
+        ("os:system", "is not the built-in network; name its class with --model"),
+        ("raykfold.models:AudioCNN(width=5000)", "has more parameters than these weights"),
+    ],
+)
+def test_a_recipe_that_is_trusted_makes_nothing_else_trusted(
+    model_dir: Path, model: str, error: str
+) -> None:
+    recipe = f"{__name__}:Wrapped"
+    rewritten(model_dir, model=model, network_by="recipe", recipe=recipe)
+    with pytest.raises(BadInput, match=error):
+        load_fold(model_dir, 3, recipe=Wrapped)
 
 
 @pytest.mark.parametrize(
@@ -264,6 +281,9 @@ def test_arguments_that_fit_no_weights_are_refused(model_dir: Path, model: str, 
         {"input_shape": "[1000000000000, 32]"},  # petabytes, if anybody made room for it
         {"input_shape": "[24, 32]"},
         {"input_shape": "no JSON"},
+        {"normalization": '{"kind": "band", "mean": [0.0], "std": [1.0]}'},
+        {"normalization": '{"kind": "global", "mean": [0.0], "std": [1' + "0" * 400 + "]}"},
+        {"normalization": "[]"},
         {"classes": "{}"},
         {"classes": '{"0": "dog"}'},
         {"classes": '["dog"]'},

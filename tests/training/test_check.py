@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -266,6 +268,63 @@ class Needy(raykfold.Recipe):
         pass
 
 
+class Interval(raykfold.Recipe):
+    scheduler_interval = "step"  # type: ignore[assignment]
+
+
+class Hiding(raykfold.Recipe):
+    def __init__(self) -> None:
+        self.loss = nn.CrossEntropyLoss()  # type: ignore[method-assign]
+
+
+class OwnNormalization(raykfold.Recipe):
+    def fit(self, features: Tensor, labels: Tensor) -> None:
+        self.normalization = nn.BatchNorm1d(features.shape[1])  # type: ignore[assignment]
+
+
+class Counted(raykfold.Recipe):
+    def __init__(self) -> None:
+        self.seen: Counter[int] = Counter()
+
+
+class Made(raykfold.Recipe):
+    """Makes a module where a fold that resumes does not come by."""
+
+    head: nn.Module | None = None
+
+    def fit(self, features: Tensor, labels: Tensor) -> None:
+        self.head = nn.BatchNorm1d(features.shape[1])
+
+    def augment(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return inputs if self.head is None else self.head(inputs), targets
+
+
+class Private(raykfold.Recipe):
+    def fit(self, features: Tensor, labels: Tensor) -> None:
+        self._shift = features.mean()
+
+    def augment(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return inputs - self._shift, targets
+
+
+class OwnGenerator(raykfold.Recipe):
+    def __init__(self) -> None:
+        self._rng = np.random.default_rng(0)
+
+    def augment(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return inputs + self._rng.normal(), targets
+
+
+class FailsLater(raykfold.Recipe):
+    def scheduler(self, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int) -> Any:
+        def factor(epoch: int) -> float:
+            if epoch:
+                raise RuntimeError("at the end of an epoch")
+            return 1.0
+
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
 class NotARecipe:
     pass
 
@@ -274,9 +333,43 @@ def with_recipe(config: RunConfig, recipe: type) -> RunConfig:
     return dataclasses.replace(config, recipe=f"{__name__}:{recipe.__name__}")
 
 
+class Trained(raykfold.Recipe):
+    """Trains a parameter of its own, counts what it sees, and needs that for its schedule."""
+
+    def __init__(self) -> None:
+        self.temperature = nn.Parameter(torch.ones(1))
+        self.pair = (torch.zeros(1), 0)
+
+    def fit(self, features: Tensor, labels: Tensor) -> None:
+        self.count = len(labels)
+
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        parameters = [*network.parameters(), self.temperature]
+        return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+    def scheduler(self, optimizer: torch.optim.Optimizer, epochs: int, steps_per_epoch: int) -> Any:
+        return torch.optim.lr_scheduler.StepLR(optimizer, max(self.count // 64, 1))
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        self.pair = (self.pair[0] + 1, self.pair[1] + 1)
+        return super().loss(logits / self.temperature, targets)
+
+
+class Ranked(raykfold.Recipe):
+    """Has a score that needs all classes, and is NumPy's."""
+
+    def score(self, evaluation: raykfold.Evaluation) -> float:
+        from sklearn.metrics import roc_auc_score
+
+        probabilities = evaluation.logits.softmax(1)
+        score = roc_auc_score(evaluation.targets, probabilities, multi_class="ovr")
+        return np.float64(score)
+
+
 def test_a_recipe_that_trains_passes(config: RunConfig, small_data: FeatureSet) -> None:
     assert check_training(with_recipe(config, Fine), small_data) == []
-    assert check_training(with_recipe(config, Layered), small_data) == []
+    for recipe in (Layered, Trained, Ranked):
+        assert check_training(with_recipe(config, recipe), small_data) == []
     everything = dataclasses.replace(config, preset="strong", class_weights="balanced", ema=0.9)
     assert check_training(with_recipe(everything, Fine), small_data) == []
 
@@ -284,20 +377,37 @@ def test_a_recipe_that_trains_passes(config: RunConfig, small_data: FeatureSet) 
 @pytest.mark.parametrize(
     ("recipe", "part"),
     [
-        (OneValue, "augment returned shape (32, 16, 32); expected a tuple of inputs and targets"),
-        (Shorter, "augment returned shape (32, 16, 31); expected finite inputs of shape (32, 16, "),
-        (WrongTargets, "augment returned shape (32,); expected targets of shape (32,) long, or (3"),
-        (NotANumber, "loss fails (ValueError: it is nan for a real batch)"),
-        (NoScalar, "loss returned shape (32, 4); expected a scalar tensor"),
+        (
+            OneValue,
+            "augment returned shape (32, 16, 32) torch.float32; expected a tuple of in",
+        ),
+        (Shorter, "augment returned shape (32, 16, 31) torch.float32; expected float inputs of s"),
+        (
+            WrongTargets,
+            "returned shape (32,) torch.float32; expected targets of shape (32,) long",
+        ),
+        (NotANumber, "training loss became nan in epoch 1, batch 1 of 2"),
+        (NoScalar, "loss returned shape (32, 4) torch.float32; expected a scalar tensor"),
         (NoParameters, "optimizer fails (ValueError: optimizer got an empty parameter list)"),
         (NoOptimizer, "optimizer returned <class 'torch.optim.sgd.SGD'>; expected a torch.optim"),
         (NoScheduler, "scheduler returned 0.1; expected one of torch.optim.lr_scheduler, or None"),
         (NoNetwork, "network returned None; expected a torch.nn.Module"),
-        (TooWide, "returned (32, 8) for input (32, 16, 32); expected logits of shape (32, 4)"),
+        (TooWide, "returned (2, 8) for input (2, 16, 32); expected logits of shape (2, 4)"),
         (Failing, "fit fails (RuntimeError: no statistics)"),
         (NoScore, "score returned 'high'; expected a finite number"),
         (Holding, "its attribute handle is of type object, which a checkpoint cannot hold"),
         (Needy, "cannot be constructed (TypeError: missing a required argument: 'needed')"),
+        (Interval, "scheduler_interval is 'step'; expected epoch or batch"),
+        (Hiding, "its attribute loss hides what raykfold.Recipe has by that name"),
+        (OwnNormalization, "normalization is a BatchNorm1d; expected another name for it"),
+        (Counted, "its attribute seen is of type Counter, which a checkpoint cannot hold"),
+        (
+            Made,
+            "its module head is missing where a fold resumes; expected it to be made in the con",
+        ),
+        (Private, "augment fails (AttributeError: 'Private' object has no attribute '_shift')"),
+        (OwnGenerator, "a fold goes on from its checkpoint otherwise than without one"),
+        (FailsLater, "scheduler fails (RuntimeError: at the end of an epoch)"),
         (NotARecipe, "not a subclass of raykfold.Recipe"),
     ],
 )

@@ -46,11 +46,13 @@ def test_a_clip_is_normalized_by_itself() -> None:
 
 
 def test_constant_values_stay_finite() -> None:
+    """And other values of the same band, in another recording, are not blown up."""
     constant = torch.full((300, 2, 3), -80.0)
     for kind in ("global", "band", "clip"):
         normalization = Normalization(kind, 2)
         normalization.fit(constant)
         assert normalization(constant).eq(0).all()
+        assert normalization(constant + 0.5).abs().max() <= 0.5
 
 
 @pytest.mark.parametrize("kind", ["global", "band", "clip"])
