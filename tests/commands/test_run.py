@@ -646,6 +646,7 @@ def test_with_every_option_of_a_recipe_workers_and_kills_change_no_bit(
     """Two workers, of which one is killed, then the driver; and five workers."""
     recipe = {**ALL_ON, "recipe": "support.recipes:Counting(start=1)"}
     flags = [word for name, value in recipe.items() for word in (f"--{name}", str(value))]
+    flags += ["--early_stopping_patience", "6"]
     for workers in (2, 5):
         words = command(data_dir, tmp_path / f"{workers}", "--local_cpus", str(workers), *flags)
         if workers == 2:
@@ -663,7 +664,7 @@ def test_with_every_option_of_a_recipe_workers_and_kills_change_no_bit(
         done = run_command(words)
         assert done.returncode == 0, done.stderr
         assert_as_without_ray(
-            tmp_path / f"{workers}", data_dir, folds=FOLDS, epochs=6, patience=2, **recipe
+            tmp_path / f"{workers}", data_dir, folds=FOLDS, epochs=6, patience=6, **recipe
         )
     other = command(
         data_dir, tmp_path / "5", *flags, "--recipe", "support.recipes:Counting(start=2)"
