@@ -443,6 +443,16 @@ class Summary:
         return self._estimate(lambda result: result.figure(figure))
 
     @property
+    def balanced_accuracy(self) -> Estimate | None:
+        """Over the epochs whose weights are kept."""
+        return self.over_folds("balanced_accuracy")
+
+    @property
+    def macro_f1(self) -> Estimate | None:
+        """Over the epochs whose weights are kept."""
+        return self.over_folds("macro_f1")
+
+    @property
     def kept_epochs(self) -> KeptEpochs:
         """Which epochs' weights are kept."""
         return kept_epochs(self.select)
@@ -538,8 +548,8 @@ class Summary:
             "outlier_folds": self.outlier_folds,
             "oof_accuracy": pooled.accuracy if pooled else None,
             "oof_interval": list(pooled.interval) if pooled else None,
-            "balanced_accuracy": pooled.balanced_accuracy if pooled else None,
-            "macro_f1": pooled.macro_f1 if pooled else None,
+            "oof_balanced_accuracy": pooled.balanced_accuracy if pooled else None,
+            "oof_macro_f1": pooled.macro_f1 if pooled else None,
             "per_class": [asdict(each) for each in pooled.classes] if pooled else None,
             "confusion_matrix": [list(row) for row in pooled.confusion] if pooled else None,
             "repeats": repeats,

@@ -418,7 +418,7 @@ def test_its_figures_are_those_of_the_summary(tab: Tab, shown: RunConfig) -> Non
     for figure, name in (("balanced_accuracy", "Balanced accuracy"), ("macro_f1", "Macro F1")):
         known = summary["figures"][figure]
         assert tiles[name].startswith(f"{known['mean']:.4f} ± {known['std']:.4f}")
-        assert tiles[f"{name} out of fold"].startswith(f"{summary[figure]:.4f}")
+        assert tiles[f"{name} out of fold"].startswith(f"{summary[f'oof_{figure}']:.4f}")
 
 
 def test_its_table_is_that_of_the_summary(tab: Tab, shown: RunConfig) -> None:
