@@ -20,6 +20,11 @@ def accuracy_text(value: float | None) -> str:
     return NOTHING if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
+def figure_text(figure: str) -> str:
+    """``balanced accuracy``, ``macro F1``: what people call a figure."""
+    return figure.replace("_", " ").replace("f1", "F1")
+
+
 def mean_text(mean: float, std: float, folds: int) -> str:
     """``0.7163 (+/- 0.1464)``, or the mean alone of one fold, which has no spread."""
     return f"{mean:.4f} (+/- {std:.4f})" if folds > 1 else f"{mean:.4f}"

@@ -9,6 +9,7 @@ from raykfold.text import (
     count_of,
     duration,
     epoch_text,
+    figure_text,
     fold_names,
     fold_with_seed,
     mean_text,
@@ -30,6 +31,11 @@ def test_what_there_is_not_has_a_dash() -> None:
         *("0.7163", "-", "-"),
     )
     assert (epoch_text(0), epoch_text(None)) == ("1", "-")
+
+
+def test_figures_have_the_names_that_people_know() -> None:
+    figures = ("accuracy", "balanced_accuracy", "macro_f1", "loss")
+    assert list(map(figure_text, figures)) == ["accuracy", "balanced accuracy", "macro F1", "loss"]
 
 
 def test_one_fold_has_no_spread() -> None:

@@ -21,6 +21,8 @@ PLAIN: Mapping[str, Any] = {
     "ema": 0.0,
     "monitor": "accuracy",
 }
+"""Values that change nothing: training as it is without these options."""
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "plain": PLAIN,
     # For small sets of recordings; chosen on Free Spoken Digits (tests/benchmarks/RESULTS.md).
@@ -37,3 +39,16 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "spec_augment": "8,8",
     },
 }
+
+
+def is_plain(config: Mapping[str, Any], name: str) -> bool:
+    """Return whether an option is one of a preset's, and has the value of ``plain`` in a run.
+
+    Where another preset would have set it to something else, it counts as not plain.
+
+    Args:
+        config: the run's options.
+        name: of the option.
+    """
+    preset = PRESETS.get(config.get("preset", "plain"), PLAIN)
+    return name in PLAIN and config.get(name) == PLAIN[name] == preset[name]

@@ -47,20 +47,17 @@ from raykfold.files.remote import Place, RemotePath
 # Ray sets this for the entrypoint of `ray job submit`.
 _SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
-_data = partial(
-    option, group="data", search="it decides what is measured, and not how a network is trained"
-)
+_MEASURES = "it decides what is measured, and not how a network is trained"
+_data = partial(option, group="data", search=_MEASURES)
 _hyperparameter = partial(option, group="training", hyperparameter=True)
-_protocol = partial(
-    _hyperparameter, search="it decides what is measured, and not how a network is trained"
-)
+_protocol = partial(_hyperparameter, search=_MEASURES)
 
 
-def _recipe(name: str, *how: Any) -> Any:
+def _recipe(name: str, *how: Any, search: bool | str = True) -> Any:
     """Declare an option that a preset has a value for: None is that value."""
     strong = PRESETS["strong"][name]
     shown = f"{PLAIN[name]}" + (f"; strong: {strong}" if strong != PLAIN[name] else "")
-    more: dict[str, Any] = {"hyperparameter": True, "decides_results": True, "search": True}
+    more: dict[str, Any] = {"hyperparameter": True, "decides_results": True, "search": search}
     return option(None, *how, group="recipe", shown=shown, **more)
 
 
@@ -192,10 +189,14 @@ class RunConfig(Options):
     ema: float = _recipe("ema", number, part_of_one)
     """Evaluate and keep an exponential moving average of the weights, of this decay (0: don't)."""
 
-    monitor: str = _recipe(
-        "monitor", str, one_of("accuracy", "balanced_accuracy", "macro_f1", "loss")
+    monitor: Literal["accuracy", "balanced_accuracy", "macro_f1", "loss"] = _recipe(
+        "monitor",
+        str,
+        one_of("accuracy", "balanced_accuracy", "macro_f1", "loss"),
+        search=_MEASURES,
     )
-    """The figure that chooses each fold's epoch; learning rate and stopping follow the loss."""
+    """The figure that chooses each fold's epoch and that a search ranks by (loss: by accuracy);
+    learning rate and early stopping follow the loss."""
 
     repeats: int = _protocol(1, integer, positive)
     """Number of seeds that every fold is trained with: seed, seed + 1, and so on."""

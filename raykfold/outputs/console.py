@@ -205,6 +205,8 @@ def _last_lines(summary: Summary, stream: TextIO) -> list[str]:
 
 def _epoch_line(metrics: EpochMetrics, epochs: int) -> str:
     inner = "" if metrics.inner_accuracy is None else f"  inner_acc {metrics.inner_accuracy:.4f}"
+    if metrics.held_out_score not in (metrics.val_accuracy, -metrics.val_loss):
+        inner = f"  val_score {metrics.held_out_score:.4f}{inner}"
     return (
         f"epoch {metrics.epoch + 1}/{epochs}  loss {metrics.loss:.4f}  acc {metrics.accuracy:.4f}  "
         f"val_loss {metrics.val_loss:.4f}  val_acc {metrics.val_accuracy:.4f}{inner}  "

@@ -9,10 +9,18 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from raykfold.config.class_spec import SPECS
+from raykfold.config.presets import is_plain
 from raykfold.pages import remarks
 from raykfold.state.record import RunRecord
-from raykfold.text import accuracy_text, count_of, interval_text, plus_minus
-from raykfold.training.results import Summary, kept_epochs
+from raykfold.text import (
+    accuracy_text,
+    capital,
+    count_of,
+    figure_text,
+    interval_text,
+    plus_minus,
+)
+from raykfold.training.results import FIGURES, Figure, Summary, kept_epochs
 
 # Captions of the report's pictures, in the order of the card.
 _PLOTS = {
@@ -21,6 +29,15 @@ _PLOTS = {
     "plots/confusion.png": "Confusion matrix",
     "plots/classes.png": "Precision, recall and F1 of each class",
 }
+
+
+# Names of figures on the Hub.
+_METRICS: Mapping[Figure, str] = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced_accuracy",
+    "macro_f1": "f1",
+}
+_NOT_LISTED = "Options of presets that are not listed are as with `--preset plain`."
 
 
 def model_card(
@@ -70,25 +87,32 @@ def _front_matter(repo_id: str, record: RunRecord, summary: Summary | None) -> s
         )
 
     folds = () if summary is None else summary.folds
+    metrics: list[str] = []
     seed = remarks.of_seed(summary)
     results = [
         result(f"Accuracy, fold {each.fold}{seed}", each.kept_val_accuracy)
         for each in folds
         if each.status == "complete" and each.kept_val_accuracy is not None
     ]
-    estimate = summary.kept if summary else None
-    if estimate is not None and len(folds) > 1:
-        over = f"over {len(folds)} folds"
-        results = [
-            result(f"Accuracy, mean {over}", estimate.mean),
-            result(f"Accuracy, standard deviation {over}", estimate.std, "accuracy-std"),
-            *results,
-        ]
+    means = []
+    for figure in (summary.headline, *summary.other_figures) if summary else ():
+        estimate = summary.over_folds(figure) if summary else None
+        if estimate is not None:
+            name, metric = capital(figure_text(figure)), _METRICS[figure]
+            metrics.append(metric)
+            if len(folds) > 1:
+                over = f"over {len(folds)} folds"
+                means.append(result(f"{name}, mean {over}", estimate.mean, metric))
+                std = f"{name}, standard deviation {over}"
+                means.append(result(std, estimate.std, f"{metric}-std"))
+            elif figure != "accuracy":
+                means.append(result(f"{name}, fold {folds[0].fold}", estimate.mean, metric))
+    results = [*means, *results]
     data = ModelCardData(
         library_name="raykfold",
         tags=["raykfold", "cross-validation", "audio-classification", "pytorch"],
         pipeline_tag="audio-classification",
-        metrics=["accuracy"],
+        metrics=metrics or ["accuracy"],
         datasets=[dataset] if dataset else None,
         model_name=repo_id.rpartition("/")[2] if results else None,
         eval_results=results or None,
@@ -106,35 +130,48 @@ def _introduction(record: RunRecord, state: Mapping[str, Any], summary: Summary 
     if summary is None:
         done = sum(row["status"] == "complete" for row in state["folds"].values())
         return f"{about}\n\n**In training**: {done} of {folds} folds are complete."
-    estimate = summary.kept
+    estimate = summary.over_folds(summary.headline)
     if estimate is None:
         failed = remarks.on_failures(summary)
         return f"{about}\n\n**Partial**: there is no mean, because folds failed ({failed})."
     repeats = summary.repeats
     over = f"{folds} folds" + (f" with {len(repeats.seeds)} seeds" if repeats else "")
-    accuracy = f"{about}\n\n**Accuracy: {plus_minus(estimate.mean, estimate.std, folds)}**"
+    name = capital(figure_text(summary.headline))
+    headline = f"{about}\n\n**{name}: {plus_minus(estimate.mean, estimate.std, folds)}**"
     if folds == 1:
-        return f"{accuracy} (on the one fold held out)"
-    interval = ""
-    if estimate.interval is not None:
-        interval = f"; 95 % interval, approximate: {interval_text(estimate.interval)}"
-    return f"{accuracy} (mean ± standard deviation over {over}{interval})"
+        headline += " (on the one fold held out)"
+    else:
+        interval = ""
+        if estimate.interval is not None:
+            interval = f"; 95 % interval, approximate: {interval_text(estimate.interval)}"
+        headline += f" (mean ± standard deviation over {over}{interval})"
+    others = []
+    for figure in summary.other_figures:
+        other = summary.over_folds(figure)
+        if other is not None:
+            value = plus_minus(other.mean, other.std, folds)
+            others.append(f"{figure_text(figure)} {value}")
+    return headline + (f"\n\nBeside it: {', '.join(others)}." if others else "")
 
 
 def _fold_table(state: Mapping[str, Any], summary: Summary | None) -> str:
-    columns = ("fold", "status", "training", "validation", "epochs", "epoch", "accuracy", "last")
+    columns = ["fold", "status", "training", "validation", "epochs", "epoch", "accuracy", "last"]
+    columns += ["balanced", "macro F1"]
     rows: list[tuple[Any, ...]] = []
     if summary is None:
         for fold, row in state["folds"].items():
             kind = "chosen" if "chosen_epoch" in row else "best"
             kept = _from_1(row[f"{kind}_epoch"]), row[f"{kind}_val_accuracy"]
-            rows.append((fold, row["status"], None, None, row["epochs_done"], *kept, None))
+            others = row.get("kept_val_balanced_accuracy"), row.get("kept_val_macro_f1")
+            about = fold, row["status"], None, None, row["epochs_done"]
+            rows.append((*about, *kept, None, *others))
     else:
         for each in summary.folds:
             status = f"{each.status}{', stopped early' if each.stopped_early else ''}"
             kept = _from_1(each.kept_epoch), each.kept_val_accuracy
             counts = (each.n_train, each.n_val, each.epochs_run)
-            rows.append((each.fold, status, *counts, *kept, each.last_val_accuracy))
+            others = each.kept_val_balanced_accuracy, each.kept_val_macro_f1
+            rows.append((each.fold, status, *counts, *kept, each.last_val_accuracy, *others))
     seed = remarks.of_seed(summary)
     return (f"Each fold{seed}:\n\n" if seed else "") + _table(columns, rows, left=("status",))
 
@@ -152,11 +189,17 @@ def _accuracies(record: RunRecord, summary: Summary | None) -> str:
     if summary.last is not None:
         last = plus_minus(summary.last.mean, summary.last.std, len(summary.folds))
         lines.append(f"At the last epoch: {last}.")
+    lines.append(f"Balanced accuracy and macro F1 are of the {kept} epochs.")
     if (pooled := summary.out_of_fold) is not None:
         lines.append(
             f"All held-out samples pooled, {kept} epochs{remarks.of_seed(summary)}: "
             f"{accuracy_text(pooled.accuracy)} (95 % interval {interval_text(pooled.interval)})."
         )
+        lines += [
+            f"{capital(figure_text(figure))} of these: {accuracy_text(value)}."
+            for figure in FIGURES
+            if figure != "accuracy" and (value := pooled.figure(figure)) is not None
+        ]
     notes = [f"- {remark.text}" for remark in remarks.on_summary(summary)]
     return "\n\n".join([" ".join(lines), "\n".join(notes)])
 
@@ -191,13 +234,18 @@ Or from the shell, for features made by `raykfold.prepare`, averaged over all fo
 
 def _training(record: RunRecord) -> str:
     # The identity has what "auto" stood for.
-    values = {name: record.config[name] for name in record.hyperparameters}
+    values = {
+        name: record.config[name]
+        for name in record.hyperparameters
+        if not is_plain(record.config, name)
+    }
     values |= {name: record.identity[name] for name in values if name in record.identity}
     if "device" in record.identity:
         values["device"] = record.identity["device"]
     values["fingerprint of the data"] = record.fingerprint
     rows = [(name, _plain(value)) for name, value in (values | dict(record.versions)).items()]
-    return "## Training\n\n" + _table(("setting", "value"), rows, left=("setting", "value"))
+    table = _table(("setting", "value"), rows, left=("setting", "value"))
+    return f"## Training\n\n{table}\n\n{_NOT_LISTED}"
 
 
 def _classes(summary: Summary) -> str:

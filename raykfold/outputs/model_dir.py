@@ -89,6 +89,9 @@ def _row(result: FoldResult) -> dict[str, Any]:
     }
     if result.chosen_epoch is not None:
         row |= {name: getattr(result, name) for name in ("chosen_epoch", "chosen_val_accuracy")}
+    if result.kept_epoch is not None:
+        kept = ("kept_val_balanced_accuracy", "kept_val_macro_f1")
+        row |= {name: getattr(result, name) for name in kept}
     return row | ({"error": result.error} if result.error else {})
 
 

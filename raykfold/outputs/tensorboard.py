@@ -17,7 +17,7 @@ from raykfold.files.atomic import remove_tree
 from raykfold.files.paths import fold_name
 from raykfold.observers import Observer, RunStart
 from raykfold.outputs.wandb_runs import scalars
-from raykfold.training.results import EpochMetrics, FoldResult, Summary
+from raykfold.training.results import FIGURES, EpochMetrics, FoldResult, Summary
 
 if TYPE_CHECKING:
     from tensorboardX.event_file_writer import EventsWriter
@@ -64,6 +64,15 @@ class TensorBoard(Observer):
                 values[f"{epochs}/mean_accuracy"] = estimate.mean
                 if len(summary.folds) > 1:
                     values[f"{epochs}/std_accuracy"] = estimate.std
+        for figure in FIGURES:
+            estimate, kept = summary.over_folds(figure), summary.kept_epochs
+            if figure != "accuracy" and estimate is not None:
+                values[f"{kept}/mean_{figure}"] = estimate.mean
+                if len(summary.folds) > 1:
+                    values[f"{kept}/std_{figure}"] = estimate.std
+            pooled = summary.out_of_fold
+            if pooled is not None and (value := pooled.figure(figure)) is not None:
+                values[f"pooled/{figure}"] = value
         if values:
             file = self._new_file(_SUMMARY)
             file.write_event(_event(time.time(), 0, summary=_scalar_summary(values)))
@@ -79,7 +88,7 @@ class TensorBoard(Observer):
         self._files[fold], self._epochs[fold] = self._new_file(fold_name(fold)), 0
         # A TensorBoard that has read the file of an earlier session forgets it.
         self._write(fold, 0, session_log=_session_start())
-        metrics_to_compare = {"val/accuracy": 0.0, "val/loss": 0.0}
+        metrics_to_compare = {f"val/{name}": 0.0 for name in (*FIGURES, "loss")}
         for part in hparams({**self._hyperparameters, "fold": fold}, metrics_to_compare)[:2]:
             self._write(fold, 0, summary=part)
         # A history does not say when an epoch ended, only how long it took.

@@ -26,7 +26,14 @@ from raykfold.config.run_config import RunConfig
 from raykfold.files.paths import fold_name
 from raykfold.observers import Observer, RunStart
 from raykfold.text import one_line
-from raykfold.training.results import EpochMetrics, FoldResult, Histogram, Summary
+from raykfold.training.results import (
+    FIGURES,
+    EpochMetrics,
+    FoldResult,
+    Histogram,
+    Summary,
+    best_of,
+)
 from raykfold.training.statistics import mean, population_std
 
 if TYPE_CHECKING:
@@ -145,7 +152,7 @@ class _Runs:
         self._folder = config.model_path / "wandb"
         self._open: dict[str, Run] = {}  # by name
         self._last: dict[int, int] = {}  # fold → newest epoch that W&B has
-        self._best: dict[int, float] = {}  # fold → best validation accuracy so far
+        self._best: dict[int, EpochMetrics] = {}  # fold → its best epoch so far
         self._watched: dict[int, tuple[int, Mapping[str, Histogram]]] = {}
         self._unsent: list[str] = []
 
@@ -328,8 +335,9 @@ class _Runs:
 
     def _log(self, fold: int, metrics: EpochMetrics) -> bool:
         """Log an epoch, unless W&B has it: after a worker died, or when the run is resumed."""
-        if math.isfinite(metrics.val_accuracy):
-            self._best[fold] = max(self._best.get(fold, 0.0), metrics.val_accuracy)
+        best = best_of([each for each in (self._best.get(fold), metrics) if each is not None])
+        if best is not None and math.isfinite(metrics.val_accuracy):
+            self._best[fold] = best
         watched_epoch, histograms = self._watched.pop(fold, (None, {}))
         if metrics.epoch <= self._last[fold]:
             return False
@@ -342,10 +350,15 @@ class _Runs:
         return True
 
     def _log_means(self) -> None:
-        if best := list(self._best.values()):
-            row = {"mean_best_val_accuracy": mean(best), "folds": len(best)}
-            if len(best) > 1:
-                row["std_best_val_accuracy"] = population_std(best)
+        best = list(self._best.values())
+        row: dict[str, float] = {"folds": len(best)}
+        for figure in FIGURES:
+            known = [value for each in best if (value := each.figure(figure)) is not None]
+            if known and len(known) == len(best):
+                row[f"mean_best_val_{figure}"] = mean(known)
+                if len(known) > 1:
+                    row[f"std_best_val_{figure}"] = population_std(known)
+        if best:
             self._open["summary"].log(row)
 
     def _finish_fold(self, result: FoldResult) -> None:
@@ -355,6 +368,8 @@ class _Runs:
             "best_epoch": result.best_epoch,
             "chosen_epoch": result.chosen_epoch,
             "chosen_val_accuracy": result.chosen_val_accuracy,
+            "kept_val_balanced_accuracy": result.kept_val_balanced_accuracy,
+            "kept_val_macro_f1": result.kept_val_macro_f1,
             "stopped_early": result.stopped_early,
             "status": result.status,
             "error": result.error,
@@ -468,10 +483,13 @@ def scalars(metrics: EpochMetrics) -> dict[str, float]:
         "train/loss": metrics.loss,
         "train/accuracy": metrics.accuracy,
         "val/loss": metrics.val_loss,
-        "val/accuracy": metrics.val_accuracy,
         "lr": metrics.learning_rate,
         "epoch_seconds": metrics.seconds,
     }
+    for figure in FIGURES:
+        value = metrics.figure(figure)
+        if value is not None:
+            values[f"val/{figure}"] = value
     if metrics.inner_loss is not None and metrics.inner_accuracy is not None:
         values |= {"inner/loss": metrics.inner_loss, "inner/accuracy": metrics.inner_accuracy}
     return values

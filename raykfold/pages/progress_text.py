@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from raykfold.state.progress import FoldProgress, Progress
-from raykfold.text import RUN_AGAIN, aligned, count_of, duration, mean_text, one_line
+from raykfold.text import RUN_AGAIN, aligned, count_of, duration, figure_text, mean_text, one_line
 
 _HEADER = ("status", "epoch", "val acc", "kept (epoch)", "s/epoch")
 
@@ -74,10 +74,15 @@ def _foot(progress: Progress, seeds: int) -> Iterator[str]:
         then = "" if state in ("at work", "sending") else " when last heard from"
         yield f"uploads pending{then}: {', '.join(files)}"
 
-    if progress.mean_accuracy is not None and progress.std_accuracy is not None:
-        mean = mean_text(progress.mean_accuracy, progress.std_accuracy, len(progress.folds))
+    # The figure that the run is summed up by, and the accuracy, unless that is it.
+    means = {progress.headline: (progress.headline_mean, progress.headline_std)}
+    means["accuracy"] = progress.mean_accuracy, progress.std_accuracy
+    if progress.headline_mean is not None:
         over = f", over {seeds} seeds" if seeds > 1 else ""
-        yield f"mean accuracy of the {progress.kept_epochs} epochs{over}: {mean}"
+        for figure, (mean, std) in means.items():
+            if figure is not None and mean is not None and std is not None:
+                name = f"mean {figure_text(figure)} of the {progress.kept_epochs} epochs{over}"
+                yield f"{name}: {mean_text(mean, std, len(progress.folds))}"
     elif state in ("over", "sending"):
         yield "partial: no mean over all folds"
     if progress.resume is not None:

@@ -6,7 +6,7 @@ their numbers. The methods and their sources are in `raykfold.training.statistic
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from raykfold.data.leakage import Leakage
@@ -15,20 +15,21 @@ from raykfold.text import (
     capital,
     comma_list,
     count_of,
+    figure_text,
     fold_names,
     fold_with_seed,
     one_line,
 )
-from raykfold.training.results import KeptEpochs, Summary
+from raykfold.training.results import KeptEpochs, Monitor, Summary
 from raykfold.training.search_results import SearchResults
 
 BEST_EPOCHS = (
-    "The best epoch of a fold is chosen on the samples that measure it, so its accuracy is "
+    "The best epoch of a fold is chosen on the samples that measure it, so its results are "
     "optimistic."
 )
 CHOSEN_EPOCHS = (
     "The chosen epoch of a fold is chosen on an inner validation split, without the samples held "
-    "out, so the choice does not make its accuracy optimistic."
+    "out, so the choice does not make its results optimistic."
 )
 SELECT_INNER = "The last epoch is where training ended; --select inner chooses on other samples."
 APPROXIMATE = (
@@ -39,7 +40,7 @@ POOLED = (
     "The interval of the pooled accuracy (Wilson) takes the samples as independent, and leaves out "
     "that other training sets would give other networks."
 )
-ONE_FOLD = "One fold does not show how the accuracy varies from fold to fold."
+ONE_FOLD = "One fold does not show how results vary from fold to fold."
 SOME_FOLDS = "Not every fold of the data was held out (--folds)."
 MCNEMAR = (
     "McNemar's test compares these trained networks, not others that the same settings would give."
@@ -49,8 +50,17 @@ MORE_EPOCHS = (
     "for; --by last is free of that."
 )
 
+# What chooses epochs, as in "the epoch of the highest accuracy".
+CHOSEN_BY: Mapping[Monitor, str] = {
+    "accuracy": "highest accuracy",
+    "balanced_accuracy": "highest balanced accuracy",
+    "macro_f1": "highest macro F1",
+    "loss": "lowest loss",
+    "score": "highest score by the recipe",
+}
+
 NESTED = (
-    "The nested accuracy is of search and training together: an outer fold has no part in the "
+    "The nested result is of search and training together: an outer fold has no part in the "
     "choice of the configuration and the epoch that are measured on it."
 )
 
@@ -65,6 +75,8 @@ class Remark(NamedTuple):
 def on_summary(summary: Summary) -> Iterator[Remark]:
     """Yield the remarks on the numbers of a run that is over."""
     if summary.ranked:
+        if summary.monitor != "accuracy":
+            yield Remark(on_monitor(summary.monitor))
         yield from map(Remark, on_epochs(summary.kept_epochs))
     if summary.kept is not None and summary.kept.interval is not None:
         yield Remark(APPROXIMATE)
@@ -87,8 +99,13 @@ def _on_leakage(leakage: Leakage) -> Iterator[Remark]:
         yield Remark(f"Labels: {one_line(line, longest=600)}.", serious=True)
 
 
+def on_monitor(monitor: Monitor) -> str:
+    """Return what chose the epochs."""
+    return f"The epoch of each fold is that of the {CHOSEN_BY[monitor]}."
+
+
 def on_epochs(kept: KeptEpochs) -> list[str]:
-    """Return the remarks on accuracies of the best or of the chosen epochs."""
+    """Return the remarks on results of the best or of the chosen epochs."""
     return [BEST_EPOCHS, SELECT_INNER] if kept == "best" else [CHOSEN_EPOCHS, BEST_EPOCHS]
 
 
@@ -102,8 +119,9 @@ def on_partial(summary: Summary) -> str:
     if partial is None or partial.mean is None:
         return text
     seeds = ", complete with every seed," if summary.repeats else ""
+    it = "it" if summary.headline == "accuracy" else "that of the accuracy"
     return (
-        f"{text} Over {fold_names(partial.folds)}{seeds} alone it would be "
+        f"{text} Over {fold_names(partial.folds)}{seeds} alone {it} would be "
         f"{accuracy_text(partial.mean)} at the {summary.kept_epochs} epochs, which is not the mean "
         "of the whole cross-validation."
     )
@@ -146,7 +164,7 @@ def on_search(results: SearchResults) -> Iterator[Remark]:
     if best is not None and compared > 1:
         text = (
             f"The folds that measure the best trial have chosen it among {compared}, so its "
-            "accuracy is optimistic"
+            f"{figure_text(results.figure)} is optimistic"
         )
         yield Remark(
             f"{text}{'.' if results.outer else '; --nested measures the whole procedure.'}"

@@ -23,6 +23,7 @@ from raykfold.pages.drawing import (
     text_width,
     whole_number_ticks,
 )
+from raykfold.text import figure_text
 from raykfold.training.results import FoldResult
 from raykfold.training.statistics import ClassMetrics
 
@@ -51,7 +52,7 @@ def curves(folds: Sequence[FoldResult]) -> Picture:
 
 
 def curve(folds: Sequence[FoldResult], what: str) -> Picture:
-    """Draw validation ``accuracy`` or ``loss``, as `what` says."""
+    """Draw the validation ``loss`` or a figure, as `what` says."""
     entries = len(folds) + 1 if len(folds) <= FOLD_COLOURS else 2
     bottom = 38 + 16 * legend_rows(entries)
 
@@ -101,7 +102,7 @@ def _draw_curves(axes: Axes, folds: Sequence[FoldResult], what: str) -> None:
         axes.fill_between(epochs, mean - std, mean + std, color=INK, alpha=0.13, linewidth=0)
         dot = "o" if epochs.size == 1 else None
         axes.plot(epochs, mean, label="mean", color=INK, linewidth=2.2, marker=dot, markersize=4)
-    axes.set_title(f"Validation {what}")
+    axes.set_title(f"Validation {figure_text(what)}")
     axes.set_xlabel("epoch")
     longest = max(map(len, series), default=1)
     margin = 0.03 * max(longest, 5)

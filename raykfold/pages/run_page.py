@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from raykfold.config.presets import PLAIN, is_plain
 from raykfold.config.run_config import RunConfig
 from raykfold.errors import BadInput, RaykfoldError
 from raykfold.files.paths import ModelDir
@@ -39,13 +40,14 @@ from raykfold.text import (
     count_of,
     duration,
     epoch_text,
+    figure_text,
     fold_with_seed,
     interval_text,
     one_line,
     plus_minus,
     times,
 )
-from raykfold.training.results import FoldResult, Summary, kept_epochs
+from raykfold.training.results import FoldResult, Summary, headline_of, kept_epochs, monitor_of
 from raykfold.training.statistics import ClassMetrics
 
 if TYPE_CHECKING:
@@ -137,6 +139,7 @@ class _Run:
         beat: what the run's driver said last; None once nothing is left to train.
         is_stopped: whether the run is not over, and its driver is known to be gone.
         repeats: the repeats that have begun, while the run is not over.
+        monitor: what chooses the epochs.
     """
 
     def __init__(self, archive: Archive) -> None:
@@ -151,6 +154,10 @@ class _Run:
         self.folds = _results(archive, self.beat)
         self.repeats = [] if self.summary else list(map(_Run, archive.repeats()))
         self.kept = kept_epochs(self.record.config["select"])
+        if self.summary is not None:
+            self.monitor = self.summary.monitor
+        else:
+            self.monitor = monitor_of(self.record.config.get("monitor", "accuracy"), self.folds)
 
     @property
     def all_folds(self) -> list[tuple[str, FoldResult]]:
@@ -253,6 +260,8 @@ def _results(archive: Archive, beat: Beat | None) -> tuple[FoldResult, ...]:
             epochs_run=state.get("epochs_done", 0),
             best_epoch=state.get("best_epoch"),
             best_val_accuracy=state.get("best_val_accuracy"),
+            kept_val_balanced_accuracy=state.get("kept_val_balanced_accuracy"),
+            kept_val_macro_f1=state.get("kept_val_macro_f1"),
         )
         if str(fold) in failed:
             result = replace(result, status="failed", error=failed[str(fold)])
@@ -266,7 +275,7 @@ def _results(archive: Archive, beat: Beat | None) -> tuple[FoldResult, ...]:
 def _introduction(run: _Run) -> Values:
     """Return what the page opens with: the mean, or why there is none, and other key figures."""
     summary, folds = run.summary, len(run.folds)
-    estimate = summary.kept if summary else None
+    estimate = summary.over_folds(summary.headline) if summary else None
     complete = sum(result.status == "complete" for _, result in run.all_folds)
     failed = sum(result.status == "failed" for _, result in run.all_folds)
     headline = state = None
@@ -277,11 +286,12 @@ def _introduction(run: _Run) -> Values:
         }[run.kept]
         repeats = summary.repeats
         seeds = f" with each of {len(repeats.seeds)} seeds" if repeats else ""
+        figure = capital(figure_text(summary.headline))
         if folds == 1:
-            what = f"Accuracy on the one fold held out{seeds}, {where}."
+            what = f"{figure} on the one fold held out{seeds}, {where}."
         else:
             over = f"{folds} folds{seeds}, each {where}"
-            what = f"Accuracy on the folds held out: mean ± standard deviation over {over}."
+            what = f"{figure} on the folds held out: mean ± standard deviation over {over}."
         std = None if folds == 1 else accuracy_text(estimate.std)
         headline = {"mean": accuracy_text(estimate.mean), "std": std, "badge": None, "what": what}
     elif summary is not None:
@@ -304,6 +314,10 @@ def _introduction(run: _Run) -> Values:
         note = "of the mean, corrected for folds that share training samples"
         tiles.append(("95 % interval, approximate", interval_text(estimate.interval), note))
     if summary is not None:
+        for each in summary.other_figures:
+            if (beside := summary.over_folds(each)) is not None:
+                value = plus_minus(beside.mean, beside.std, folds)
+                tiles.append((capital(figure_text(each)), value, f"at the {run.kept} epochs"))
         others = {
             "best": (summary.best, "chosen on the held-out samples: optimistic"),
             "last": (summary.last, "where training ended"),
@@ -313,14 +327,17 @@ def _introduction(run: _Run) -> Values:
                 if other.interval is not None:
                     note += f"; 95 %, approximate: {interval_text(other.interval)}"
                 value = plus_minus(other.mean, other.std, folds)
-                tiles.append((f"At the {name} epoch", value, note))
+                tiles.append((f"Accuracy at the {name} epoch", value, note))
         if (pooled := summary.out_of_fold) is not None:
             of_epochs = f"{run.kept} epochs{run.of_seed}"
             note = f"{of_epochs}; 95 % interval (Wilson): {interval_text(pooled.interval)}"
-            tiles.append(("Out of fold, all samples pooled", accuracy_text(pooled.accuracy), note))
-            if pooled.macro_f1 is not None:
-                note = f"mean over classes, out of fold, {of_epochs}"
-                tiles.append(("Macro F1", accuracy_text(pooled.macro_f1), note))
+            name = "Accuracy out of fold, all samples pooled"
+            tiles.append((name, accuracy_text(pooled.accuracy), note))
+            means = {"balanced_accuracy": "mean recall", "macro_f1": "mean F1"}
+            for figure, note in means.items():
+                value = accuracy_text(getattr(pooled, figure))
+                note = f"{note} of the classes, {of_epochs}"
+                tiles.append((f"{capital(figure_text(figure))} out of fold", value, note))
     done = f"{complete} of {run.total}"
     tiles.append(("Folds complete", done, f"{failed} failed" if failed else ""))
     if summary is not None:
@@ -371,7 +388,8 @@ def _folds(run: _Run) -> Values:
     inner = any(each.chosen_epoch is not None for each in run.folds)
     epochs = ("chosen", "best") if inner else ("best",)
     # The accuracies come first, where a phone shows them without scrolling.
-    columns = ["fold", *epochs, "last", *(f"{each} epoch" for each in epochs), "epochs", "status"]
+    columns = ["fold", *epochs, "last", "balanced", "macro F1"]
+    columns += [*(f"{each} epoch" for each in epochs), "epochs", "status"]
     columns += ["training", "held out", "time"]
     marked: list[tuple[Sequence[int | None], str, str]] = []  # folds, kind and text of a badge
     if summary is not None:
@@ -388,6 +406,8 @@ def _folds(run: _Run) -> Values:
             [
                 cell(each.fold, badges),
                 *(accuracy_text(each.accuracy(epoch)) for epoch in (*epochs, "last")),
+                accuracy_text(each.kept_val_balanced_accuracy),
+                accuracy_text(each.kept_val_macro_f1),
                 *(epoch_text(numbers[epoch]) for epoch in epochs),
                 each.epochs_run,
                 run.status(each) + (", stopped early" if each.stopped_early else ""),
@@ -397,8 +417,9 @@ def _folds(run: _Run) -> Values:
         )
 
     caption = (
-        f"Accuracy on the held-out samples{run.of_seed}, at the best epoch, where it was highest, "
-        f"and at the last one{'' if summary else ' so far'}."
+        f"Accuracy on the held-out samples{run.of_seed}, at the best epoch, that of the "
+        f"{remarks.CHOSEN_BY[run.monitor]}, and at the last one{'' if summary else ' so far'}. "
+        f"Balanced accuracy and macro F1 are of the {run.kept} epoch."
     )
     if inner:
         caption += (
@@ -453,8 +474,14 @@ def _pictures(run: _Run) -> Iterator[Shown]:
             mean += " (a mean of one is not drawn)." if latest < 2 else "."
         dot = " The dot is the epoch whose weights are kept."
         caption = f"One line a fold. {mean}{dot if len(lengths) <= FOLD_COLOURS else ''}"
-        for what in ("accuracy", "loss"):
-            label = f"Validation {what} after each epoch, of each fold and on average"
+        drawn = ["accuracy", "loss"]
+        headline = headline_of(run.monitor)
+        if all(
+            epoch.figure(headline) is not None for each in run.trained for epoch in each.history
+        ):
+            drawn = list(dict.fromkeys([headline, *drawn]))
+        for what in drawn:
+            label = f"Validation {figure_text(what)} after each epoch, of each fold and on average"
             yield run_figures.curve(run.trained, what), label, caption
 
     complete = [each for each in run.folds if each.status == "complete"]
@@ -584,8 +611,11 @@ def _settings(run: _Run) -> Values:
         pass  # another version of raykfold has settings that this one does not know
     if run.beat is not None and run.beat.resume:
         command = run.beat.resume
-    changed = set(run.record.config) if config is None else set(config.changed())
-    rows = [(name, _setting_text(value)) for name, value in run.record.config.items()]
+    options = run.record.config
+    changed = set(options) if config is None else set(config.changed())
+    # A preset is shown with what it stands for.
+    changed |= {name for name in PLAIN if name in options and not is_plain(options, name)}
+    rows = [(name, _setting_text(value)) for name, value in options.items()]
     return {
         "command": one_line(command, longest=None) if command else None,
         "run_again": RUN_AGAIN if command == "" else None,

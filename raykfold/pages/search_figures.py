@@ -24,7 +24,7 @@ from raykfold.pages.drawing import (
     text_width,
     whole_number_ticks,
 )
-from raykfold.text import one_line
+from raykfold.text import capital, one_line
 from raykfold.training.search_results import Trial, best_trial
 
 if TYPE_CHECKING:
@@ -75,14 +75,17 @@ def as_text(value: Any, digits: int = 3) -> str:
 # --- hyper-parameters and accuracy ---------------------------------------------------------------
 
 
-def parallel(space: Mapping[str, Domain], trials: Sequence[Trial]) -> Picture:
-    """Draw a line for each trial, through its value of each hyper-parameter to its accuracy.
+def parallel(
+    space: Mapping[str, Domain], trials: Sequence[Trial], figure_name: str = "accuracy"
+) -> Picture:
+    """Draw a line for each trial, through its value of each hyper-parameter to its score.
 
-    The accuracy gives the line its colour. The line of a failed or running trial ends before it.
+    The score gives the line its colour. The line of a failed or running trial ends before it.
 
     Args:
         space: hyper-parameter → kind of range → its values; an axis each, from the left; not empty.
-        trials: one or more, at least one of which has an accuracy.
+        trials: one or more, at least one of which has a score.
+        figure_name: what the scores are.
     """
     scales = [
         _scale(domain, [trial.values.get(name) for trial in trials])
@@ -96,7 +99,7 @@ def parallel(space: Mapping[str, Domain], trials: Sequence[Trial]) -> Picture:
     between = {1: 170.0, 2: 118.0}.get(len(space), 112.0 if len(space) < 6 else 100.0)
     room = int((between - 16) / 5.4)  # letters of a value beside its axis
     names = [cut(name, int(2 * between / 6.0) - 2) for name in space]
-    names.append("accuracy")
+    names.append(figure_name)
     # Names that would meet alternate between two levels.
     rise = 12.0 if any(text_width(name) * 9 > between - 6 for name in names) else 0.0
     longest = max(text_width(cut(text, room)) for _, text in scales[0].ticks)
@@ -114,7 +117,8 @@ def parallel(space: Mapping[str, Domain], trials: Sequence[Trial]) -> Picture:
         axes.set_ylim(0, 1)
         axes.set_axis_off()
         points: Any = {"xycoords": "figure points"}
-        axes.annotate("Hyper-parameters and accuracy", (6, height - 17), fontsize=11, **points)
+        title = f"Hyper-parameters and {figure_name}"
+        axes.annotate(title, (6, height - 17), fontsize=11, **points)
         for place, (name, scale) in enumerate(zip(names, scales, strict=True)):
             _draw_axis(axes, place, scale, room)
             above = (left + between * place, top + 12 + rise * (place % 2))
@@ -337,35 +341,37 @@ def _is_number(value: Any) -> bool:
 # --- how the search went -------------------------------------------------------------------------
 
 
-def history(trials: Sequence[Trial]) -> Picture:
+def history(trials: Sequence[Trial], figure_name: str = "accuracy") -> Picture:
     """Draw `progress` and `learning` side by side."""
 
     def draw(figure: Figure) -> None:
-        _draw_progress(add_axes(figure, (46, 70), (312, 196)), trials)
-        _draw_learning(add_axes(figure, (416, 70), (312, 196)), trials)
+        _draw_progress(add_axes(figure, (46, 70), (312, 196)), trials, figure_name)
+        _draw_learning(add_axes(figure, (416, 70), (312, 196)), trials, figure_name)
 
     return Picture("history", 756, 298, draw)
 
 
-def progress(trials: Sequence[Trial]) -> Picture:
-    """Draw the accuracy of each trial by its number, and the best complete one so far."""
+def progress(trials: Sequence[Trial], figure_name: str = "accuracy") -> Picture:
+    """Draw the score of each trial by its number, and the best complete one so far."""
 
     def draw(figure: Figure) -> None:
-        _draw_progress(add_axes(figure, (40, 60), (WIDTH - 50, 180)), trials)
+        axes = add_axes(figure, (40, 60), (WIDTH - 50, 180))
+        _draw_progress(axes, trials, figure_name)
 
     return Picture("progress", WIDTH, 264, draw)
 
 
-def learning(trials: Sequence[Trial]) -> Picture:
-    """Draw the accuracy of each trial by epoch, with a dot where it was stopped."""
+def learning(trials: Sequence[Trial], figure_name: str = "accuracy") -> Picture:
+    """Draw the score of each trial by epoch, with a dot where it was stopped."""
 
     def draw(figure: Figure) -> None:
-        _draw_learning(add_axes(figure, (40, 60), (WIDTH - 50, 180)), trials)
+        axes = add_axes(figure, (40, 60), (WIDTH - 50, 180))
+        _draw_learning(axes, trials, figure_name)
 
     return Picture("learning", WIDTH, 264, draw)
 
 
-def _draw_progress(axes: Axes, trials: Sequence[Trial]) -> None:
+def _draw_progress(axes: Axes, trials: Sequence[Trial], figure_name: str) -> None:
     small = 0.6 if len(trials) > 40 else 1.0
     accent, wrong = LIGHT["accent"], LIGHT["wrong"]
     marks: dict[str, dict[str, Any]] = {
@@ -391,13 +397,13 @@ def _draw_progress(axes: Axes, trials: Sequence[Trial]) -> None:
         cross["transform"] = axes.get_xaxis_transform()  # at the foot of the axes
         axes.plot(failed, [0.03] * len(failed), ls="none", label="failed", zorder=4, **cross)
         axes.margins(y=0.14)  # room for them below the others
-    axes.set_title("Accuracy, trial by trial")
+    axes.set_title(f"{capital(figure_name)}, trial by trial")
     axes.set_xlabel("trial")
     _set_limits(axes, min(numbers), max(numbers))
     add_legend_below(axes)
 
 
-def _draw_learning(axes: Axes, trials: Sequence[Trial]) -> None:
+def _draw_learning(axes: Axes, trials: Sequence[Trial], figure_name: str) -> None:
     shown = [(kind, each) for kind, each in _from_the_back(trials) if each.history]
     for kind, each in shown:
         style = {"color": _colour(each, trials), **_LINES[kind]}
@@ -409,7 +415,7 @@ def _draw_learning(axes: Axes, trials: Sequence[Trial]) -> None:
         if each.status == "stopped" or heights.size == 1:
             style |= {"marker": "o", "markersize": 3.5, "markevery": [-1]}
         axes.plot(epochs, heights, **style)
-    axes.set_title("Accuracy, epoch by epoch")
+    axes.set_title(f"{capital(figure_name)}, epoch by epoch")
     axes.set_xlabel("epoch")
     _set_limits(axes, 1, max((len(each.history) for _, each in shown), default=1))
     _add_kinds(axes, {kind for kind, _ in shown}, stopped={"marker": "o", "markersize": 3.5})

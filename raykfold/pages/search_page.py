@@ -22,8 +22,10 @@ from raykfold.text import (
     NOTHING,
     RUN_AGAIN,
     accuracy_text,
+    capital,
     count_of,
     duration,
+    figure_text,
     interval_text,
     one_line,
     plus_minus,
@@ -74,6 +76,7 @@ def search_page(results: SearchResults) -> str:
         "tiles": list(_tiles(results)),
         "remarks": list(_remarks(results)),
         "best": _best(results),
+        "figure": capital(figure_text(results.figure)),
         "nested": _nested_row(results),
         "parallel": _parallel(results),
         "pictures": list(_pictures(results)),
@@ -90,11 +93,12 @@ def search_page(results: SearchResults) -> str:
 
 def search_plots(results: SearchResults) -> dict[str, bytes]:
     """Return the pictures that there is something to draw for: name → PNG."""
-    if not _has_accuracies(results):
+    if not _has_scores(results):
         return {}
-    pictures = [search_figures.history(results.trials)]
+    figure = figure_text(results.figure)
+    pictures = [search_figures.history(results.trials, figure)]
     if results.space:
-        pictures.append(search_figures.parallel(results.space, results.trials))
+        pictures.append(search_figures.parallel(results.space, results.trials, figure))
     return {picture.name: picture.png() for picture in pictures}
 
 
@@ -116,20 +120,21 @@ def write_search_page(results: SearchResults, outputs: ModelDir) -> Path:
 def _headline(results: SearchResults) -> Row | None:
     """Return the number at the top, if there is one; with --nested only the nested one."""
     best, nested = results.best, results.nested
+    figure = capital(figure_text(results.figure))
     if results.status == "running":
         return None
     if results.outer:
         if nested is None:
             return None
         count, mean, std = len(results.outer), nested.mean, nested.std
-        what = f"Accuracy of the whole procedure over {count_of(count, 'outer fold')}"
+        what = f"{figure} of the whole procedure over {count_of(count, 'outer fold')}"
         interval = f", 95 % interval {interval_text(nested.interval)}" if nested.interval else ""
         is_optimistic = False
     elif best is None or best.mean is None or best.std is None:
         return None
     else:
         count, mean, std = len(results.folds), best.mean, best.std
-        what = f"Accuracy of trial {best.number}, the best, over {count_of(count, 'fold')}"
+        what = f"{figure} of trial {best.number}, the best, over {count_of(count, 'fold')}"
         interval = ""
         is_optimistic = len(results.compared) > 1 or results.score == "best"
     return {
@@ -228,16 +233,17 @@ def _best(results: SearchResults) -> Row | None:
 def _nested_row(results: SearchResults) -> Row | None:
     if not results.outer:
         return None
+    figure = figure_text(results.figure)
     rows = []
     for each in results.outer:
         winner = each.winner
-        accuracies = [accuracy_text(winner.mean if winner else None), accuracy_text(each.accuracy)]
+        accuracies = [accuracy_text(winner.mean if winner else None), accuracy_text(each.value)]
         values = _values(results, winner.values if winner else {})
         rows.append([each.fold, each.status, *accuracies, *values])
     return {
         "caption": (
-            "Each outer fold had a search on the other folds alone. Inner is the accuracy of the "
-            "winner in that search, and is optimistic; outer is the accuracy of the winner on the "
+            f"Each outer fold had a search on the other folds alone. Inner is the {figure} of the "
+            f"winner in that search, and is optimistic; outer is the {figure} of the winner on the "
             "outer fold, which had no part in the choice."
         ),
         "columns": ["outer fold", "status", "inner", "outer", *map(_name, results.space)],
@@ -248,7 +254,7 @@ def _nested_row(results: SearchResults) -> Row | None:
 def _table(results: SearchResults) -> Row:
     folds = results.folds if len(results.folds) <= MOST_FOLDS_SHOWN else ()
     spread = " ± std" if len(results.folds) > 1 else ""
-    best, ranked = results.best, rank(results.trials)
+    best, ranked, figure = results.best, rank(results.trials), figure_text(results.figure)
     rows = []
     for trial in ranked:
         is_complete, place = trial.status == "complete", NOTHING
@@ -272,9 +278,9 @@ def _table(results: SearchResults) -> Row:
         )
     return {
         "caption": (
-            "Accuracy is the mean over the folds. Complete trials come first, the best on top. A "
-            "stopped trial has no rank, because its accuracy is of fewer epochs. Epochs are those "
-            "that all folds have completed."
+            f"{capital(figure)} is the mean over the folds. Complete trials come first, the best "
+            f"on top. A stopped trial has no rank, because its {figure} is of fewer epochs. Epochs "
+            "are those that all folds have completed."
         ),
         "columns": [
             *("rank", "trial", "status", f"mean{spread}", "epochs"),
@@ -302,10 +308,11 @@ def _errors(results: SearchResults) -> Iterator[tuple[str, str]]:
 
 
 def _parallel(results: SearchResults) -> Shown | None:
-    if not _has_accuracies(results) or not results.space:
+    if not _has_scores(results) or not results.space:
         return None
     counts = _counts(results)
-    caption = "One line per trial, through its values to its accuracy, which gives the colour. "
+    figure = figure_text(results.figure)
+    caption = f"One line per trial, through its values to its {figure}, which gives the colour. "
     if counts["complete"] > 1 and counts["stopped"]:
         caption += (
             "Colours span the complete trials; a stopped trial below them has the lowest colour "
@@ -313,24 +320,25 @@ def _parallel(results: SearchResults) -> Shown | None:
         )
     ends = {"failed": "has failed", "running": "is running"}
     if ends := {status: text for status, text in ends.items() if counts[status]}:
-        caption += f"A line of a trial that {' or '.join(ends.values())} ends before the accuracy."
-    picture = search_figures.parallel(results.space, results.trials)
-    return picture, "Hyper-parameters and accuracy of each trial", caption
+        caption += f"A line of a trial that {' or '.join(ends.values())} ends before the {figure}."
+    picture = search_figures.parallel(results.space, results.trials, figure)
+    return picture, f"Hyper-parameters and {figure} of each trial", caption
 
 
 def _pictures(results: SearchResults) -> Iterator[Shown]:
-    if not _has_accuracies(results):
+    if not _has_scores(results):
         return
+    figure = figure_text(results.figure)
     yield (
-        search_figures.progress(results.trials),
-        "Accuracy of each trial and the best so far",
-        "Each trial's accuracy, in the order in which they began; the line is the best of the "
+        search_figures.progress(results.trials, figure),
+        f"{capital(figure)} of each trial and the best so far",
+        f"Each trial's {figure}, in the order in which they began; the line is the best of the "
         "complete trials so far.",
     )
     stopped = "; a dot marks where a trial was stopped" if _counts(results)["stopped"] else ""
     yield (
-        search_figures.learning(results.trials),
-        "Accuracy of each trial after each epoch",
+        search_figures.learning(results.trials, figure),
+        f"{capital(figure)} of each trial after each epoch",
         f"The mean over the folds after each epoch, coloured by the last one{stopped}.",
     )
 
@@ -343,7 +351,7 @@ def _counts(results: SearchResults) -> Mapping[str, int]:
     return Counter(trial.status for trial in results.trials)
 
 
-def _has_accuracies(results: SearchResults) -> bool:
+def _has_scores(results: SearchResults) -> bool:
     return any(trial.mean is not None for trial in results.trials)
 
 

@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from raykfold.pages import remarks
-from raykfold.text import accuracy_text, aligned, epoch_text, interval_text, mean_text, one_line
-from raykfold.training.results import FoldResult, Summary
+from raykfold.text import (
+    accuracy_text,
+    aligned,
+    epoch_text,
+    figure_text,
+    interval_text,
+    mean_text,
+    one_line,
+)
+from raykfold.training.results import FIGURES, Figure, FoldResult, KeptEpochs, Summary
 from raykfold.training.statistics import mean
 
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -18,9 +26,10 @@ def fold_line(result: FoldResult) -> str:
     if result.status == "failed" or result.kept_epoch is None:
         return f"fold {result.fold}: failed: {one_line(result.error)}"
     ended = "stopped early" if result.stopped_early else "ran to the end"
-    kept = "best accuracy" if result.chosen_epoch is None else "accuracy of the chosen epoch"
+    kept = "best" if result.chosen_epoch is None else "chosen"
+    accuracy = accuracy_text(result.kept_val_accuracy)
     return (
-        f"fold {result.fold}: {kept} {accuracy_text(result.kept_val_accuracy)} at epoch "
+        f"fold {result.fold}: accuracy of the {kept} epoch {accuracy} at epoch "
         f"{epoch_text(result.kept_epoch)} of {result.epochs_run}, {ended}"
     )
 
@@ -47,6 +56,7 @@ def _fold_table(summary: Summary, sparks: bool) -> Iterator[str]:
     kept = ["chosen epoch", "accuracy", "best epoch", "of best"]
     header = [f"fold{remarks.of_seed(summary)}", "status", "train", "val", "epochs"]
     rows = [[*header, *(kept if inner else ["best epoch", "accuracy"]), "of last"]]
+    rows[0] += ["balanced", "macro F1"]
     for result in summary.folds:
         chosen = [epoch_text(result.chosen_epoch), accuracy_text(result.chosen_val_accuracy)]
         rows.append(
@@ -60,6 +70,8 @@ def _fold_table(summary: Summary, sparks: bool) -> Iterator[str]:
                 epoch_text(result.best_epoch),
                 accuracy_text(result.best_val_accuracy),
                 accuracy_text(result.last_val_accuracy),
+                accuracy_text(result.kept_val_balanced_accuracy),
+                accuracy_text(result.kept_val_macro_f1),
             ]
         )
     drawn = ["", *_sparklines(summary.folds)] if sparks else [""] * len(rows)
@@ -107,11 +119,18 @@ def _seed_table(summary: Summary) -> Iterator[str]:
 def _means(summary: Summary) -> Iterator[str]:
     if summary.status == "partial":
         yield f"Partial run: {remarks.on_partial(summary)}"
+    kept, by_accuracy = summary.kept_epochs, summary.monitor == "accuracy"
+    of_best = "Average Best Validation Accuracy" if by_accuracy else _title("accuracy", "best")
     estimates = [
-        ("chosen", "Average Accuracy of the Chosen Epoch", summary.chosen),
-        ("best", "Average Best Validation Accuracy", summary.best),
+        ("chosen", _title("accuracy", "chosen"), summary.chosen),
+        ("best", of_best, summary.best),
         ("last", "Average Last Validation Accuracy", summary.last),
     ]
+    for figure in FIGURES:
+        if figure != "accuracy":
+            row = figure_text(figure), _title(figure, kept), summary.over_folds(figure)
+            # The figure that the run is summed up by comes first.
+            estimates.insert(0 if figure == summary.headline else len(estimates), row)
     intervals = []
     for name, title, each in estimates:
         if each is not None:
@@ -120,9 +139,14 @@ def _means(summary: Summary) -> Iterator[str]:
                 intervals.append(f"{name} {interval_text(each.interval)}")
     if (pooled := summary.out_of_fold) is not None:
         samples = sum(result.n_val for result in summary.folds)
+        others = [
+            f"{figure_text(name)} {accuracy_text(pooled.figure(name))}"
+            for name in FIGURES
+            if name != "accuracy" and pooled.figure(name) is not None
+        ]
         yield (
-            f"Out-of-fold accuracy, {samples} samples pooled, {summary.kept_epochs} epochs"
-            f"{remarks.of_seed(summary)}: {pooled.accuracy:.4f}"
+            f"Out-of-fold accuracy, {samples} samples pooled, {kept} epochs"
+            f"{remarks.of_seed(summary)}: {', '.join([accuracy_text(pooled.accuracy), *others])}"
         )
     if intervals:
         yield f"95 % intervals of the mean, approximate: {', '.join(intervals)}"
@@ -131,4 +155,10 @@ def _means(summary: Summary) -> Iterator[str]:
     if summary.folds_differ:
         (worst, lowest), (best, highest) = summary.ranked[0], summary.ranked[-1]
         over = ", means over the seeds" if summary.repeats else ""
-        yield f"Worst: fold {worst} ({lowest:.4f}), best: fold {best} ({highest:.4f}){over}"
+        by = "" if summary.headline == "accuracy" else " by accuracy"
+        yield f"Worst{by}: fold {worst} ({lowest:.4f}), best: fold {best} ({highest:.4f}){over}"
+
+
+def _title(figure: Figure, epoch: KeptEpochs) -> str:
+    """``Average Accuracy of the Chosen Epoch``."""
+    return f"Average {figure_text(figure).title()} of the {epoch.title()} Epoch"

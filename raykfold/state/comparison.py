@@ -12,7 +12,7 @@ from raykfold.errors import BadInput
 from raykfold.files.remote import without_password
 from raykfold.state.archive import Archive
 from raykfold.text import fold_with_seed
-from raykfold.training.results import Summary
+from raykfold.training.results import Figure, Summary
 from raykfold.training.statistics import McNemar, PairedTest, corrected_t_test, mcnemar
 
 EPOCHS = {"best": "best epochs", "chosen": "chosen epochs", "last": "last epochs"}
@@ -27,8 +27,10 @@ class Comparison:
         by: which epochs are compared: ``best``, ``chosen`` or ``last``.
         seeds: of each; the first of one is paired with the first of the other, and so on.
         folds: labels of the folds.
-        accuracies: (2, seeds, folds).
-        test: of the second's accuracies less the first's; each fold's is the mean over the seeds.
+        figure: what is compared: what both runs are summed up by, at the epochs that they kept, or
+            else the accuracy.
+        values: (2, seeds, folds), of that figure.
+        test: of the second's values less the first's; each fold's is the mean over the seeds.
         predictions: the two on all held-out samples, with the first seed; None where the kept
             weights are not those of the epochs that are compared.
         settings: what the runs were told differently: name → (of the first, of the second).
@@ -38,7 +40,8 @@ class Comparison:
     by: str
     seeds: tuple[tuple[int, ...], tuple[int, ...]]
     folds: tuple[int, ...]
-    accuracies: np.ndarray
+    figure: Figure
+    values: np.ndarray
     test: PairedTest
     predictions: McNemar | None
     settings: Mapping[str, tuple[Any, Any]]
@@ -49,7 +52,8 @@ class Comparison:
             "by": self.by,
             "seeds": [list(seeds) for seeds in self.seeds],
             "folds": list(self.folds),
-            "accuracies": self.accuracies.tolist(),
+            "figure": self.figure,
+            "values": self.values.tolist(),
             "test": asdict(self.test),
             "mcnemar": None if self.predictions is None else asdict(self.predictions),
             "settings": {name: list(values) for name, values in self.settings.items()},
@@ -93,14 +97,19 @@ def compare(
         by = str(_same(runs, "choices of epochs (--select; see --by)", kept))
 
     # (seeds, folds) of each run, and each fold's difference as the mean over the seeds.
-    values = []
+    headlines = {summary.headline for summary in summaries}
+    figure = headlines.pop() if len(headlines) == 1 and kept == [by, by] else "accuracy"
+    found = []
     for run, summary in zip(runs, summaries, strict=True):
-        rows = [[fold.accuracy(by) for fold in folds] for _, folds in summary.by_seed]
+        rows = [
+            [fold.accuracy(by) if figure == "accuracy" else fold.figure(figure) for fold in folds]
+            for _, folds in summary.by_seed
+        ]
         if any(value is None for row in rows for value in row):
             raise BadInput(f"--by {by}: {run.place} has no {EPOCHS[by]}")
-        values.append(rows)
-    accuracies = np.array(values)
-    differences = (accuracies[1] - accuracies[0]).mean(axis=0).tolist()
+        found.append(rows)
+    values = np.array(found)
+    differences = (values[1] - values[0]).mean(axis=0).tolist()
 
     # What decides results, where the two differ in it.
     a, b = ({**run.record.identity, "epochs": run.record.epochs} for run in runs)
@@ -109,7 +118,8 @@ def compare(
         by=by,
         seeds=(seeds[0], seeds[1]),
         folds=tuple(folds),
-        accuracies=accuracies,
+        figure=figure,
+        values=values,
         test=corrected_t_test(differences, max(summary.test_to_train for summary in summaries)),
         predictions=_compare_predictions(first, second) if kept == [by, by] else None,
         settings={name: (a[name], b[name]) for name in a if name in b and a[name] != b[name]},

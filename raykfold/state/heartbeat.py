@@ -61,7 +61,7 @@ class Beat:
         failure_time: its time, since 1970.
         pending: destination → number of files still to be sent there.
         resume: the command that resumes the run; empty where only a notebook can.
-        result: status, mean and standard deviation, once the run is over.
+        result: `outcome`, once the run is over.
     """
 
     time: float
@@ -83,6 +83,19 @@ class Beat:
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+def outcome(summary: Summary) -> dict[str, Any]:
+    """Return the status of a run that is over, its mean accuracy, and its headline."""
+    kept, headline = summary.kept, summary.over_folds(summary.headline)
+    return {
+        "status": summary.status,
+        "mean_accuracy": kept.mean if kept else None,
+        "std_accuracy": kept.std if kept else None,
+        "headline": summary.headline,
+        "headline_mean": headline.mean if headline else None,
+        "headline_std": headline.std if headline else None,
+    }
 
 
 def read_heartbeat(run_dir: RunDir) -> Beat | None:
@@ -175,13 +188,7 @@ class Heartbeat(Observer):
         self._tell(**_failure(f"the worker of {fold_names(folds)} ended: {one_line(reason)}"))
 
     def run_finished(self, summary: Summary) -> None:
-        kept = summary.kept
-        result = {
-            "status": summary.status,
-            "mean_accuracy": kept.mean if kept else None,
-            "std_accuracy": kept.std if kept else None,
-        }
-        self._tell(phase="sending", workers=(), result=result)
+        self._tell(phase="sending", workers=(), result=outcome(summary))
 
     def close(self) -> None:
         if not self._started:

@@ -21,7 +21,14 @@ from raykfold.state.states import FoldState, Index, load_result, newest_states, 
 from raykfold.text import fold_names
 from raykfold.training.predictions import out_of_fold
 from raykfold.training.recipe import Precision
-from raykfold.training.results import EpochMetrics, FoldResult, Repeats, Round, Summary
+from raykfold.training.results import (
+    EpochMetrics,
+    FoldResult,
+    Repeats,
+    Round,
+    Summary,
+    monitor_of,
+)
 
 
 class Ledger:
@@ -273,6 +280,7 @@ class Ledger:
             select=config.select,
             repeats=Repeats(seeds, of_seeds) if repeats else None,
             leakage=leakage,
+            monitor=monitor_of(config.monitor, folds),
             versions=versions(),
         )
         weights = {fold: each.weights for fold, each in finished.items()}

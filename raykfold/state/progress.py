@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from raykfold.state.archive import Archive, Known, open_run
 from raykfold.state.claim import is_dead
-from raykfold.state.heartbeat import Beat, read_heartbeat
+from raykfold.state.heartbeat import Beat, outcome, read_heartbeat
 from raykfold.training.results import FoldResult, Summary, kept_epochs
 
 FoldStatus = Literal["waiting", "running", "stopped", "complete", "failed"]
@@ -75,6 +75,9 @@ class Progress:
             something to do; empty where only a script or a notebook can.
         mean_accuracy: over the kept epochs of all folds; None until all are complete.
         std_accuracy: over the same.
+        headline: the figure that the run is summed up by, like ``accuracy``; None before that.
+        headline_mean: like `mean_accuracy`, of that figure.
+        headline_std: like `std_accuracy`, of that figure.
         kept_epochs: which epochs these are, ``best`` or ``chosen``.
         repeats: the same of each further seed. What is left, failed and pending above includes
             them.
@@ -95,6 +98,9 @@ class Progress:
     resume: str | None
     mean_accuracy: float | None
     std_accuracy: float | None
+    headline: str | None
+    headline_mean: float | None
+    headline_std: float | None
     kept_epochs: str
     repeats: tuple[Progress, ...] = ()
 
@@ -200,11 +206,11 @@ def _progress(archive: Archive, beat: Beat | None, age: float) -> Progress:
     if beat is not None and beat.last_failure is not None and beat.failure_time is not None:
         before = max(0.0, beat.time - beat.failure_time)  # both by the driver's clock
         failure = {"text": beat.last_failure, "seconds_ago": before + _seconds_since(beat.time)}
-    mean = std = None
-    if summary is not None and summary.kept is not None:
-        mean, std = summary.kept.mean, summary.kept.std
+    ended: Mapping[str, Any] = {}
+    if summary is not None:
+        ended = outcome(summary)
     elif beat is not None and beat.result and state in ("sending", "over"):
-        mean, std = beat.result["mean_accuracy"], beat.result["std_accuracy"]
+        ended = beat.result
     return Progress(
         run_name=archive.run_name,
         seed=archive.record.seed,
@@ -219,8 +225,11 @@ def _progress(archive: Archive, beat: Beat | None, age: float) -> Progress:
         last_failure=failure,
         uploads_pending=dict(beat.pending) if beat else {},
         resume=beat.resume if beat else None,
-        mean_accuracy=mean,
-        std_accuracy=std,
+        mean_accuracy=ended.get("mean_accuracy"),
+        std_accuracy=ended.get("std_accuracy"),
+        headline=ended.get("headline"),
+        headline_mean=ended.get("headline_mean"),
+        headline_std=ended.get("headline_std"),
         kept_epochs=kept_epochs(archive.record.config["select"]),
     )
 

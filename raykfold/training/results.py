@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
+
+import numpy as np
 
 from raykfold.data.leakage import Leakage
 from raykfold.files.json_values import parse_as
@@ -13,6 +15,8 @@ from raykfold.training.statistics import (
     ClassMetrics,
     Estimate,
     Spread,
+    balanced_accuracy,
+    macro_f1,
     mean,
     mean_accuracy,
     outliers,
@@ -21,6 +25,12 @@ from raykfold.training.statistics import (
 
 FoldStatus = Literal["running", "complete", "failed"]
 KeptEpochs = Literal["best", "chosen"]
+
+# What results are measured by, each from 0 to 1.
+Figure = Literal["accuracy", "balanced_accuracy", "macro_f1"]
+FIGURES: tuple[Figure, ...] = get_args(Figure)
+# What chooses epochs: a figure, the loss, or the score of a recipe that has its own.
+Monitor = Literal["accuracy", "balanced_accuracy", "macro_f1", "loss", "score"]
 
 # What the history of a fold does not tell.
 _NOT_IMPLIED = ("fold", "status", "n_train", "n_val", "stopped_early", "error")
@@ -59,6 +69,11 @@ class EpochMetrics:
     val_macro_f1: float | None = None
     val_score: float | None = None
     inner_score: float | None = None
+
+    def figure(self, name: Figure) -> float | None:
+        """Return a figure of the validation samples."""
+        value: float | None = getattr(self, f"val_{name}")
+        return value
 
     @property
     def held_out_score(self) -> float:
@@ -105,6 +120,25 @@ def kept_of(history: Sequence[EpochMetrics]) -> EpochMetrics | None:
     return max(history, key=lambda e: (e.deciding_score, -e.deciding_loss, -e.epoch))
 
 
+def headline_of(monitor: str) -> Figure:
+    """Return the figure that a run is summed up by: the one that is monitored, else accuracy."""
+    return next((figure for figure in FIGURES if figure == monitor), "accuracy")
+
+
+def monitor_of(option: Monitor, results: Iterable[FoldResult]) -> Monitor:
+    """Return what chose the epochs of folds, whose histories show a recipe with its own score.
+
+    Args:
+        option: the run's ``--monitor``, which a recipe's `score` can override.
+        results: of the folds, with their histories.
+    """
+    for epoch in (epoch for result in results for epoch in result.history):
+        expected = -epoch.val_loss if option == "loss" else epoch.figure(headline_of(option))
+        if expected is not None and epoch.held_out_score != expected:
+            return "score"
+    return option
+
+
 def kept_epochs(select: str) -> KeptEpochs:
     """Return which epochs' weights a run keeps, given its ``--select``."""
     return "chosen" if select == "inner" else "best"
@@ -125,6 +159,7 @@ class FoldResult:
         best_epoch, best_val_accuracy: epoch of the highest validation score, and its accuracy.
         chosen_epoch, chosen_val_accuracy: epoch that an inner validation split chose; None without.
         last_val_accuracy: validation accuracy after the last epoch.
+        kept_val_balanced_accuracy, kept_val_macro_f1: of the epoch whose weights are kept.
         stopped_early: whether patience ended the fold before ``--epochs``.
         error: why the fold failed.
         history: metrics of each epoch.
@@ -140,6 +175,8 @@ class FoldResult:
     chosen_epoch: int | None = None
     chosen_val_accuracy: float | None = None
     last_val_accuracy: float | None = None
+    kept_val_balanced_accuracy: float | None = None
+    kept_val_macro_f1: float | None = None
     stopped_early: bool = False
     error: str | None = None
     history: tuple[EpochMetrics, ...] = ()
@@ -170,6 +207,8 @@ class FoldResult:
             chosen_epoch=None if chosen is None else chosen.epoch,
             chosen_val_accuracy=None if chosen is None else chosen.val_accuracy,
             last_val_accuracy=history[-1].val_accuracy if history else None,
+            kept_val_balanced_accuracy=None if kept is None else kept.val_balanced_accuracy,
+            kept_val_macro_f1=None if kept is None else kept.val_macro_f1,
             stopped_early=stopped_early,
             error=error,
             history=tuple(history),
@@ -193,6 +232,11 @@ class FoldResult:
     def accuracy(self, epoch: str) -> float | None:
         """Return the validation accuracy of the ``best``, ``chosen`` or ``last`` epoch."""
         value: float | None = getattr(self, f"{epoch}_val_accuracy")
+        return value
+
+    def figure(self, name: Figure) -> float | None:
+        """Return a figure of the epoch whose weights are kept."""
+        value: float | None = getattr(self, f"kept_val_{name}")
         return value
 
     def to_json(self) -> dict[str, Any]:
@@ -270,10 +314,19 @@ class OutOfFoldMetrics:
     confusion: tuple[tuple[int, ...], ...] = ()
 
     @property
+    def balanced_accuracy(self) -> float | None:
+        """Mean recall of the classes that have samples; None without a confusion matrix."""
+        return balanced_accuracy(np.array(self.confusion)) if self.confusion else None
+
+    @property
     def macro_f1(self) -> float | None:
-        """Mean F1 of the classes that have samples; None if no class has."""
-        known = [each.f1 for each in self.classes if each.f1 is not None]
-        return mean(known) if known else None
+        """Mean F1 of the classes that have samples; None without a confusion matrix."""
+        return macro_f1(np.array(self.confusion)) if self.confusion else None
+
+    def figure(self, name: Figure) -> float | None:
+        """Return a figure of all samples together."""
+        value: float | None = getattr(self, name)
+        return value
 
 
 @dataclass(frozen=True)
@@ -323,6 +376,7 @@ class Summary:
         select: ``inner`` if an inner validation split chose each fold's epoch, else ``best``.
         repeats: results of every seed, if there are several.
         leakage: samples that are in more than one fold.
+        monitor: what chose the epochs; ``score`` is a recipe's own.
     """
 
     run_name: str
@@ -336,6 +390,7 @@ class Summary:
     select: Literal["best", "inner"] = "best"
     repeats: Repeats | None = None
     leakage: Leakage | None = None
+    monitor: Monitor = "accuracy"
 
     @property
     def by_seed(self) -> list[tuple[int | None, tuple[FoldResult, ...]]]:
@@ -356,22 +411,46 @@ class Summary:
     @property
     def best(self) -> Estimate | None:
         """Over each fold's best epoch: the usual protocol, and an optimistic one."""
-        return self._estimate("best")
+        return self._estimate(lambda result: result.best_val_accuracy)
 
     @property
     def last(self) -> Estimate | None:
         """Over each fold's last epoch, which nobody chose."""
-        return self._estimate("last")
+        return self._estimate(lambda result: result.last_val_accuracy)
 
     @property
     def chosen(self) -> Estimate | None:
         """Over the epoch that each fold's inner validation split chose; None without a split."""
-        return self._estimate("chosen")
+        return self._estimate(lambda result: result.chosen_val_accuracy)
 
     @property
     def kept(self) -> Estimate | None:
         """Over the epochs whose weights are kept."""
         return self.chosen if self.kept_epochs == "chosen" else self.best
+
+    @property
+    def headline(self) -> Figure:
+        """The figure that the run is summed up by."""
+        return headline_of(self.monitor)
+
+    @property
+    def other_figures(self) -> list[Figure]:
+        """The figures that stand beside the headline."""
+        return [figure for figure in FIGURES if figure != self.headline]
+
+    def over_folds(self, figure: Figure) -> Estimate | None:
+        """Return a figure over the epochs whose weights are kept; of accuracy, it is `kept`."""
+        return self._estimate(lambda result: result.figure(figure))
+
+    @property
+    def balanced_accuracy(self) -> Estimate | None:
+        """Over the epochs whose weights are kept."""
+        return self.over_folds("balanced_accuracy")
+
+    @property
+    def macro_f1(self) -> Estimate | None:
+        """Over the epochs whose weights are kept."""
+        return self.over_folds("macro_f1")
 
     @property
     def kept_epochs(self) -> KeptEpochs:
@@ -395,13 +474,14 @@ class Summary:
         """The mean over the folds that are complete with every seed; None in a complete run."""
         if self.status == "complete":
             return None
-        kept = self._accuracies("kept")
+        kept = self._by_fold(lambda result: result.kept_val_accuracy)
         return PartialMean(tuple(kept), mean_accuracy(list(kept.values())) if kept else None)
 
     @property
     def ranked(self) -> list[tuple[int, float]]:
         """The complete folds, the worst first, each with the accuracy of its kept epoch."""
-        return sorted(self._accuracies("kept").items(), key=lambda pair: (pair[1], pair[0]))
+        accuracies = self._by_fold(lambda result: result.kept_val_accuracy)
+        return sorted(accuracies.items(), key=lambda pair: (pair[1], pair[0]))
 
     @property
     def folds_differ(self) -> bool:
@@ -442,6 +522,7 @@ class Summary:
         """Return the content of ``summary.json``."""
         best, last, pooled, partial = self.best, self.last, self.out_of_fold, self.partial_mean
         estimates = {"best": best, "last": last, "chosen": self.chosen}
+        others = {name: self.over_folds(name) for name in FIGURES if name != "accuracy"}
         repeats = self.repeats and {
             "seeds": list(self.repeats.seeds),
             "folds": [[result.to_row() for result in folds] for folds in self.repeats.folds],
@@ -451,6 +532,7 @@ class Summary:
             "run_name": self.run_name,
             "status": self.status,
             "select": self.select,
+            "monitor": self.monitor,
             "folds": [result.to_row() for result in self.folds],
             "mean_accuracy": best.mean if best else None,
             "std_accuracy": best.std if best else None,
@@ -458,6 +540,7 @@ class Summary:
             "last_mean_accuracy": last.mean if last else None,
             "last_std_accuracy": last.std if last else None,
             "estimates": {name: each.to_json() for name, each in estimates.items() if each},
+            "figures": {name: each.to_json() for name, each in others.items() if each},
             "partial_mean_accuracy": partial
             and {"folds": list(partial.folds), "epochs": self.kept_epochs, "mean": partial.mean},
             "worst_fold": self.worst_fold,
@@ -465,7 +548,8 @@ class Summary:
             "outlier_folds": self.outlier_folds,
             "oof_accuracy": pooled.accuracy if pooled else None,
             "oof_interval": list(pooled.interval) if pooled else None,
-            "macro_f1": pooled.macro_f1 if pooled else None,
+            "oof_balanced_accuracy": pooled.balanced_accuracy if pooled else None,
+            "oof_macro_f1": pooled.macro_f1 if pooled else None,
             "per_class": [asdict(each) for each in pooled.classes] if pooled else None,
             "confusion_matrix": [list(row) for row in pooled.confusion] if pooled else None,
             "repeats": repeats,
@@ -502,13 +586,16 @@ class Summary:
                 classes=part(tuple[ClassMetrics, ...], "per_class"),
                 confusion=part(tuple[tuple[int, ...], ...], "confusion_matrix"),
             )
+            rows = pooled.confusion
+            if any(len(row) != len(rows) for row in rows) or (rows and not any(map(any, rows))):
+                raise ValueError("confusion_matrix is not square, or has no samples")
         kinds = get_type_hints(cls)
         names = [each.name for each in fields(cls) if each.name != "out_of_fold"]
         summary = cls(**{name: part(kinds[name], name) for name in names}, out_of_fold=pooled)
         # A summary that has been edited is refused here, not where a mean is computed from it.
         if summary.repeats and len(summary.repeats.seeds) != len(summary.repeats.folds):
             raise ValueError("repeats has not one list of folds for each seed")
-        runs, kept = summary.by_seed, summary.kept_epochs
+        runs, kept, headline = summary.by_seed, summary.kept_epochs, summary.headline
         labels = [result.fold for result in summary.folds]
         if not labels or any([result.fold for result in folds] != labels for _, folds in runs):
             raise ValueError("it has no folds, or its seeds have different ones")
@@ -517,23 +604,24 @@ class Summary:
                 raise ValueError(f"fold {result.fold} has no samples")
             if _is_complete(result) and None in (result.accuracy(kept), result.accuracy("last")):
                 raise ValueError(f"fold {result.fold} is complete and has no accuracy")
+            if _is_complete(result) and result.figure(headline) is None:
+                raise ValueError(f"fold {result.fold} is complete and has no {headline}")
         return summary
 
-    def _accuracies(self, epoch: str) -> dict[int, float]:
-        """Fold → its accuracy, the mean over the seeds; of folds that are complete with each."""
+    def _by_fold(self, value_of: Callable[[FoldResult], float | None]) -> dict[int, float]:
+        """Fold → a value, the mean over the seeds; of folds that are complete with each."""
         means = {}
         for of_fold in zip(*(folds for _, folds in self.by_seed), strict=True):
-            accuracies = [result.accuracy(epoch) for result in of_fold]
-            known = [value for value in accuracies if value is not None]
+            known = [value for value in map(value_of, of_fold) if value is not None]
             if all(map(_is_complete, of_fold)) and len(known) == len(of_fold):
                 means[of_fold[0].fold] = mean(known)
         return means
 
-    def _estimate(self, epoch: str) -> Estimate | None:
-        accuracies = self._accuracies(epoch)
-        if len(accuracies) < len(self.folds):
+    def _estimate(self, value_of: Callable[[FoldResult], float | None]) -> Estimate | None:
+        values = self._by_fold(value_of)
+        if len(values) < len(self.folds):
             return None
-        return Estimate(tuple(accuracies.values()), self.test_to_train)
+        return Estimate(tuple(values.values()), self.test_to_train)
 
 
 def _is_complete(result: FoldResult) -> bool:

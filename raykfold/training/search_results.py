@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from raykfold.data.leakage import Leakage
 from raykfold.files.remote import Place
-from raykfold.training.results import KeptEpochs
+from raykfold.training.results import Figure, KeptEpochs
 from raykfold.training.statistics import Estimate, population_std
 
 TrialStatus = Literal["running", "complete", "stopped", "failed"]
@@ -25,8 +25,9 @@ class Trial:
         number: from 1.
         values: searched hyper-parameter → this trial's value.
         status: `stopped` is by the scheduler.
-        history: mean accuracy over the folds after each epoch that all folds have completed.
-        folds: fold → held-out accuracy after the last of these epochs.
+        history: mean score over the folds after each epoch that all folds have completed: of the
+            search's figure, as the accuracy, on the held-out samples.
+        folds: fold → score after the last of these epochs.
         epochs_run: summed over the folds.
         error: why it failed.
     """
@@ -49,8 +50,8 @@ class Trial:
         """Standard deviation over the folds (ddof 0); None where `mean` is."""
         return None if self.mean is None else population_std(list(self.folds.values()))
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the trial's row of ``search.json``."""
+    def to_json(self, figure: Figure = "accuracy") -> dict[str, Any]:
+        """Return the trial's row of ``search.json``; `figure` is what its scores are."""
         folds = {} if self.mean is None else self.folds
         return {
             "trial": self.number,
@@ -58,9 +59,9 @@ class Trial:
             "status": self.status,
             "rounds": len(self.history),
             "epochs_run": self.epochs_run,
-            "fold_scores": {str(fold): accuracy for fold, accuracy in folds.items()},
-            "mean_accuracy": self.mean,
-            "std_accuracy": self.std,
+            "fold_scores": {str(fold): score for fold, score in folds.items()},
+            f"mean_{figure}": self.mean,
+            f"std_{figure}": self.std,
             "history": list(self.history),
             "error": self.error,
         }
@@ -85,15 +86,16 @@ class OuterFold:
     Attributes:
         fold: its label.
         winner: the best trial on the other folds; None before one is complete.
-        accuracy: on this fold, of the epoch that an inner validation split chose; None before.
+        value: the search's figure on this fold, of the epoch that an inner validation split chose;
+            None before.
         epochs_run: of the inner search, summed over trials and folds.
         failed: trials of the inner search that failed.
-        error: why there is no accuracy.
+        error: why there is no value.
     """
 
     fold: int
     winner: Trial | None
-    accuracy: float | None
+    value: float | None
     epochs_run: int = 0
     failed: int = 0
     error: str | None = None
@@ -102,17 +104,17 @@ class OuterFold:
     def status(self) -> Literal["running", "complete", "failed"]:
         if self.error is not None:
             return "failed"
-        return "running" if self.accuracy is None else "complete"
+        return "running" if self.value is None else "complete"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, figure: Figure = "accuracy") -> dict[str, Any]:
         return {
             "fold": self.fold,
             "status": self.status,
             "trial": self.winner.number if self.winner else None,
             "config": dict(self.winner.values) if self.winner else {},
             "epochs_run": self.epochs_run,
-            "inner_mean_accuracy": self.winner.mean if self.winner else None,
-            "outer_accuracy": self.accuracy,
+            f"inner_mean_{figure}": self.winner.mean if self.winner else None,
+            f"outer_{figure}": self.value,
             "error": self.error,
         }
 
@@ -124,6 +126,7 @@ class SearchResults:
     Attributes:
         run_name: the search's name.
         score: which epoch of each fold counts: its best, or the one an inner split chose.
+        figure: what trials are ranked by; names in ``search.json`` end with it.
         sampler, trial_scheduler, seed: as in the search's configuration.
         epochs: most epochs of a fold.
         folds: those that each trial holds out.
@@ -166,6 +169,7 @@ class SearchResults:
     leakage: Leakage | None = None
     outer: tuple[OuterFold, ...] = ()
     test_to_train: float = 0.0
+    figure: Figure = "accuracy"
 
     @property
     def status(self) -> Literal["running", "complete", "partial"]:
@@ -182,7 +186,7 @@ class SearchResults:
 
     @property
     def compared(self) -> list[Trial]:
-        """The trials among which the best was chosen: those that are over, with an accuracy."""
+        """The trials among which the best was chosen: those that are over, with a score."""
         return [t for t in self.trials if t.status != "running" and t.mean is not None]
 
     @property
@@ -200,10 +204,10 @@ class SearchResults:
     @property
     def nested(self) -> Estimate | None:
         """What search and training together reach; None unless every outer fold is complete."""
-        accuracies = [each.accuracy for each in self.outer if each.accuracy is not None]
-        if not self.outer or len(accuracies) < len(self.outer):
+        values = [each.value for each in self.outer if each.value is not None]
+        if not self.outer or len(values) < len(self.outer):
             return None
-        return Estimate(tuple(accuracies), self.test_to_train)
+        return Estimate(tuple(values), self.test_to_train)
 
     @property
     def epochs_run(self) -> int:
@@ -215,6 +219,7 @@ class SearchResults:
             "run_name": self.run_name,
             "status": self.status,
             "score": self.score,
+            "figure": self.figure,
             "sampler": self.sampler,
             "trial_scheduler": self.trial_scheduler,
             "seed": self.seed,
@@ -235,13 +240,14 @@ class SearchResults:
         }
 
     def _row(self, trial: Trial) -> dict[str, Any]:
-        return {**trial.to_json(), "model_dir": str(self.trials_dir / str(trial.number))}
+        return {**trial.to_json(self.figure), "model_dir": str(self.trials_dir / str(trial.number))}
 
     def _best_row(self) -> dict[str, Any] | None:
         if self.best is None:
             return None
         row = self._row(self.best)
-        names = ("trial", "config", "mean_accuracy", "std_accuracy", "fold_scores", "model_dir")
+        of_figure = f"mean_{self.figure}", f"std_{self.figure}"
+        names = ("trial", "config", *of_figure, "fold_scores", "model_dir")
         run = {"config_file": self.best_config, "command": self.best_command}
         return {name: row[name] for name in names} | run
 
@@ -250,8 +256,8 @@ class SearchResults:
             return None
         estimate = self.nested
         return {
-            "folds": [each.to_json() for each in self.outer],
-            "mean_accuracy": estimate.mean if estimate else None,
-            "std_accuracy": estimate.std if estimate else None,
+            "folds": [each.to_json(self.figure) for each in self.outer],
+            f"mean_{self.figure}": estimate.mean if estimate else None,
+            f"std_{self.figure}": estimate.std if estimate else None,
             "interval": list(estimate.interval) if estimate and estimate.interval else None,
         }

@@ -45,40 +45,40 @@ def sample_std(values: Sequence[float]) -> float | None:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The accuracy of a cross-validation, estimated over its folds.
+    """A figure of a cross-validation, like its accuracy, estimated over its folds.
 
     Attributes:
-        accuracies: one for each fold, from 0 to 1.
+        values: one for each fold, from 0 to 1.
         test_to_train: ratio of held-out to training samples, as in `corrected_std_error`.
     """
 
-    accuracies: tuple[float, ...]
+    values: tuple[float, ...]
     test_to_train: float
 
     @property
     def mean(self) -> float:
         """Mean over the folds."""
-        return mean_accuracy(self.accuracies)
+        return mean_accuracy(self.values)
 
     @property
     def std(self) -> float:
         """Standard deviation over the folds, with divisor n."""
-        return population_std(self.accuracies)
+        return population_std(self.values)
 
     @property
     def std_sample(self) -> float | None:
         """Standard deviation with divisor n - 1; None for a single fold."""
-        return sample_std(self.accuracies)
+        return sample_std(self.values)
 
     @property
     def std_error(self) -> float | None:
         """Standard error of the mean, corrected and approximate (`corrected_std_error`)."""
-        return corrected_std_error(self.accuracies, self.test_to_train)
+        return corrected_std_error(self.values, self.test_to_train)
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """95 % interval of the mean, approximate (`corrected_interval`), within 0 and 1."""
-        return _within(0.0, 1.0, corrected_interval(self.accuracies, self.test_to_train))
+        return _within(0.0, 1.0, corrected_interval(self.values, self.test_to_train))
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -15,7 +15,7 @@ from raykfold.errors import RaykfoldError
 from raykfold.files.atomic import write_file, write_json
 from raykfold.files.remote import Place, RemotePath
 from raykfold.pages.search_page import write_search_page
-from raykfold.text import one_line
+from raykfold.text import figure_text, one_line
 from raykfold.training.search_results import SearchResults, Trial
 from raykfold.tuning.observer import SearchObserver
 from raykfold.tuning.space import SearchConfig
@@ -40,7 +40,9 @@ def write_results(config: SearchConfig, results: SearchResults) -> None:
     """
     outputs, run, best = config.outputs, best_run(config, results), results.best
     if run is not None and best is not None:
-        note = f"Trial {best.number} of a search: mean accuracy {best.mean:.4f}"
+        note = (
+            f"Trial {best.number} of a search: mean {figure_text(results.figure)} {best.mean:.4f}"
+        )
         write_file(outputs.best_config, best_toml(run, note).encode())
     write_json(outputs.search, results.to_json())
     _copy_to_store(config, outputs.run_record, outputs.best_config, outputs.search)

@@ -66,11 +66,11 @@ class Journal:
     def _load(self, content: Mapping[str, Any]) -> None:
         self._earlier_seconds = float(content["wall_seconds"])
         self._earlier_sessions = int(content["sessions"])
-        self._outer = {int(trial): each for trial, each in content["outer_accuracy"].items()}
+        self._outer = {int(trial): each for trial, each in content["outer_value"].items()}
         self._decisions = [Decision(*row) for row in content["decisions"]]
         stopped = {decision.trial for decision in self._decisions if decision.stops}
         for row in content["trials"]:
-            folds = {int(fold): float(accuracy) for fold, accuracy in row["folds"].items()}
+            folds = {int(fold): float(value) for fold, value in row["folds"].items()}
             trial = Trial(**{**row, "history": tuple(row["history"]), "folds": folds})
             if trial.status == "failed":  # its cause may have been removed: train it again
                 trial = replace(trial, status="running", error=None)
@@ -160,14 +160,14 @@ class Journal:
             self._change(number, status=status, error=error, epochs_run=epochs_run)
             self._write()
 
-    def outer_accuracy(self, number: int) -> float | None:
-        """Return a trial's accuracy on the fold that the search left out; None if not measured."""
+    def outer_value(self, number: int) -> float | None:
+        """Return what a trial reaches on the fold that the search left out, if measured."""
         return self._outer.get(number)
 
-    def set_outer_accuracy(self, number: int, accuracy: float | None) -> None:
-        """Record `outer_accuracy` for one trial, in place of any other."""
+    def set_outer_value(self, number: int, value: float | None) -> None:
+        """Record `outer_value` for one trial, in place of any other."""
         with self._lock:
-            self._outer = {number: accuracy}
+            self._outer = {number: value}
             self._write()
 
     def _change(self, number: int, **changes: Any) -> None:
@@ -179,7 +179,7 @@ class Journal:
             {
                 "wall_seconds": round(self.wall_seconds, 3),
                 "sessions": self.sessions,
-                "outer_accuracy": self._outer,
+                "outer_value": self._outer,
                 "decisions": self._decisions,
                 "trials": [asdict(trial) for trial in self._trials],
             },

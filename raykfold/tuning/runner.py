@@ -24,6 +24,7 @@ from raykfold.state.ledger import Ledger
 from raykfold.state.record import EarlierRun
 from raykfold.text import one_line
 from raykfold.training.check import check_training
+from raykfold.training.results import headline_of
 from raykfold.training.search_results import TrialStatus
 from raykfold.tuning.journal import Journal
 from raykfold.tuning.observer import SearchObserver
@@ -123,7 +124,7 @@ class TrialRunner:
         try:
             config = self.config.trial(number, trial.values)
             check_training(config, data)
-            scores = ScoreKeeper(partial(self._add_score, number))
+            scores = ScoreKeeper(partial(self._add_score, number), headline_of(config.monitor))
             voice = Voice(self.observer.noticed, f"trial {number}: ")
             audience = Audience([voice, scores])
             with ExitStack() as resources:
@@ -142,7 +143,7 @@ class TrialRunner:
     def _add_score(self, number: int, score: Score) -> None:
         try:
             is_new = self.journal.add_score(number, score, self._active[number].scores.epochs_run)
-            row = {"epoch": score.epoch, "mean_accuracy": score.mean}
+            row = {"epoch": score.epoch, "mean": score.mean}
             self.score_actor.add.remote(number, row)
             if is_new:
                 self.observer.trial_scored(self.journal[number])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from raykfold.observers import Observer, RunStart
-from raykfold.training.results import EpochMetrics, FoldResult, kept_of
+from raykfold.training.results import EpochMetrics, Figure, FoldResult, kept_of
 from raykfold.training.statistics import mean_accuracy
 
 
@@ -16,7 +16,8 @@ class Score:
 
     Attributes:
         epoch: from 1; a fold that stopped early counts with its last epoch.
-        folds: fold → held-out accuracy of the epoch whose weights it would keep by then.
+        folds: fold → accuracy, or the figure that is monitored, on the held-out samples, of the
+            epoch whose weights it would keep by then.
     """
 
     epoch: int
@@ -35,10 +36,12 @@ class ScoreKeeper(Observer):
 
     Args:
         report: called with each score, also of epochs that an earlier session trained.
+        figure: what the score is the mean of.
     """
 
-    def __init__(self, report: Callable[[Score], None]) -> None:
+    def __init__(self, report: Callable[[Score], None], figure: Figure = "accuracy") -> None:
         self._report = report
+        self._figure = figure
         self._histories: dict[int, list[EpochMetrics]] = {}
         self._complete: set[int] = set()
         self._reported = 0
@@ -75,5 +78,6 @@ class ScoreKeeper(Observer):
         while self._reported < reached:
             self._reported += 1
             kept = {fold: kept_of(rows[: self._reported]) for fold, rows in self._histories.items()}
-            accuracies = {fold: each.val_accuracy for fold, each in kept.items() if each}
-            self._report(Score(self._reported, accuracies))
+            known = {fold: each.figure(self._figure) for fold, each in kept.items() if each}
+            values = {fold: value for fold, value in known.items() if value is not None}
+            self._report(Score(self._reported, values))

@@ -37,7 +37,7 @@ from raykfold.state.ledger import Ledger
 from raykfold.state.record import EarlierRun, RunRecord, versions
 from raykfold.text import count_of
 from raykfold.training.check import check_training
-from raykfold.training.results import kept_epochs
+from raykfold.training.results import headline_of, kept_epochs
 from raykfold.training.search_results import OuterFold, SearchResults, Trial, best_trial
 from raykfold.tuning.findings import ResultsWriter, best_run, write_page, write_results
 from raykfold.tuning.journal import Journal
@@ -94,7 +94,7 @@ def _search(
     searches = [whole, *inner.values()]
 
     # Train what is left: the trials of each search, then each inner winner on its outer fold.
-    measured = all(each.outer_accuracy is not None for each in inner.values())
+    measured = all(each.outer_value is not None for each in inner.values())
     if not measured or not all(each.results().is_over for each in searches):
         for line in _remarks(config):
             inputs.audience.noticed(line)
@@ -213,7 +213,7 @@ class FoldSearch:
         inner: for the whole search with --nested: outer fold → the search within it.
 
     Attributes:
-        outer_error: why the winner has no accuracy on the outer fold.
+        outer_error: why the winner has no value on the outer fold.
 
     Raises:
         BadInput: an earlier search of that name differs, or has more trials.
@@ -241,10 +241,10 @@ class FoldSearch:
         self._test_to_train = held_out / trained if trained else 0.0
 
     @property
-    def outer_accuracy(self) -> float | None:
-        """Accuracy of the winner on the outer fold; None before it is measured."""
+    def outer_value(self) -> float | None:
+        """What the winner reaches on the outer fold, by `figure`; None before it is measured."""
         best = best_trial(self.journal)
-        return None if best is None else self.journal.outer_accuracy(best.number)
+        return None if best is None else self.journal.outer_value(best.number)
 
     def results(self) -> SearchResults:
         """Return what the search has found so far."""
@@ -254,7 +254,7 @@ class FoldSearch:
                 fold,
                 winner=best_trial(each.journal),
                 epochs_run=sum(trial.epochs_run for trial in each.journal),
-                accuracy=each.outer_accuracy,
+                value=each.outer_value,
                 failed=sum(trial.status == "failed" for trial in each.journal),
                 error=each.outer_error,
             )
@@ -265,6 +265,7 @@ class FoldSearch:
         return SearchResults(
             run_name=config.run_name,
             score=kept_epochs(config.select),
+            figure=headline_of(config.monitor),
             sampler=config.sampler,
             trial_scheduler=config.trial_scheduler,
             seed=config.seed,
@@ -335,7 +336,7 @@ def _measure_winners(inputs: Inputs, inner: dict[int, FoldSearch], dealer: Deale
             best = best_trial(each.journal)
             if best is None:
                 each.outer_error = "no trial of its search is complete"
-            elif each.outer_accuracy is None:
+            elif each.outer_value is None:
                 config = each.config.fit(best.number, best.values, fold)
                 audience = Audience([Voice(each.observer.noticed)])
                 claims.enter_context(claim_part(config, audience))
@@ -347,8 +348,10 @@ def _measure_winners(inputs: Inputs, inner: dict[int, FoldSearch], dealer: Deale
         for each, best, ledger in fits:
             result = ledger.conclude(inputs.leakage).folds[0]
             if result.status == "complete":
-                each.journal.set_outer_accuracy(best.number, result.chosen_val_accuracy)
+                each.journal.set_outer_value(
+                    best.number, result.figure(headline_of(each.config.monitor))
+                )
                 ledger.remove_rounds()
             else:
-                each.journal.set_outer_accuracy(best.number, None)
+                each.journal.set_outer_value(best.number, None)
                 each.outer_error = str(result.error)

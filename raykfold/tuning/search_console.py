@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from raykfold.pages.remarks import on_search
-from raykfold.text import NOTHING, accuracy_text, count_of, interval_text, mean_text
+from raykfold.text import NOTHING, accuracy_text, count_of, figure_text, interval_text, mean_text
 from raykfold.training.search_results import SearchResults, Trial, rank
 from raykfold.tuning.observer import SearchObserver
 from raykfold.tuning.space import SearchConfig, value_text, values_text
@@ -31,7 +31,7 @@ class SearchConsole(SearchObserver):
 
     def trial_scored(self, trial: Trial) -> None:
         epochs = f"{len(trial.history)}/{self._config.epochs_of(trial.values)}"
-        self.noticed(f"trial {trial.number}  epoch {epochs}  mean {_accuracy(trial)}")
+        self.noticed(f"trial {trial.number}  epoch {epochs}  mean {_spread(trial)}")
 
     def trial_ended(self, trial: Trial) -> None:
         if trial.status == "failed":
@@ -39,7 +39,7 @@ class SearchConsole(SearchObserver):
         elif trial.mean is not None:
             after = f"stopped after epoch {len(trial.history)}"
             how = "complete" if trial.status == "complete" else after
-            self.noticed(f"trial {trial.number} {how}: {_accuracy(trial)}")
+            self.noticed(f"trial {trial.number} {how}: {_spread(trial)}")
 
     def noticed(self, text: str) -> None:
         print(self._prefix + text, flush=True)
@@ -55,10 +55,8 @@ def result_lines(results: SearchResults) -> Iterator[str]:
     rows = [["trial", *results.space, "mean", "std", "epochs", "status"]]
     for trial in shown:
         values = (value_text(trial.values[name]) for name in results.space)
-        accuracies = (accuracy_text(trial.mean), accuracy_text(trial.std))
-        rows.append(
-            [str(trial.number), *values, *accuracies, str(len(trial.history)), trial.status]
-        )
+        scores = (accuracy_text(trial.mean), accuracy_text(trial.std))
+        rows.append([str(trial.number), *values, *scores, str(len(trial.history)), trial.status])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
@@ -76,24 +74,29 @@ def result_lines(results: SearchResults) -> Iterator[str]:
         yield "No trial is complete, so there is no best one"
     else:
         over = count_of(len(best.folds), "fold")
+        epochs = f"{results.score} epochs"
+        if results.figure != "accuracy":
+            epochs = f"{figure_text(results.figure)} of the {epochs}"
         yield (
-            f"Best: trial {best.number}, {_accuracy(best)} over {over}, {results.score} epochs: "
+            f"Best: trial {best.number}, {_spread(best)} over {over}, {epochs}: "
             f"{values_text(best.values)}"
         )
 
     # With --nested, the winner on each outer fold, and what search and training reach together.
     if results.outer:
         yield ""
-        yield "outer fold  inner mean  accuracy  chosen on the other folds"
+        name = figure_text(results.figure)
+        yield f"outer fold  inner mean  {name}  chosen on the other folds"
         for each in results.outer:
             inner = accuracy_text(each.winner.mean if each.winner else None)
+            value = accuracy_text(each.value)
             chosen = each.error or (values_text(each.winner.values) if each.winner else NOTHING)
-            yield f"{each.fold:>10}  {inner:>10}  {accuracy_text(each.accuracy):>8}  {chosen}"
+            yield f"{each.fold:>10}  {inner:>10}  {value:>{len(name)}}  {chosen}"
         epochs = count_of(sum(each.epochs_run for each in results.outer), "epoch")
         yield f"The searches within outer folds trained {epochs}, summed over folds"
         nested, folds = results.nested, len(results.outer)
         if nested is None:
-            yield "Nested: no mean, because not every outer fold has an accuracy"
+            yield "Nested: no mean, because not every outer fold is complete"
         else:
             mean = mean_text(nested.mean, nested.std, folds)
             interval = (
@@ -113,7 +116,7 @@ def result_lines(results: SearchResults) -> Iterator[str]:
         yield f"To run the best: {results.best_command}"
 
 
-def _accuracy(trial: Trial) -> str:
+def _spread(trial: Trial) -> str:
     if trial.mean is None or trial.std is None:
         return NOTHING
     return mean_text(trial.mean, trial.std, len(trial.folds))

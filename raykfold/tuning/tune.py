@@ -38,7 +38,7 @@ from raykfold.tuning.journal import Decision, Journal
 from raykfold.tuning.score_actor import report_scores
 from raykfold.tuning.space import SearchConfig, SearchSpace
 
-METRIC = "mean_accuracy"
+METRIC = "mean"
 _EPOCH = "epoch"
 _STOP_SECONDS = 10.0
 _MAX_FAILURES = 3  # of Ray Tune's actor of a trial

@@ -35,7 +35,13 @@ def result(fold: int, accuracy: float, *, inner: bool = False, failed: bool = Fa
     With `inner`, the inner split chooses the first, which has 0.1 less.
     """
     history = [
-        EpochMetrics(n, 1.0, 0.5, 0.9, value, 0.001, 2.0, *((1.0, 0.5 - n / 10) if inner else ()))
+        EpochMetrics(
+            *(n, 1.0, 0.5, 0.9, value, 0.001, 2.0),
+            inner_loss=1.0 if inner else None,
+            inner_accuracy=0.5 - n / 10 if inner else None,
+            val_balanced_accuracy=value - 0.05,
+            val_macro_f1=1 - value,
+        )
         for n, value in enumerate((accuracy - 0.1, accuracy, accuracy - 0.05))
     ]
     sizes = SAMPLES * (len(FOLDS) - 1), SAMPLES
@@ -92,6 +98,7 @@ def leave(
         wall_seconds=1.0,
         num_workers=2,
         select="inner" if inner else "best",
+        monitor=config.monitor,
         repeats=Repeats((0, *(repeats or {})), (rows, *further)) if repeats else None,
     )
     known = predictions(accuracies) if tuple(folds) == FOLDS else None
@@ -133,6 +140,23 @@ def test_the_better_run_is_named_in_a_sentence(
     assert lines[-1].startswith(f"{a} is better than {b}: by 0.0860 over 5 folds")
 
 
+def test_two_runs_that_monitor_a_figure_are_compared_by_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = (
+        leave(tmp_path / name, accuracies, monitor="macro_f1")
+        for name, accuracies in (("a", FIRST), ("b", WORSE))
+    )
+    assert main([a, b]) == 0
+    printed = capsys.readouterr().out
+    assert "B - A, macro F1 of the best epochs: +0.0860" in printed
+    assert f"{b} is better than {a}: by 0.0860 in macro F1 over 5 folds" in printed
+    found = compare(open_run(a), open_run(b), "last")  # of which only the accuracy is known
+    assert found.figure == "accuracy" and found.test.difference < 0
+    other = leave(tmp_path / "c", FIRST)
+    assert compare(open_run(a), open_run(other)).figure == "accuracy"
+
+
 def test_a_difference_within_chance_decides_nothing(tmp_path: Path) -> None:
     a, b = leave(tmp_path / "a", FIRST), leave(tmp_path / "b", SIMILAR)
     text = verdict(compare(open_run(a), open_run(b)))
@@ -143,14 +167,14 @@ def test_last_epochs_are_compared_without_predictions(tmp_path: Path) -> None:
     a, b = leave(tmp_path / "a", FIRST), leave(tmp_path / "b", WORSE)
     found = compare(open_run(a), open_run(b), "last")
     assert found.predictions is None
-    assert found.accuracies[0].ravel() == pytest.approx([x - 0.05 for x in FIRST])
+    assert found.values[0].ravel() == pytest.approx([x - 0.05 for x in FIRST])
 
 
 def test_runs_with_inner_splits_are_compared_by_the_chosen_epochs(tmp_path: Path) -> None:
     a, b = leave(tmp_path / "a", FIRST, inner=True), leave(tmp_path / "b", WORSE, inner=True)
     found = compare(open_run(a), open_run(b))
     assert found.by == "chosen" and found.predictions is not None
-    assert found.accuracies[0].ravel() == pytest.approx([x - 0.1 for x in FIRST])  # the first epoch
+    assert found.values[0].ravel() == pytest.approx([x - 0.1 for x in FIRST])  # the first epoch
 
 
 def test_repeats_are_averaged_over_seeds_before_folds_are_paired(tmp_path: Path) -> None:

@@ -180,7 +180,9 @@ def test_a_log_has_one_plain_line_for_each_epoch_of_a_fold(
     ]
     assert sorted(seen) == expected
     for row in outcome.folds:
-        assert f"fold {row['fold']}: best accuracy {row['best_val_accuracy']:.4f}" in text
+        assert (
+            f"fold {row['fold']}: accuracy of the best epoch {row['best_val_accuracy']:.4f}" in text
+        )
 
 
 def test_the_same_command_again_trains_nothing(

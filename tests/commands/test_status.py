@@ -24,7 +24,7 @@ from raykfold.config.run_config import RunConfig
 from raykfold.files.atomic import write_json
 from raykfold.observers import RunStart
 from raykfold.pages.progress_text import progress_lines
-from raykfold.state.heartbeat import Beat, Heartbeat, read_heartbeat
+from raykfold.state.heartbeat import Beat, Heartbeat, outcome, read_heartbeat
 from raykfold.state.progress import FoldProgress, Progress, Watcher
 from raykfold.status import main
 
@@ -203,12 +203,26 @@ def test_a_finished_run_shows_its_mean(config: RunConfig, named: str) -> None:
     at_work(config)
     store(config, complete(1), complete(2), complete(3))
     summary = conclude(config, complete(1), complete(2), complete(3))
-    result = {"mean_accuracy": summary.mean_accuracy, "std_accuracy": summary.std_accuracy}
-    change(config, phase="over", result={"status": "complete", **result})
+    change(config, phase="over", result=outcome(summary))
     found = look(config.model_path if named == "outputs" else config.run_dir.root)  # type: ignore[arg-type]
     assert (found.state, found.mean_accuracy, found.resume) == ("over", 0.54, None)
     assert progress_lines(found)[0] == "run: 3 of 3 folds complete, over"
     assert progress_lines(found)[-1] == "mean accuracy of the best epochs: 0.5400 (+/- 0.0000)"
+
+
+@pytest.mark.parametrize("named", ["outputs", "storage"])
+def test_a_run_that_monitors_macro_f1_shows_it_and_the_accuracy(
+    config: RunConfig, named: str
+) -> None:
+    at_work(config)
+    store(config, complete(1), complete(2), complete(3))
+    summary = conclude(config, complete(1), complete(2), complete(3), monitor="macro_f1")
+    change(config, phase="over", result=outcome(summary))
+    found = look(config.model_path if named == "outputs" else config.run_dir.root)  # type: ignore[arg-type]
+    assert progress_lines(found)[-2:] == [
+        "mean macro F1 of the best epochs: 0.3400 (+/- 0.0000)",
+        "mean accuracy of the best epochs: 0.5400 (+/- 0.0000)",
+    ]
 
 
 def test_a_finished_run_can_still_be_sending_files(config: RunConfig, out: Path) -> None:

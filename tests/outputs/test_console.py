@@ -41,7 +41,7 @@ def test_a_log_gets_plain_lines() -> None:
         "fold 1: resumes after epoch 1",
         "run run: training folds 1, 2, at most 5 epochs each",
         "fold 1  epoch 2/5  loss 1.5000  acc 0.2500  val_loss 1.2500  val_acc 0.6000  2.0s",
-        "fold 1: best accuracy 0.6000 at epoch 2 of 2, stopped early",
+        "fold 1: accuracy of the best epoch 0.6000 at epoch 2 of 2, stopped early",
         "fold 2: failed: loss became [nan]",
     ]
 
@@ -53,7 +53,7 @@ def test_a_terminal_gets_a_line_a_fold_that_changes_in_place() -> None:
     assert "fold 1: resumes after epoch 1" in text
     last = [line.strip() for line in text.replace("\r", "").splitlines() if line.strip()][-3:]
     assert last[0].startswith("fold 1")
-    assert "best accuracy 0.6000 at epoch 2 of 2, stopped early" in last[0]
+    assert "accuracy of the best epoch 0.6000 at epoch 2 of 2, stopped early" in last[0]
     assert last[1].startswith("fold 2") and "failed: loss became [nan]" in last[1]
     assert last[2] == "putting the folds together"
 

@@ -15,6 +15,7 @@ from markdown_it.token import Token
 
 from raykfold.config.run_config import RunConfig
 from raykfold.outputs.model_card import model_card
+from raykfold.pages import remarks
 from raykfold.pages.remarks import CHOSEN_EPOCHS
 from raykfold.state.record import RunRecord, identity, versions
 from raykfold.training.results import EpochMetrics, FoldResult, OutOfFoldMetrics, Summary
@@ -34,7 +35,11 @@ def record(**changes: Any) -> RunRecord:
 
 def result(fold: int, failed: bool = False) -> FoldResult:
     history = tuple(
-        EpochMetrics(epoch, 1.0, 0.5, 0.9, accuracy, 0.001, 2.0)
+        EpochMetrics(
+            *(epoch, 1.0, 0.5, 0.9, accuracy, 0.001, 2.0),
+            val_balanced_accuracy=accuracy - 0.1,
+            val_macro_f1=accuracy - 0.2,
+        )
         for epoch, accuracy in enumerate((0.5, ACCURACIES[fold], 0.6))
     )
     if failed:
@@ -44,7 +49,8 @@ def result(fold: int, failed: bool = False) -> FoldResult:
 
 def summary(failed: int | None = None, classes: dict[int, str] = CLASSES) -> Summary:
     folds = tuple(result(fold, fold == failed) for fold in ACCURACIES)
-    return Summary("run", folds, OutOfFoldMetrics(0.805, (0.7, 0.9), ()), classes, 9.0, 2)
+    pooled = OutOfFoldMetrics(0.805, (0.7, 0.9), (), ((6, 2), (1, 1)))
+    return Summary("run", folds, pooled, classes, 9.0, 2)
 
 
 def state(*running: int) -> dict[str, Any]:
@@ -55,6 +61,8 @@ def state(*running: int) -> dict[str, Any]:
             "epochs_done": 0 if fold in running else 3,
             "best_epoch": None if fold in running else 1,
             "best_val_accuracy": None if fold in running else accuracy,
+            "kept_val_balanced_accuracy": None if fold in running else accuracy - 0.1,
+            "kept_val_macro_f1": None if fold in running else accuracy - 0.2,
         }
         for fold, accuracy in ACCURACIES.items()
     }
@@ -121,7 +129,8 @@ def test_the_front_matter_says_what_the_model_is() -> None:
     assert content["library_name"] == "raykfold"
     assert content["pipeline_tag"] == "audio-classification"
     assert {"cross-validation", "audio-classification", "pytorch"} <= set(content["tags"])
-    assert content["datasets"] == [DATASET] and content["metrics"] == ["accuracy"]
+    assert content["datasets"] == [DATASET]
+    assert content["metrics"] == ["accuracy", "balanced_accuracy", "f1"]
     (index,) = content["model-index"]
     assert index["name"] == "run-1"
     assert {each["dataset"]["name"] for each in index["results"]} == {DATASET}
@@ -136,6 +145,10 @@ def test_the_results_are_those_of_the_summary() -> None:
     assert found == {
         "Accuracy, mean over 3 folds": round(final.mean_accuracy or 0, 6),
         "Accuracy, standard deviation over 3 folds": round(final.std_accuracy or 0, 6),
+        "Balanced accuracy, mean over 3 folds": round((final.mean_accuracy or 0) - 0.1, 6),
+        "Balanced accuracy, standard deviation over 3 folds": round(final.std_accuracy or 0, 6),
+        "Macro F1, mean over 3 folds": round((final.mean_accuracy or 0) - 0.2, 6),
+        "Macro F1, standard deviation over 3 folds": round(final.std_accuracy or 0, 6),
         "Accuracy, fold 1": 0.812346,
         "Accuracy, fold 2": 0.7,
         "Accuracy, fold 3": 0.91,
@@ -145,14 +158,14 @@ def test_the_results_are_those_of_the_summary() -> None:
 def test_a_standard_deviation_does_not_pass_for_an_accuracy() -> None:
     found = eval_results(model_card(REPO, record(), state(), summary()))
     types = {each.metric_type for each in found if "deviation" in str(each.metric_name)}
-    assert len(types) == 1 and "accuracy" not in types
+    assert len(types) == 3 and not types & {"accuracy", "balanced_accuracy", "f1"}
 
 
 @pytest.mark.parametrize("changes", [{}, {"run_name": "a: b # c, 'd' \"e\" [f]\n---\ng"}])
 def test_without_a_dataset_on_the_hub_none_is_named(changes: dict[str, Any]) -> None:
     card = model_card("mine", record(hf_repo_id=None, **changes), state(), summary())
     assert "datasets" not in front_matter(card)
-    assert len(eval_results(card)) == 5
+    assert len(eval_results(card)) == 9
     assert {each.dataset_name for each in eval_results(card)} == {changes.get("run_name", "run")}
     assert front_matter(card)["model-index"][0]["name"] == "mine"
     assert "huggingface.co/datasets" not in card
@@ -171,11 +184,42 @@ def test_a_complete_run_gives_its_mean() -> None:
     low, high = final.best.interval
     assert f"95 % interval, approximate: {low:.4f} to {high:.4f}" in card
     assert table(card, "fold")[1:] == [
-        ["1", "complete", "40", "10", "3", "2", "0.8123", "0.6000"],
-        ["2", "complete, stopped early", "40", "10", "3", "2", "0.7000", "0.6000"],
-        ["3", "complete", "40", "10", "3", "2", "0.9100", "0.6000"],
+        ["1", "complete", "40", "10", "3", "2", "0.8123", "0.6000", "0.7123", "0.6123"],
+        [
+            *("2", "complete, stopped early", "40", "10", "3", "2"),
+            *("0.7000", "0.6000", "0.6000", "0.5000"),
+        ],
+        ["3", "complete", "40", "10", "3", "2", "0.9100", "0.6000", "0.8100", "0.7100"],
     ]
     assert table(card, "output")[1:] == [["0", "0", "dog"], ["1", "3", "rain"]]
+
+
+def test_the_figure_that_is_monitored_is_the_headline() -> None:
+    final = replace(summary(), monitor="macro_f1")
+    card = model_card(REPO, record(monitor="macro_f1"), state(), final)
+    best, macro_f1 = final.over_folds("accuracy"), final.over_folds("macro_f1")
+    assert best is not None and macro_f1 is not None and macro_f1.interval is not None
+    low, high = macro_f1.interval
+    assert (
+        f"**Macro F1: {macro_f1.mean:.4f} ± {macro_f1.std:.4f}** (mean ± standard deviation over "
+        f"3 folds; 95 % interval, approximate: {low:.4f} to {high:.4f})"
+    ) in card
+    assert f"Beside it: accuracy {best.mean:.4f} ± {best.std:.4f}, balanced accuracy" in card
+    assert "Balanced accuracy of these: 0.6250. Macro F1 of these: 0.6000." in card
+    assert remarks.on_monitor("macro_f1") in card
+    first = eval_results(card)[0]
+    assert (first.metric_name, first.metric_type) == ("Macro F1, mean over 3 folds", "f1")
+    assert dict(table(card, "setting"))["monitor"] == "macro_f1"
+
+
+def test_what_a_preset_stood_for_is_named_and_what_changes_nothing_is_not() -> None:
+    plain = dict(table(model_card(REPO, record(), state(), summary()), "setting"))
+    assert plain["preset"] == "plain" and not {"mixup", "optimizer", "monitor"} & plain.keys()
+    strong = record(preset="strong", mixup=0)
+    found = dict(table(model_card(REPO, strong, state(), summary()), "setting"))
+    assert found["preset"] == "strong" and found["optimizer"] == "adamw"
+    assert float(found["mixup"]) == 0  # which the preset has not chosen
+    assert "grad_clip" not in found
 
 
 def test_one_fold_has_no_spread() -> None:
@@ -206,9 +250,9 @@ def test_a_run_in_training_gives_no_mean() -> None:
     assert "mean" not in card and "±" not in card and eval_results(card) == []
     assert "model-index" not in front_matter(card)
     assert table(card, "fold")[1:] == [
-        ["1", "complete", "", "", "3", "2", "0.8123", ""],
-        ["2", "running", "", "", "0", "", "", ""],
-        ["3", "complete", "", "", "3", "2", "0.9100", ""],
+        ["1", "complete", "", "", "3", "2", "0.8123", "", "0.7123", "0.6123"],
+        ["2", "running", "", "", "0", "", "", "", "", ""],
+        ["3", "complete", "", "", "3", "2", "0.9100", "", "0.8100", "0.7100"],
     ]
 
 

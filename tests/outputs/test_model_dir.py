@@ -15,7 +15,8 @@ from raykfold.training.results import EpochMetrics, FoldResult
 
 
 def epoch(number: int, accuracy: float) -> EpochMetrics:
-    return EpochMetrics(number, 1.0, 0.5, 1.0, accuracy, 0.001, 1.0)
+    figures = {"val_balanced_accuracy": 0.6, "val_macro_f1": 0.5}
+    return EpochMetrics(number, 1.0, 0.5, 1.0, accuracy, 0.001, 1.0, **figures)
 
 
 @pytest.fixture
@@ -51,6 +52,8 @@ def test_the_best_weights_are_there_while_the_fold_trains(config: RunConfig) -> 
         "epochs_done": 4,
         "best_epoch": 1,
         "best_val_accuracy": 0.7,
+        "kept_val_balanced_accuracy": 0.6,
+        "kept_val_macro_f1": 0.5,
     }
 
 

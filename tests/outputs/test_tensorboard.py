@@ -11,9 +11,12 @@ from support.run_folder import complete, failed, history
 from raykfold.config.run_config import RunConfig
 from raykfold.observers import Audience, Observer, RunStart
 from raykfold.outputs.tensorboard import TensorBoard
-from raykfold.training.results import EpochMetrics, Summary
+from raykfold.training.results import EpochMetrics, OutOfFoldMetrics, Summary
 
-NAMES = {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "epoch_seconds"}
+NAMES = {
+    *("train/loss", "train/accuracy", "lr", "epoch_seconds"),
+    *("val/loss", "val/accuracy", "val/balanced_accuracy", "val/macro_f1"),
+}
 
 
 @pytest.fixture
@@ -121,7 +124,23 @@ def test_the_mean_is_there_once_a_run_is_complete(config: RunConfig, folder: Pat
     found = scalars(folder / "summary")
     assert found["best/mean_accuracy"] == [(0, pytest.approx(0.54))]
     assert {"best/std_accuracy", "last/mean_accuracy", "last/std_accuracy"} <= found.keys()
+    assert found["best/mean_balanced_accuracy"] == [(0, pytest.approx(0.44))]
+    assert found["best/mean_macro_f1"] == [(0, pytest.approx(0.34))]
+    assert {"best/std_balanced_accuracy", "best/std_macro_f1"} <= found.keys()
     assert "chosen/mean_accuracy" not in found  # there is no inner split
+    assert not any(name.startswith("pooled/") for name in found)
+
+
+def test_figures_of_all_samples_are_there_if_they_are_known(
+    config: RunConfig, folder: Path
+) -> None:
+    pooled = OutOfFoldMetrics(0.7, (0.6, 0.8), (), ((6, 2), (1, 1)))
+    board = TensorBoard(config)
+    board.run_finished(Summary("run", (complete(1),), pooled, {0: "a", 1: "b"}, 1.0, 2))
+    found = {name: rows[0][1] for name, rows in scalars(folder / "summary").items()}
+    assert found["pooled/accuracy"] == pytest.approx(0.7)
+    assert found["pooled/balanced_accuracy"] == pytest.approx((6 / 8 + 1 / 2) / 2)
+    assert found["pooled/macro_f1"] == pytest.approx((12 / 15 + 2 / 5) / 2)
 
 
 class Notes(Observer):

@@ -71,7 +71,9 @@ def make(tmp_path: Path, said: list[str]) -> Callable[..., WandbRuns]:
 
 
 def epoch(number: int, accuracy: float = 0.5) -> EpochMetrics:
-    return EpochMetrics(number, 1.5, 0.25, 1.25, accuracy + number / 10, 0.001, 2.0)
+    accuracy += number / 10
+    figures = {"val_balanced_accuracy": accuracy - 0.1, "val_macro_f1": accuracy - 0.2}
+    return EpochMetrics(number, 1.5, 0.25, 1.25, accuracy, 0.001, 2.0, **figures)
 
 
 def complete(fold: int, accuracy: float = 0.5, epochs: int = 3) -> FoldResult:
@@ -126,11 +128,14 @@ def test_each_fold_is_a_run_and_each_epoch_a_row(
             "train/accuracy": 0.25,
             "val/loss": 1.25,
             "val/accuracy": pytest.approx(best - 0.2),
+            "val/balanced_accuracy": pytest.approx(best - 0.3),
+            "val/macro_f1": pytest.approx(best - 0.4),
             "lr": 0.001,
             "epoch_seconds": 2.0,
         }
         assert logged.summary["best_val_accuracy"] == pytest.approx(best)
         assert logged.summary["best_epoch"] == 2
+        assert logged.summary["kept_val_macro_f1"] == pytest.approx(best - 0.2)
         assert logged.summary["status"] == "complete"
         assert "error" not in logged.summary
         assert logged.exit_code == 0
@@ -149,6 +154,8 @@ def test_the_summary_run_has_live_means_and_the_table_of_folds(
     assert [row["folds"] for row in live] == [1, 2, 2, 2, 2, 2]
     means = [row["mean_best_val_accuracy"] for row in live]
     assert means == pytest.approx([0.5, 0.55, 0.6, 0.65, 0.7, 0.75])
+    assert live[-1]["mean_best_val_macro_f1"] == pytest.approx(0.55)
+    assert live[-1]["std_best_val_balanced_accuracy"] == pytest.approx(0.05)
     assert "std_best_val_accuracy" not in live[0]  # one fold has none
     assert [row["std_best_val_accuracy"] for row in live[1:]] == pytest.approx(
         [0.05, 0.0, 0.05, 0.0, 0.05], abs=1e-9
@@ -156,6 +163,7 @@ def test_the_summary_run_has_live_means_and_the_table_of_folds(
     assert logged.summary["mean_accuracy"] == pytest.approx(0.75)
     assert logged.summary["std_accuracy"] == pytest.approx(0.05)
     assert logged.summary["oof_accuracy"] == 0.55
+    assert logged.summary["monitor"] == "accuracy"
     assert logged.summary["status"] == "complete"
     assert "partial_mean_accuracy" not in logged.summary
     assert logged.exit_code == 0
@@ -163,7 +171,7 @@ def test_the_summary_run_has_live_means_and_the_table_of_folds(
     assert table["columns"] == [
         *("fold", "status", "n_train", "n_val", "epochs_run", "best_epoch"),
         *("best_val_accuracy", "chosen_epoch", "chosen_val_accuracy", "last_val_accuracy"),
-        *("stopped_early", "error"),
+        *("kept_val_balanced_accuracy", "kept_val_macro_f1", "stopped_early", "error"),
     ]
     assert table["data"][0][:6] == [1, "complete", 8, 2, 3, 2]
     assert table["data"][1][6] == pytest.approx(0.8)

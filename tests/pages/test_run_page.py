@@ -109,6 +109,29 @@ def test_the_best_epoch_is_called_optimistic_and_the_last_stands_beside_it(
     assert "approximate" in text
 
 
+def test_the_figure_that_is_monitored_comes_first(tmp_path: Path, data: FeatureSet) -> None:
+    config = finish(tmp_path / "out", data, monitor="macro_f1")
+    page, summary = page_of(config), summary_of(config)
+    known = summary["figures"]["macro_f1"]
+    result = re.search('<p class="result">(.*?)</p>', page)
+    assert result is not None
+    assert text_of(result[1]) == f"{known['mean']:.4f} ± {known['std']:.4f}"
+    text = text_of(page)
+    assert "Macro F1 on the folds held out: mean ± standard deviation over 5 folds" in text
+    assert f"Accuracy {summary['mean_accuracy']:.4f} ± {summary['std_accuracy']:.4f} at" in text
+    assert "at the best epoch, that of the highest macro F1, and" in text
+    assert remarks.on_monitor("macro_f1") in text and remarks.BEST_EPOCHS in text
+    assert "Validation macro F1 after each epoch" in page
+
+
+def test_the_settings_show_what_a_preset_stood_for(tmp_path: Path, data: FeatureSet) -> None:
+    text = text_of(page_of(begin(tmp_path / "out", data, preset="strong", mixup=0)))
+    own, others = text.split("Settings that are not the default")[1].split("The other settings")
+    assert "preset strong optimizer adamw weight_decay 0.01 scheduler cosine" in own
+    assert "mixup 0.0" in own and "spec_augment 8,8" in own
+    assert "grad_clip" not in own and "grad_clip 0.0" in others
+
+
 def test_what_an_inner_split_chose_comes_first(tmp_path: Path, data: FeatureSet) -> None:
     config = finish(tmp_path / "out", data, select="inner")
     page, summary = page_of(config), summary_of(config)
@@ -169,9 +192,9 @@ def test_a_run_in_training_shows_how_far_it_is(tmp_path: Path, data: FeatureSet)
     text = text_of(page)
     assert re.search('<p class="result">In training</p>', page)
     assert "1 of 5 folds are complete; 11 epochs trained, of at most 6 a fold" in text
-    assert "1 0.5100 0.4300 4 5 complete, stopped early 192 48" in text
-    assert "2 0.5200 0.4400 2 3 running 192 48" in text
-    assert "4 - - - 0 waiting - -" in text
+    assert "1 0.5100 0.4300 0.4100 0.3100 4 5 complete, stopped early 192 48" in text
+    assert "2 0.5200 0.4400 0.4200 0.3200 2 3 running 192 48" in text
+    assert "4 - - - - - 0 waiting - -" in text
     assert " ± " not in text
     assert set(plots(open_run(config.model_path))) == {"curves", "folds"}
 
@@ -386,12 +409,16 @@ def test_its_figures_are_those_of_the_summary(tab: Tab, shown: RunConfig) -> Non
         return f"{ends[0]:.4f} to {ends[1]:.4f}"
 
     assert tiles["95 % interval, approximate"].startswith(between(best["interval"]))
-    assert tiles["At the last epoch"].startswith(f"{last['mean']:.4f} ± {last['std']:.4f}")
-    assert between(last["interval"]) in tiles["At the last epoch"]
-    pooled = tiles["Out of fold, all samples pooled"]
+    at_last = tiles["Accuracy at the last epoch"]
+    assert at_last.startswith(f"{last['mean']:.4f} ± {last['std']:.4f}")
+    assert between(last["interval"]) in at_last
+    pooled = tiles["Accuracy out of fold, all samples pooled"]
     assert pooled.startswith(f"{summary['oof_accuracy']:.4f}")
     assert between(summary["oof_interval"]) in pooled
-    assert tiles["Macro F1"].startswith(f"{summary['macro_f1']:.4f}")
+    for figure, name in (("balanced_accuracy", "Balanced accuracy"), ("macro_f1", "Macro F1")):
+        known = summary["figures"][figure]
+        assert tiles[name].startswith(f"{known['mean']:.4f} ± {known['std']:.4f}")
+        assert tiles[f"{name} out of fold"].startswith(f"{summary[f'oof_{figure}']:.4f}")
 
 
 def test_its_table_is_that_of_the_summary(tab: Tab, shown: RunConfig) -> None:
@@ -406,6 +433,8 @@ def test_its_table_is_that_of_the_summary(tab: Tab, shown: RunConfig) -> None:
             f"{row['fold']}{badges.get(row['fold'], '')}",
             f"{row['best_val_accuracy']:.4f}",
             f"{row['last_val_accuracy']:.4f}",
+            f"{row['kept_val_balanced_accuracy']:.4f}",
+            f"{row['kept_val_macro_f1']:.4f}",
             str(row["best_epoch"] + 1),
             str(row["epochs_run"]),
             "complete, stopped early" if row["stopped_early"] else "complete",

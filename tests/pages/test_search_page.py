@@ -68,6 +68,14 @@ def test_what_the_whole_procedure_gives_comes_first_if_it_was_measured() -> None
     assert "2 complete 0.8000 0.7200 2e-4 16 plain 0.25" in text
 
 
+def test_the_page_says_which_figure_trials_are_ranked_by() -> None:
+    text = text_of(search_page(search(figure="macro_f1")))
+    assert "Macro F1 of trial 3, the best, over 3 folds" in text
+    assert "Macro F1 is the mean over the folds" in text and "Macro F1 on each fold" in text
+    assert "among 4, so its macro F1 is optimistic" in text
+    assert "ccuracy" not in text
+
+
 def test_an_outer_fold_that_failed_leaves_no_mean() -> None:
     first, _, last = nested()
     failed = outer(2, None, winner=None, error="no <trial> ended")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from raykfold.pages.remarks import BEST_EPOCHS, CHOSEN_EPOCHS, POOLED
+from raykfold.pages.remarks import BEST_EPOCHS, CHOSEN_EPOCHS, POOLED, on_monitor
 from raykfold.pages.summary_text import summary_lines
 from raykfold.training.results import EpochMetrics, FoldResult, OutOfFoldMetrics, Repeats, Summary
 
 
 def epoch(number: int) -> EpochMetrics:
-    return EpochMetrics(number, 1.5, 0.25, 1.25, 0.5 + number / 10, 0.001, 2.0)
+    accuracy = 0.5 + number / 10
+    figures = {"val_balanced_accuracy": accuracy - 0.1, "val_macro_f1": accuracy - 0.2}
+    return EpochMetrics(number, 1.5, 0.25, 1.25, accuracy, 0.001, 2.0, **figures)
 
 
 def complete(fold: int) -> FoldResult:
@@ -34,6 +36,36 @@ def test_the_summary_has_the_line_that_people_know() -> None:
     assert "Average Best Validation Accuracy: 0.6000 (+/- 0.0000)" in lines
     assert "Out-of-fold accuracy, 4 samples pooled, best epochs: 0.5500" in lines
     assert [line.split()[0] for line in lines[:3]] == ["fold", "1", "2"]
+
+
+def test_balanced_accuracy_and_macro_f1_stand_beside_the_accuracy() -> None:
+    pooled = OutOfFoldMetrics(0.7, (0.6, 0.8), (), ((6, 2), (1, 1)))
+    lines = summary_lines(replace(summary(complete(1), complete(2)), out_of_fold=pooled))
+    assert lines[0].split()[-3:] == ["balanced", "macro", "F1"]
+    assert lines[1].split()[7:11] == ["0.6000", "0.6000", "0.5000", "0.4000"]
+    assert "Average Balanced Accuracy of the Best Epoch: 0.5000 (+/- 0.0000)" in lines
+    assert "Average Macro F1 of the Best Epoch: 0.4000 (+/- 0.0000)" in lines
+    assert (
+        "Out-of-fold accuracy, 4 samples pooled, best epochs: 0.7000, balanced accuracy 0.6250, "
+        "macro F1 0.6000"
+    ) in lines
+
+
+def test_the_figure_that_is_monitored_comes_first() -> None:
+    lines = summary_lines(replace(summary(complete(1), complete(2)), monitor="macro_f1"))
+    means = [line for line in lines if line.startswith("Average")]
+    assert means[:2] == [
+        "Average Macro F1 of the Best Epoch: 0.4000 (+/- 0.0000)",
+        "Average Accuracy of the Best Epoch: 0.6000 (+/- 0.0000)",
+    ]
+    assert on_monitor("macro_f1") in lines and BEST_EPOCHS in lines
+
+
+def test_epochs_of_the_lowest_loss_are_summed_up_by_their_accuracy() -> None:
+    lines = summary_lines(replace(summary(complete(1), complete(2)), monitor="loss"))
+    means = [line for line in lines if line.startswith("Average")]
+    assert means[0] == "Average Accuracy of the Best Epoch: 0.6000 (+/- 0.0000)"
+    assert "The epoch of each fold is that of the lowest loss." in lines
 
 
 def test_the_table_draws_each_fold_on_one_scale() -> None:
@@ -63,7 +95,7 @@ def test_with_an_inner_split_the_table_says_which_accuracy_is_which() -> None:
     lines = summary_lines(replace(summary(fold, replace(fold, fold=2)), select="inner"))
     assert lines[0].split() == [
         *("fold", "status", "train", "val", "epochs", "chosen", "epoch"),
-        *("accuracy", "best", "epoch", "of", "best", "of", "last"),
+        *("accuracy", "best", "epoch", "of", "best", "of", "last", "balanced", "macro", "F1"),
     ]
     assert lines[1].split()[:9] == [
         *("1", "complete", "8", "2", "2", "1", "0.5000", "2", "0.6000"),

@@ -105,7 +105,14 @@ def test_a_run_ends_by_sending_what_is_left(run_dir: RunDir) -> None:
     heart.close()
     over = last(run_dir)
     assert over.phase == "over"
-    assert over.result == {"status": "complete", "mean_accuracy": 0.54, "std_accuracy": 0.0}
+    assert over.result == {
+        "status": "complete",
+        "mean_accuracy": 0.54,
+        "std_accuracy": 0.0,
+        "headline": "accuracy",
+        "headline_mean": 0.54,
+        "headline_std": 0.0,
+    }
 
 
 def test_a_session_that_ends_before_is_stopped(run_dir: RunDir) -> None:

@@ -46,6 +46,8 @@ def history(fold: int, epochs: int, inner: bool = False) -> tuple[EpochMetrics, 
             *(epoch, 1.0, 0.5, 1.5 - epoch / 10, accuracy(epoch), 0.001, 10.5),
             inner_loss=1.0 if inner else None,
             inner_accuracy=liked(epoch),
+            val_balanced_accuracy=accuracy(epoch) - 0.1,
+            val_macro_f1=accuracy(epoch) - 0.2,
         )
         for epoch in range(epochs)
     )
@@ -117,6 +119,7 @@ def finish(
         select=config.select,
         repeats=Repeats(tuple(seeds), (folds,) * len(seeds)) if seeds else None,
         leakage=leakage,
+        monitor=config.monitor,
     )
     writer = ModelDirWriter(config)
     writer.run_finished(summary)

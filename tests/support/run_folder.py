@@ -16,13 +16,18 @@ from raykfold.state.archive import write_results
 from raykfold.state.record import RunRecord, identity
 from raykfold.state.states import Index
 from raykfold.training.predictions import OutOfFold
-from raykfold.training.results import EpochMetrics, FoldResult, Summary
+from raykfold.training.results import EpochMetrics, FoldResult, Monitor, Summary
 
 
 def history(epochs: int) -> tuple[EpochMetrics, ...]:
     """Return metrics whose validation accuracy is 0.5 in the first epoch, and grows by 0.01."""
+
+    def figures(accuracy: float) -> dict[str, float]:
+        return {"val_balanced_accuracy": accuracy - 0.1, "val_macro_f1": accuracy - 0.2}
+
     return tuple(
-        EpochMetrics(epoch, 1.0, 0.4, 0.9, 0.5 + epoch / 100, 0.001, 2.0) for epoch in range(epochs)
+        EpochMetrics(epoch, 1.0, 0.4, 0.9, accuracy, 0.001, 2.0, **figures(accuracy))
+        for epoch, accuracy in enumerate(0.5 + epoch / 100 for epoch in range(epochs))
     )
 
 
@@ -65,9 +70,10 @@ def store(config: RunConfig, *results: FoldResult) -> None:
     index.write(config.run_dir)
 
 
-def conclude(config: RunConfig, *results: FoldResult) -> Summary:
+def conclude(config: RunConfig, *results: FoldResult, monitor: Monitor = "accuracy") -> Summary:
     """Write the outputs of a run that has ended."""
-    summary = Summary("run", results, None, {0: "dog", 1: "rain"}, 9.0, 2, {"torch": "2.9"})
+    classes = {0: "dog", 1: "rain"}
+    summary = Summary("run", results, None, classes, 9.0, 2, {"torch": "2.9"}, monitor=monitor)
     labels = np.zeros(4, dtype=np.int64)
     write_results(
         config.outputs,

@@ -54,7 +54,7 @@ TRIALS = (
 
 
 def outer(fold: int, accuracy: float | None = 0.5, **changes: Any) -> OuterFold:
-    return OuterFold(fold, **{"winner": trial(fold, 0.8), "accuracy": accuracy, **changes})
+    return OuterFold(fold, **{"winner": trial(fold, 0.8), "value": accuracy, **changes})
 
 
 def nested() -> tuple[OuterFold, ...]:

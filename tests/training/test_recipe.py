@@ -19,6 +19,7 @@ from raykfold.data.feature_set import FeatureSet
 from raykfold.errors import BadInput, FoldError
 from raykfold.training.fold import FoldTrainer, run_epochs
 from raykfold.training.recipe import TrainingSettings
+from raykfold.training.results import Monitor, monitor_of
 
 
 def trainer(
@@ -165,13 +166,14 @@ def test_balanced_weights_make_classes_equal(small_data: FeatureSet) -> None:
 
 
 @pytest.mark.parametrize("monitor", ["accuracy", "balanced_accuracy", "macro_f1", "loss"])
-def test_the_monitored_figure_chooses_the_epoch(small_data: FeatureSet, monitor: str) -> None:
+def test_the_monitored_figure_chooses_the_epoch(small_data: FeatureSet, monitor: Monitor) -> None:
     fold = trainer(small_data, monitor=monitor, learning_rate=0.02)
     for _ in range(5):
         fold.run_epoch()
     figures = [getattr(metrics, f"val_{monitor}") for metrics in fold.history]
     best = min(figures) if monitor == "loss" else max(figures)
     assert fold.kept_epoch == figures.index(best)
+    assert monitor_of(monitor, [fold.snapshot().so_far]) == monitor
 
 
 def test_a_preset_gives_way_to_what_is_said() -> None:

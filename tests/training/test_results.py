@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from raykfold.training.results import (
     Repeats,
     Round,
     Summary,
+    monitor_of,
 )
 from raykfold.training.statistics import ClassMetrics, Estimate, sample_std, spread
 
@@ -198,6 +199,66 @@ def test_the_outlier_is_named() -> None:
     assert summary(*folds).to_json()["outlier_folds"] == [3]
 
 
+# --- other figures than the accuracy -------------------------------------------------------------
+
+
+def of_class(label: int, macro_f1s: Sequence[float], score: str = "val_macro_f1") -> FoldResult:
+    """Return a fold whose accuracy falls; `score` names what chose its epoch."""
+    rows = [
+        replace(epoch(n, 0.9 - n / 10), val_balanced_accuracy=0.5, val_macro_f1=value, val_loss=n)
+        for n, value in enumerate(macro_f1s)
+    ]
+    scored = [replace(each, val_score=getattr(each, score)) for each in rows]
+    return FoldResult.of(label, "complete", 80, 20, scored)
+
+
+def test_a_fold_has_each_figure_of_its_kept_epoch() -> None:
+    result = of_class(1, [0.2, 0.6, 0.4])
+    assert (result.kept_epoch, result.figure("accuracy")) == (1, 0.8)
+    assert (result.figure("balanced_accuracy"), result.figure("macro_f1")) == (0.5, 0.6)
+    assert FoldResult.from_json(result.to_json()) == result
+
+
+def test_the_headline_is_the_figure_that_is_monitored() -> None:
+    folds = of_class(1, [0.2, 0.6]), of_class(2, [0.4, 0.3])
+    given = replace(summary(*folds), monitor="macro_f1")
+    assert (given.headline, given.other_figures) == ("macro_f1", ["accuracy", "balanced_accuracy"])
+    assert given.over_folds("macro_f1") == given.macro_f1 == Estimate((0.6, 0.4), 20 / 80)
+    assert given.balanced_accuracy == Estimate((0.5, 0.5), 20 / 80)
+    assert given.over_folds("accuracy") == given.best == Estimate((0.8, 0.9), 20 / 80)
+    values = given.to_json()
+    assert values["mean_accuracy"] == pytest.approx(0.85)
+    assert values["figures"]["macro_f1"] == Estimate((0.6, 0.4), 20 / 80).to_json()
+    assert replace(given, monitor="loss").headline == "accuracy"
+    assert replace(given, monitor="score").headline == "accuracy"
+
+
+def test_figures_are_means_over_the_seeds() -> None:
+    first, second = ((of_class(1, [a]), of_class(2, [b])) for a, b in ((0.2, 0.6), (0.4, 0.6)))
+    given = replace(summary(*first), repeats=Repeats((0, 1), (first, second)))
+    found = given.over_folds("macro_f1")
+    assert found is not None and found.values == pytest.approx((0.3, 0.6))
+
+
+def test_a_run_without_a_complete_fold_has_no_figures() -> None:
+    assert summary(of_class(1, [0.2]), failed(2, [0.1])).to_json()["figures"] == {}
+
+
+def test_the_histories_show_a_recipe_with_a_score_of_its_own() -> None:
+    folds = [of_class(1, [0.2, 0.6]), of_class(2, [0.4, 0.3])]
+    assert monitor_of("macro_f1", folds) == "macro_f1"
+    assert monitor_of("accuracy", folds) == monitor_of("loss", folds) == "score"
+    assert monitor_of("accuracy", [fold(1, [0.2, 0.8])]) == "accuracy"
+    by_loss = replace(epoch(0, 0.5), val_loss=0.7, val_score=-0.7)
+    assert monitor_of("loss", [FoldResult.of(1, "complete", 80, 20, [by_loss])]) == "loss"
+
+
+def test_a_summary_without_the_figure_that_is_monitored_is_refused() -> None:
+    content = summary(fold(1, [0.8]), fold(2, [0.7])).to_json() | {"monitor": "macro_f1"}
+    with pytest.raises(ValueError, match="fold 1 is complete and has no macro_f1"):
+        Summary.from_json(content)
+
+
 # --- summary.json --------------------------------------------------------------------------------
 
 
@@ -219,6 +280,8 @@ def summaries() -> Iterator[Summary]:
     folds = (chosen(1, [0.2, 0.8, 0.6], [0.1, 0.3, 0.5]), chosen(2, [0.7, 0.5], [0.2, 0.1]))
     yield replace(summary(*folds), select="inner")
     yield replace(whole, repeats=Repeats((3, 4), (whole.folds, whole.folds)))
+    monitored = of_class(1, [0.2, 0.6]), of_class(2, [0.4, 0.3])
+    yield replace(summary(*monitored), monitor="macro_f1", out_of_fold=pooled)
 
 
 @pytest.mark.parametrize("given", list(summaries()))
@@ -248,6 +311,16 @@ def test_a_summary_survives_the_way_through_its_file(given: Summary) -> None:
         ({"select": "both"}, "select is 'both'"),
         ({"oof_accuracy": "high"}, "oof_accuracy is 'high'"),
         ({"oof_accuracy": 0.5}, "oof_interval is None"),
+        (
+            {
+                "oof_accuracy": 0.5,
+                "oof_interval": [0.4, 0.6],
+                "per_class": [],
+                "confusion_matrix": [[1, 2]],
+            },
+            "confusion_matrix is not square",
+        ),
+        ({"monitor": "f1"}, "monitor is 'f1'"),
         ({"repeats": {"seeds": [1], "folds": []}}, "repeats"),
         ({"leakage": {"samples": 3}}, "leakage has no identical"),
     ],

@@ -41,6 +41,14 @@ def test_a_failed_trial_has_no_score() -> None:
     assert row["fold_scores"] == {}
 
 
+def test_names_in_the_file_say_which_figure_is_ranked_by() -> None:
+    content = search(outer=nested(), figure="macro_f1").to_json()
+    assert content["figure"] == "macro_f1"
+    rows = [content["trials"][0], content["best"], content["nested"]]
+    assert all("mean_macro_f1" in row and "mean_accuracy" not in row for row in rows)
+    assert content["nested"]["folds"][0]["outer_macro_f1"] == 0.71
+
+
 def test_the_best_and_the_epochs_are_of_the_trials() -> None:
     content = search([trial(1, 0.5), trial(2, 0.9, "stopped"), trial(3, 0.6)]).to_json()
     assert content["status"] == "complete"
@@ -56,8 +64,8 @@ def test_the_best_and_the_epochs_are_of_the_trials() -> None:
         ({"trials": (trial(1, 0.5), trial(2, None, "failed"))}, "partial"),
         ({"is_over": False}, "running"),
         ({"outer": (outer(1), outer(2))}, "complete"),
-        ({"outer": (outer(1), outer(2, accuracy=None))}, "running"),
-        ({"outer": (outer(1), outer(2, accuracy=None, error="out of memory"))}, "partial"),
+        ({"outer": (outer(1), outer(2, value=None))}, "running"),
+        ({"outer": (outer(1), outer(2, value=None, error="out of memory"))}, "partial"),
         ({"outer": (outer(1), outer(2, failed=1))}, "partial"),
     ],
 )

@@ -129,8 +129,11 @@ def test_class_metrics_are_scikit_learns() -> None:
         assert values == pytest.approx((known["precision"], known["recall"], known["f1-score"]))
         assert found[label].support == known["support"]
     assert [each.name for each in found.values()] == list(NAMES.values())
-    whole = OutOfFoldMetrics(0.5, (0.0, 1.0), tuple(found.values()))
+    counts = sklearn.metrics.confusion_matrix(LABELS, PREDICTIONS, labels=list(NAMES))
+    whole = OutOfFoldMetrics(0.5, (0.0, 1.0), (), tuple(map(tuple, counts.tolist())))
     assert whole.macro_f1 == pytest.approx(report["macro avg"]["f1-score"])
+    known = sklearn.metrics.balanced_accuracy_score(LABELS, PREDICTIONS)
+    assert whole.balanced_accuracy == pytest.approx(known)
 
 
 def test_what_a_class_does_not_have_is_not_given() -> None:

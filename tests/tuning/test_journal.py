@@ -103,11 +103,11 @@ def test_time_is_summed_over_sessions(tmp_path: Path) -> None:
 
 def test_what_the_winner_does_on_the_outer_fold_is_of_that_trial(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "trials.json")
-    assert journal.outer_accuracy(1) is None
-    journal.set_outer_accuracy(1, 0.75)
+    assert journal.outer_value(1) is None
+    journal.set_outer_value(1, 0.75)
     again = Journal(tmp_path / "trials.json")
-    assert again.outer_accuracy(1) == 0.75
-    assert again.outer_accuracy(2) is None
+    assert again.outer_value(1) == 0.75
+    assert again.outer_value(2) is None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"trials": 3}'])

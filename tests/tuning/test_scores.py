@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -101,6 +102,16 @@ def test_with_an_inner_split_the_score_is_of_the_epoch_that_it_chose() -> None:
     for number, (accuracy, inner) in enumerate([(0.5, 0.9), (0.8, 0.3), (0.6, 0.95)]):
         scores.epoch_committed(1, epoch(number, accuracy, inner))
     assert [score.folds[1] for score in told] == [0.5, 0.5, 0.6]
+
+
+def test_a_score_can_be_of_another_figure() -> None:
+    told: list[Score] = []
+    scores = ScoreKeeper(told.append, "macro_f1")
+    scores.run_started(start(1))
+    for number, macro_f1 in enumerate((0.3, 0.5, 0.4)):
+        known = replace(epoch(number, 0.9), val_macro_f1=macro_f1, val_score=macro_f1)
+        scores.epoch_committed(1, known)
+    assert [score.folds[1] for score in told] == [0.3, 0.5, 0.5]
 
 
 def test_a_fold_that_fails_is_remembered_and_no_score_is_told_without_it() -> None:

@@ -21,6 +21,12 @@ def test_the_results_name_the_best_and_the_epochs_trained() -> None:
     assert "To run the best: python -m raykfold.run --config /runs/sounds/best.toml" in text
 
 
+def test_the_best_by_another_figure_says_which() -> None:
+    text = text_of(search([trial(1, 0.6)], figure="macro_f1", outer=(outer(1, 0.4),)))
+    assert "0.6000 (+/- 0.0163) over 3 folds, macro F1 of the best epochs: learning_rate" in text
+    assert "outer fold  inner mean  macro F1  chosen on" in text
+
+
 def test_only_the_first_trials_are_shown() -> None:
     lines = list(result_lines(search([trial(number, 0.5) for number in range(1, 24)])))
     assert [line.split()[0] for line in lines[1:21]] == [str(number) for number in range(1, 21)]

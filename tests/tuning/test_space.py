@@ -128,6 +128,7 @@ def test_epochs_can_be_searched(tmp_path: Path) -> None:
     [
         ("seed = {choice = [1, 2]}", "search.seed: cannot be searched: the best of several seeds"),
         ("folds = {choice = [1, 2]}", "search.folds: cannot be searched: it decides what is meas"),
+        ("monitor = {choice = ['loss']}", "search.monitor: cannot be searched: it decides what is"),
         ("model_dir = {choice = ['a']}", "search.model_dir: cannot be searched: it does not aff"),
         (
             "trials = {choice = [1]}",
