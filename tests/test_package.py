@@ -6,11 +6,11 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
+from support.layers import layer
 
 ROOT = Path(__file__).parents[1]
 
@@ -27,15 +27,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def scripts(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of scripts of an environment with the wheel, which borrows all other packages."""
-    place = tmp_path_factory.mktemp("clean")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True)
-    python = place / "bin/python"
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
-    subprocess.run([*pip, "--no-deps", str(wheel)], check=True)
-    (packages,) = place.glob("lib/python*/site-packages")
-    base = sysconfig.get_path("purelib")
-    (packages / "base.pth").write_text(f"import site; site.addsitedir({base!r})\n")
-    return python.parent
+    return layer(tmp_path_factory.mktemp("clean"), str(wheel)).parent
 
 
 @pytest.mark.slow
