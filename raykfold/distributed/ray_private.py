@@ -3,8 +3,8 @@
 A minor release of Ray may move or change any of these parts. Each hook therefore asks for the part
 that it needs by `part`. Where this Ray has no such part, or one that takes or returns something
 else, `otherwise` lets the run go the way of Ray's public interface: slower or with fewer messages,
-and to the same result. No hook compares version numbers. What each hook gains was measured on Ray
-2.60 and two CPU cores.
+and to the same result. No hook compares version numbers; `untested_version` alone does. What each
+hook gains was measured on Ray 2.60 and two CPU cores.
 
 Ray is imported within the functions: a session imports this module before it has set up Ray, and
 a share's Train controller imports it without what trains.
@@ -15,9 +15,11 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import math
 import os
 import pkgutil
 import platform
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,12 +29,17 @@ from typing import Any, ParamSpec, TypeVar
 
 from raykfold.config.environment import name_of_address
 from raykfold.errors import BadInput
+from raykfold.text import one_line
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
+# The oldest and the newest minor version that `make test-versions` tries.
+OLDEST_TESTED, NEWEST_TESTED = (2, 49), (2, 60)
+
+_TESTED = " to ".join(f"{major}.{minor}" for major, minor in (OLDEST_TESTED, NEWEST_TESTED))
 _NODE_SECONDS = 30.0  # how long Ray waits for a node to start
 _LOOK_SECONDS = 0.02
 _ANSWER_SECONDS = 5.0
@@ -121,6 +128,39 @@ def replace(path: str, **changes: Callable[[Any], Any]) -> Callable[[], None]:
 def _left_out(before: Any) -> Any:
     """Return what replaces a function that need not do anything."""
     return _nothing
+
+
+# --- The version of Ray -------------------------------------------------------------------------
+
+
+def untested_version() -> str | None:
+    """Return what to say of a Ray that is newer than those tested; None if it is not."""
+    import ray
+
+    minor = re.match(r"(\d+)\.(\d+)", ray.__version__)
+    if minor is None or tuple(map(int, minor.groups())) <= NEWEST_TESTED:
+        return None
+    return f"Ray {ray.__version__} is newer than those that raykfold was tested with ({_TESTED})"
+
+
+@contextmanager
+def imports_from_ray() -> Iterator[None]:
+    """Import inside what imports Ray's public parts.
+
+    Raises:
+        BadInput: this Ray lacks one.
+    """
+    import ray
+
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "ray":
+            raise
+        raise BadInput(
+            f"ray {ray.__version__}: {one_line(error)}; expected one of those that raykfold was "
+            f"tested with ({_TESTED})"
+        ) from None
 
 
 # --- Start of a local Ray, and the connection to a cluster ------------------------------------
@@ -388,7 +428,9 @@ class Autoscaler:
     def _ask_publicly(self, resources: Mapping[str, float], workers: int) -> None:
         from ray.autoscaler.sdk import request_resources
 
-        request_resources(bundles=[dict(resources)] * workers)
+        # Before 2.57 it takes whole numbers only.
+        bundle = {name: math.ceil(amount) for name, amount in resources.items()}
+        request_resources(bundles=[bundle] * workers)
 
     @otherwise(_ask_publicly)
     def ask(self, resources: Mapping[str, float], workers: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,41 @@ def test_where_a_part_has_changed_the_plain_way_is_gone_and_other_errors_are_rai
     for error in (BadInput("refused"), ray.exceptions.RaySystemError("away"), OSError()):
         with pytest.raises(type(error)):
             call(error)
+
+
+# --- version ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "is_newer"),
+    [("2.9.3", False), ("2.60.0", False), ("2.60.1", False), ("2.61.0rc1", True),
+     ("3.0.0.dev0", True), ("unknown", False)],
+)  # fmt: skip
+def test_of_a_newer_ray_one_line_is_said(
+    version: str, is_newer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "__version__", version)
+    monkeypatch.setattr(ray_private, "NEWEST_TESTED", (2, 60))
+    said = ray_private.untested_version()
+    assert (said is not None) is is_newer
+    assert said is None or said.startswith(f"Ray {version} is newer than those")
+
+
+def test_the_versions_that_are_called_tested_are_those_that_are_tried() -> None:
+    root = Path(__file__).parents[2]
+    (newest,) = re.findall(r"^ray==(\d+)\.(\d+)", (root / "constraints.txt").read_text(), re.M)
+    assert tuple(map(int, newest)) == ray_private.NEWEST_TESTED
+    tried = re.findall(r'"ray==(\d+)\.(\d+)', (root / "tests/versions.py").read_text())
+    assert min(tuple(map(int, each)) for each in tried) == ray_private.OLDEST_TESTED
+
+
+def test_a_ray_without_a_public_part_is_refused_in_one_line() -> None:
+    with pytest.raises(BadInput) as caught, ray_private.imports_from_ray():
+        importlib.import_module("ray.train.v3")
+    expected = rf"ray {ray.__version__}: No module named 'ray\.train\.v3'; expected one of .*"
+    assert re.fullmatch(expected, str(caught.value))
+    with pytest.raises(ImportError), ray_private.imports_from_ray():
+        importlib.import_module("raykfold.nothing")  # not Ray's fault
 
 
 # --- start and connection -----------------------------------------------------------------------
@@ -282,6 +318,7 @@ def test_the_autoscaler_is_asked_through_ray_train_or_publicly(
         autoscaler.ask({"CPU": 1.0, "GPU": 1.0}, 2)
         autoscaler.withdraw()
         missing(monkeypatch, COORDINATOR)
+    assert {type(amount) for amount in asked[3][0].values()} == {int}
     assert asked == ["through", (2.0, 2), "cancelled", [{"CPU": 1.0, "GPU": 1.0}] * 2, []]
 
 
@@ -494,6 +531,7 @@ from raykfold.run import main
 sys.exit(main(sys.argv[1:]))
 """
 NONE_THERE = """
+ray_private.NEWEST_TESTED = (2, 48)
 def part(path, of=None):
     raise AttributeError(path)
 ray_private.part = part
@@ -534,5 +572,6 @@ def test_a_run_on_a_ray_without_any_of_these_parts_or_with_others_comes_to_the_s
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert_same(outcome, Outcome.of(tmp_path))
+    assert done.stdout.count(" is newer than those ") == (change is NONE_THERE)
     plainly = "workers start in Ray Train's plain way from now on"
     assert done.stdout.count(plainly) == (change is OTHER_CONTROLLER)
