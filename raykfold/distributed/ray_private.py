@@ -80,12 +80,17 @@ def otherwise(plain: Callable[P, T]) -> Callable[[Callable[P, T]], Callable[P, T
             try:
                 return hook(*args, **kwargs)
             except _CHANGED as error:
-                _log.info("%s: this Ray is another one (%r)", hook.__qualname__, error)
+                _log_once(hook.__qualname__, repr(error))
             return plain(*args, **kwargs)
 
         return call
 
     return decorate
+
+
+@cache
+def _log_once(hook: str, error: str) -> None:
+    _log.info("%s: goes Ray's plain way (%s)", hook, error)
 
 
 def _nothing(*_: Any, **__: Any) -> Any:
