@@ -552,8 +552,8 @@ import os
 os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
 from ray.train.v2._internal.execution.controller import TrainController
 class Other(TrainController):
-    def __init__(self, *, another, **parts):
-        super().__init__(**parts)
+    def __init__(self, *args, **parts):
+        super().__init__(parts)
 ray_private.share_controller = lambda: Other
 """
 
