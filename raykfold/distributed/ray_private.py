@@ -428,12 +428,17 @@ class Autoscaler:
     def __init__(self, name: str) -> None:
         self._name = name
         self._client: Any = None
-        # How often a request has to be repeated in order not to lapse.
-        self.interval: float = part_or_none(f"{_COORDINATOR}.AUTOSCALING_REQUESTS_INTERVAL_S") or 20
+
+    @property
+    @otherwise(lambda self: 20.0)
+    def interval(self) -> float:
+        """How often a request has to be repeated in order not to lapse, in seconds."""
+        return float(part(f"{_COORDINATOR}.AUTOSCALING_REQUESTS_INTERVAL_S"))
 
     def _ask_publicly(self, resources: Mapping[str, float], workers: int) -> None:
         from ray.autoscaler.sdk import request_resources
 
+        self._client = None  # so that this request is the one that is withdrawn
         # Before 2.57 it takes whole numbers only.
         bundle = {name: math.ceil(amount) for name, amount in resources.items()}
         request_resources(bundles=[bundle] * workers)

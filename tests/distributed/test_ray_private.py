@@ -322,6 +322,31 @@ def test_the_autoscaler_is_asked_through_ray_train_or_publicly(
     assert asked == ["through", (2.0, 2), "cancelled", [{"CPU": 1.0, "GPU": 1.0}] * 2, []]
 
 
+def test_a_request_of_the_public_kind_is_withdrawn_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    class Client:
+        def __init__(self, name: str) -> None:
+            pass
+
+        def send_resource_request(self, scaling: Any, workers: int, labels: Any) -> None:
+            pass
+
+        def cancel_resource_request(self) -> None:
+            asked.append("cancelled")
+
+    monkeypatch.setattr(f"{COORDINATOR}.TrainAutoscalingCoordinatorClient", Client)
+    monkeypatch.setattr(f"{COORDINATOR}.AUTOSCALING_REQUESTS_INTERVAL_S", {"train": 20})
+    monkeypatch.setattr(
+        "ray.autoscaler.sdk.request_resources", lambda bundles: asked.append(bundles)
+    )
+    autoscaler = Autoscaler("changed")
+    assert autoscaler.interval == 20.0
+    autoscaler.ask({"CPU": 1.0}, 2)
+    autoscaler.withdraw()
+    assert asked == [[{"CPU": 1}] * 2, []]
+
+
 # --- Ray Train ----------------------------------------------------------------------------------
 
 
