@@ -586,7 +586,7 @@ def useful_callbacks(callbacks: list[Any], names_slot: bool) -> list[Any]:
 
 @otherwise(_nothing)
 def ask_for_nothing(policy: Any) -> None:
-    """Let a scaling policy ask nobody for a worker's resources. Gains 3 s to the first step.
+    """Let a scaling policy ask nobody for a worker's resources. Gains 110 MB, once for all shares.
 
     The driver has seen a slot for the worker. Ray Train would start an actor to ask for it, and
     wait for that actor before it starts the worker.
