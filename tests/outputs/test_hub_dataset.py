@@ -153,6 +153,10 @@ def test_a_data_set_that_one_may_not_have_is_refused(
     hub: HubServer, tmp_path: Path, said: list[str], endpoint: str, status: int, advice: str
 ) -> None:
     hub.add_repository(DATASET, "dataset", SOUNDS)
+    if endpoint == "tree":
+        fetch_missing(tmp_path / "probe", DATASET, None, said.append)
+        if endpoint not in seen(hub):
+            pytest.skip("this client has the list of files from `info`")
     hub.fault(endpoint, Fault("status", status))
     with pytest.raises(BadData, match=f"--hf_repo_id {DATASET}.*HTTP {status}") as refused:
         fetch_missing(tmp_path, DATASET, None, said.append)
