@@ -2,9 +2,9 @@
 
 It speaks the part of the Hub's protocol that huggingface_hub uses to create, commit to, list and
 download models and datasets, with LFS and without Xet (`HF_HUB_DISABLE_XET=1`), which
-`xet_server.py` adds. Repositories are in memory and have one branch, `main`. LFS content lies at a
-second port, as at the Hub it lies at another host. To try commands against it:
-`python tests/fakes/hub_server.py --help`.
+`xet_server.py` adds. Repositories are in memory and have one branch, `main`. LFS content lies at
+another port and under another name of this machine, as at the Hub it lies at another host. To try
+commands against it: `python tests/fakes/hub_server.py --help`.
 """
 
 from __future__ import annotations
@@ -187,7 +187,9 @@ class HubServer:
 
     def __enter__(self) -> Self:
         self._origins = [_Origin(self, "hub"), _Origin(self, "storage")]
-        self.endpoint, self.storage = (origin.url for origin in self._origins)
+        self.endpoint, storage = (origin.url for origin in self._origins)
+        # Some clients take two ports of a host for one place, where the token may go.
+        self.storage = storage.replace("127.0.0.1", "localhost")
         self._threads = [
             threading.Thread(target=origin.serve_forever, args=(0.05,), daemon=True)
             for origin in self._origins
