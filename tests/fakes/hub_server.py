@@ -2,9 +2,9 @@
 
 It speaks the part of the Hub's protocol that huggingface_hub uses to create, commit to, list and
 download models and datasets, with LFS and without Xet (`HF_HUB_DISABLE_XET=1`), which
-`xet_server.py` adds. Repositories are in memory and have one branch, `main`. LFS content lies at a
-second port, as at the Hub it lies at another host. To try commands against it:
-`python tests/fakes/hub_server.py --help`.
+`xet_server.py` adds. Repositories are in memory and have one branch, `main`. LFS content lies at
+another port and under another name of this machine, as at the Hub it lies at another host. To try
+commands against it: `python tests/fakes/hub_server.py --help`.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class Fault:
     kind: Literal["status", "reset", "slow", "lost_reply"]
     status: int = 500
     retry_after: int | None = None  # seconds
+    headers: Mapping[str, str] = field(default_factory=dict)  # of a refusal
     seconds: float = 1.0
     times: int | None = None  # how many requests it strikes; None: until it is cleared
 
@@ -186,7 +187,9 @@ class HubServer:
 
     def __enter__(self) -> Self:
         self._origins = [_Origin(self, "hub"), _Origin(self, "storage")]
-        self.endpoint, self.storage = (origin.url for origin in self._origins)
+        self.endpoint, storage = (origin.url for origin in self._origins)
+        # Some clients take two ports of a host for one place, where the token may go.
+        self.storage = storage.replace("127.0.0.1", "localhost")
         self._threads = [
             threading.Thread(target=origin.serve_forever, args=(0.05,), daemon=True)
             for origin in self._origins
@@ -566,7 +569,7 @@ class Route(NamedTuple):
 
 _API = r"/api/(?P<type>model|dataset|space)s/(?P<id>[^/]+/[^/]+)"
 _WEB = r"/(?:(?P<type>dataset|space)s/)?(?P<id>[^/]+/[^/]+)"
-_LFS = rf"{_WEB}\.git/info/lfs/objects"
+LFS = rf"{_WEB}\.git/info/lfs/objects"
 _REV = r"(?P<revision>[^/]+)"
 _OBJECT = r"/objects/(?P<oid>[0-9a-f]{64})"
 
@@ -576,9 +579,9 @@ _ROUTES = (
     Route("validate_yaml", "hub", "POST", "/api/validate-yaml", _validate_yaml),
     Route("info", "hub", "GET", f"{_API}(?:/revision/{_REV})?", _info),
     Route("preupload", "hub", "POST", f"{_API}/preupload/{_REV}", _preupload, True),
-    Route("lfs_batch", "hub", "POST", f"{_LFS}/batch", _lfs_batch, True),
+    Route("lfs_batch", "hub", "POST", f"{LFS}/batch", _lfs_batch, True),
     Route("lfs_put", "storage", "PUT", _OBJECT, _lfs_put),
-    Route("lfs_verify", "hub", "POST", f"{_LFS}/verify", _lfs_verify, True),
+    Route("lfs_verify", "hub", "POST", f"{LFS}/verify", _lfs_verify, True),
     Route("commit", "hub", "POST", f"{_API}/commit/{_REV}", _commit, True),
     Route("tree", "hub", "GET", f"{_API}/tree/{_REV}(?:/(?P<path>.+))?", _tree),
     Route("resolve", "hub", "GET HEAD", f"{_WEB}/resolve/{_REV}/(?P<path>.+)", _resolve),
@@ -618,6 +621,7 @@ def _ordered(route: Route, call: Call, fault: Fault) -> Refused:
     if fault.status == 409 and route.endpoint == "create":
         fields["url"] = f"{call.hub.endpoint}/{_wanted(call).url_path}"
     refused = Refused(fault.status, message, code, **fields)
+    refused.headers.update(fault.headers)
     if fault.retry_after is not None:
         refused.headers["Retry-After"] = str(fault.retry_after)
     return refused
