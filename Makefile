@@ -1,4 +1,4 @@
-# Needs GNU make (3.81 or newer) and Python >= 3.11; everything is installed into .venv.
+# Needs GNU make (3.81 or newer) and Python >= 3.10; everything is installed into .venv.
 
 PYTHON ?= python3
 DEMO_ARGS ?=
@@ -54,8 +54,8 @@ clean:  ## remove caches and builds; .venv, data and runs stay
 
 # pip is the last thing that venv puts there, so with it the environment is whole.
 $(VENV)/bin/pip:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "make: raykfold needs Python >= 3.11, and '$(PYTHON)' is" \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo "make: raykfold needs Python >= 3.10, and '$(PYTHON)' is" \
 	    "$$($(PYTHON) --version 2>/dev/null || echo 'not there');" \
 	    "name one that will do: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; \
 	  exit 1; }
