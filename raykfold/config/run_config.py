@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from raykfold.config.environment import python_path, script_command
 from raykfold.config.model_spec import DEFAULT_MODEL, ModelSpec
@@ -277,7 +277,7 @@ class RunConfig(Options):
             name: getattr(self, name) for name in options_that_are(type(self), "decides_results")
         }
 
-    def repeat(self, number: int) -> Self:
+    def repeat(self, number: int) -> RunConfig:
         """Return the configuration of one repeat, which is a run of its own.
 
         Args:

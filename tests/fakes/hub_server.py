@@ -23,14 +23,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from email.message import Message
 from functools import cached_property
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 USER = "tester"
 REGULAR_LIMIT = 1_000_000  # bytes; a larger file goes to LFS whatever its name
@@ -552,7 +555,7 @@ def _unknown(call: Call) -> Reply:
 
 
 def _date(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 # --- which endpoint a request is for -------------------------------------------------------------
@@ -733,7 +736,7 @@ class _Origin(ThreadingHTTPServer):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # a client may leave at any time
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client may leave at any time
             super().handle_error(request, client_address)
 
 
