@@ -1,9 +1,10 @@
-# Needs GNU make (3.81 or newer) and Python >= 3.11; everything is installed into .venv.
+# Needs GNU make (3.81 or newer) and Python >= 3.10; everything is installed into .venv.
 
 PYTHON ?= python3
 DEMO_ARGS ?=
 TESTARGS ?=
 BENCH_ARGS ?=
+UVARGS ?=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -17,7 +18,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 REQUIREMENTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-versions bench check format clean
+.PHONY: help demo test test-slow test-versions bench check format constraints clean
 
 help:  ## print this
 	@echo 'make TARGET, where TARGET is one of:'
@@ -48,14 +49,22 @@ format: $(DEV_STAMP)  ## rewrite the code as `make check` wants it
 	$(PY) -m ruff format
 	$(PY) -m ruff check --fix
 
+# One file for every Python: where a release has left the oldest behind, both have a line. Versions that
+# stand there stay, unless pyproject.toml asks for others.
+constraints: | $(VENV)/bin/pip  ## write constraints.txt as pyproject.toml asks (newest versions: UVARGS=--upgrade)
+	$(PY) -m pip install --quiet --disable-pip-version-check uv
+	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.10 --extra dev \
+	  --annotation-style line --custom-compile-command 'make constraints' $(UVARGS) \
+	  --output-file constraints.txt pyproject.toml
+
 clean:  ## remove caches and builds; .venv, data and runs stay
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
 	find raykfold tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip is the last thing that venv puts there, so with it the environment is whole.
 $(VENV)/bin/pip:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "make: raykfold needs Python >= 3.11, and '$(PYTHON)' is" \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo "make: raykfold needs Python >= 3.10, and '$(PYTHON)' is" \
 	    "$$($(PYTHON) --version 2>/dev/null || echo 'not there');" \
 	    "name one that will do: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; \
 	  exit 1; }

@@ -30,6 +30,7 @@ from raykfold.data.feature_set import FeatureSet
 from raykfold.data.leakage import Leakage, find_leakage
 from raykfold.data.reading import files_to_read, read_feature_set
 from raykfold.distributed.deal import WorkerSize
+from raykfold.distributed.ray_private import imports_from_ray, untested_version
 from raykfold.distributed.session import ray_session
 from raykfold.errors import BadInput
 from raykfold.files.remote import RemotePath, local_copy
@@ -329,7 +330,7 @@ def connect_dealer(
         configs: name the networks and recipes that workers will build.
 
     Raises:
-        BadInput: Ray does not have what the flags ask for, or workers cannot have these.
+        BadInput: Ray lacks what raykfold or the flags ask for, or workers cannot have these.
     """
     config = earlier.config
     with ray_session(
@@ -339,15 +340,19 @@ def connect_dealer(
         meanwhile=_import_dealer,
     ) as own_instance:
         # These import Ray, which the session has set up.
-        from raykfold.distributed.code import DriverCode
-        from raykfold.distributed.dealer import Dealer
-        from raykfold.distributed.preflight import (
-            check_code,
-            check_slots,
-            storage_marker,
-            worker_size,
-        )
+        with imports_from_ray():
+            from raykfold.distributed.code import DriverCode
+            from raykfold.distributed.dealer import Dealer
+            from raykfold.distributed.preflight import (
+                check_code,
+                check_slots,
+                storage_marker,
+                worker_size,
+            )
 
+        untested = untested_version()
+        if untested is not None:
+            inputs.audience.noticed(untested)
         _log.info("connected to Ray")
         size = worker_size(config, own_instance, earlier.identity_value("device"))
         code = DriverCode.of((each.model for each in configs), (each.recipe for each in configs))

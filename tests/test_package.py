@@ -1,41 +1,42 @@
-"""The wheel: complete, and at work where nothing of the source tree is."""
+"""What a package index gets: complete, and at work where nothing of the source tree is."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
-import sys
-import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+from support.layers import layer
+
+from raykfold.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist, and the wheel that is built from it."""
     folder = tmp_path_factory.mktemp("dist")
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
-    subprocess.run([*pip, "--wheel-dir", str(folder), str(ROOT)], check=True)
-    (found,) = folder.iterdir()
+    python = layer(tmp_path_factory.mktemp("build"), "build", "pyproject_hooks")
+    subprocess.run([python, "-m", "build", "--outdir", str(folder), str(ROOT)], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
+    (found,) = dist.glob("*.whl")
     return found
 
 
 @pytest.fixture(scope="module")
 def scripts(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of scripts of an environment with the wheel, which borrows all other packages."""
-    place = tmp_path_factory.mktemp("clean")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True)
-    python = place / "bin/python"
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
-    subprocess.run([*pip, "--no-deps", str(wheel)], check=True)
-    (packages,) = place.glob("lib/python*/site-packages")
-    base = sysconfig.get_path("purelib")
-    (packages / "base.pth").write_text(f"import site; site.addsitedir({base!r})\n")
-    return python.parent
+    return layer(tmp_path_factory.mktemp("clean"), str(wheel)).parent
 
 
 @pytest.mark.slow
@@ -52,6 +53,26 @@ def test_the_wheel_has_every_file_of_the_package(wheel: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_the_sdist_has_every_file_of_the_repository(dist: Path) -> None:
+    (sdist,) = dist.glob("*.tar.gz")
+    with tarfile.open(sdist) as content:
+        packed = {name.partition("/")[2] for name in content.getnames()}
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True)
+    assert set(listed.stdout.decode().split()) == packed - {"PKG-INFO"}
+
+
+@pytest.mark.slow
+def test_an_index_shows_no_link_that_leads_nowhere(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as content:
+        (metadata,) = (name for name in content.namelist() if name.endswith("/METADATA"))
+        shown = content.read(metadata).decode()
+    assert "# raykfold" in shown and "report.html`.\n\n`prepare` also knows" in shown
+    targets = re.findall(r"\]\(([^)]+)\)|src=\"([^\"]+)\"", shown)
+    assert targets and all("".join(pair).startswith("https://") for pair in targets)
+
+
+@pytest.mark.slow
 def test_the_script_of_the_wheel_trains_from_another_folder(scripts: Path, tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
@@ -64,6 +85,10 @@ def test_the_script_of_the_wheel_trains_from_another_folder(scripts: Path, tmp_p
 
     where = call(str(scripts / "python"), "-c", "import raykfold; print(raykfold.__file__)")
     assert Path(where.strip()).is_relative_to(scripts.parent)
+    for name in COMMANDS:
+        assert f"raykfold.{name} " in call(
+            str(scripts / "python"), "-m", "raykfold", name, "--help"
+        )
     arguments = ("--demo", "--epochs", "1", "--folds", "1,2", "--model_dir", "out")
     printed = call(str(scripts / "raykfold"), "run", *arguments)
     assert "Average Best Validation Accuracy" in printed

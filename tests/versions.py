@@ -15,13 +15,13 @@ import hashlib
 import os
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from support.layers import layer
 from support.outcome import Outcome
 
 ROOT = Path(__file__).parents[1]
@@ -74,18 +74,7 @@ def environment(folder: Path, requirement: str) -> Path:
     """Return the Python of an environment with this requirement over the one that runs here."""
     if "==" not in requirement:
         return Path(sys.executable)
-    place = folder.absolute() / requirement.replace("==", "-")
-    python = place / "bin/python"
-    packages = place / sysconfig.get_path("purelib", vars={"base": ""}).lstrip("/")
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True)
-    if not (packages / ".complete").exists():
-        base = sysconfig.get_path("purelib")
-        (packages / "base.pth").write_text(f"import site; site.addsitedir({base!r})\n")
-        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
-        subprocess.run([*pip, "--no-deps", requirement], check=True)
-        (packages / ".complete").touch()
-    return python
+    return layer(folder / requirement.replace("==", "-"), requirement)
 
 
 def installed(python: Path, package: str) -> str:

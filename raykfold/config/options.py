@@ -18,8 +18,8 @@ import itertools
 import math
 import os
 import re
+import sys
 import textwrap
-import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -30,6 +30,11 @@ from raykfold.errors import BadInput
 from raykfold.files.paths import absolute
 from raykfold.files.remote import Place, place, without_password
 from raykfold.text import one_line
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ENVIRONMENT_PREFIX = "RAYKFOLD_"
 
@@ -291,7 +296,7 @@ def parse_values(
             raise BadInput(f"{flag}: unknown flag{_nearest(cls, name, '--{}') or '; see --help'}")
     flags = vars(_parser(cls).parse_args(argv))
     file = flags.pop("config") or environ.get(f"{ENVIRONMENT_PREFIX}CONFIG")
-    content = _read_toml(file) if file else {}
+    content = read_toml(file) if file else {}
     table = SearchTable(file, content.pop("search", None))
 
     values: dict[str, Any] = {}
@@ -349,7 +354,8 @@ def toml_text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _read_toml(path: str) -> dict[str, Any]:
+def read_toml(path: str) -> dict[str, Any]:
+    """Return the content of a TOML file; raises BadInput if there is none, or not of this kind."""
     try:
         return tomllib.loads(absolute(path).read_text(encoding="utf-8-sig"))
     except BadInput as error:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 from raykfold.config.class_spec import DEFAULT_MODEL, DEFAULT_RECIPE, SPECS
 from raykfold.config.environment import python_path, script_command
@@ -369,7 +369,7 @@ class RunConfig(Options):
             names.append("epochs")  # a schedule can follow from it
         return {name: getattr(self, name) for name in names}
 
-    def repeat(self, number: int) -> Self:
+    def repeat(self, number: int) -> RunConfig:
         """Return the configuration of one repeat, which is a run of its own.
 
         Args:

@@ -147,6 +147,8 @@ class Dealer:
         self._blind: dict[str, float] = {}  # nodes, and until when no worker is to start there
         self._failed_starts = 0  # shares in a row that ended without a round
         self._last_reason = ""  # why the last of them did
+        self._has_started = False  # a worker has, so the changes to this Ray Train suit it
+        self._plain = False  # start workers without these changes
         self._deal_after = -math.inf
         self._dealt = -math.inf
         self._looked = -math.inf
@@ -357,7 +359,13 @@ class Dealer:
         _log.info("share %s: dealt %s", name, entry.ledger.fold_names(folds))
         entry.ledger.waiting -= set(folds)
         task, storage = self._task(entry.ledger, name, folds), entry.ledger.config.run_dir.shares
-        trainer = ShareTrainer(task, storage, self._unusable_nodes(), self.own_instance)
+        trainer = ShareTrainer(
+            task,
+            storage,
+            self._unusable_nodes(),
+            own_instance=self.own_instance,
+            plain=self._plain,
+        )
         self._shares[name] = _Share(entry, trainer, set(folds))
 
         def fit() -> None:
@@ -427,7 +435,8 @@ class Dealer:
             share = self._shares[event.share]
             match event:
                 case ShareStarted():
-                    share.started, share.pid = True, event.pid
+                    share.started = self._has_started = True
+                    share.pid = event.pid
                     share.slot, share.address = event.node, event.address
                     self._waiting_since = None
                     self._count_workers(share.entry)
@@ -494,6 +503,11 @@ class Dealer:
         folds = tuple(sorted(share.active))
         self.observer.noticed(f"the worker of {share.ledger.fold_names(folds)} ended: {end.reason}")
         share.ledger.observer.worker_lost(folds, end.reason)
+
+        # A later Ray may start workers in another way than the one whose start was changed.
+        if not (self._has_started or self._plain or end.taken):
+            self._plain = True
+            self.observer.noticed("workers start in Ray Train's plain way from now on")
 
         # Blame a death on the folds that were being trained. If none was, or it was a failure, all
         # folds of the share may have caused it.

@@ -166,6 +166,6 @@ class EventBoard:
         self._forgotten = number
         if not self._events:
             self._posted.clear()
-            with suppress(TimeoutError):
+            with suppress(asyncio.TimeoutError):  # in Python 3.10 it is not the built-in one
                 await asyncio.wait_for(self._posted.wait(), timeout=wait_seconds)
         return list(self._events)

@@ -279,10 +279,13 @@ class Request:
     def _keep_asking(self) -> None:
         while not self._closed:
             wanted = self._wanted
-            if wanted:
-                self._autoscaler.ask(self._resources, wanted)
-            elif self._asked:
-                self._autoscaler.withdraw()
+            try:
+                if wanted:
+                    self._autoscaler.ask(self._resources, wanted)
+                elif self._asked:
+                    self._autoscaler.withdraw()
+            except Exception as error:  # the cluster is ending; the driver will hear of it
+                _log.info("cannot ask the autoscaler: %s", error)
             self._asked = wanted
             with self._changed:
                 self._changed.wait_for(

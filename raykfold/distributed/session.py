@@ -12,16 +12,17 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 from raykfold.config.environment import allocator, name_of_address, python_path, source_of_address
 from raykfold.distributed.ray_private import (
     check_cluster,
-    few_daemons,
     object_store_bytes,
     own_token,
     silent_daemons,
+    start_with_few_daemons,
     token_refused,
 )
 from raykfold.errors import BadInput
@@ -118,9 +119,16 @@ def ray_session(
 
 
 def _start_own(stack: ExitStack, local_cpus: int | None, options: dict[str, Any]) -> None:
+    check_address_space()
+    start_with_few_daemons(
+        partial(_start_instance, stack, local_cpus, options),
+        log_monitor=options["log_to_driver"],
+    )
+
+
+def _start_instance(stack: ExitStack, local_cpus: int | None, options: dict[str, Any]) -> None:
     import ray
 
-    check_address_space()
     temporary = stack.enter_context(scratch_dir())
     stack.enter_context(own_token())
     stack.callback(ray.shutdown)  # before the folder is removed, and the token forgotten
@@ -140,14 +148,13 @@ def _start_own(stack: ExitStack, local_cpus: int | None, options: dict[str, Any]
     if path is not None:
         variables["PYTHONPATH"] = path
     stack.enter_context(_environment(variables))
-    with few_daemons(log_monitor=options["log_to_driver"]):
-        ray.init(
-            address="local",
-            num_cpus=local_cpus,
-            include_dashboard=False,
-            _temp_dir=str(temporary),
-            **options,
-        )
+    ray.init(
+        address="local",
+        num_cpus=local_cpus,
+        include_dashboard=False,
+        _temp_dir=str(temporary),
+        **options,
+    )
 
 
 def check_address_space() -> None:

@@ -48,10 +48,17 @@ class ShareTrainer:
             has or on an object store.
         excluded: ids of nodes where the worker must not run.
         own_instance: Ray was started by this process, and ends with it.
+        plain: start the worker as Ray Train starts it, without any change.
     """
 
     def __init__(
-        self, task: ShareTask, storage: Place, excluded: Collection[str], own_instance: bool
+        self,
+        task: ShareTask,
+        storage: Place,
+        excluded: Collection[str],
+        *,
+        own_instance: bool,
+        plain: bool,
     ) -> None:
         self._task = task
         self._slot_name = slot_name(task.share)
@@ -92,6 +99,7 @@ class ShareTrainer:
             task.share,
             own_instance=own_instance,
             selector=None if selector else elsewhere,
+            plain=plain,
         )
 
     def fit(self) -> None:
@@ -137,11 +145,13 @@ class End(NamedTuple):
         died: the worker's process died or became unusable.
         failed: it died, or something else may be wrong with the folds. What Ray, the network or the
             storage did is not: a store that is away fails every fold alike.
+        taken: there was no room for the worker when it was to start.
     """
 
     reason: str
     died: bool = False
     failed: bool = False
+    taken: bool = False
 
 
 def end_of(error: Exception) -> End:
@@ -158,7 +168,7 @@ def end_of(error: Exception) -> End:
         died = isinstance(found, ActorDiedError)
         return End(_exit_detail(found), died, died)
     if is_lost_slot(root):
-        return End("its slot was taken by somebody else")
+        return End("its slot was taken by somebody else", taken=True)
     if is_failed_start(root):
         reason = f"it did not start: {_exit_detail(root.__cause__ or root)}"
         return End(reason, failed="its node has died" not in str(error))

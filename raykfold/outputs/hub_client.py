@@ -164,7 +164,7 @@ def _api(token: str | None, *, progress: bool = False) -> Any:
     os.environ.setdefault("HF_XET_CLIENT_READ_TIMEOUT", f"{_REPLY_SECONDS:.0f}s")
     # By default it retries for minutes before it reports that the storage is down.
     os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "2")
-    huggingface_hub.set_client_factory(_http_client)
+    _limit_replies()
     api = huggingface_hub.HfApi(
         endpoint=os.environ.get("HF_ENDPOINT"), token=token, library_name="raykfold"
     )
@@ -175,13 +175,21 @@ def _api(token: str | None, *, progress: bool = False) -> Any:
     return api
 
 
-def _http_client() -> Any:
-    """Return the default HTTP client, with a time limit for replies."""
-    from huggingface_hub.utils._http import default_client_factory
+def _limit_replies() -> None:
+    """Give the HTTP client a time limit for replies, unless this version hides its default one."""
+    import huggingface_hub
 
-    client = default_client_factory()
-    client.timeout = _REPLY_SECONDS
-    return client
+    try:
+        from huggingface_hub.utils._http import default_client_factory
+    except ImportError:
+        return
+
+    def http_client() -> Any:
+        client = default_client_factory()
+        client.timeout = _REPLY_SECONDS
+        return client
+
+    huggingface_hub.set_client_factory(http_client)
 
 
 # --- errors --------------------------------------------------------------------------------------
@@ -236,21 +244,20 @@ def _is_of_the_network(chain: Sequence[BaseException]) -> bool:
     # The HTTP library's error is a base of the client's own. RuntimeError and the built-in
     # ConnectionError (an OSError) come from uploads of large files, OSError from a download that
     # ends too early, and JSONDecodeError from a gateway that answers in HTML.
-    http_error = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
-    kinds: tuple[type, ...] = (http_error, OSError, RuntimeError, JSONDecodeError)
+    http_errors = (base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+    kinds: tuple[type, ...] = (*http_errors, OSError, RuntimeError, JSONDecodeError)
     return not isinstance(chain[0], HFValidationError) and any(
         isinstance(each, kinds) for each in chain
     )
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    from huggingface_hub.utils._http import parse_ratelimit_headers
-
     seconds = headers.get("Retry-After", "")
     if seconds.isdigit():
         return float(seconds)
-    limit = parse_ratelimit_headers(headers)
-    return float(limit.reset_in_seconds) if limit and not limit.remaining else None
+    # IETF draft: r is how many requests are left, and t the seconds until there are more.
+    limit = re.search(r"\br\s*=\s*0\s*;\s*t\s*=\s*(\d+)", headers.get("RateLimit", ""))
+    return float(limit[1]) if limit else None
 
 
 def _advice(repo_id: str, status: int, error: Exception) -> str:

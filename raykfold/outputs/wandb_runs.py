@@ -40,8 +40,25 @@ if TYPE_CHECKING:
     import wandb
     from wandb import Run
 
-INIT_SECONDS = 8.0  # for the server to accept a run; after that, all are recorded offline
-FINISH_SECONDS = 6.0  # to send the rest of a run
+# W&B's settings for each run. A version that lacks some of them goes without.
+SETTINGS: dict[str, Any] = {
+    "init_timeout": 8.0,  # for the server to accept a run; after that, all are recorded offline
+    "finish_timeout": 6.0,  # to send the rest of a run
+    "finish_timeout_raises": True,
+    "stop_fn": lambda: None,  # a stop requested on the web would interrupt the main thread
+    "silent": True,
+    "console": "off",
+    "save_code": False,
+    "disable_code": True,
+    "disable_git": True,
+    "label_disable": True,
+    "symlink": False,
+    "use_dot_wandb": False,
+    "x_disable_machine_info": True,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "x_save_requirements": False,
+}
 CLOSE_SECONDS = 30.0  # to send what is left at the end of a session
 
 # What W&B's modes come to here: two of them are other words for online, and one for offline.
@@ -150,6 +167,7 @@ class _Runs:
         self._online = False  # until it is known that W&B's settings allow it
         self._say = say
         self._folder = config.model_path / "wandb"
+        self._settings = SETTINGS
         self._open: dict[str, Run] = {}  # by name
         self._last: dict[int, int] = {}  # fold → newest epoch that W&B has
         self._best: dict[int, EpochMetrics] = {}  # fold → its best epoch so far
@@ -170,6 +188,8 @@ class _Runs:
                 os.environ.setdefault(name, str(self._folder))
         self._active.add(self)
         settings = _start_wandb(mode)
+        import wandb
+
         if not mode:
             mode, why = _mode_of_files(settings)
             if mode == "disabled":
@@ -177,6 +197,12 @@ class _Runs:
                 self._end_wandb()
                 raise _Disabled(why)
         self._online = mode == "online"
+        if lacking := [name for name in SETTINGS if not hasattr(settings, name)]:
+            self._settings = {name: SETTINGS[name] for name in SETTINGS if name not in lacking}
+            self._say(
+                f"W&B: {wandb.__version__} lacks the settings {', '.join(lacking)}: it may print "
+                "or record more than other versions"
+            )
 
         # W&B would silently use the system's temporary folder instead of one it cannot write.
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -184,11 +210,8 @@ class _Runs:
             pass
         if why and not self._online:
             self._go_offline(why)
-        if self._online and self._api_key is None:
-            import wandb
-
-            if not wandb.login(prompt=False, verify=False):
-                self._go_offline("no API key (WANDB_API_KEY, or `wandb login`)")
+        if self._online and self._api_key is None and not wandb.login(prompt=False, verify=False):
+            self._go_offline("no API key (WANDB_API_KEY, or `wandb login`)")
         try:
             self._catch_up(start)
         except Exception as error:
@@ -311,25 +334,7 @@ class _Runs:
             dir=self._folder.parent,
             config=self._config.to_json(),
             reinit="create_new",
-            settings=wandb.Settings(
-                init_timeout=INIT_SECONDS,
-                finish_timeout=FINISH_SECONDS,
-                finish_timeout_raises=True,
-                stop_fn=lambda: None,  # a stop requested on the web would interrupt the main thread
-                silent=True,
-                console="off",
-                save_code=False,
-                disable_code=True,
-                disable_git=True,
-                label_disable=True,
-                symlink=False,
-                use_dot_wandb=False,
-                x_disable_machine_info=True,
-                x_disable_meta=True,
-                x_disable_stats=True,
-                x_save_requirements=False,
-                **settings,
-            ),
+            settings=wandb.Settings(**self._settings, **settings),
         )
         return self._open[name]
 

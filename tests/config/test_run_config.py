@@ -169,7 +169,7 @@ def test_a_bad_file_is_named_with_its_key(tmp_path: Path, text: str, parts: list
         assert part in str(error.value)
 
 
-class Choice(str, Enum):  # noqa: UP042 -- the text of a StrEnum is its value already
+class Choice(str, Enum):
     FULL = "fp32"
 
 

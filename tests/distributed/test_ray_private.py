@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,16 +36,19 @@ from raykfold.distributed.ray_private import (
     ask_for_nothing,
     check_cluster,
     draining_nodes,
-    few_daemons,
     free_resources,
     lighten_controller,
+    otherwise,
     own_token,
     part,
+    part_or_none,
     resource_limit,
     share_controller,
     silent_daemons,
+    start_with_few_daemons,
     token_refused,
 )
+from raykfold.errors import BadInput
 
 # As Any: a type checker takes the names that they import for their own.
 worker: Any = importlib.import_module("ray._private.worker")
@@ -79,7 +83,7 @@ def test_a_local_ray_has_its_own_token_and_the_process_forgets_it(
 def test_without_the_parts_a_local_ray_has_its_own_token_in_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ray_private, "part", lambda path: None)
+    monkeypatch.setattr(ray_private, "part", gone)
     with own_token():
         assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
     assert "RAY_AUTH_TOKEN" not in os.environ
@@ -92,13 +96,69 @@ def missing(patch: pytest.MonkeyPatch, module: str) -> None:
     patch.delattr(sys.modules[package], name, raising=False)
 
 
+def gone(path: str, of: Any = None) -> Any:
+    """Stand in for `part` where Ray has none of them."""
+    raise AttributeError(path)
+
+
 def test_a_part_is_found_by_its_name_or_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert part("ray._private.services") is services
     assert part("ray._private.node.Node") is node.Node
-    assert part("ray._private.state.state") is global_state
-    assert part("ray._private.node.Nodes") is None
+    assert part("start_monitor", of=node.Node) is node.Node.start_monitor
+    assert part_or_none("ray._private.state.state") is global_state
+    assert part_or_none("ray._private.node.Nodes") is None
     missing(monkeypatch, "ray._private.node")
-    assert part("ray._private.node") is part("ray._private.node.Node") is None
+    assert part_or_none("ray._private.node") is part_or_none("ray._private.node.Node") is None
+
+
+def test_where_a_part_has_changed_the_plain_way_is_gone_and_other_errors_are_raised() -> None:
+    def hook(raised: Exception) -> str:
+        raise raised
+
+    def plain(raised: Exception) -> str:
+        return "plain"
+
+    call = otherwise(plain)(hook)
+    changed = (TypeError("takes 2 arguments"), AttributeError(), KeyError("NodeID"), ImportError())
+    assert [call(error) for error in changed] == ["plain"] * 4
+    for error in (BadInput("refused"), ray.exceptions.RaySystemError("away"), OSError()):
+        with pytest.raises(type(error)):
+            call(error)
+
+
+# --- version ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "is_newer"),
+    [("2.9.3", False), ("2.60.0", False), ("2.60.1", False), ("2.61.0rc1", True),
+     ("3.0.0.dev0", True), ("unknown", False)],
+)  # fmt: skip
+def test_of_a_newer_ray_one_line_is_said(
+    version: str, is_newer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "__version__", version)
+    monkeypatch.setattr(ray_private, "NEWEST_TESTED", (2, 60))
+    said = ray_private.untested_version()
+    assert (said is not None) is is_newer
+    assert said is None or said.startswith(f"Ray {version} is newer than those")
+
+
+def test_the_versions_that_are_called_tested_are_those_that_are_tried() -> None:
+    root = Path(__file__).parents[2]
+    (newest,) = re.findall(r"^ray==(\d+)\.(\d+)", (root / "constraints.txt").read_text(), re.M)
+    assert tuple(map(int, newest)) == ray_private.NEWEST_TESTED
+    tried = re.findall(r'"ray==(\d+)\.(\d+)', (root / "tests/versions.py").read_text())
+    assert min(tuple(map(int, each)) for each in tried) == ray_private.OLDEST_TESTED
+
+
+def test_a_ray_without_a_public_part_is_refused_in_one_line() -> None:
+    with pytest.raises(BadInput) as caught, ray_private.imports_from_ray():
+        importlib.import_module("ray.train.v3")
+    expected = rf"ray {ray.__version__}: No module named 'ray\.train\.v3'; expected one of .*"
+    assert re.fullmatch(expected, str(caught.value))
+    with pytest.raises(ImportError), ray_private.imports_from_ray():
+        importlib.import_module("raykfold.nothing")  # not Ray's fault
 
 
 # --- start and connection -----------------------------------------------------------------------
@@ -111,11 +171,14 @@ DAEMONS = {
 STARTED_ANYHOW = {**DAEMONS, "get_dashboard_dependency_error": utils, "get_node": services}
 
 
-def test_daemons_are_left_out_inside_only() -> None:
+def test_daemons_are_left_out_while_ray_starts_only() -> None:
     before = {name: getattr(owner, name) for name, owner in STARTED_ANYHOW.items()}
-    with few_daemons(log_monitor=True):
+
+    def start() -> None:
         changed = {n for n, owner in STARTED_ANYHOW.items() if getattr(owner, n) != before[n]}
         assert changed == set(STARTED_ANYHOW) - {"start_log_monitor"}
+
+    start_with_few_daemons(start, log_monitor=True)
     assert {name: getattr(owner, name) for name, owner in STARTED_ANYHOW.items()} == before
 
 
@@ -125,19 +188,37 @@ def test_a_daemon_that_ray_starts_otherwise_is_left_to_it(
 ) -> None:
     owner = STARTED_ANYHOW[name]
     monkeypatch.delattr(owner, name)
-    with few_daemons(log_monitor=False):
+
+    def start() -> None:
         assert not hasattr(owner, name)
         assert all(hasattr(each, other) for other, each in STARTED_ANYHOW.items() if other != name)
+
+    start_with_few_daemons(start, log_monitor=False)
     assert not hasattr(owner, name)
 
 
+def test_a_ray_that_does_not_start_with_few_daemons_starts_with_all() -> None:
+    original = node.Node.start_monitor
+    tried = []
+
+    def start() -> None:
+        tried.append(node.Node.start_monitor is original)
+        if not tried[-1]:
+            raise TypeError("cannot unpack non-iterable NoneType object")
+
+    start_with_few_daemons(start, log_monitor=False)
+    assert tried == [False, True]
+
+
+@pytest.mark.parametrize("where", [("host:1", "abc"), ("host:1",), ("host:1", "abc", 30)])
 def test_a_node_is_waited_for_in_ray_s_way_where_ours_is_not_there(
-    monkeypatch: pytest.MonkeyPatch,
+    where: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services, "get_node", lambda address, node_id: (address, node_id))
-    monkeypatch.delattr(services, "_get_gcs_client_options")
-    with few_daemons(log_monitor=False):
-        assert services.get_node("host:1", "abc") == ("host:1", "abc")
+    monkeypatch.setattr(services, "get_node", lambda *where: where)
+    monkeypatch.setattr(services, "_get_gcs_client_options", lambda address, client: None)
+    seen = []
+    start_with_few_daemons(lambda: seen.append(services.get_node(*where)), log_monitor=False)
+    assert seen == [where]
 
 
 def test_daemons_are_silent_inside_if_ray_prints_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +268,11 @@ def test_free_resources_are_by_node_or_spread_over_the_nodes(
     ]
     monkeypatch.setattr(ray, "nodes", lambda: rows)
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 3.0, "GPU": 1.0})
-    assert free_resources() == {"a": {"CPU": 2.0}, "b": {"CPU": 1.0, "GPU": 1.0}}
+    spread = {"a": {"CPU": 2.0}, "b": {"CPU": 1.0, "GPU": 1.0}}
+    assert free_resources() == spread
+    for changed in (lambda cluster: exact, lambda: {"a": 0.0}, lambda: None):
+        monkeypatch.setattr(state_module, "available_resources_per_node", changed, raising=False)
+        assert free_resources() == spread
 
 
 def test_no_node_drains_and_none_can_come_where_ray_does_not_say(
@@ -201,6 +286,10 @@ def test_no_node_drains_and_none_can_come_where_ray_does_not_say(
     assert resource_limit("GPU") == 0.0
     monkeypatch.delattr(kind, "get_draining_nodes")
     monkeypatch.delattr(kind, "get_max_resources_from_cluster_config")
+    assert (draining_nodes(), resource_limit("GPU")) == (set(), 0.0)
+    changed = {"raising": False}
+    monkeypatch.setattr(kind, "get_draining_nodes", lambda _: None, **changed)
+    monkeypatch.setattr(kind, "get_max_resources_from_cluster_config", lambda _: [8], **changed)
     assert (draining_nodes(), resource_limit("GPU")) == (set(), 0.0)
 
 
@@ -229,7 +318,33 @@ def test_the_autoscaler_is_asked_through_ray_train_or_publicly(
         autoscaler.ask({"CPU": 1.0, "GPU": 1.0}, 2)
         autoscaler.withdraw()
         missing(monkeypatch, COORDINATOR)
+    assert {type(amount) for amount in asked[3][0].values()} == {int}
     assert asked == ["through", (2.0, 2), "cancelled", [{"CPU": 1.0, "GPU": 1.0}] * 2, []]
+
+
+def test_a_request_of_the_public_kind_is_withdrawn_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    class Client:
+        def __init__(self, name: str) -> None:
+            pass
+
+        def send_resource_request(self, scaling: Any, workers: int, labels: Any) -> None:
+            pass
+
+        def cancel_resource_request(self) -> None:
+            asked.append("cancelled")
+
+    monkeypatch.setattr(f"{COORDINATOR}.TrainAutoscalingCoordinatorClient", Client)
+    monkeypatch.setattr(f"{COORDINATOR}.AUTOSCALING_REQUESTS_INTERVAL_S", {"train": 20})
+    monkeypatch.setattr(
+        "ray.autoscaler.sdk.request_resources", lambda bundles: asked.append(bundles)
+    )
+    autoscaler = Autoscaler("changed")
+    assert autoscaler.interval == 20.0
+    autoscaler.ask({"CPU": 1.0}, 2)
+    autoscaler.withdraw()
+    assert asked == [[{"CPU": 1}] * 2, []]
 
 
 # --- Ray Train ----------------------------------------------------------------------------------
@@ -331,6 +446,12 @@ def test_a_slot_has_the_name_of_its_share(controller_process: pytest.MonkeyPatch
     assert worker_group.placement_group(bundles=[]) == {"bundles": [], "name": "raykfold-share"}
 
 
+def test_a_slot_gets_no_name_where_slots_take_none(controller_process: pytest.MonkeyPatch) -> None:
+    controller_process.setattr(worker_group, "placement_group", lambda bundles: bundles)
+    lighten_controller("share", {"ray.io/node-id": "!in(a)"})
+    assert worker_group.placement_group([{"CPU": 1}]) == [{"CPU": 1}]
+
+
 def test_a_worker_has_an_environment_of_its_own_only_where_one_is_asked_for(
     controller_process: pytest.MonkeyPatch,
 ) -> None:
@@ -363,7 +484,7 @@ def test_no_actor_is_started_for_workers_to_meet_and_none_is_killed(
         (worker_group, "placement_group", 3),
         (WorkerGroup, "_get_worker_runtime_env", 3),
         (state, "_shutdown_sync_actor", 2),  # without it the actor stays, too
-        (worker_group, "SynchronizationActor", 3),
+        (worker_group, "SynchronizationActor", 2),
     ],
 )
 def test_each_change_of_the_controller_stands_for_itself(
@@ -391,10 +512,27 @@ def test_a_worker_that_is_alone_hears_what_it_says(monkeypatch: pytest.MonkeyPat
     assert said == "folder"
     assert handle.set_required_ranks.remote([0]) is True
     assert handle.reset.remote() is True
-    # What Ray Train's own has, which other versions may call otherwise.
-    methods = {"broadcast_from_rank_zero", "set_required_ranks", "reset"}
+
+
+def other_actor(**methods: Any) -> Any:
+    """Return an actor class like Ray Train's own, with other methods."""
     actor: Any = SynchronizationActor
-    assert methods <= set(dir(actor.__ray_metadata__.modified_class))
+    kind = type("Other", (actor.__ray_metadata__.modified_class,), methods)
+    return SimpleNamespace(__ray_metadata__=SimpleNamespace(modified_class=kind))
+
+
+def test_no_stand_in_meets_workers_that_ask_for_more(
+    controller_process: pytest.MonkeyPatch,
+) -> None:
+    assert Meeting.can_stand_in()
+    for changed in (
+        {"gather": lambda self: None},
+        {"broadcast_from_rank_zero": lambda self, payload: None},
+    ):
+        actor = other_actor(**changed)
+        controller_process.setattr(worker_group, "SynchronizationActor", actor)
+        lighten_controller("share")
+        assert worker_group.SynchronizationActor is actor
 
 
 LIGHT = """
@@ -410,25 +548,55 @@ def test_what_a_controller_imports_does_not_import_what_trains() -> None:
     assert done.stdout == "False\n", done.stderr
 
 
-PLAINLY = """
+AS_THOUGH = """
 import sys
 from raykfold.distributed import ray_private
-ray_private.part = lambda path: None
+{change}
 from raykfold.run import main
 sys.exit(main(sys.argv[1:]))
+"""
+NONE_THERE = """
+ray_private.NEWEST_TESTED = (2, 48)
+def part(path, of=None):
+    raise AttributeError(path)
+ray_private.part = part
+"""
+ALL_CHANGED = """
+class Changed:
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Changed()
+    def __call__(self):
+        return 7
+own = ray_private.part
+ray_private.part = lambda path, of=None: Changed() if of is None else own(path, of)
+"""
+OTHER_CONTROLLER = """
+import os
+os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
+from ray.train.v2._internal.execution.controller import TrainController
+class Other(TrainController):
+    def __init__(self, *args, **parts):
+        super().__init__(parts)
+ray_private.share_controller = lambda: Other
 """
 
 
 @pytest.mark.slow
-def test_a_run_on_a_ray_without_any_of_these_parts_comes_to_the_same(
-    outcome: Outcome, data_dir: Path, tmp_path: Path
+@pytest.mark.parametrize("change", [NONE_THERE, ALL_CHANGED, OTHER_CONTROLLER])
+def test_a_run_on_a_ray_without_any_of_these_parts_or_with_others_comes_to_the_same(
+    change: str, outcome: Outcome, data_dir: Path, tmp_path: Path
 ) -> None:
     arguments = command(data_dir, tmp_path, "--local_cpus", "2")[3:]
     done = subprocess.run(
-        [sys.executable, "-c", PLAINLY, *arguments],
+        [sys.executable, "-c", AS_THOUGH.format(change=change), *arguments],
         capture_output=True,
         text=True,
         env=environment(),
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     assert_same(outcome, Outcome.of(tmp_path))
+    assert done.stdout.count(" is newer than those ") == (change is NONE_THERE)
+    plainly = "workers start in Ray Train's plain way from now on"
+    assert done.stdout.count(plainly) == (change is OTHER_CONTROLLER)

@@ -2,9 +2,9 @@
 
 It speaks the part of the Hub's protocol that huggingface_hub uses to create, commit to, list and
 download models and datasets, with LFS and without Xet (`HF_HUB_DISABLE_XET=1`), which
-`xet_server.py` adds. Repositories are in memory and have one branch, `main`. LFS content lies at a
-second port, as at the Hub it lies at another host. To try commands against it:
-`python tests/fakes/hub_server.py --help`.
+`xet_server.py` adds. Repositories are in memory and have one branch, `main`. LFS content lies at
+another port and under another name of this machine, as at the Hub it lies at another host. To try
+commands against it: `python tests/fakes/hub_server.py --help`.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from email.message import Message
 from functools import cached_property
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 USER = "tester"
 REGULAR_LIMIT = 1_000_000  # bytes; a larger file goes to LFS whatever its name
@@ -51,6 +54,7 @@ class Fault:
     kind: Literal["status", "reset", "slow", "lost_reply"]
     status: int = 500
     retry_after: int | None = None  # seconds
+    headers: Mapping[str, str] = field(default_factory=dict)  # of a refusal
     seconds: float = 1.0
     times: int | None = None  # how many requests it strikes; None: until it is cleared
 
@@ -186,7 +190,9 @@ class HubServer:
 
     def __enter__(self) -> Self:
         self._origins = [_Origin(self, "hub"), _Origin(self, "storage")]
-        self.endpoint, self.storage = (origin.url for origin in self._origins)
+        self.endpoint, storage = (origin.url for origin in self._origins)
+        # Some clients take two ports of a host for one place, where the token may go.
+        self.storage = storage.replace("127.0.0.1", "localhost")
         self._threads = [
             threading.Thread(target=origin.serve_forever, args=(0.05,), daemon=True)
             for origin in self._origins
@@ -549,7 +555,7 @@ def _unknown(call: Call) -> Reply:
 
 
 def _date(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 # --- which endpoint a request is for -------------------------------------------------------------
@@ -566,7 +572,7 @@ class Route(NamedTuple):
 
 _API = r"/api/(?P<type>model|dataset|space)s/(?P<id>[^/]+/[^/]+)"
 _WEB = r"/(?:(?P<type>dataset|space)s/)?(?P<id>[^/]+/[^/]+)"
-_LFS = rf"{_WEB}\.git/info/lfs/objects"
+LFS = rf"{_WEB}\.git/info/lfs/objects"
 _REV = r"(?P<revision>[^/]+)"
 _OBJECT = r"/objects/(?P<oid>[0-9a-f]{64})"
 
@@ -576,9 +582,9 @@ _ROUTES = (
     Route("validate_yaml", "hub", "POST", "/api/validate-yaml", _validate_yaml),
     Route("info", "hub", "GET", f"{_API}(?:/revision/{_REV})?", _info),
     Route("preupload", "hub", "POST", f"{_API}/preupload/{_REV}", _preupload, True),
-    Route("lfs_batch", "hub", "POST", f"{_LFS}/batch", _lfs_batch, True),
+    Route("lfs_batch", "hub", "POST", f"{LFS}/batch", _lfs_batch, True),
     Route("lfs_put", "storage", "PUT", _OBJECT, _lfs_put),
-    Route("lfs_verify", "hub", "POST", f"{_LFS}/verify", _lfs_verify, True),
+    Route("lfs_verify", "hub", "POST", f"{LFS}/verify", _lfs_verify, True),
     Route("commit", "hub", "POST", f"{_API}/commit/{_REV}", _commit, True),
     Route("tree", "hub", "GET", f"{_API}/tree/{_REV}(?:/(?P<path>.+))?", _tree),
     Route("resolve", "hub", "GET HEAD", f"{_WEB}/resolve/{_REV}/(?P<path>.+)", _resolve),
@@ -618,6 +624,7 @@ def _ordered(route: Route, call: Call, fault: Fault) -> Refused:
     if fault.status == 409 and route.endpoint == "create":
         fields["url"] = f"{call.hub.endpoint}/{_wanted(call).url_path}"
     refused = Refused(fault.status, message, code, **fields)
+    refused.headers.update(fault.headers)
     if fault.retry_after is not None:
         refused.headers["Retry-After"] = str(fault.retry_after)
     return refused
@@ -729,7 +736,7 @@ class _Origin(ThreadingHTTPServer):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # a client may leave at any time
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client may leave at any time
             super().handle_error(request, client_address)
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fakes.hub_server import Call, HubServer, Refused, Reply, Route, json_reply
+from fakes.hub_server import LFS, Call, HubServer, Refused, Reply, Route, json_reply
 
 TRIES = 3  # that the client makes of a request; by itself it would go on for minutes
 # For its environment, which it reads when it is imported. Chunks have to come as they are: there
@@ -46,6 +46,8 @@ class XetHubServer(HubServer):
     def routes(self) -> tuple[Route, ...]:
         commit = rf"/v1/xorb-commits/default/{_HASH}/grant/(?P=hash)"
         return (
+            # Some clients ask by LFS how to upload; others use Xet unasked.
+            Route("lfs_batch", "hub", "POST", rf"{LFS}/batch", self._choose_xet, True),
             *super().routes,
             Route(
                 "xet_token", "hub", "GET", "/api/models/.+/xet-write-token/main", self._token, True
@@ -58,10 +60,21 @@ class XetHubServer(HubServer):
             Route("shard", "storage", "POST", "/v2/shards", self._add_files),
         )
 
+    def _choose_xet(self, call: Call) -> Reply:
+        if "xet" not in call.fields["transfers"]:
+            raise Refused(400, "This storage takes uploads by Xet alone")
+        objects = [{"oid": each["oid"], "size": each["size"]} for each in call.fields["objects"]]
+        return json_reply({"transfer": "xet", "objects": objects})
+
     def _token(self, call: Call) -> Reply:
         expires = int(time.time()) + 900
         answer = {"casUrl": self.storage, "accessToken": self.xet_token, "exp": expires}
-        return json_reply(answer)
+        headers = {  # the same, for clients that do not read the body
+            "X-Xet-Cas-Url": self.storage,
+            "X-Xet-Access-Token": self.xet_token,
+            "X-Xet-Token-Expiration": str(expires),
+        }
+        return json_reply(answer, headers)
 
     def _check(self, call: Call) -> None:
         if call.headers["Authorization"] != f"Bearer {self.xet_token}":

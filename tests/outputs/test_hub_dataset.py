@@ -154,9 +154,15 @@ def test_a_data_set_that_one_may_not_have_is_refused(
 ) -> None:
     hub.add_repository(DATASET, "dataset", SOUNDS)
     hub.fault(endpoint, Fault("status", status))
-    with pytest.raises(BadData, match=f"--hf_repo_id {DATASET}.*HTTP {status}") as refused:
+    refusal = ""
+    try:
         fetch_missing(tmp_path, DATASET, None, said.append)
-    assert advice in str(refused.value) and "\n" not in str(refused.value)
+    except BadData as refused:
+        refusal = str(refused)
+    if endpoint == "tree" and endpoint not in seen(hub):
+        pytest.skip("this client has the names of the files from `info`")
+    assert refusal.startswith(f"--hf_repo_id {DATASET}") and f"HTTP {status}" in refusal
+    assert advice in refusal and "\n" not in refusal
     assert "features.npy" not in content(tmp_path)
 
 

@@ -28,6 +28,7 @@ from raykfold.outputs.hub_client import ModelRepository
 from raykfold.outputs.hub_dataset import fetch_missing
 from raykfold.outputs.hub_mirror import HubMirror, hub_mirror
 from raykfold.outputs.model_dir import ModelDirWriter
+from raykfold.outputs.sync import Unavailable
 from raykfold.state.archive import write_results
 from raykfold.state.record import RunRecord, identity
 from raykfold.training.results import EpochMetrics, FoldResult, OutOfFoldMetrics, Summary
@@ -492,6 +493,33 @@ def test_the_hub_is_left_in_peace_for_as_long_as_it_says(
     upload_all(make(outputs))
     struck = seen(hub).index(endpoint)
     assert hub.requests[struck + 1].time - hub.requests[struck].time > 1.9
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "seconds"),
+    [
+        ("Retry-After", "7", 7),
+        ("RateLimit", '"api";r=0;t=7', 7),
+        ("RateLimit", '"api";r=10;t=7', None),  # it is not the limit that refused
+        ("RateLimit", "soon", None),
+    ],
+)
+def test_an_outage_has_the_seconds_that_the_hub_says(
+    hub: HubServer, name: str, value: str, seconds: float | None
+) -> None:
+    hub.fault("create", Fault("status", 429, headers={name: value}))
+    with pytest.raises(Unavailable, match="429") as unavailable:
+        ModelRepository(REPO, hub.token).create()
+    assert unavailable.value.retry_after == seconds
+
+
+def test_a_client_that_hides_its_http_client_is_waited_for(
+    hub: HubServer, outputs: ModelDir, make: MakeMirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is private in the client may go in any version."""
+    monkeypatch.delattr("huggingface_hub.utils._http.default_client_factory")
+    upload_all(make(outputs))
+    check_all_up_once(hub, outputs)
 
 
 def test_pauses_grow_while_commits_fail(

@@ -44,7 +44,7 @@ def _own_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     monkeypatch.delenv("NETRC", raising=False)
-    monkeypatch.setattr(wandb_runs, "INIT_SECONDS", 3.0)
+    monkeypatch.setitem(wandb_runs.SETTINGS, "init_timeout", 3.0)
     (tmp_path / "home").mkdir()
     yield
     wandb.teardown()
@@ -141,6 +141,19 @@ def test_each_fold_is_a_run_and_each_epoch_a_row(
         assert logged.exit_code == 0
     assert said == []
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_setting_that_a_version_lacks_is_left_out(
+    make: Callable[..., WandbRuns],
+    tmp_path: Path,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(wandb_runs.SETTINGS, "was_there_once", True)
+    whole_run(make())
+    (line,) = said
+    assert "lacks the settings was_there_once:" in line and wandb.__version__ in line
+    assert newest(tmp_path / "out")["fold_1"].column("epoch") == [0, 1, 2]
 
 
 def test_the_summary_run_has_live_means_and_the_table_of_folds(
@@ -719,7 +732,7 @@ def test_a_server_that_goes_silent_during_a_run_does_not_hold_up_its_end(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(wandb_runs, "FINISH_SECONDS", 2.0)
+    monkeypatch.setitem(wandb_runs.SETTINGS, "finish_timeout", 2.0)
     tracker = make(mode="online", api_key=KEY)
     tracker.run_started(RunStart("run", 3, (1, 2), {}))
     while "abc-1-summary" not in server.rows:  # bounded by the test's own time limit

@@ -95,7 +95,7 @@ def test_everything_goes_up_by_xet(hub: XetHubServer, outputs: ModelDir, way: st
         hub.fault("grant", Fault("status", 404))
     notices = upload_all(hub, outputs)
     check_all_up_once(hub, outputs)
-    assert {"xorb_put", "xorb", "lfs_batch", "lfs_put"} & set(seen(hub)) == {way}
+    assert {"xorb_put", "xorb", "lfs_put"} & set(seen(hub)) == {way}
     assert len(notices) == 1 and OPEN in notices[0]
 
 
@@ -125,21 +125,22 @@ def test_a_fault_that_passes_is_the_clients_own_affair(
     assert len(notices) == 1 and OPEN in notices[0]
 
 
+# Of 503 as the answer to `xet_token` some clients make six tries; of 425 none makes a second.
 @pytest.mark.parametrize(
-    "endpoints",
+    ("endpoints", "status"),
     [
-        ("xet_token",),
+        (("xet_token",), 425),
         *(
-            pytest.param(each, marks=pytest.mark.slow)
+            pytest.param(each, 503, marks=pytest.mark.slow)
             for each in [("xorb_put", "xorb"), ("shard",)]
         ),
     ],
 )
 def test_what_the_client_gives_up_the_uploader_tries_again(
-    hub: XetHubServer, outputs: ModelDir, endpoints: tuple[str, ...]
+    hub: XetHubServer, outputs: ModelDir, endpoints: tuple[str, ...], status: int
 ) -> None:
     for endpoint in endpoints:
-        hub.fault(endpoint, Fault("status", 503, times=TRIES))
+        hub.fault(endpoint, Fault("status", status, times=TRIES))
     notices = upload_all(hub, outputs)
     check_all_up_once(hub, outputs)
     assert len(commits(hub)) == 1

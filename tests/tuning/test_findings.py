@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from raykfold.config.options import read_toml
 from raykfold.config.run_config import RunConfig, parse_config
 from raykfold.driver import open_inputs
 from raykfold.tuning.findings import best_toml, write_results
@@ -50,7 +50,7 @@ def test_the_best_is_written_as_a_run_that_goes_to_the_hub(tmp_path: Path) -> No
     assert (content["epochs_run"], content["epochs_of_all"]) == (8, 2 * 2 * 3)
     assert content["best"]["model_dir"] == str(tmp_path / "trials/2")
     assert content["identity"]["data"] == inputs.data.fingerprint
-    values = tomllib.loads((tmp_path / "best.toml").read_text())
+    values = read_toml(str(tmp_path / "best.toml"))
     assert values["learning_rate"] == 0.002 and values["hf_model_repo_id"] == "me/best"
     assert values["model_dir"] == str(tmp_path / "trials/2")
 

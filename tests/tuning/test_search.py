@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from support.shell import read_until, run_command, start_command
 from support.small_data import CLASSES, small_arrays
 
 import raykfold.run
+from raykfold.config.options import read_toml
 from raykfold.data.reading import read_feature_set, write_feature_set
 from raykfold.search import main
 
@@ -195,7 +195,7 @@ def test_the_command_of_the_best_trial_runs_it(
     printed = capsys.readouterr().out
     assert "complete already, skipped: folds 1, 3, 4; nothing is left to train" in printed
     assert f"Average Best Validation Accuracy: {best['mean_accuracy']:.4f}" in printed
-    values = tomllib.loads(Path(best["config_file"]).read_text())
+    values = read_toml(best["config_file"])
     assert values["learning_rate"] == best["config"]["learning_rate"]
     assert "search" not in values
 
