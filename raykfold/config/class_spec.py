@@ -18,9 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 Argument: TypeAlias = str | bool | int | float
+_Spec = TypeVar("_Spec", bound="ClassSpec")
 
 DEFAULT_MODEL = "raykfold.models:AudioCNN"
 DEFAULT_RECIPE = "raykfold.training.recipe:Recipe"
@@ -63,7 +64,7 @@ class ClassSpec:
         return self.name.partition(":")[2]
 
     @classmethod
-    def of(cls, value: object) -> Self:
+    def of(cls: type[_Spec], value: object) -> _Spec:
         """Return the spec of a text, of a class, of a `functools.partial` of one, or of a recipe.
 
         Raises:
@@ -91,7 +92,7 @@ class ClassSpec:
         return cls(f"{value.__module__}:{value.__qualname__}")
 
     @classmethod
-    def parse(cls, text: str) -> Self:
+    def parse(cls: type[_Spec], text: str) -> _Spec:
         """Return the spec that a text stands for.
 
         Raises:
@@ -112,7 +113,7 @@ class ClassSpec:
             raise ValueError("an argument appears twice")
         return cls(f"{module}:{name.strip()}").with_arguments(arguments)
 
-    def with_arguments(self, arguments: Mapping[str, object]) -> Self:
+    def with_arguments(self: _Spec, arguments: Mapping[str, object]) -> _Spec:
         """Return a spec with these arguments added, or in place of its own.
 
         Raises:

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +121,7 @@ class Recipe:
     _spec = RecipeSpec()
     _arguments: Mapping[str, Any]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Recipe:
         # What the constructor is given is remembered here, so that it need not call super().
         self = super().__new__(cls)
         if cls.__init__ is object.__init__ and (args or kwargs):
