@@ -426,6 +426,8 @@ def _folds(run: _Run) -> Values:
             " The chosen epoch, whose weights are kept, is the best on the inner validation split, "
             "whose samples are not used for training."
         )
+    if headline_of(run.monitor) != "accuracy":
+        caption += " The badges go by the accuracy."
     if run.of_seed:
         caption += " The badges best and worst go by the means over the seeds."
     shown = None

@@ -120,6 +120,7 @@ def _means(summary: Summary) -> Iterator[str]:
     if summary.status == "partial":
         yield f"Partial run: {remarks.on_partial(summary)}"
     kept, by_accuracy = summary.kept_epochs, summary.monitor == "accuracy"
+    headline = figure_text(summary.headline)
     of_best = "Average Best Validation Accuracy" if by_accuracy else _title("accuracy", "best")
     estimates = [
         ("chosen", _title("accuracy", "chosen"), summary.chosen),
@@ -135,8 +136,9 @@ def _means(summary: Summary) -> Iterator[str]:
     for name, title, each in estimates:
         if each is not None:
             yield f"{title}: {mean_text(each.mean, each.std, len(summary.folds))}"
-            if each.interval is not None:
-                intervals.append(f"{name} {interval_text(each.interval)}")
+            if each.interval is not None and name not in map(figure_text, summary.other_figures):
+                of = "" if headline == "accuracy" or name == headline else "accuracy of "
+                intervals.append(f"{of}{name} {interval_text(each.interval)}")
     if (pooled := summary.out_of_fold) is not None:
         samples = sum(result.n_val for result in summary.folds)
         others = [

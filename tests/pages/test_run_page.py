@@ -122,6 +122,7 @@ def test_the_figure_that_is_monitored_comes_first(tmp_path: Path, data: FeatureS
     assert "at the best epoch, that of the highest macro F1, and" in text
     assert remarks.on_monitor("macro_f1") in text and remarks.BEST_EPOCHS in text
     assert "Validation macro F1 after each epoch" in page
+    assert "The badges go by the accuracy." in text
 
 
 def test_the_settings_show_what_a_preset_stood_for(tmp_path: Path, data: FeatureSet) -> None:

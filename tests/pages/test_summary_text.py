@@ -6,7 +6,14 @@ from dataclasses import replace
 
 from raykfold.pages.remarks import BEST_EPOCHS, CHOSEN_EPOCHS, POOLED, on_monitor
 from raykfold.pages.summary_text import summary_lines
-from raykfold.training.results import EpochMetrics, FoldResult, OutOfFoldMetrics, Repeats, Summary
+from raykfold.training.results import (
+    FIGURES,
+    EpochMetrics,
+    FoldResult,
+    OutOfFoldMetrics,
+    Repeats,
+    Summary,
+)
 
 
 def epoch(number: int) -> EpochMetrics:
@@ -59,6 +66,18 @@ def test_the_figure_that_is_monitored_comes_first() -> None:
         "Average Accuracy of the Best Epoch: 0.6000 (+/- 0.0000)",
     ]
     assert on_monitor("macro_f1") in lines and BEST_EPOCHS in lines
+
+
+def test_each_interval_says_of_which_figure_it_is() -> None:
+    folds = complete(1), FoldResult.of(2, "complete", 8, 2, (epoch(0),))
+    known = {name: summary_lines(replace(summary(*folds), monitor=name)) for name in FIGURES}
+    about = {
+        name: next(line for line in lines if line.startswith("95 % intervals of the mean"))
+        for name, lines in known.items()
+    }
+    assert ": best 0." in about["accuracy"] and "F1" not in about["accuracy"]
+    assert ": macro F1 0." in about["macro_f1"] and ", accuracy of best 0." in about["macro_f1"]
+    assert "balanced" not in about["macro_f1"]
 
 
 def test_epochs_of_the_lowest_loss_are_summed_up_by_their_accuracy() -> None:
