@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.recipes import ALL_ON
 
 from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FeatureSet
@@ -530,16 +531,19 @@ def deterministic() -> Iterator[None]:
 
 @on_a_gpu
 @pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("recipe", [{}, ALL_ON], ids=["plain", "all_on"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_cuda_graphs_give_the_bits_of_steps_as_they_come(
-    small_data: FeatureSet, precision: str
+    small_data: FeatureSet, precision: str, recipe: dict[str, Any]
 ) -> None:
     changes: dict[str, Any] = {
         "batch_size": 20,
         "learning_rate": 0.1,
         "early_stopping_patience": 99,
+        "epochs": 16,
+        "precision": precision,
+        **recipe,
     }
-    changes["precision"] = precision
     plain = trainer(small_data, recorder=no_recordings("not wanted"), device="cuda", **changes)
     fold = trainer(small_data, device="cuda", **changes)
     for _ in range(16):
