@@ -128,7 +128,7 @@ def test_the_figure_that_is_monitored_comes_first(tmp_path: Path, data: FeatureS
 def test_the_settings_show_what_a_preset_stood_for(tmp_path: Path, data: FeatureSet) -> None:
     text = text_of(page_of(begin(tmp_path / "out", data, preset="strong", mixup=0)))
     own, others = text.split("Settings that are not the default")[1].split("The other settings")
-    assert "preset strong optimizer adamw weight_decay 0.01 scheduler cosine" in own
+    assert "preset strong early_stopping_patience 50 optimizer adamw weight_decay 0.01" in own
     assert "mixup 0.0" in own and "spec_augment 8,8" in own
     assert "grad_clip" not in own and "grad_clip 0.0" in others
 
