@@ -61,6 +61,12 @@ def _recipe(name: str, *how: Any, search: bool | str = True) -> Any:
     return option(None, *how, group="recipe", shown=shown, **more)
 
 
+def _check_scheduler(value: str) -> str | None:
+    hint = "; what stops the trials of a search is --trial_scheduler"
+    wrong = one_of("plateau", "cosine", "none")(value)
+    return wrong and wrong + (hint if value in ("asha", "median") else "")
+
+
 _output = partial(option, group="output")
 _ray = partial(option, group="Ray")
 _hub = partial(option, group="Hugging Face Hub")
@@ -158,7 +164,7 @@ class RunConfig(Options):
     weight_decay: float = _recipe("weight_decay", number, not_negative_finite)
     """The optimizer's weight decay."""
 
-    scheduler: str = _recipe("scheduler", str, one_of("plateau", "cosine", "none"))
+    scheduler: str = _recipe("scheduler", str, _check_scheduler)
     """Learning rate: reduced when the loss stagnates (plateau), along a cosine, or constant."""
 
     warmup_epochs: int = _recipe("warmup_epochs", integer, not_negative)

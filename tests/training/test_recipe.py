@@ -198,6 +198,7 @@ def test_a_preset_gives_way_to_what_is_said() -> None:
         ({"ema": 1}, "--ema 1: expected a number from 0 to below 1"),
         ({"spec_augment": "8"}, "--spec_augment '8': expected numbers of mel bands and of frames"),
         ({"spec_augment": (8, -1)}, "expected numbers of mel bands and of frames, as in 8,20"),
+        ({"scheduler": "asha"}, "or none; what stops the trials of a search is --trial_scheduler"),
         ({"optimizer": "lion"}, "--optimizer 'lion': expected adam or adamw or sgd"),
         ({"preset": "weak"}, "--preset 'weak': expected plain or strong"),
         ({"recipe": 3}, "--recipe 3: expected module:Class"),
