@@ -2,7 +2,7 @@
 
 A minor release of Ray may move or change any of these parts. Each hook therefore asks for the part
 that it needs by `part`. Where this Ray has no such part, or one that takes or returns something
-else, `otherwise` lets the run go the way of Ray's public interface: slower or with fewer messages,
+else, `with_fallback` calls what uses Ray's public interface only: slower or with fewer messages,
 and to the same result. No hook compares version numbers; `untested_version` alone does. What each
 hook gains was measured on Ray 2.60 and two CPU cores.
 
@@ -67,11 +67,12 @@ def part(path: str, of: Any = None) -> Any:
     return pkgutil.resolve_name(path) if of is None else getattr(of, path)
 
 
-def otherwise(plain: Callable[P, T]) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorate what relies on private parts of Ray; if one is missing or has changed, call `plain`.
+def with_fallback(fallback: Callable[P, T]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate a function that relies on private parts of Ray.
 
     Args:
-        plain: takes the same arguments, and relies on no private part.
+        fallback: called instead if a part is missing or has changed. It takes the same arguments,
+            and relies on no private part.
     """
 
     def decorate(hook: Callable[P, T]) -> Callable[P, T]:
@@ -81,7 +82,7 @@ def otherwise(plain: Callable[P, T]) -> Callable[[Callable[P, T]], Callable[P, T
                 return hook(*args, **kwargs)
             except _CHANGED as error:
                 _log_once(hook.__qualname__, repr(error))
-            return plain(*args, **kwargs)
+            return fallback(*args, **kwargs)
 
         return call
 
@@ -90,33 +91,33 @@ def otherwise(plain: Callable[P, T]) -> Callable[[Callable[P, T]], Callable[P, T
 
 @cache
 def _log_once(hook: str, error: str) -> None:
-    _log.info("%s: goes Ray's plain way (%s)", hook, error)
+    _log.info("%s: this Ray has other private parts (%s); its public way is used", hook, error)
 
 
-def _nothing(*_: Any, **__: Any) -> Any:
+def _do_nothing(*_: Any, **__: Any) -> Any:
     """Stand in for a function of Ray's that need not do anything, or a part that need not exist."""
 
 
-@otherwise(_nothing)
+@with_fallback(_do_nothing)
 def part_or_none(path: str, of: Any = None) -> Any:
     """Return what `part` returns; None if there is none."""
     return part(path, of)
 
 
-def known(called: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
+def supported_arguments(called: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
     """Return those of the arguments that this Ray's function or class takes."""
     parameters = inspect.signature(called).parameters
     return {name: value for name, value in arguments.items() if name in parameters}
 
 
-@otherwise(lambda path, **changes: _nothing)
+@with_fallback(lambda path, **changes: _do_nothing)
 def replace(path: str, **changes: Callable[[Any], Any]) -> Callable[[], None]:
     """Replace attributes of a module or class of Ray, and return what puts them back.
 
     Args:
         path: its full name.
-        changes: attribute → what returns the new one for the one before. An attribute that is not
-            there stays so.
+        changes: attribute → a function from its present value to the new one. An attribute that
+            this Ray lacks is not added.
     """
     owner = part(path)
     before = {name: vars(owner)[name] for name in changes if name in vars(owner)}
@@ -130,9 +131,9 @@ def replace(path: str, **changes: Callable[[Any], Any]) -> Callable[[], None]:
     return undo
 
 
-def _left_out(before: Any) -> Any:
-    """Return what replaces a function that need not do anything."""
-    return _nothing
+def _leave_out(function: Any) -> Any:
+    """Return what replaces a function of Ray's whose work is not needed."""
+    return _do_nothing
 
 
 # --- The version of Ray -------------------------------------------------------------------------
@@ -191,7 +192,7 @@ def start_with_few_daemons(start: Callable[[], None], *, log_monitor: bool) -> N
         ray.shutdown()
         start()
 
-    @otherwise(plainly)
+    @with_fallback(plainly)
     def lightly() -> None:
         with _few_daemons(log_monitor=log_monitor):
             start()
@@ -201,9 +202,9 @@ def start_with_few_daemons(start: Callable[[], None], *, log_monitor: bool) -> N
 
 @contextmanager
 def _few_daemons(*, log_monitor: bool) -> Iterator[None]:
-    unused = {"start_api_server": _left_out, "start_monitor": _left_out}
+    unused = ["start_api_server", "start_monitor"]
     if not log_monitor:
-        unused["start_log_monitor"] = _left_out
+        unused.append("start_log_monitor")
 
     def prompt(get_node: Any) -> Any:
         def get_node_promptly(*where: Any) -> Any:  # Ray looks once a second
@@ -216,13 +217,13 @@ def _few_daemons(*, log_monitor: bool) -> Iterator[None]:
     # starts 0.4 s sooner.
     missing = {"get_dashboard_dependency_error": lambda _: lambda: ImportError("not needed")}
     with ExitStack() as stack:
-        stack.callback(replace("ray._private.node.Node", **unused))
+        stack.callback(replace("ray._private.node.Node", **dict.fromkeys(unused, _leave_out)))
         stack.callback(replace("ray._private.utils", **missing))
         stack.callback(replace("ray._private.services", get_node=prompt))
         yield
 
 
-@otherwise(_nothing)
+@with_fallback(_do_nothing)
 def _wait_for_node(gcs_address: str, node_id: str) -> None:
     """Return once the node has registered, or after the time after which Ray gives it up."""
     nodes = part("ray._private.state.GlobalState")()
@@ -261,18 +262,18 @@ def own_token() -> Iterator[None]:
             _read_settings_again()
 
 
-@otherwise(_nothing)
+@with_fallback(_do_nothing)
 def _read_settings_again() -> None:
     part("ray._raylet.Config.initialize")("")
 
 
-@otherwise(_nothing)
+@with_fallback(_do_nothing)
 def _forget_token() -> None:
     """Let the next connection look for its token."""
     part("ray._raylet.AuthenticationTokenLoader").instance().reset_cache()
 
 
-@otherwise(lambda: 0)
+@with_fallback(lambda: 0)
 def object_store_bytes() -> int:
     """Return how much every process of a local Ray maps for the object store; 0 if unknown.
 
@@ -290,11 +291,11 @@ def silent_daemons() -> Iterator[None]:
     No option of Ray's turns it off. A run reports in one line what became of a worker.
     """
     with ExitStack() as stack:
-        stack.callback(replace("ray._private.worker", print_to_stdstream=_left_out))
+        stack.callback(replace("ray._private.worker", print_to_stdstream=_leave_out))
         yield
 
 
-@otherwise(_nothing)
+@with_fallback(_do_nothing)
 def check_cluster(address: str) -> None:
     """Check that the cluster at `address` takes this process's token and has the same versions.
 
@@ -361,7 +362,7 @@ def token_refused(address: str) -> BadInput:
     return BadInput(f"{name_of_address(address)}: the cluster {what}; {_TOKEN_EXPECTED}")
 
 
-@otherwise(lambda: True)
+@with_fallback(lambda: True)
 def _sends_token() -> bool:
     folder = "ray._private.authentication.authentication_utils"
     return bool(part(f"{folder}.is_token_auth_enabled")())
@@ -384,7 +385,7 @@ def _resources_spread() -> dict[str, dict[str, float]]:
     return free
 
 
-@otherwise(_resources_spread)
+@with_fallback(_resources_spread)
 def free_resources() -> dict[str, dict[str, float]]:
     """Return what each node has free: node id → resource → amount.
 
@@ -396,14 +397,14 @@ def free_resources() -> dict[str, dict[str, float]]:
     return {node: dict(free) for node, free in by_node.items()}
 
 
-@otherwise(lambda resource: 0.0)
+@with_fallback(lambda resource: 0.0)
 def resource_limit(resource: str) -> float:
     """Return how much of a resource the autoscaler could give the cluster; 0 if that is unknown."""
     limits = part("ray._private.state.state").get_max_resources_from_cluster_config()
     return float((limits or {}).get(resource, 0.0))
 
 
-@otherwise(lambda: set[str]())
+@with_fallback(lambda: set[str]())
 def draining_nodes() -> set[str]:
     """Return the ids of nodes that are about to be taken away. Saves the rounds since a checkpoint.
 
@@ -430,7 +431,7 @@ class Autoscaler:
         self._client: Any = None
 
     @property
-    @otherwise(lambda self: 20.0)
+    @with_fallback(lambda self: 20.0)
     def interval(self) -> float:
         """How often a request has to be repeated in order not to lapse, in seconds."""
         return float(part(f"{_COORDINATOR}.AUTOSCALING_REQUESTS_INTERVAL_S"))
@@ -443,7 +444,7 @@ class Autoscaler:
         bundle = {name: math.ceil(amount) for name, amount in resources.items()}
         request_resources(bundles=[bundle] * workers)
 
-    @otherwise(_ask_publicly)
+    @with_fallback(_ask_publicly)
     def ask(self, resources: Mapping[str, float], workers: int) -> None:
         """Ask for so many workers, of these resources each."""
         import ray.train
@@ -461,7 +462,7 @@ class Autoscaler:
     def _withdraw_publicly(self) -> None:
         self._ask_publicly({}, 0)  # replaces the one request that there is
 
-    @otherwise(_withdraw_publicly)
+    @with_fallback(_withdraw_publicly)
     def withdraw(self) -> None:
         """Withdraw what was asked for."""
         part("cancel_resource_request", of=self._client)()
@@ -548,7 +549,7 @@ class ControllerHandle:
         ray.get(self._controller.run.remote())
         return ray.get(self._controller.get_result.remote())
 
-    @otherwise(_nothing)
+    @with_fallback(_do_nothing)
     def _start(self, **parts: Any) -> Any:
         """Return the controller's actor; None if it cannot be started in this way."""
         import ray
@@ -584,7 +585,7 @@ def useful_callbacks(callbacks: list[Any], names_slot: bool) -> list[Any]:
     return [each for each in callbacks if type(each).__name__ not in unused]
 
 
-@otherwise(_nothing)
+@with_fallback(_do_nothing)
 def ask_for_nothing(policy: Any) -> None:
     """Let a scaling policy ask nobody for a worker's resources. Gains 110 MB, once for all shares.
 
@@ -595,11 +596,11 @@ def ask_for_nothing(policy: Any) -> None:
     for name in names:
         part(name, of=policy)
     for name in names:
-        setattr(policy, name, _nothing)
+        setattr(policy, name, _do_nothing)
 
 
 @cache
-@otherwise(_nothing)
+@with_fallback(_do_nothing)
 def share_controller() -> Any:
     """Return Ray Train's controller class, changed for a share; None if Ray lacks what it needs."""
     controller = part(f"{_TRAIN}.execution.controller.TrainController")
@@ -627,12 +628,16 @@ def lighten_controller(share: str, selector: Mapping[str, str] | None = None) ->
     group = f"{_WORKER_GROUP}.worker_group"
 
     def name_slot(make_group: Any) -> Any:
-        options = known(make_group, bundle_label_selector=[dict(selector)]) if selector else {}
+        options = (
+            supported_arguments(make_group, bundle_label_selector=[dict(selector)])
+            if selector
+            else {}
+        )
 
         def placement_group(*args: Any, **given: Any) -> Any:
             return make_group(*args, **{**given, **options, "name": slot_name(share)})
 
-        return otherwise(make_group)(placement_group)
+        return with_fallback(make_group)(placement_group)
 
     replace(group, placement_group=name_slot)
 
@@ -640,7 +645,7 @@ def lighten_controller(share: str, selector: Mapping[str, str] | None = None) ->
         def environment(custom_runtime_env: Any) -> Any:
             return with_settings(custom_runtime_env) if custom_runtime_env else {}
 
-        return staticmethod(otherwise(with_settings)(environment))
+        return staticmethod(with_fallback(with_settings)(environment))
 
     replace(f"{group}.WorkerGroup", _get_worker_runtime_env=leave_out_settings)
 
@@ -678,7 +683,7 @@ class Meeting:
     set_required_ranks = reset = _Answer()
 
     @staticmethod
-    @otherwise(lambda: False)
+    @with_fallback(lambda: False)
     def can_stand_in() -> bool:
         """Return whether the actor has no method that is missing here, and can be left out."""
         part(f"{_WORKER_GROUP}.state._shutdown_sync_actor")

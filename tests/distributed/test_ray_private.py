@@ -38,7 +38,6 @@ from raykfold.distributed.ray_private import (
     draining_nodes,
     free_resources,
     lighten_controller,
-    otherwise,
     own_token,
     part,
     part_or_none,
@@ -47,6 +46,7 @@ from raykfold.distributed.ray_private import (
     silent_daemons,
     start_with_few_daemons,
     token_refused,
+    with_fallback,
 )
 from raykfold.errors import BadInput
 
@@ -111,16 +111,16 @@ def test_a_part_is_found_by_its_name_or_is_none(monkeypatch: pytest.MonkeyPatch)
     assert part_or_none("ray._private.node") is part_or_none("ray._private.node.Node") is None
 
 
-def test_where_a_part_has_changed_the_plain_way_is_gone_and_other_errors_are_raised() -> None:
+def test_where_a_part_has_changed_the_fallback_is_called_and_other_errors_are_raised() -> None:
     def hook(raised: Exception) -> str:
         raise raised
 
-    def plain(raised: Exception) -> str:
-        return "plain"
+    def fallback(raised: Exception) -> str:
+        return "fallback"
 
-    call = otherwise(plain)(hook)
+    call = with_fallback(fallback)(hook)
     changed = (TypeError("takes 2 arguments"), AttributeError(), KeyError("NodeID"), ImportError())
-    assert [call(error) for error in changed] == ["plain"] * 4
+    assert [call(error) for error in changed] == ["fallback"] * 4
     for error in (BadInput("refused"), ray.exceptions.RaySystemError("away"), OSError()):
         with pytest.raises(type(error)):
             call(error)
