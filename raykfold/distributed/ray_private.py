@@ -98,10 +98,12 @@ def _do_nothing(*_: Any, **__: Any) -> Any:
     """Stand in for a function of Ray's that need not do anything, or a part that need not exist."""
 
 
-@with_fallback(_do_nothing)
 def part_or_none(path: str, of: Any = None) -> Any:
-    """Return what `part` returns; None if there is none."""
-    return part(path, of)
+    """Return what `part` returns; None if this Ray has no such part."""
+    try:
+        return part(path, of)
+    except (ImportError, AttributeError):
+        return None
 
 
 def supported_arguments(called: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
@@ -112,7 +114,7 @@ def supported_arguments(called: Callable[..., Any], **arguments: Any) -> dict[st
 
 @with_fallback(lambda path, **changes: _do_nothing)
 def replace(path: str, **changes: Callable[[Any], Any]) -> Callable[[], None]:
-    """Replace attributes of a module or class of Ray, and return what puts them back.
+    """Replace attributes of a module or class of Ray, all or none; return what puts them back.
 
     Args:
         path: its full name.
@@ -121,14 +123,12 @@ def replace(path: str, **changes: Callable[[Any], Any]) -> Callable[[], None]:
     """
     owner = part(path)
     before = {name: vars(owner)[name] for name in changes if name in vars(owner)}
-    for name, value in before.items():
-        setattr(owner, name, changes[name](value))
-
-    def undo() -> None:
-        for name, value in before.items():
+    after = {name: changes[name](value) for name, value in before.items()}
+    with ExitStack() as undo:
+        for name, value in after.items():
             setattr(owner, name, value)
-
-    return undo
+            undo.callback(setattr, owner, name, before[name])
+        return undo.pop_all().close
 
 
 def _leave_out(function: Any) -> Any:

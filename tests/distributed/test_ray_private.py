@@ -126,6 +126,39 @@ def test_where_a_part_has_changed_the_fallback_is_called_and_other_errors_are_ra
             call(error)
 
 
+def test_a_part_that_is_not_there_is_no_fallback_and_is_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("INFO", ray_private.__name__):
+        assert part_or_none("ray._private.not_there") is None
+    assert caplog.messages == []
+
+
+class Checked(type):
+    """A kind of class whose attributes refuse text, as some of C++ do."""
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        if isinstance(value, str):
+            raise TypeError("an integer is required")
+        super().__setattr__(name, value)
+
+
+class Owner(metaclass=Checked):
+    first, second = 1, 2
+
+
+@pytest.mark.parametrize("second", [lambda before: before["changed"], lambda before: "refused"])
+def test_attributes_are_replaced_all_or_none(second: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "Owner", Owner, raising=False)
+    path = "ray._private.services.Owner"
+    ray_private.replace(path, first=lambda before: before + 10, second=second)
+    assert (Owner.first, Owner.second) == (1, 2)
+    undo = ray_private.replace(path, first=lambda before: before + 10, third=second)
+    assert (Owner.first, Owner.second, hasattr(Owner, "third")) == (11, 2, False)
+    undo()
+    assert Owner.first == 1
+
+
 # --- version ------------------------------------------------------------------------------------
 
 
