@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import pickle
+import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
-from ray._private import node, services, utils
+from ray._private import grpc_utils, node, services, utils
 from ray._private.authentication import authentication_utils
 from ray._private.state import state as global_state
 from ray.train.v2._internal import constants
@@ -50,7 +54,9 @@ from raykfold.distributed.ray_private import (
 )
 from raykfold.errors import BadInput
 
-# As Any: a type checker takes the names that they import for their own.
+# As Any: a type checker takes the names that they import for their own, or knows none of theirs.
+grpc: Any = importlib.import_module("grpc")
+gcs_service_pb2: Any = importlib.import_module("ray.core.generated.gcs_service_pb2")
 worker: Any = importlib.import_module("ray._private.worker")
 worker_group: Any = importlib.import_module(f"{state.__package__}.worker_group")
 COORDINATOR = f"{scaling_policy.__name__}.autoscaling_coordinator_client"
@@ -201,7 +207,7 @@ DAEMONS = {
     "start_monitor": node.Node,
     "start_log_monitor": node.Node,
 }
-STARTED_ANYHOW = {**DAEMONS, "get_dashboard_dependency_error": utils, "get_node": services}
+STARTED_ANYHOW = {**DAEMONS, "get_node": services}
 
 
 def test_daemons_are_left_out_while_ray_starts_only() -> None:
@@ -230,28 +236,65 @@ def test_a_daemon_that_ray_starts_otherwise_is_left_to_it(
     assert not hasattr(owner, name)
 
 
-def test_a_ray_that_does_not_start_with_few_daemons_starts_with_all() -> None:
+@pytest.mark.parametrize(
+    "failure",
+    [
+        TypeError("cannot unpack non-iterable NoneType object"),
+        Exception("The current node timed out during startup."),  # of this kind are Ray's own
+        RuntimeError("the raylet has died"),
+        OSError("no such file: daemon.log"),
+    ],
+)
+def test_a_ray_that_does_not_start_with_few_daemons_starts_once_more_with_all(
+    failure: Exception,
+) -> None:
     original = node.Node.start_monitor
     tried = []
 
     def start() -> None:
         tried.append(node.Node.start_monitor is original)
-        if not tried[-1]:
-            raise TypeError("cannot unpack non-iterable NoneType object")
+        if not tried[-1] or len(tried) > 2:
+            raise failure
 
     start_with_few_daemons(start, log_monitor=False)
     assert tried == [False, True]
+    with pytest.raises(type(failure)):
+        start_with_few_daemons(start, log_monitor=False)
+    assert tried == [False, True, False, True]
 
 
-@pytest.mark.parametrize("where", [("host:1", "abc"), ("host:1",), ("host:1", "abc", 30)])
+def test_a_wrong_input_is_not_tried_again() -> None:
+    tried = []
+
+    def start() -> None:
+        tried.append("start")
+        raise BadInput("no room")
+
+    with pytest.raises(BadInput):
+        start_with_few_daemons(start, log_monitor=False)
+    assert tried == ["start"]
+
+
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [
+        (("host:1", "abc"), {}),
+        (("host:1",), {}),
+        (("host:1", "abc", 30), {}),
+        (("host:1",), {"node_id": "abc"}),
+        ((), {"address": "host:1", "node": "abc"}),
+    ],
+)
 def test_a_node_is_waited_for_in_ray_s_way_where_ours_is_not_there(
-    where: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+    where: tuple[Any, ...], named: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services, "get_node", lambda *where: where)
+    monkeypatch.setattr(services, "get_node", lambda *where, **named: (where, named))
     monkeypatch.setattr(services, "_get_gcs_client_options", lambda address, client: None)
     seen = []
-    start_with_few_daemons(lambda: seen.append(services.get_node(*where)), log_monitor=False)
-    assert seen == [where]
+    start_with_few_daemons(
+        lambda: seen.append(services.get_node(*where, **named)), log_monitor=False
+    )
+    assert seen == [(where, named)]
 
 
 def test_daemons_are_silent_inside_if_ray_prints_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,6 +312,106 @@ def test_a_cluster_is_not_asked_where_its_language_is_not_known(
 ) -> None:
     missing(monkeypatch, "ray.core.generated.gcs_service_pb2")
     check_cluster("256.256.256.256:1")  # nobody is asked
+
+
+@pytest.fixture
+def gcs() -> Iterator[tuple[str, dict[str, str]]]:
+    """The address of what answers like a cluster's head, and the versions that it tells."""
+    versions = {"ray_version": ray.__version__, "python_version": platform.python_version()}
+
+    def metadata(request: Any, context: Any) -> Any:
+        return gcs_service_pb2.InternalKVGetReply(value=json.dumps(versions).encode())
+
+    method = grpc.unary_unary_rpc_method_handler(
+        metadata,
+        request_deserializer=gcs_service_pb2.InternalKVGetRequest.FromString,
+        response_serializer=gcs_service_pb2.InternalKVGetReply.SerializeToString,
+    )
+    service = "ray.rpc.InternalKVGcsService"
+    with ThreadPoolExecutor(1) as threads:
+        server = grpc.server(threads)
+        server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler(service, {"InternalKVGet": method})]
+        )
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield f"127.0.0.1:{port}", versions
+        server.stop(None).wait()
+
+
+def other_patch() -> str:
+    minor, _, patch = platform.python_version().rpartition(".")
+    return f"{minor}.{patch}7"
+
+
+def test_a_python_of_another_patch_version_is_refused_where_ray_refuses_it(
+    gcs: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, versions = gcs
+    versions["python_version"] = other_patch()
+    monkeypatch.setenv("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "minor")
+    check_cluster(address)
+
+    def refused() -> str:
+        with pytest.raises(BadInput) as caught:
+            check_cluster(address)
+        return str(caught.value)
+
+    monkeypatch.setenv("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "patch")
+    assert f"and Python {other_patch()}, this process Ray " in refused()
+    assert refused().endswith("expected the same Ray and the same patch version of Python")
+
+    # As before Ray 2.52, which reads no variable.
+    def check_version_info(metadata: Any, python_version_match_level: str = "patch") -> None: ...
+
+    monkeypatch.setenv("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "minor")
+    monkeypatch.setattr(utils, "check_version_info", check_version_info)
+    assert refused().endswith("the same patch version of Python")
+
+    monkeypatch.delattr(utils, "check_version_info")  # left to `ray.init`
+    check_cluster(address)
+
+
+def test_a_cluster_with_another_ray_or_minor_python_is_refused_with_both_versions(
+    gcs: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, versions = gcs
+    monkeypatch.setenv("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "minor")
+    here = dict(versions)
+    for other in ({"ray_version": "2.9.3"}, {"python_version": "3.8.20"}):
+        versions.update(here | other)
+        with pytest.raises(BadInput) as caught:
+            check_cluster(address)
+        assert str(caught.value) == (
+            f"--address {address}: the cluster has Ray {versions['ray_version']} and Python "
+            f"{versions['python_version']}, this process Ray {here['ray_version']} and Python "
+            f"{here['python_version']}; expected the same Ray and the same minor version of Python"
+        )
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_tls_without_readable_certificates_is_refused_in_one_line(
+    older: bool,
+    gcs: tuple[str, dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    address, _ = gcs
+    if older:  # where Ray has it before 2.52
+        monkeypatch.setattr(utils, "init_grpc_channel", grpc_utils.init_grpc_channel, raising=False)
+        missing(monkeypatch, grpc_utils.__name__)
+    files = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
+    monkeypatch.setenv("RAY_USE_TLS", "0")
+    for name in files:
+        monkeypatch.delenv(name, raising=False)
+    check_cluster(address)
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    with pytest.raises(BadInput, match=r"^RAY_USE_TLS=1: If .* set\.; expected a readable file in"):
+        check_cluster(address)
+    for name in files:
+        monkeypatch.setenv(name, str(tmp_path / name))
+    with pytest.raises(BadInput, match=rf"^RAY_USE_TLS=1: .*{files[0]}'; expected a readable"):
+        check_cluster(address)
 
 
 def test_a_refused_token_is_told_from_one_that_was_not_sent(
