@@ -497,7 +497,6 @@ class Autoscaler:
 
 _TRAIN = "ray.train.v2._internal"
 _WORKER_GROUP = f"{_TRAIN}.execution.worker_group"
-_ENVIRONMENT = f"{_TRAIN}.constants.get_env_vars_to_propagate"
 
 
 def slot_name(share: str) -> str:
@@ -513,7 +512,6 @@ class ControllerHandle:
     Args:
         trainer: a `DataParallelTrainer` of Ray Train, whose `fit` was not called yet.
         share: names the placement group of its worker.
-        own_instance: Ray was started by this process, and its processes share its environment.
         selector: labels of the nodes where the worker may run, if the trainer takes none. Without
             it a worker can start on a node that will soon be gone, and be dealt again.
         plain: run as Ray Train runs it in any case.
@@ -524,29 +522,17 @@ class ControllerHandle:
         trainer: Any,
         share: str,
         *,
-        own_instance: bool,
         selector: Mapping[str, str] | None = None,
         plain: bool = False,
     ) -> None:
         self._share = share
         self._selector = selector
-        self._own_instance = own_instance
+        self._plain = plain
         self._controller: Any = None
         self._killed = False
-        self._run_plainly = part_or_none("_initialize_and_run_controller", trainer)
-        if plain or self._run_plainly is None:
-            return
-        trainer._initialize_and_run_controller = self._run
-        callbacks = part_or_none("_create_default_callbacks", trainer)
-        if callbacks is not None:
-            # The slot can be found by its name if the group of the worker gets one.
-            names_slot = (
-                part_or_none(f"{_WORKER_GROUP}.worker_group.placement_group") is not None
-                and share_controller() is not None
-            )
-            trainer._create_default_callbacks = lambda *args: useful_callbacks(
-                callbacks(*args), names_slot
-            )
+        self._run_by_default = part_or_none("_initialize_and_run_controller", trainer)
+        if self._run_by_default is not None:
+            trainer._initialize_and_run_controller = self._run
 
     def kill(self) -> bool:
         """End the run now: `fit` raises. Returns whether there is a controller that can be killed.
@@ -564,13 +550,14 @@ class ControllerHandle:
         """Do as Ray Train's `_initialize_and_run_controller`, with a controller that is known."""
         import ray
 
-        if self._killed:
+        if not (self._killed or self._plain or args):
+            self._controller = self._start(**parts)
+        if self._killed:  # before this, or meanwhile
+            if self._controller is not None:
+                ray.kill(self._controller)
             raise RuntimeError("stopped before it began")
-        self._controller = None if args else self._start(**parts)
         if self._controller is None:
-            return self._run_plainly(*args, **parts)
-        if self._killed:  # meanwhile
-            ray.kill(self._controller)
+            return self._run_by_default(*args, **parts)
         ray.get(self._controller.run.remote())
         return ray.get(self._controller.get_result.remote())
 
@@ -583,39 +570,52 @@ class ControllerHandle:
         controller_class = share_controller()
         if controller_class is None:
             return None
-        ask_for_nothing(parts.get("scaling_policy"))
-        # An instance of our own has these settings already. Its idle processes, which save the
-        # start of one, run what has no environment of its own.
-        environment = {} if self._own_instance else {"env_vars": part(_ENVIRONMENT)()}
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         controller = ray.remote(controller_class).options(
-            num_cpus=0, scheduling_strategy=here, runtime_env=environment
+            num_cpus=0,
+            scheduling_strategy=here,
+            runtime_env={"env_vars": part(f"{_TRAIN}.constants.get_env_vars_to_propagate")()},
         )
-        return controller.remote(self._share, self._selector, **parts)
+        callbacks = useful_callbacks(parts["callbacks"])
+        ask_for_nothing(parts.get("scaling_policy"))
+        return controller.remote(self._share, self._selector, **{**parts, "callbacks": callbacks})
 
 
-def useful_callbacks(callbacks: list[Any], names_slot: bool) -> list[Any]:
+def useful_callbacks(callbacks: list[Any]) -> list[Any]:
     """Return Ray Train's callbacks without two that start an actor each. Gains 110 MB apiece.
 
-    Features come through the object store and not through Ray Data. The driver gives the slot of
-    a dead controller back itself.
+    Features come through the object store and not through Ray Data. The driver frees the slot of a
+    dead controller itself, if it can find the slot by its name.
 
     Args:
-        callbacks: those of a trainer.
-        names_slot: whether the driver can find the slot of the trainer's worker by its name.
+        callbacks: those of a trainer whose controller is a `share_controller`.
     """
     unused = {"DatasetsCallback"}
-    if names_slot:
+    if slot_options("any"):
         unused.add("PlacementGroupCleanerCallback")
     return [each for each in callbacks if type(each).__name__ not in unused]
 
 
+def _no_options(share: str, selector: Mapping[str, str] | None = None) -> dict[str, Any]:
+    return {}
+
+
+@with_fallback(_no_options)
+def slot_options(share: str, selector: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return what to add where Ray Train makes a share's placement group; empty without a name."""
+    make_group = part(f"{_WORKER_GROUP}.worker_group.placement_group")
+    named = supported_arguments(make_group, name=slot_name(share))
+    labels = {"bundle_label_selector": [dict(selector)]} if selector else {}
+    return {**named, **supported_arguments(make_group, **labels)} if named else {}
+
+
 @with_fallback(_do_nothing)
 def ask_for_nothing(policy: Any) -> None:
-    """Let a scaling policy ask nobody for a worker's resources. Gains 110 MB, once for all shares.
+    """Let a scaling policy ask nobody for a worker's resources.
 
-    The driver has seen a slot for the worker. Ray Train would start an actor to ask for it, and
-    wait for that actor before it starts the worker.
+    The driver asks the autoscaler for all workers, and has seen a slot for this one. Ray Train
+    would ask for the same resources once more, and the cluster could grow by a node that nobody
+    needs. Also gains the actor that it starts to ask: 110 MB, once for all shares.
     """
     names = ("after_controller_start", "_maybe_send_resource_request", "_cancel_resource_request")
     for name in names:
@@ -629,7 +629,6 @@ def ask_for_nothing(policy: Any) -> None:
 def share_controller() -> Any:
     """Return Ray Train's controller class, changed for a share; None if Ray lacks what it needs."""
     controller = part(f"{_TRAIN}.execution.controller.TrainController")
-    part(_ENVIRONMENT)
 
     class ShareController(controller):  # type: ignore[misc, valid-type]
         def __init__(self, share: str, selector: Mapping[str, str] | None, **parts: Any) -> None:
@@ -652,17 +651,13 @@ def lighten_controller(share: str, selector: Mapping[str, str] | None = None) ->
     """
     group = f"{_WORKER_GROUP}.worker_group"
 
+    options = slot_options(share, selector)
+
     def name_slot(make_group: Any) -> Any:
-        options = (
-            supported_arguments(make_group, bundle_label_selector=[dict(selector)])
-            if selector
-            else {}
-        )
-
         def placement_group(*args: Any, **given: Any) -> Any:
-            return make_group(*args, **{**given, **options, "name": slot_name(share)})
+            return make_group(*args, **{**given, **options})
 
-        return with_fallback(make_group)(placement_group)
+        return placement_group
 
     replace(group, placement_group=name_slot)
 
@@ -698,6 +693,16 @@ class _Answer:
         return ray.put(arguments[self._name] if self._name is not None else True)
 
 
+# Only Ray's own tests call these of the actor's methods.
+_UNUSED_METHODS = {
+    "get_counter",
+    "get_last_released_seq",
+    "get_reduced_data",
+    "get_required_ranks",
+    "get_world_size",
+}
+
+
 class Meeting:
     """Stands in for Ray Train's `SynchronizationActor` where a group has one worker.
 
@@ -714,11 +719,8 @@ class Meeting:
         part(f"{_WORKER_GROUP}.state._shutdown_sync_actor")
         actor = part(f"{_WORKER_GROUP}.worker_group.SynchronizationActor")
         kind = actor.__ray_metadata__.modified_class
-        methods = {
-            name
-            for name, _ in inspect.getmembers(kind, inspect.isfunction)
-            if not name.startswith(("_", "get_"))
-        }
+        functions = inspect.getmembers(kind, inspect.isfunction)
+        methods = {name for name, _ in functions if not name.startswith("_")} - _UNUSED_METHODS
         data = inspect.signature(kind.broadcast_from_rank_zero).parameters["data"]
         return methods <= set(dir(Meeting)) and data.kind is data.POSITIONAL_OR_KEYWORD
 

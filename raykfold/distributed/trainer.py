@@ -48,7 +48,7 @@ class ShareTrainer:
             has or on an object store.
         excluded: ids of nodes where the worker must not run.
         own_instance: Ray was started by this process, and ends with it.
-        plain: start the worker as Ray Train starts it, without any change.
+        plain: start the worker as Ray Train starts it by default, without any change.
     """
 
     def __init__(
@@ -97,7 +97,6 @@ class ShareTrainer:
         self._controller = ControllerHandle(
             self._trainer,
             task.share,
-            own_instance=own_instance,
             selector=None if selector else elsewhere,
             plain=plain,
         )

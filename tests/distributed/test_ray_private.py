@@ -50,6 +50,7 @@ from raykfold.distributed.ray_private import (
     silent_daemons,
     start_with_few_daemons,
     token_refused,
+    useful_callbacks,
     with_fallback,
 )
 from raykfold.errors import BadInput
@@ -526,65 +527,114 @@ def test_a_request_of_the_public_kind_is_withdrawn_as_one(monkeypatch: pytest.Mo
 # --- Ray Train ----------------------------------------------------------------------------------
 
 
-class PlainTrainer:
+class OtherTrainer:
     """What a `ControllerHandle` makes use of in a trainer of Ray Train."""
 
     def __init__(self) -> None:
-        self.ran: list[dict[str, Any]] = []
+        self.ran: list[tuple[Any, ...]] = []
 
-    def _initialize_and_run_controller(self, **parts: Any) -> str:
-        self.ran.append(parts)
-        return "plainly"
+    def _initialize_and_run_controller(self, *args: Any, **parts: Any) -> str:
+        self.ran.append((*args, parts))
+        return "by default"
 
-    def _create_default_callbacks(self) -> list[Any]:
-        names = ("BackendSetupCallback", "DatasetsCallback", "PlacementGroupCleanerCallback")
-        return [type(name, (), {})() for name in names]
+
+def default_callbacks() -> list[Any]:
+    names = ("BackendSetupCallback", "DatasetsCallback", "PlacementGroupCleanerCallback")
+    return [type(name, (), {})() for name in names]
 
 
 def names(callbacks: list[Any]) -> list[str]:
     return [type(each).__name__ for each in callbacks]
 
 
-def test_callbacks_with_an_actor_of_their_own_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = PlainTrainer()
-    ControllerHandle(trainer, "share", own_instance=True)
-    assert names(trainer._create_default_callbacks()) == ["BackendSetupCallback"]
+def test_callbacks_with_an_actor_of_their_own_are_left_out() -> None:
+    assert names(useful_callbacks(default_callbacks())) == ["BackendSetupCallback"]
 
 
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [(worker_group, "placement_group"), (controller, "TrainController")],
-)
+def other_group(bundles: Any) -> Any:
+    """Stand in for a `placement_group` that takes no name."""
+    return bundles
+
+
+@pytest.mark.parametrize("instead", [None, other_group])
 def test_a_slot_without_a_name_is_given_back_by_ray_train(
-    module: Any, name: str, monkeypatch: pytest.MonkeyPatch
+    instead: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(module, name)
-    trainer = PlainTrainer()
-    ControllerHandle(trainer, "share", own_instance=True)
-    kept = names(trainer._create_default_callbacks())
-    assert kept == ["BackendSetupCallback", "PlacementGroupCleanerCallback"]
+    monkeypatch.delattr(worker_group, "placement_group")
+    if instead is not None:
+        monkeypatch.setattr(worker_group, "placement_group", instead, raising=False)
+    kept = ["BackendSetupCallback", "PlacementGroupCleanerCallback"]
+    assert names(useful_callbacks(default_callbacks())) == kept
+
+
+def no_context() -> Any:
+    raise AttributeError("no node id")
 
 
 @pytest.mark.parametrize(
-    ("module", "name"),
-    [(controller, "TrainController"), (constants, "get_env_vars_to_propagate")],
+    ("owner", "name", "instead", "args"),
+    [
+        (controller, "TrainController", None, ()),
+        (constants, "get_env_vars_to_propagate", None, ()),
+        (constants, "get_env_vars_to_propagate", lambda names: {}, ()),
+        (ray, "get_runtime_context", no_context, ()),
+        (controller, "TrainController", controller.TrainController, ("by position",)),
+    ],
 )
-def test_a_controller_runs_plainly_where_it_cannot_be_changed(
-    module: Any, name: str, monkeypatch: pytest.MonkeyPatch
+def test_a_controller_runs_by_default_with_all_callbacks_where_it_cannot_be_changed(
+    owner: Any,
+    name: str,
+    instead: Any,
+    args: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delattr(module, name)
-    trainer = PlainTrainer()
-    handle = ControllerHandle(trainer, "share", own_instance=True)
-    assert trainer._initialize_and_run_controller(scaling_policy="as it is") == "plainly"
-    assert trainer.ran == [{"scaling_policy": "as it is"}]
+    here = SimpleNamespace(get_node_id=lambda: "0" * 56)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: here)
+    if instead is None:
+        monkeypatch.delattr(owner, name)
+    else:
+        monkeypatch.setattr(owner, name, instead)
+    trainer = OtherTrainer()
+    handle = ControllerHandle(trainer, "share")
+    scaling: Any = ray.train.ScalingConfig(num_workers=1)
+    policy = scaling_policy.FixedScalingPolicy(scaling)
+    callbacks = default_callbacks()
+    parts = {"scaling_policy": policy, "callbacks": callbacks}
+    assert trainer._initialize_and_run_controller(*args, **parts) == "by default"
+    assert trainer.ran == [(*args, parts)]
+    assert len(callbacks) == 3
+    assert "after_controller_start" not in vars(policy)
     assert not handle.kill()
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_run_that_was_killed_does_not_begin(plain: bool) -> None:
+    trainer = OtherTrainer()
+    assert not ControllerHandle(trainer, "share", plain=plain).kill()
     with pytest.raises(RuntimeError, match="before it began"):
-        trainer._initialize_and_run_controller()
+        trainer._initialize_and_run_controller(callbacks=[])
+    assert trainer.ran == []
+
+
+def test_a_run_that_is_killed_while_it_cannot_be_changed_does_not_begin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer = OtherTrainer()
+    handle = ControllerHandle(trainer, "share")
+
+    def kill_meanwhile() -> Any:
+        handle.kill()
+        raise AttributeError("no node id")
+
+    monkeypatch.setattr(ray, "get_runtime_context", kill_meanwhile)
+    with pytest.raises(RuntimeError, match="before it began"):
+        trainer._initialize_and_run_controller(callbacks=[])
+    assert trainer.ran == []
 
 
 def test_a_trainer_of_another_make_is_left_as_it_is() -> None:
     trainer = SimpleNamespace(fit=None)
-    handle = ControllerHandle(trainer, "share", own_instance=True)
+    handle = ControllerHandle(trainer, "share")
     assert vars(trainer) == {"fit": None}
     assert not handle.kill()
 
@@ -616,16 +666,24 @@ def controller_process(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_a_slot_has_the_name_of_its_share(controller_process: pytest.MonkeyPatch) -> None:
-    controller_process.setattr(worker_group, "placement_group", lambda **options: options)
-    lighten_controller("share")
-    assert worker_group.placement_group(bundles=[]) == {"bundles": [], "name": "raykfold-share"}
+def test_a_slot_has_the_name_of_its_share_and_the_labels_that_it_can_have(
+    controller_process: pytest.MonkeyPatch,
+) -> None:
+    def labelled(bundles: Any, name: str = "", bundle_label_selector: Any = None) -> Any:
+        return bundles, name, bundle_label_selector
 
+    def named(bundles: Any, name: str = "") -> Any:
+        return bundles, name
 
-def test_a_slot_gets_no_name_where_slots_take_none(controller_process: pytest.MonkeyPatch) -> None:
-    controller_process.setattr(worker_group, "placement_group", lambda bundles: bundles)
-    lighten_controller("share", {"ray.io/node-id": "!in(a)"})
-    assert worker_group.placement_group([{"CPU": 1}]) == [{"CPU": 1}]
+    elsewhere = {"ray.io/node-id": "!in(a)"}
+    for make_group, expected in (
+        (labelled, ([], "raykfold-share", [elsewhere])),
+        (named, ([], "raykfold-share")),
+        (other_group, []),
+    ):
+        controller_process.setattr(worker_group, "placement_group", make_group)
+        lighten_controller("share", elsewhere)
+        assert worker_group.placement_group(bundles=[]) == expected
 
 
 def test_a_worker_has_an_environment_of_its_own_only_where_one_is_asked_for(
@@ -703,6 +761,7 @@ def test_no_stand_in_meets_workers_that_ask_for_more(
     assert Meeting.can_stand_in()
     for changed in (
         {"gather": lambda self: None},
+        {"get_agreement": lambda self: None},
         {"broadcast_from_rank_zero": lambda self, payload: None},
     ):
         actor = other_actor(**changed)
