@@ -4,7 +4,7 @@ A minor release of Ray may move or change any of these parts. Each hook therefor
 that it needs by `part`. Where this Ray has no such part, or one that takes or returns something
 else, `with_fallback` calls what uses Ray's public interface only: slower or with fewer messages,
 and to the same result. No hook compares version numbers; `untested_version` alone does. What each
-hook gains was measured on Ray 2.60 and two CPU cores.
+hook gains was measured on Ray 2.60 and two CPU cores, by ``tests/benchmarks/hooks.py``.
 
 Ray is imported within the functions: a session imports this module before it has set up Ray, and
 a share's Train controller imports it without what trains.
