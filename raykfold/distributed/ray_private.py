@@ -342,8 +342,9 @@ def _open_channel(address: str) -> Any:
         # Ray's own channels use no proxy either.
         return open_channel(address, options=[("grpc.enable_http_proxy", 0)])
     except (OSError, RuntimeError) as error:
+        what = one_line(error).rstrip(".")
         raise BadInput(
-            f"RAY_USE_TLS={os.environ.get('RAY_USE_TLS', '')}: {one_line(error)}; expected a "
+            f"RAY_USE_TLS={os.environ.get('RAY_USE_TLS', '')}: {what}; expected a "
             "readable file in each of RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY and RAY_TLS_CA_CERT, "
             "or RAY_USE_TLS=0 for a cluster without TLS"
         ) from None
