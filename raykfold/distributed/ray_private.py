@@ -2,9 +2,9 @@
 
 A minor release of Ray may move or change any of these parts. Each hook therefore asks for the part
 that it needs by `part`. Where this Ray has no such part, or one that takes or returns something
-else, `otherwise` lets the run go the way of Ray's public interface: slower or with fewer messages,
+else, `with_fallback` calls what uses Ray's public interface only: slower or with fewer messages,
 and to the same result. No hook compares version numbers; `untested_version` alone does. What each
-hook gains was measured on Ray 2.60 and two CPU cores.
+hook gains was measured on Ray 2.60 and two CPU cores, by ``tests/benchmarks/hooks.py``.
 
 Ray is imported within the functions: a session imports this module before it has set up Ray, and
 a share's Train controller imports it without what trains.
@@ -67,11 +67,12 @@ def part(path: str, of: Any = None) -> Any:
     return pkgutil.resolve_name(path) if of is None else getattr(of, path)
 
 
-def otherwise(plain: Callable[P, T]) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorate what relies on private parts of Ray; if one is missing or has changed, call `plain`.
+def with_fallback(fallback: Callable[P, T]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate a function that relies on private parts of Ray.
 
     Args:
-        plain: takes the same arguments, and relies on no private part.
+        fallback: called instead if a part is missing or has changed. It takes the same arguments,
+            and relies on no private part.
     """
 
     def decorate(hook: Callable[P, T]) -> Callable[P, T]:
@@ -81,7 +82,7 @@ def otherwise(plain: Callable[P, T]) -> Callable[[Callable[P, T]], Callable[P, T
                 return hook(*args, **kwargs)
             except _CHANGED as error:
                 _log_once(hook.__qualname__, repr(error))
-            return plain(*args, **kwargs)
+            return fallback(*args, **kwargs)
 
         return call
 
@@ -90,49 +91,49 @@ def otherwise(plain: Callable[P, T]) -> Callable[[Callable[P, T]], Callable[P, T
 
 @cache
 def _log_once(hook: str, error: str) -> None:
-    _log.info("%s: goes Ray's plain way (%s)", hook, error)
+    _log.info("%s: this Ray has other private parts (%s); its public way is used", hook, error)
 
 
-def _nothing(*_: Any, **__: Any) -> Any:
+def _do_nothing(*_: Any, **__: Any) -> Any:
     """Stand in for a function of Ray's that need not do anything, or a part that need not exist."""
 
 
-@otherwise(_nothing)
 def part_or_none(path: str, of: Any = None) -> Any:
-    """Return what `part` returns; None if there is none."""
-    return part(path, of)
+    """Return what `part` returns; None if this Ray has no such part."""
+    try:
+        return part(path, of)
+    except (ImportError, AttributeError):
+        return None
 
 
-def known(called: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
+def supported_arguments(called: Callable[..., Any], **arguments: Any) -> dict[str, Any]:
     """Return those of the arguments that this Ray's function or class takes."""
     parameters = inspect.signature(called).parameters
     return {name: value for name, value in arguments.items() if name in parameters}
 
 
-@otherwise(lambda path, **changes: _nothing)
+@with_fallback(lambda path, **changes: _do_nothing)
 def replace(path: str, **changes: Callable[[Any], Any]) -> Callable[[], None]:
-    """Replace attributes of a module or class of Ray, and return what puts them back.
+    """Replace attributes of a module or class of Ray, all or none; return what puts them back.
 
     Args:
         path: its full name.
-        changes: attribute → what returns the new one for the one before. An attribute that is not
-            there stays so.
+        changes: attribute → a function from its present value to the new one. An attribute that
+            this Ray lacks is not added.
     """
     owner = part(path)
     before = {name: vars(owner)[name] for name in changes if name in vars(owner)}
-    for name, value in before.items():
-        setattr(owner, name, changes[name](value))
-
-    def undo() -> None:
-        for name, value in before.items():
+    after = {name: changes[name](value) for name, value in before.items()}
+    with ExitStack() as undo:
+        for name, value in after.items():
             setattr(owner, name, value)
+            undo.callback(setattr, owner, name, before[name])
+        return undo.pop_all().close
 
-    return undo
 
-
-def _left_out(before: Any) -> Any:
-    """Return what replaces a function that need not do anything."""
-    return _nothing
+def _leave_out(function: Any) -> Any:
+    """Return what replaces a function of Ray's whose work is not needed."""
+    return _do_nothing
 
 
 # --- The version of Ray -------------------------------------------------------------------------
@@ -174,55 +175,50 @@ def imports_from_ray() -> Iterator[None]:
 def start_with_few_daemons(start: Callable[[], None], *, log_monitor: bool) -> None:
     """Call `start`, which calls `ray.init`, and let that start only what runs tasks and actors.
 
-    Gains 2.8 s and 170 MB a start. An instance of our own has no dashboard (1.1 s), never grows
+    Gains 2.4 s and 160 MB a start. An instance of our own has no dashboard (1.1 s), never grows
     (1.0 s), and nobody reads its logs (0.3 s) unless `log_to_driver` is on. Ray starts a daemon for
     each of these, and looks only once a second whether its node has registered (0.4 s). No option
     of `ray.init` changes that.
 
     Args:
-        start: called again, in Ray's way, if Ray does not start in this one. Its own processes,
-            folder and port must be new each time.
+        start: called again, with all of Ray's daemons, if Ray does not start with few. Its own
+            processes, folder and port must be new each time. Daemons of the first start may stay:
+            Ray ends them when this process ends.
         log_monitor: start the daemon that reads the logs.
     """
+    import ray
 
-    def plainly() -> None:
-        import ray
-
-        ray.shutdown()
-        start()
-
-    @otherwise(plainly)
-    def lightly() -> None:
+    try:
         with _few_daemons(log_monitor=log_monitor):
             start()
-
-    lightly()
+    except BadInput:
+        raise
+    except Exception as error:  # a failed start of Ray's is of any kind
+        _log.info("Ray does not start with few daemons (%r): starting all of them", error)
+        ray.shutdown()
+        start()
 
 
 @contextmanager
 def _few_daemons(*, log_monitor: bool) -> Iterator[None]:
-    unused = {"start_api_server": _left_out, "start_monitor": _left_out}
+    unused = ["start_api_server", "start_monitor"]
     if not log_monitor:
-        unused["start_log_monitor"] = _left_out
+        unused.append("start_log_monitor")
 
     def prompt(get_node: Any) -> Any:
-        def get_node_promptly(*where: Any) -> Any:  # Ray looks once a second
-            _wait_for_node(*where)
-            return get_node(*where)
+        def get_node_promptly(*where: Any, **named: Any) -> Any:  # Ray looks once a second
+            _wait_for_node(*where, **named)
+            return get_node(*where, **named)
 
         return get_node_promptly
 
-    # As where only `ray` is installed and not `ray[default]`: the node's agent then does less, and
-    # starts 0.4 s sooner.
-    missing = {"get_dashboard_dependency_error": lambda _: lambda: ImportError("not needed")}
     with ExitStack() as stack:
-        stack.callback(replace("ray._private.node.Node", **unused))
-        stack.callback(replace("ray._private.utils", **missing))
+        stack.callback(replace("ray._private.node.Node", **dict.fromkeys(unused, _leave_out)))
         stack.callback(replace("ray._private.services", get_node=prompt))
         yield
 
 
-@otherwise(_nothing)
+@with_fallback(_do_nothing)
 def _wait_for_node(gcs_address: str, node_id: str) -> None:
     """Return once the node has registered, or after the time after which Ray gives it up."""
     nodes = part("ray._private.state.GlobalState")()
@@ -261,18 +257,18 @@ def own_token() -> Iterator[None]:
             _read_settings_again()
 
 
-@otherwise(_nothing)
+@with_fallback(_do_nothing)
 def _read_settings_again() -> None:
     part("ray._raylet.Config.initialize")("")
 
 
-@otherwise(_nothing)
+@with_fallback(_do_nothing)
 def _forget_token() -> None:
     """Let the next connection look for its token."""
     part("ray._raylet.AuthenticationTokenLoader").instance().reset_cache()
 
 
-@otherwise(lambda: 0)
+@with_fallback(lambda: 0)
 def object_store_bytes() -> int:
     """Return how much every process of a local Ray maps for the object store; 0 if unknown.
 
@@ -290,11 +286,11 @@ def silent_daemons() -> Iterator[None]:
     No option of Ray's turns it off. A run reports in one line what became of a worker.
     """
     with ExitStack() as stack:
-        stack.callback(replace("ray._private.worker", print_to_stdstream=_left_out))
+        stack.callback(replace("ray._private.worker", print_to_stdstream=_leave_out))
         yield
 
 
-@otherwise(_nothing)
+@with_fallback(_do_nothing)
 def check_cluster(address: str) -> None:
     """Check that the cluster at `address` takes this process's token and has the same versions.
 
@@ -306,19 +302,15 @@ def check_cluster(address: str) -> None:
         address: ``host:port``.
 
     Raises:
-        BadInput: the cluster refuses the token, has another Ray or Python, or is not a Ray cluster.
+        BadInput: the cluster refuses the token, has another Ray or Python, or is not a Ray cluster;
+            or TLS is on and its files cannot be read.
     """
     grpc, protocol = part("grpc"), "ray.core.generated.gcs_service_pb2"
     request = part(f"{protocol}.InternalKVGetRequest")
     reply = part(f"{protocol}.InternalKVGetReply")
-    # With the token, and TLS where it is on. Before 2.52 Ray has no tokens.
-    open_channel = part_or_none("ray._private.grpc_utils.init_grpc_channel")
-    if open_channel is None and not os.environ.get("RAY_USE_TLS"):
-        open_channel = grpc.insecure_channel
     refusal = part_or_none("ray.exceptions.AuthenticationError") or ()
     try:
-        # Ray's own channels use no proxy either.
-        with open_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        with _open_channel(address) as channel:
             ask = channel.unary_unary(_GET_VALUE, request.SerializeToString, reply.FromString)
             answer = ask(request(**_CLUSTER_METADATA), timeout=_ANSWER_SECONDS)
     except refusal as error:  # there is no token to send
@@ -336,22 +328,57 @@ def check_cluster(address: str) -> None:
     _check_versions(address, str(metadata["ray_version"]), str(metadata["python_version"]))
 
 
+def _open_channel(address: str) -> Any:
+    """Return a gRPC channel with the token, and with TLS where that is on.
+
+    Raises:
+        BadInput: TLS is on and its files cannot be read.
+    """
+    # The second is Ray's before 2.52, which has no tokens.
+    open_channel = part_or_none("ray._private.grpc_utils.init_grpc_channel") or part(
+        "ray._private.utils.init_grpc_channel"
+    )
+    try:
+        # Ray's own channels use no proxy either.
+        return open_channel(address, options=[("grpc.enable_http_proxy", 0)])
+    except (OSError, RuntimeError) as error:
+        what = one_line(error).rstrip(".")
+        raise BadInput(
+            f"RAY_USE_TLS={os.environ.get('RAY_USE_TLS', '')}: {what}; expected a "
+            "readable file in each of RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY and RAY_TLS_CA_CERT, "
+            "or RAY_USE_TLS=0 for a cluster without TLS"
+        ) from None
+
+
 def _check_versions(address: str, ray_version: str, python_version: str) -> None:
     """Compare the versions of a cluster with those here: pickles and messages go between the two.
 
     Raises:
-        BadInput: another Ray, or another minor version of Python.
+        BadInput: another Ray, or a Python that `ray.init` does not take for the same.
     """
     import ray
 
     python = platform.python_version()
-    same_python = python_version.split(".")[:2] == python.split(".")[:2]
+    level = _python_match_level()
+    numbers = 2 if level == "minor" else 3
+    same_python = python_version.split(".")[:numbers] == python.split(".")[:numbers]
     if ray_version != ray.__version__ or not same_python:
         raise BadInput(
             f"{name_of_address(address)}: the cluster has Ray {ray_version} and Python "
             f"{python_version}, this process Ray {ray.__version__} and Python {python}; expected "
-            "the same Ray and the same minor version of Python"
+            f"the same Ray and the same {level} version of Python"
         )
+
+
+@with_fallback(lambda: "minor")
+def _python_match_level() -> str:
+    """Return whether `ray.init` wants the same "minor" or the same "patch" version of Python.
+
+    Before 2.52 Ray reads no variable: it always wants the same patch version.
+    """
+    check = part("ray._private.utils.check_version_info")
+    fixed = inspect.signature(check).parameters["python_version_match_level"].default
+    return str(fixed or os.environ.get("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "patch"))
 
 
 def token_refused(address: str) -> BadInput:
@@ -361,7 +388,7 @@ def token_refused(address: str) -> BadInput:
     return BadInput(f"{name_of_address(address)}: the cluster {what}; {_TOKEN_EXPECTED}")
 
 
-@otherwise(lambda: True)
+@with_fallback(lambda: True)
 def _sends_token() -> bool:
     folder = "ray._private.authentication.authentication_utils"
     return bool(part(f"{folder}.is_token_auth_enabled")())
@@ -384,7 +411,7 @@ def _resources_spread() -> dict[str, dict[str, float]]:
     return free
 
 
-@otherwise(_resources_spread)
+@with_fallback(_resources_spread)
 def free_resources() -> dict[str, dict[str, float]]:
     """Return what each node has free: node id → resource → amount.
 
@@ -396,14 +423,14 @@ def free_resources() -> dict[str, dict[str, float]]:
     return {node: dict(free) for node, free in by_node.items()}
 
 
-@otherwise(lambda resource: 0.0)
+@with_fallback(lambda resource: 0.0)
 def resource_limit(resource: str) -> float:
     """Return how much of a resource the autoscaler could give the cluster; 0 if that is unknown."""
     limits = part("ray._private.state.state").get_max_resources_from_cluster_config()
     return float((limits or {}).get(resource, 0.0))
 
 
-@otherwise(lambda: set[str]())
+@with_fallback(lambda: set[str]())
 def draining_nodes() -> set[str]:
     """Return the ids of nodes that are about to be taken away. Saves the rounds since a checkpoint.
 
@@ -430,7 +457,7 @@ class Autoscaler:
         self._client: Any = None
 
     @property
-    @otherwise(lambda self: 20.0)
+    @with_fallback(lambda self: 20.0)
     def interval(self) -> float:
         """How often a request has to be repeated in order not to lapse, in seconds."""
         return float(part(f"{_COORDINATOR}.AUTOSCALING_REQUESTS_INTERVAL_S"))
@@ -443,7 +470,7 @@ class Autoscaler:
         bundle = {name: math.ceil(amount) for name, amount in resources.items()}
         request_resources(bundles=[bundle] * workers)
 
-    @otherwise(_ask_publicly)
+    @with_fallback(_ask_publicly)
     def ask(self, resources: Mapping[str, float], workers: int) -> None:
         """Ask for so many workers, of these resources each."""
         import ray.train
@@ -461,7 +488,7 @@ class Autoscaler:
     def _withdraw_publicly(self) -> None:
         self._ask_publicly({}, 0)  # replaces the one request that there is
 
-    @otherwise(_withdraw_publicly)
+    @with_fallback(_withdraw_publicly)
     def withdraw(self) -> None:
         """Withdraw what was asked for."""
         part("cancel_resource_request", of=self._client)()
@@ -471,7 +498,6 @@ class Autoscaler:
 
 _TRAIN = "ray.train.v2._internal"
 _WORKER_GROUP = f"{_TRAIN}.execution.worker_group"
-_ENVIRONMENT = f"{_TRAIN}.constants.get_env_vars_to_propagate"
 
 
 def slot_name(share: str) -> str:
@@ -487,7 +513,6 @@ class ControllerHandle:
     Args:
         trainer: a `DataParallelTrainer` of Ray Train, whose `fit` was not called yet.
         share: names the placement group of its worker.
-        own_instance: Ray was started by this process, and its processes share its environment.
         selector: labels of the nodes where the worker may run, if the trainer takes none. Without
             it a worker can start on a node that will soon be gone, and be dealt again.
         plain: run as Ray Train runs it in any case.
@@ -498,29 +523,17 @@ class ControllerHandle:
         trainer: Any,
         share: str,
         *,
-        own_instance: bool,
         selector: Mapping[str, str] | None = None,
         plain: bool = False,
     ) -> None:
         self._share = share
         self._selector = selector
-        self._own_instance = own_instance
+        self._plain = plain
         self._controller: Any = None
         self._killed = False
-        self._run_plainly = part_or_none("_initialize_and_run_controller", trainer)
-        if plain or self._run_plainly is None:
-            return
-        trainer._initialize_and_run_controller = self._run
-        callbacks = part_or_none("_create_default_callbacks", trainer)
-        if callbacks is not None:
-            # The slot can be found by its name if the group of the worker gets one.
-            names_slot = (
-                part_or_none(f"{_WORKER_GROUP}.worker_group.placement_group") is not None
-                and share_controller() is not None
-            )
-            trainer._create_default_callbacks = lambda *args: useful_callbacks(
-                callbacks(*args), names_slot
-            )
+        self._run_by_default = part_or_none("_initialize_and_run_controller", trainer)
+        if self._run_by_default is not None:
+            trainer._initialize_and_run_controller = self._run
 
     def kill(self) -> bool:
         """End the run now: `fit` raises. Returns whether there is a controller that can be killed.
@@ -538,17 +551,18 @@ class ControllerHandle:
         """Do as Ray Train's `_initialize_and_run_controller`, with a controller that is known."""
         import ray
 
-        if self._killed:
+        if not (self._killed or self._plain or args):
+            self._controller = self._start(**parts)
+        if self._killed:  # before this, or meanwhile
+            if self._controller is not None:
+                ray.kill(self._controller)
             raise RuntimeError("stopped before it began")
-        self._controller = None if args else self._start(**parts)
         if self._controller is None:
-            return self._run_plainly(*args, **parts)
-        if self._killed:  # meanwhile
-            ray.kill(self._controller)
+            return self._run_by_default(*args, **parts)
         ray.get(self._controller.run.remote())
         return ray.get(self._controller.get_result.remote())
 
-    @otherwise(_nothing)
+    @with_fallback(_do_nothing)
     def _start(self, **parts: Any) -> Any:
         """Return the controller's actor; None if it cannot be started in this way."""
         import ray
@@ -557,53 +571,65 @@ class ControllerHandle:
         controller_class = share_controller()
         if controller_class is None:
             return None
-        ask_for_nothing(parts.get("scaling_policy"))
-        # An instance of our own has these settings already. Its idle processes, which save the
-        # start of one, run what has no environment of its own.
-        environment = {} if self._own_instance else {"env_vars": part(_ENVIRONMENT)()}
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         controller = ray.remote(controller_class).options(
-            num_cpus=0, scheduling_strategy=here, runtime_env=environment
+            num_cpus=0,
+            scheduling_strategy=here,
+            runtime_env={"env_vars": part(f"{_TRAIN}.constants.get_env_vars_to_propagate")()},
         )
-        return controller.remote(self._share, self._selector, **parts)
+        callbacks = useful_callbacks(parts["callbacks"])
+        ask_for_nothing(parts.get("scaling_policy"))
+        return controller.remote(self._share, self._selector, **{**parts, "callbacks": callbacks})
 
 
-def useful_callbacks(callbacks: list[Any], names_slot: bool) -> list[Any]:
+def useful_callbacks(callbacks: list[Any]) -> list[Any]:
     """Return Ray Train's callbacks without two that start an actor each. Gains 110 MB apiece.
 
-    Features come through the object store and not through Ray Data. The driver gives the slot of
-    a dead controller back itself.
+    Features come through the object store and not through Ray Data. The driver frees the slot of a
+    dead controller itself, if it can find the slot by its name.
 
     Args:
-        callbacks: those of a trainer.
-        names_slot: whether the driver can find the slot of the trainer's worker by its name.
+        callbacks: those of a trainer whose controller is a `share_controller`.
     """
     unused = {"DatasetsCallback"}
-    if names_slot:
+    if slot_options("any"):
         unused.add("PlacementGroupCleanerCallback")
     return [each for each in callbacks if type(each).__name__ not in unused]
 
 
-@otherwise(_nothing)
-def ask_for_nothing(policy: Any) -> None:
-    """Let a scaling policy ask nobody for a worker's resources. Gains 110 MB, once for all shares.
+def _no_options(share: str, selector: Mapping[str, str] | None = None) -> dict[str, Any]:
+    return {}
 
-    The driver has seen a slot for the worker. Ray Train would start an actor to ask for it, and
-    wait for that actor before it starts the worker.
+
+@with_fallback(_no_options)
+def slot_options(share: str, selector: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return what to add where Ray Train makes a share's placement group; empty without a name."""
+    make_group = part(f"{_WORKER_GROUP}.worker_group.placement_group")
+    named = supported_arguments(make_group, name=slot_name(share))
+    labels = {"bundle_label_selector": [dict(selector)]} if selector else {}
+    return {**named, **supported_arguments(make_group, **labels)} if named else {}
+
+
+@with_fallback(_do_nothing)
+def ask_for_nothing(policy: Any) -> None:
+    """Let a scaling policy ask nobody for a worker's resources.
+
+    The driver asks the autoscaler for all workers, and has seen a slot for this one. Ray Train
+    would ask for the same resources once more, and the cluster could grow by a node that nobody
+    needs. Also gains the actor that it starts to ask: 110 MB, once for all shares.
     """
     names = ("after_controller_start", "_maybe_send_resource_request", "_cancel_resource_request")
     for name in names:
         part(name, of=policy)
     for name in names:
-        setattr(policy, name, _nothing)
+        setattr(policy, name, _do_nothing)
 
 
 @cache
-@otherwise(_nothing)
+@with_fallback(_do_nothing)
 def share_controller() -> Any:
     """Return Ray Train's controller class, changed for a share; None if Ray lacks what it needs."""
     controller = part(f"{_TRAIN}.execution.controller.TrainController")
-    part(_ENVIRONMENT)
 
     class ShareController(controller):  # type: ignore[misc, valid-type]
         def __init__(self, share: str, selector: Mapping[str, str] | None, **parts: Any) -> None:
@@ -626,13 +652,13 @@ def lighten_controller(share: str, selector: Mapping[str, str] | None = None) ->
     """
     group = f"{_WORKER_GROUP}.worker_group"
 
+    options = slot_options(share, selector)
+
     def name_slot(make_group: Any) -> Any:
-        options = known(make_group, bundle_label_selector=[dict(selector)]) if selector else {}
-
         def placement_group(*args: Any, **given: Any) -> Any:
-            return make_group(*args, **{**given, **options, "name": slot_name(share)})
+            return make_group(*args, **{**given, **options})
 
-        return otherwise(make_group)(placement_group)
+        return placement_group
 
     replace(group, placement_group=name_slot)
 
@@ -640,7 +666,7 @@ def lighten_controller(share: str, selector: Mapping[str, str] | None = None) ->
         def environment(custom_runtime_env: Any) -> Any:
             return with_settings(custom_runtime_env) if custom_runtime_env else {}
 
-        return staticmethod(otherwise(with_settings)(environment))
+        return staticmethod(with_fallback(with_settings)(environment))
 
     replace(f"{group}.WorkerGroup", _get_worker_runtime_env=leave_out_settings)
 
@@ -668,6 +694,16 @@ class _Answer:
         return ray.put(arguments[self._name] if self._name is not None else True)
 
 
+# Only Ray's own tests call these of the actor's methods.
+_UNUSED_METHODS = {
+    "get_counter",
+    "get_last_released_seq",
+    "get_reduced_data",
+    "get_required_ranks",
+    "get_world_size",
+}
+
+
 class Meeting:
     """Stands in for Ray Train's `SynchronizationActor` where a group has one worker.
 
@@ -678,17 +714,14 @@ class Meeting:
     set_required_ranks = reset = _Answer()
 
     @staticmethod
-    @otherwise(lambda: False)
+    @with_fallback(lambda: False)
     def can_stand_in() -> bool:
         """Return whether the actor has no method that is missing here, and can be left out."""
         part(f"{_WORKER_GROUP}.state._shutdown_sync_actor")
         actor = part(f"{_WORKER_GROUP}.worker_group.SynchronizationActor")
         kind = actor.__ray_metadata__.modified_class
-        methods = {
-            name
-            for name, _ in inspect.getmembers(kind, inspect.isfunction)
-            if not name.startswith(("_", "get_"))
-        }
+        functions = inspect.getmembers(kind, inspect.isfunction)
+        methods = {name for name, _ in functions if not name.startswith("_")} - _UNUSED_METHODS
         data = inspect.signature(kind.broadcast_from_rank_zero).parameters["data"]
         return methods <= set(dir(Meeting)) and data.kind is data.POSITIONAL_OR_KEYWORD
 

@@ -27,12 +27,15 @@ from raykfold.distributed.ray_private import (
 )
 from raykfold.errors import BadInput
 from raykfold.files.scratch import scratch_dir
+from raykfold.text import one_line
 
 # Ray reads these when it is imported or started. A value that the user has set stays.
 _SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else each worker prints a FutureWarning
     # Else a thread that calls Ray after its shutdown starts another instance.
     "RAY_ENABLE_AUTO_CONNECT": "0",
+    # Else a cluster whose Python differs in the patch version alone is refused.
+    "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL": "minor",
     "RAY_TRAIN_V2_ENABLED": "1",  # from 2.51 on by default
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",  # nobody reads these gauges
@@ -177,7 +180,7 @@ def _connect(stack: ExitStack, address: str, options: dict[str, Any]) -> None:
 
     Raises:
         BadInput: no cluster answers at `address`, which may be of another kind, or it refuses this
-            process's token.
+            process's token, or has other versions.
     """
     import ray
 
@@ -208,6 +211,10 @@ def _connect(stack: ExitStack, address: str, options: dict[str, Any]) -> None:
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         if "AuthenticationError" in f"{error!r} {error.__cause__}":
             raise token_refused(address) from None
+        if "Version mismatch" in str(error):  # of a cluster that was found by a word like "auto"
+            raise BadInput(
+                f"{name_of_address(address)}: {one_line(error)}; expected the same versions in both"
+            ) from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInput(
             f"{name_of_address(address)}: no Ray cluster answers there ({reason})"

@@ -26,8 +26,8 @@ from raykfold.distributed.ray_private import (
     health_failure,
     is_failed_start,
     is_lost_slot,
-    known,
     slot_name,
+    supported_arguments,
 )
 from raykfold.distributed.worker import ShareTask, run_share
 from raykfold.files.remote import Place, for_ray
@@ -48,7 +48,7 @@ class ShareTrainer:
             has or on an object store.
         excluded: ids of nodes where the worker must not run.
         own_instance: Ray was started by this process, and ends with it.
-        plain: start the worker as Ray Train starts it, without any change.
+        plain: start the worker as Ray Train starts it by default, without any change.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class ShareTrainer:
         self._slot_name = slot_name(task.share)
         path, filesystem = for_ray(storage)
         elsewhere = {"ray.io/node-id": f"!in({','.join(sorted(excluded))})"} if excluded else None
-        selector = known(ray.train.ScalingConfig, label_selector=elsewhere)
+        selector = supported_arguments(ray.train.ScalingConfig, label_selector=elsewhere)
         self._trainer = DataParallelTrainer(
             run_share,
             # By reference: the controller gets the config too. It need not read the task, and so
@@ -83,7 +83,7 @@ class ShareTrainer:
                 storage_filesystem=filesystem,
                 failure_config=ray.train.FailureConfig(
                     max_failures=0,
-                    **known(
+                    **supported_arguments(
                         ray.train.FailureConfig,
                         controller_failure_limit=0,
                         max_preemption_failures=0,
@@ -97,7 +97,6 @@ class ShareTrainer:
         self._controller = ControllerHandle(
             self._trainer,
             task.share,
-            own_instance=own_instance,
             selector=None if selector else elsewhere,
             plain=plain,
         )

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import pickle
+import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
-from ray._private import node, services, utils
+from ray._private import grpc_utils, node, services, utils
 from ray._private.authentication import authentication_utils
 from ray._private.state import state as global_state
 from ray.train.v2._internal import constants
@@ -38,7 +42,6 @@ from raykfold.distributed.ray_private import (
     draining_nodes,
     free_resources,
     lighten_controller,
-    otherwise,
     own_token,
     part,
     part_or_none,
@@ -47,10 +50,14 @@ from raykfold.distributed.ray_private import (
     silent_daemons,
     start_with_few_daemons,
     token_refused,
+    useful_callbacks,
+    with_fallback,
 )
 from raykfold.errors import BadInput
 
-# As Any: a type checker takes the names that they import for their own.
+# As Any: a type checker takes the names that they import for their own, or knows none of theirs.
+grpc: Any = importlib.import_module("grpc")
+gcs_service_pb2: Any = importlib.import_module("ray.core.generated.gcs_service_pb2")
 worker: Any = importlib.import_module("ray._private.worker")
 worker_group: Any = importlib.import_module(f"{state.__package__}.worker_group")
 COORDINATOR = f"{scaling_policy.__name__}.autoscaling_coordinator_client"
@@ -111,19 +118,52 @@ def test_a_part_is_found_by_its_name_or_is_none(monkeypatch: pytest.MonkeyPatch)
     assert part_or_none("ray._private.node") is part_or_none("ray._private.node.Node") is None
 
 
-def test_where_a_part_has_changed_the_plain_way_is_gone_and_other_errors_are_raised() -> None:
+def test_where_a_part_has_changed_the_fallback_is_called_and_other_errors_are_raised() -> None:
     def hook(raised: Exception) -> str:
         raise raised
 
-    def plain(raised: Exception) -> str:
-        return "plain"
+    def fallback(raised: Exception) -> str:
+        return "fallback"
 
-    call = otherwise(plain)(hook)
+    call = with_fallback(fallback)(hook)
     changed = (TypeError("takes 2 arguments"), AttributeError(), KeyError("NodeID"), ImportError())
-    assert [call(error) for error in changed] == ["plain"] * 4
+    assert [call(error) for error in changed] == ["fallback"] * 4
     for error in (BadInput("refused"), ray.exceptions.RaySystemError("away"), OSError()):
         with pytest.raises(type(error)):
             call(error)
+
+
+def test_a_part_that_is_not_there_is_no_fallback_and_is_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("INFO", ray_private.__name__):
+        assert part_or_none("ray._private.not_there") is None
+    assert caplog.messages == []
+
+
+class Checked(type):
+    """A kind of class whose attributes refuse text, as some of C++ do."""
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        if isinstance(value, str):
+            raise TypeError("an integer is required")
+        super().__setattr__(name, value)
+
+
+class Owner(metaclass=Checked):
+    first, second = 1, 2
+
+
+@pytest.mark.parametrize("second", [lambda before: before["changed"], lambda before: "refused"])
+def test_attributes_are_replaced_all_or_none(second: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "Owner", Owner, raising=False)
+    path = "ray._private.services.Owner"
+    ray_private.replace(path, first=lambda before: before + 10, second=second)
+    assert (Owner.first, Owner.second) == (1, 2)
+    undo = ray_private.replace(path, first=lambda before: before + 10, third=second)
+    assert (Owner.first, Owner.second, hasattr(Owner, "third")) == (11, 2, False)
+    undo()
+    assert Owner.first == 1
 
 
 # --- version ------------------------------------------------------------------------------------
@@ -168,7 +208,7 @@ DAEMONS = {
     "start_monitor": node.Node,
     "start_log_monitor": node.Node,
 }
-STARTED_ANYHOW = {**DAEMONS, "get_dashboard_dependency_error": utils, "get_node": services}
+STARTED_ANYHOW = {**DAEMONS, "get_node": services}
 
 
 def test_daemons_are_left_out_while_ray_starts_only() -> None:
@@ -197,28 +237,65 @@ def test_a_daemon_that_ray_starts_otherwise_is_left_to_it(
     assert not hasattr(owner, name)
 
 
-def test_a_ray_that_does_not_start_with_few_daemons_starts_with_all() -> None:
+@pytest.mark.parametrize(
+    "failure",
+    [
+        TypeError("cannot unpack non-iterable NoneType object"),
+        Exception("The current node timed out during startup."),  # of this kind are Ray's own
+        RuntimeError("the raylet has died"),
+        OSError("no such file: daemon.log"),
+    ],
+)
+def test_a_ray_that_does_not_start_with_few_daemons_starts_once_more_with_all(
+    failure: Exception,
+) -> None:
     original = node.Node.start_monitor
     tried = []
 
     def start() -> None:
         tried.append(node.Node.start_monitor is original)
-        if not tried[-1]:
-            raise TypeError("cannot unpack non-iterable NoneType object")
+        if not tried[-1] or len(tried) > 2:
+            raise failure
 
     start_with_few_daemons(start, log_monitor=False)
     assert tried == [False, True]
+    with pytest.raises(type(failure)):
+        start_with_few_daemons(start, log_monitor=False)
+    assert tried == [False, True, False, True]
 
 
-@pytest.mark.parametrize("where", [("host:1", "abc"), ("host:1",), ("host:1", "abc", 30)])
+def test_a_wrong_input_is_not_tried_again() -> None:
+    tried = []
+
+    def start() -> None:
+        tried.append("start")
+        raise BadInput("no room")
+
+    with pytest.raises(BadInput):
+        start_with_few_daemons(start, log_monitor=False)
+    assert tried == ["start"]
+
+
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [
+        (("host:1", "abc"), {}),
+        (("host:1",), {}),
+        (("host:1", "abc", 30), {}),
+        (("host:1",), {"node_id": "abc"}),
+        ((), {"address": "host:1", "node": "abc"}),
+    ],
+)
 def test_a_node_is_waited_for_in_ray_s_way_where_ours_is_not_there(
-    where: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+    where: tuple[Any, ...], named: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(services, "get_node", lambda *where: where)
+    monkeypatch.setattr(services, "get_node", lambda *where, **named: (where, named))
     monkeypatch.setattr(services, "_get_gcs_client_options", lambda address, client: None)
     seen = []
-    start_with_few_daemons(lambda: seen.append(services.get_node(*where)), log_monitor=False)
-    assert seen == [where]
+    start_with_few_daemons(
+        lambda: seen.append(services.get_node(*where, **named)), log_monitor=False
+    )
+    assert seen == [(where, named)]
 
 
 def test_daemons_are_silent_inside_if_ray_prints_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +313,106 @@ def test_a_cluster_is_not_asked_where_its_language_is_not_known(
 ) -> None:
     missing(monkeypatch, "ray.core.generated.gcs_service_pb2")
     check_cluster("256.256.256.256:1")  # nobody is asked
+
+
+@pytest.fixture
+def gcs() -> Iterator[tuple[str, dict[str, str]]]:
+    """The address of what answers like a cluster's head, and the versions that it tells."""
+    versions = {"ray_version": ray.__version__, "python_version": platform.python_version()}
+
+    def metadata(request: Any, context: Any) -> Any:
+        return gcs_service_pb2.InternalKVGetReply(value=json.dumps(versions).encode())
+
+    method = grpc.unary_unary_rpc_method_handler(
+        metadata,
+        request_deserializer=gcs_service_pb2.InternalKVGetRequest.FromString,
+        response_serializer=gcs_service_pb2.InternalKVGetReply.SerializeToString,
+    )
+    service = "ray.rpc.InternalKVGcsService"
+    with ThreadPoolExecutor(1) as threads:
+        server = grpc.server(threads)
+        server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler(service, {"InternalKVGet": method})]
+        )
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield f"127.0.0.1:{port}", versions
+        server.stop(None).wait()
+
+
+def other_patch() -> str:
+    minor, _, patch = platform.python_version().rpartition(".")
+    return f"{minor}.{patch}7"
+
+
+def test_a_python_of_another_patch_version_is_refused_where_ray_refuses_it(
+    gcs: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, versions = gcs
+    versions["python_version"] = other_patch()
+    monkeypatch.setenv("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "minor")
+    check_cluster(address)
+
+    def refused() -> str:
+        with pytest.raises(BadInput) as caught:
+            check_cluster(address)
+        return str(caught.value)
+
+    monkeypatch.setenv("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "patch")
+    assert f"and Python {other_patch()}, this process Ray " in refused()
+    assert refused().endswith("expected the same Ray and the same patch version of Python")
+
+    # As before Ray 2.52, which reads no variable.
+    def check_version_info(metadata: Any, python_version_match_level: str = "patch") -> None: ...
+
+    monkeypatch.setenv("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "minor")
+    monkeypatch.setattr(utils, "check_version_info", check_version_info)
+    assert refused().endswith("the same patch version of Python")
+
+    monkeypatch.delattr(utils, "check_version_info")  # left to `ray.init`
+    check_cluster(address)
+
+
+def test_a_cluster_with_another_ray_or_minor_python_is_refused_with_both_versions(
+    gcs: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, versions = gcs
+    monkeypatch.setenv("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "minor")
+    here = dict(versions)
+    for other in ({"ray_version": "2.9.3"}, {"python_version": "3.8.20"}):
+        versions.update(here | other)
+        with pytest.raises(BadInput) as caught:
+            check_cluster(address)
+        assert str(caught.value) == (
+            f"--address {address}: the cluster has Ray {versions['ray_version']} and Python "
+            f"{versions['python_version']}, this process Ray {here['ray_version']} and Python "
+            f"{here['python_version']}; expected the same Ray and the same minor version of Python"
+        )
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_tls_without_readable_certificates_is_refused_in_one_line(
+    older: bool,
+    gcs: tuple[str, dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    address, _ = gcs
+    if older:  # where Ray has it before 2.52
+        monkeypatch.setattr(utils, "init_grpc_channel", grpc_utils.init_grpc_channel, raising=False)
+        missing(monkeypatch, grpc_utils.__name__)
+    files = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
+    monkeypatch.setenv("RAY_USE_TLS", "0")
+    for name in files:
+        monkeypatch.delenv(name, raising=False)
+    check_cluster(address)
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    with pytest.raises(BadInput, match=r"^RAY_USE_TLS=1: If .* set; expected a readable file in"):
+        check_cluster(address)
+    for name in files:
+        monkeypatch.setenv(name, str(tmp_path / name))
+    with pytest.raises(BadInput, match=rf"^RAY_USE_TLS=1: .*{files[0]}'; expected a readable"):
+        check_cluster(address)
 
 
 def test_a_refused_token_is_told_from_one_that_was_not_sent(
@@ -350,65 +527,114 @@ def test_a_request_of_the_public_kind_is_withdrawn_as_one(monkeypatch: pytest.Mo
 # --- Ray Train ----------------------------------------------------------------------------------
 
 
-class PlainTrainer:
+class OtherTrainer:
     """What a `ControllerHandle` makes use of in a trainer of Ray Train."""
 
     def __init__(self) -> None:
-        self.ran: list[dict[str, Any]] = []
+        self.ran: list[tuple[Any, ...]] = []
 
-    def _initialize_and_run_controller(self, **parts: Any) -> str:
-        self.ran.append(parts)
-        return "plainly"
+    def _initialize_and_run_controller(self, *args: Any, **parts: Any) -> str:
+        self.ran.append((*args, parts))
+        return "by default"
 
-    def _create_default_callbacks(self) -> list[Any]:
-        names = ("BackendSetupCallback", "DatasetsCallback", "PlacementGroupCleanerCallback")
-        return [type(name, (), {})() for name in names]
+
+def default_callbacks() -> list[Any]:
+    names = ("BackendSetupCallback", "DatasetsCallback", "PlacementGroupCleanerCallback")
+    return [type(name, (), {})() for name in names]
 
 
 def names(callbacks: list[Any]) -> list[str]:
     return [type(each).__name__ for each in callbacks]
 
 
-def test_callbacks_with_an_actor_of_their_own_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = PlainTrainer()
-    ControllerHandle(trainer, "share", own_instance=True)
-    assert names(trainer._create_default_callbacks()) == ["BackendSetupCallback"]
+def test_callbacks_with_an_actor_of_their_own_are_left_out() -> None:
+    assert names(useful_callbacks(default_callbacks())) == ["BackendSetupCallback"]
 
 
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [(worker_group, "placement_group"), (controller, "TrainController")],
-)
+def other_group(bundles: Any) -> Any:
+    """Stand in for a `placement_group` that takes no name."""
+    return bundles
+
+
+@pytest.mark.parametrize("instead", [None, other_group])
 def test_a_slot_without_a_name_is_given_back_by_ray_train(
-    module: Any, name: str, monkeypatch: pytest.MonkeyPatch
+    instead: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(module, name)
-    trainer = PlainTrainer()
-    ControllerHandle(trainer, "share", own_instance=True)
-    kept = names(trainer._create_default_callbacks())
-    assert kept == ["BackendSetupCallback", "PlacementGroupCleanerCallback"]
+    monkeypatch.delattr(worker_group, "placement_group")
+    if instead is not None:
+        monkeypatch.setattr(worker_group, "placement_group", instead, raising=False)
+    kept = ["BackendSetupCallback", "PlacementGroupCleanerCallback"]
+    assert names(useful_callbacks(default_callbacks())) == kept
+
+
+def no_context() -> Any:
+    raise AttributeError("no node id")
 
 
 @pytest.mark.parametrize(
-    ("module", "name"),
-    [(controller, "TrainController"), (constants, "get_env_vars_to_propagate")],
+    ("owner", "name", "instead", "args"),
+    [
+        (controller, "TrainController", None, ()),
+        (constants, "get_env_vars_to_propagate", None, ()),
+        (constants, "get_env_vars_to_propagate", lambda names: {}, ()),
+        (ray, "get_runtime_context", no_context, ()),
+        (controller, "TrainController", controller.TrainController, ("by position",)),
+    ],
 )
-def test_a_controller_runs_plainly_where_it_cannot_be_changed(
-    module: Any, name: str, monkeypatch: pytest.MonkeyPatch
+def test_a_controller_runs_by_default_with_all_callbacks_where_it_cannot_be_changed(
+    owner: Any,
+    name: str,
+    instead: Any,
+    args: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delattr(module, name)
-    trainer = PlainTrainer()
-    handle = ControllerHandle(trainer, "share", own_instance=True)
-    assert trainer._initialize_and_run_controller(scaling_policy="as it is") == "plainly"
-    assert trainer.ran == [{"scaling_policy": "as it is"}]
+    here = SimpleNamespace(get_node_id=lambda: "0" * 56)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: here)
+    if instead is None:
+        monkeypatch.delattr(owner, name)
+    else:
+        monkeypatch.setattr(owner, name, instead)
+    trainer = OtherTrainer()
+    handle = ControllerHandle(trainer, "share")
+    scaling: Any = ray.train.ScalingConfig(num_workers=1)
+    policy = scaling_policy.FixedScalingPolicy(scaling)
+    callbacks = default_callbacks()
+    parts = {"scaling_policy": policy, "callbacks": callbacks}
+    assert trainer._initialize_and_run_controller(*args, **parts) == "by default"
+    assert trainer.ran == [(*args, parts)]
+    assert len(callbacks) == 3
+    assert "after_controller_start" not in vars(policy)
     assert not handle.kill()
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_run_that_was_killed_does_not_begin(plain: bool) -> None:
+    trainer = OtherTrainer()
+    assert not ControllerHandle(trainer, "share", plain=plain).kill()
     with pytest.raises(RuntimeError, match="before it began"):
-        trainer._initialize_and_run_controller()
+        trainer._initialize_and_run_controller(callbacks=[])
+    assert trainer.ran == []
+
+
+def test_a_run_that_is_killed_while_it_cannot_be_changed_does_not_begin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer = OtherTrainer()
+    handle = ControllerHandle(trainer, "share")
+
+    def kill_meanwhile() -> Any:
+        handle.kill()
+        raise AttributeError("no node id")
+
+    monkeypatch.setattr(ray, "get_runtime_context", kill_meanwhile)
+    with pytest.raises(RuntimeError, match="before it began"):
+        trainer._initialize_and_run_controller(callbacks=[])
+    assert trainer.ran == []
 
 
 def test_a_trainer_of_another_make_is_left_as_it_is() -> None:
     trainer = SimpleNamespace(fit=None)
-    handle = ControllerHandle(trainer, "share", own_instance=True)
+    handle = ControllerHandle(trainer, "share")
     assert vars(trainer) == {"fit": None}
     assert not handle.kill()
 
@@ -440,16 +666,24 @@ def controller_process(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_a_slot_has_the_name_of_its_share(controller_process: pytest.MonkeyPatch) -> None:
-    controller_process.setattr(worker_group, "placement_group", lambda **options: options)
-    lighten_controller("share")
-    assert worker_group.placement_group(bundles=[]) == {"bundles": [], "name": "raykfold-share"}
+def test_a_slot_has_the_name_of_its_share_and_the_labels_that_it_can_have(
+    controller_process: pytest.MonkeyPatch,
+) -> None:
+    def labelled(bundles: Any, name: str = "", bundle_label_selector: Any = None) -> Any:
+        return bundles, name, bundle_label_selector
 
+    def named(bundles: Any, name: str = "") -> Any:
+        return bundles, name
 
-def test_a_slot_gets_no_name_where_slots_take_none(controller_process: pytest.MonkeyPatch) -> None:
-    controller_process.setattr(worker_group, "placement_group", lambda bundles: bundles)
-    lighten_controller("share", {"ray.io/node-id": "!in(a)"})
-    assert worker_group.placement_group([{"CPU": 1}]) == [{"CPU": 1}]
+    elsewhere = {"ray.io/node-id": "!in(a)"}
+    for make_group, expected in (
+        (labelled, ([], "raykfold-share", [elsewhere])),
+        (named, ([], "raykfold-share")),
+        (other_group, []),
+    ):
+        controller_process.setattr(worker_group, "placement_group", make_group)
+        lighten_controller("share", elsewhere)
+        assert worker_group.placement_group(bundles=[]) == expected
 
 
 def test_a_worker_has_an_environment_of_its_own_only_where_one_is_asked_for(
@@ -527,6 +761,7 @@ def test_no_stand_in_meets_workers_that_ask_for_more(
     assert Meeting.can_stand_in()
     for changed in (
         {"gather": lambda self: None},
+        {"get_agreement": lambda self: None},
         {"broadcast_from_rank_zero": lambda self, payload: None},
     ):
         actor = other_actor(**changed)

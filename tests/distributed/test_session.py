@@ -187,9 +187,9 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | changes
 
 
-def join(address: str, **changes: str) -> subprocess.CompletedProcess[str]:
+def join(address: str, script: str = JOIN, **changes: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", JOIN, address],
+        [sys.executable, "-c", script, address],
         capture_output=True,
         text=True,
         timeout=120,
@@ -220,41 +220,42 @@ def test_a_token_that_the_cluster_refuses_is_said_in_one_line_and_at_once(
         assert re.fullmatch(line, done.stderr)
 
 
-def test_the_cluster_s_own_token_opens_it(cluster: tuple[str, str], tmp_path: Path) -> None:
-    address, token = cluster
-    file = tmp_path / "auth_token"
-    file.write_text(token)
-    done = join(address, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(file))
-    assert (done.returncode, done.stdout) == (0, "joined\n"), done.stderr
-
-
-OTHER_VERSION = """
-import ray, sys
-from raykfold.config.command import exit_code
-from raykfold.distributed.session import ray_session
-
-def check():
-    with ray_session(sys.argv[1]):
-        return 0
-
-ray.__version__ = "2.49.2"
-sys.exit(exit_code(check, stopped="stopped"))
+OTHER_PATCH = """
+import platform
+import ray._private.utils
+version = platform.python_version() + "7"
+platform.python_version = lambda: version
+ray._private.utils.compute_version_info = lambda: (ray.__version__, version)
 """
 
 
-def test_a_cluster_of_another_version_is_refused_with_both(cluster: tuple[str, str]) -> None:
+def test_the_cluster_s_own_token_opens_it_also_to_another_patch_version_of_python(
+    cluster: tuple[str, str], tmp_path: Path
+) -> None:
     address, token = cluster
-    done = subprocess.run(
-        [sys.executable, "-c", OTHER_VERSION, address],
-        capture_output=True,
-        text=True,
-        env=environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token),
+    file = tmp_path / "auth_token"
+    file.write_text(token)
+    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(file)}
+    done = join(address, script=OTHER_PATCH + JOIN, **variables)
+    assert (done.returncode, done.stdout) == (0, "joined\n"), done.stderr
+
+
+def test_a_cluster_of_another_version_that_ray_finds_is_refused_with_both(
+    cluster: tuple[str, str],
+) -> None:
+    """As with `test_ray_private.py` where the address names it."""
+    address, token = cluster
+    other = JOIN.replace("def join", 'import ray\nray.__version__ = "2.49.2"\ndef join')
+    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_ADDRESS": address}
+    done = join("auto", script=other, **variables)
+    assert (done.returncode, done.stdout) == (2, "")
+    python = re.escape(platform.python_version())
+    there = rf"Ray: {re.escape(ray.__version__)} Python: {python}"
+    assert re.fullmatch(
+        rf"raykfold: --address auto: Version mismatch: .* {there} .* Ray: 2\.49\.2 "
+        rf"Python: {python}; expected the same versions in both\n",
+        done.stderr,
     )
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"raykfold: --address {address}: the cluster has Ray ")
-    assert f"Ray {ray.__version__} and Python {platform.python_version()}, this" in done.stderr
-    assert "this process Ray 2.49.2 and Python" in done.stderr
-    assert done.stderr.count("\n") == 1
 
 
 CHECK = """
