@@ -41,6 +41,7 @@ from raykfold.distributed.nodes import (
     start_actor,
 )
 from raykfold.distributed.stall import NO_PULSE, AwakeClock, Pulse, stall_of
+from raykfold.distributed.start_mode import StartMode
 from raykfold.distributed.trainer import End, ShareTrainer, end_of
 from raykfold.distributed.worker import ShareTask
 from raykfold.errors import BadInput, StorageError
@@ -86,6 +87,7 @@ class _Share:
     entry: _Entry  # what its folds belong to
     trainer: ShareTrainer  # its Ray Train run
     active: set[int]  # folds that it has not finished
+    attempt: int  # of `StartMode`, in which it was started
     slot: str | None = None  # id of the node where it has its slot; None until that is known
     started: bool = False  # its worker runs
     address: str = ""  # of its node
@@ -147,8 +149,7 @@ class Dealer:
         self._blind: dict[str, float] = {}  # nodes, and until when no worker is to start there
         self._failed_starts = 0  # shares in a row that ended without a round
         self._last_reason = ""  # why the last of them did
-        self._has_started = False  # a worker has, so the changes to this Ray Train suit it
-        self._plain = False  # start workers without these changes
+        self._start_mode = StartMode()
         self._deal_after = -math.inf
         self._dealt = -math.inf
         self._looked = -math.inf
@@ -364,9 +365,9 @@ class Dealer:
             storage,
             self._unusable_nodes(),
             own_instance=self.own_instance,
-            plain=self._plain,
+            plain=self._start_mode.is_plain,
         )
-        self._shares[name] = _Share(entry, trainer, set(folds))
+        self._shares[name] = _Share(entry, trainer, set(folds), self._start_mode.attempt)
 
         def fit() -> None:
             error: Exception | None = None
@@ -435,7 +436,7 @@ class Dealer:
             share = self._shares[event.share]
             match event:
                 case ShareStarted():
-                    share.started = self._has_started = True
+                    share.started = True
                     share.pid = event.pid
                     share.slot, share.address = event.node, event.address
                     self._waiting_since = None
@@ -464,6 +465,7 @@ class Dealer:
                     raise event.error
                 case RoundCommitted(round=round_):
                     share.committed = True
+                    self._start_mode.round_committed(share.attempt)
                     self._failed_starts, self._waiting_since = 0, None
                     self._reminded = -math.inf
                     share.active -= {*round_.finished, *round_.failed, *round_.released}
@@ -495,7 +497,7 @@ class Dealer:
         if error is None:
             end = End("it ended early")
         elif share.slot is not None and self._is_gone(share.slot):
-            end = End(f"its node {share.address or share.slot} is gone")
+            end = End(f"its node {share.address or share.slot} is gone", displaced=True)
         elif share.stall is not None:
             end = End(share.stall, died=True, failed=True)
         else:
@@ -504,10 +506,13 @@ class Dealer:
         self.observer.noticed(f"the worker of {share.ledger.fold_names(folds)} ended: {end.reason}")
         share.ledger.observer.worker_lost(folds, end.reason)
 
-        # A later Ray may start workers in another way than the one whose start was changed.
-        if not (self._has_started or self._plain or end.taken):
-            self._plain = True
-            self.observer.noticed("workers start in Ray Train's plain way from now on")
+        # Find out whether the way in which the worker was started can be why, as in a later Ray.
+        # Once it has started, only its own errors can tell of that; before, whatever ends it.
+        excused = False
+        if not end.displaced and (end.unexplained or not share.started):
+            excused = self._start_mode.excuses(share.attempt)
+            if self._start_mode.share_failed(share.attempt):
+                self._say_switch("complete a round" if share.started else "start")
 
         # Blame a death on the folds that were being trained. If none was, or it was a failure, all
         # folds of the share may have caused it.
@@ -516,7 +521,7 @@ class Dealer:
             death = None
             if fold in stepped:
                 death = Death(end.reason, stepped[fold], together=len(stepped) > 1)
-            elif end.failed and not stepped.keys() & share.active:
+            elif end.failed and not excused and not stepped.keys() & share.active:
                 death = Death(end.reason)
             share.ledger.take_back(fold, death)
 
@@ -526,6 +531,11 @@ class Dealer:
             self._failed_starts, self._last_reason = self._failed_starts + 1, end.reason
             pause = 0.5 * 2 ** min(self._failed_starts - 1, 10)
             self._deal_after = now + min(pause, _LONGEST_PAUSE_SECONDS)
+
+    def _say_switch(self, failed_to: str) -> None:
+        plain = "Ray Train's default start (slower)"
+        way = plain if self._start_mode.is_plain else "the faster start again"
+        self.observer.noticed(f"workers did not {failed_to}; trying {way}")
 
     def _is_gone(self, node: str) -> bool:
         leaving = self._watch is not None and node in self._watch.leaving()

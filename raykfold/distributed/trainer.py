@@ -144,13 +144,15 @@ class End(NamedTuple):
         died: the worker's process died or became unusable.
         failed: it died, or something else may be wrong with the folds. What Ray, the network or the
             storage did is not: a store that is away fails every fold alike.
-        taken: there was no room for the worker when it was to start.
+        displaced: its node or its slot was gone.
+        unexplained: an exception that Ray, the network, the storage and the device do not explain.
     """
 
     reason: str
     died: bool = False
     failed: bool = False
-    taken: bool = False
+    displaced: bool = False
+    unexplained: bool = False
 
 
 def end_of(error: Exception) -> End:
@@ -167,10 +169,11 @@ def end_of(error: Exception) -> End:
         died = isinstance(found, ActorDiedError)
         return End(_exit_detail(found), died, died)
     if is_lost_slot(root):
-        return End("its slot was taken by somebody else", taken=True)
+        return End("its slot was taken by somebody else", displaced=True)
     if is_failed_start(root):
         reason = f"it did not start: {_exit_detail(root.__cause__ or root)}"
-        return End(reason, failed="its node has died" not in str(error))
+        displaced = "its node has died" in str(error)
+        return End(reason, failed=not displaced, displaced=displaced)
     if isinstance(root, RayActorError) and not in_worker:
         return End("its Ray Train controller died")
     reason = _last_line(root)
@@ -178,7 +181,8 @@ def end_of(error: Exception) -> End:
         reason = one_line(f"{type(root).__name__}: {reason}")
     died = in_worker and isinstance(root, PROCESS_ERRORS)
     others = isinstance(root, RayError | OSError | ControllerError | WorkerGroupError)
-    return End(reason, died, died or (in_worker and not others))
+    unexplained = not died and not others
+    return End(reason, died, died or (in_worker and unexplained), unexplained=unexplained)
 
 
 def _exit_detail(error: BaseException) -> str:

@@ -816,10 +816,30 @@ class Other(TrainController):
         super().__init__(parts)
 ray_private.share_controller = lambda: Other
 """
+# The actor where workers meet has another method, which the worker calls when it first reports.
+OTHER_MEETING = """
+import os
+os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
+class Other(ray_private.share_controller()):
+    def __init__(self, *args, **parts):
+        super().__init__(*args, **parts)
+        from ray.train.v2._internal.execution.worker_group import worker_group
+        from raykfold.distributed import ray_private
+        class Meeting(ray_private.Meeting):
+            broadcast_from_rank_zero = None
+            options = staticmethod(lambda **_: Meeting)
+            remote = staticmethod(lambda **_: Meeting())
+        worker_group.SynchronizationActor = Meeting
+ray_private.share_controller = lambda: Other
+"""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [NONE_THERE, ALL_CHANGED, OTHER_CONTROLLER])
+@pytest.mark.parametrize(
+    "change",
+    [NONE_THERE, ALL_CHANGED, OTHER_CONTROLLER, OTHER_MEETING],
+    ids=["none there", "all changed", "other controller", "other meeting"],
+)
 def test_a_run_on_a_ray_without_any_of_these_parts_or_with_others_comes_to_the_same(
     change: str, outcome: Outcome, data_dir: Path, tmp_path: Path
 ) -> None:
@@ -833,5 +853,6 @@ def test_a_run_on_a_ray_without_any_of_these_parts_or_with_others_comes_to_the_s
     assert done.returncode == 0, done.stdout + done.stderr
     assert_same(outcome, Outcome.of(tmp_path))
     assert done.stdout.count(" is newer than those ") == (change is NONE_THERE)
-    plainly = "workers start in Ray Train's plain way from now on"
-    assert done.stdout.count(plainly) == (change is OTHER_CONTROLLER)
+    switched = re.findall("workers did not (.+); trying Ray Train's default start", done.stdout)
+    expected = {OTHER_CONTROLLER: ["start"], OTHER_MEETING: ["complete a round"]}
+    assert switched == expected.get(change, [])

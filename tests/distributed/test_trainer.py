@@ -61,6 +61,31 @@ def test_what_a_fold_can_be_blamed_for(error: Exception, death: bool, failure: b
 
 
 @pytest.mark.parametrize(
+    ("error", "displaced", "unexplained"),
+    [
+        (ControllerError(WorkerGroupStartupTimeoutError(1)), True, False),
+        (
+            ControllerError(WorkerGroupStartupFailedError("died because its node has died.")),
+            True,
+            False,
+        ),
+        (ControllerError(WorkerGroupStartupFailedError("one did not initialize")), False, False),
+        (raised(AttributeError("no such method")), False, True),
+        (ControllerError(TypeError("one argument too many")), False, True),
+        (raised(MemoryError()), False, False),
+        (raised(OSError(errno.ESTALE, "Stale file handle")), False, False),
+        (health(ActorDiedError()), False, False),
+        (ActorDiedError(), False, False),
+    ],
+    ids=lambda each: end_of(each).reason[:40] if isinstance(each, Exception) else str(each),
+)
+def test_what_the_start_of_a_worker_can_be_blamed_for(
+    error: Exception, displaced: bool, unexplained: bool
+) -> None:
+    assert (end_of(error).displaced, end_of(error).unexplained) == (displaced, unexplained)
+
+
+@pytest.mark.parametrize(
     ("error", "line"),
     [
         (raised(ValueError("first\nlast")), "ValueError: last"),
