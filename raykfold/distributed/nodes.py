@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -33,7 +34,7 @@ from raykfold.text import count_of
 _CONNECT_SECONDS = 2.0
 _LOOK_SECONDS = 1.0
 _ANSWER_SECONDS = 60.0
-_WITHDRAW_SECONDS = 2.0  # a request that is not withdrawn by then lapses
+_WITHDRAW_SECONDS = 2.0  # what becomes of a request that is not withdrawn by then: see `Request`
 # NVIDIA's GPUs for data centres, from Ampere on, as Ray names them.
 _WITH_BF16 = r"A100.*|A10G?|A30|A40|L4|L40S?|H100|H200|GH200|H20|B200|B300|GB200|GB300"
 
@@ -246,7 +247,9 @@ class Request:
     """A standing request to the cluster's autoscaler for as many workers as the run could use.
 
     It is repeated in a thread, because asking can take seconds: an actor may have to start first.
-    When the driver is killed, the request lapses within minutes.
+    When the driver is killed, a request to Ray Train's coordinator lapses within minutes. A Ray
+    without one, as 2.49 to 2.56, gets a request by the public call, which stays until another run
+    asks or somebody withdraws it.
 
     Args:
         name: who asks; no other run may have it.
@@ -257,7 +260,6 @@ class Request:
         self._autoscaler = Autoscaler(f"raykfold-{name}")
         self._resources = size.resources
         self._wanted = 0
-        self._asked = 0
         self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._keep_asking, daemon=True)
@@ -277,20 +279,26 @@ class Request:
         self._thread.join(_WITHDRAW_SECONDS)
 
     def _keep_asking(self) -> None:
-        while not self._closed:
-            wanted = self._wanted
+        asked = 0  # workers, as the autoscaler has it
+        while True:
+            with self._changed:
+                closed = self._closed
+                wanted = 0 if closed else self._wanted
             try:
                 if wanted:
                     self._autoscaler.ask(self._resources, wanted)
-                elif self._asked:
+                elif asked:
                     self._autoscaler.withdraw()
+                asked = wanted
             except Exception as error:  # the cluster is ending; the driver will hear of it
                 _log.info("cannot ask the autoscaler: %s", error)
-            self._asked = wanted
+            if closed:
+                return
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._closed or self._wanted != self._asked,
-                    timeout=self._autoscaler.interval if self._asked else None,
+                    partial(self._wants_other_than, wanted),
+                    timeout=self._autoscaler.interval if wanted or asked else None,
                 )
-        if self._asked:
-            self._autoscaler.withdraw()
+
+    def _wants_other_than(self, workers: int) -> bool:
+        return self._closed or self._wanted != workers
