@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from raykfold.data.feature_set import FeatureSet
+from raykfold.distributed.ray_private import imports_from_ray
 from raykfold.driver import (
     Inputs,
     add_run,
@@ -295,9 +296,10 @@ class FoldSearch:
 
     def tune(self, dealer: Dealer) -> None:
         """Let Ray Tune try the configurations that are left."""
-        from raykfold.distributed.nodes import start_actor
-        from raykfold.tuning.score_actor import ScoreActor
-        from raykfold.tuning.tune import TuneRun
+        with imports_from_ray():
+            from raykfold.distributed.nodes import start_actor
+            from raykfold.tuning.score_actor import ScoreActor
+            from raykfold.tuning.tune import TuneRun
 
         config, inputs, journal = self.config, self.inputs, self.journal
         # By default as many trials as fill the slots, and one more. It takes the slots that the
