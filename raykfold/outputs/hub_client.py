@@ -25,6 +25,8 @@ from typing import Any
 from raykfold.outputs.sync import Unavailable
 from raykfold.text import one_line
 
+_log = logging.getLogger(__name__)
+
 # The client itself waits for ever. Each step of a large upload takes a second; a busy Hub, longer.
 _REPLY_SECONDS = 60.0
 # A second try can succeed after these: time-outs, conflicting commits, rate limits.
@@ -181,7 +183,8 @@ def _limit_replies() -> None:
 
     try:
         from huggingface_hub.utils._http import default_client_factory
-    except ImportError:
+    except ImportError as error:
+        _log.info("the Hub's client waits for replies without a time limit: %s", error)
         return
 
     def http_client() -> Any:

@@ -514,11 +514,17 @@ def test_an_outage_has_the_seconds_that_the_hub_says(
 
 
 def test_a_client_that_hides_its_http_client_is_waited_for(
-    hub: HubServer, outputs: ModelDir, make: MakeMirror, monkeypatch: pytest.MonkeyPatch
+    hub: HubServer,
+    outputs: ModelDir,
+    make: MakeMirror,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """What is private in the client may go in any version."""
     monkeypatch.delattr("huggingface_hub.utils._http.default_client_factory")
-    upload_all(make(outputs))
+    with caplog.at_level("INFO", "raykfold"):
+        upload_all(make(outputs))
+    assert "waits for replies without a time limit" in caplog.text
     check_all_up_once(hub, outputs)
 
 
