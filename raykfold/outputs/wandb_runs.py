@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import wandb
     from wandb import Run
 
-# W&B's settings for each run. A version that lacks some of them goes without.
+# W&B's settings for each run. A version that lacks some of them goes without; see `PRIVACY`.
 SETTINGS: dict[str, Any] = {
     "init_timeout": 8.0,  # for the server to accept a run; after that, all are recorded offline
     "finish_timeout": 6.0,  # to send the rest of a run
@@ -51,6 +51,12 @@ SETTINGS: dict[str, Any] = {
     "x_disable_meta": True,
     "x_disable_stats": True,
     "x_save_requirements": False,
+}
+# Those without which W&B would send the command line, code and its git remote, the machine's name
+# and packages, or what the terminal shows. A version that lacks one of them records nothing.
+PRIVACY = {
+    *("console", "save_code", "disable_code", "disable_git"),
+    *("x_disable_machine_info", "x_disable_meta", "x_save_requirements"),
 }
 CLOSE_SECONDS = 30.0  # to send what is left at the end of a session
 
@@ -137,7 +143,8 @@ class WandbRuns(Observer):
             for event in iter(self._events.get, None):
                 event()
         except _Disabled as disabled:
-            self._notices.put(f"W&B: {disabled}; nothing is recorded there")
+            if str(disabled):
+                self._notices.put(f"W&B: {disabled}; nothing is recorded there")
         except Exception as error:
             self._runs.give_up(error)
 
@@ -146,6 +153,7 @@ class _Runs:
     """The W&B runs of one cross-validation; only the background thread uses them."""
 
     _active: ClassVar[set[_Runs]] = set()  # all share the one W&B service of the process
+    _told: ClassVar[set[str]] = set()  # lines on this W&B, which one run of a search says for all
 
     def __init__(
         self,
@@ -192,9 +200,18 @@ class _Runs:
         self._online = mode == "online"
         if lacking := [name for name in SETTINGS if not hasattr(settings, name)]:
             self._settings = {name: SETTINGS[name] for name in SETTINGS if name not in lacking}
-            self._say(
-                f"W&B: {wandb.__version__} lacks the settings {', '.join(lacking)}: it may print "
-                "or record more than other versions"
+            lacks = f"W&B: {wandb.__version__} lacks the settings"
+            if private := [name for name in lacking if name in PRIVACY]:
+                self._active.discard(self)
+                self._end_wandb()
+                self._say_once(
+                    f"{lacks} {', '.join(private)}, and could send more than metrics; nothing is "
+                    "recorded there"
+                )
+                raise _Disabled
+            self._say_once(
+                f"{lacks} {', '.join(lacking)}: it may print more than other versions, or take "
+                "longer"
             )
 
         # W&B would silently use the system's temporary folder instead of one it cannot write.
@@ -292,6 +309,12 @@ class _Runs:
             f"W&B: {what} sent in time; the rest is on disk, and can be sent with: "
             f"wandb sync {option}{self._pattern()}"
         )
+
+    def _say_once(self, line: str) -> None:
+        """Say a line that holds for every run of this process, such as the trials of a search."""
+        if line not in self._told:
+            self._told.add(line)
+            self._say(line)
 
     def _go_offline(self, why: str) -> None:
         self._online = False
@@ -401,7 +424,10 @@ class _Runs:
 
 
 class _Disabled(Exception):
-    """W&B's own settings turn it off; the text names the one that does."""
+    """Nothing is recorded: W&B's own settings turn it off, and the text names the one that does.
+
+    Without a text, the user has been told.
+    """
 
 
 def _mode_of_environment() -> tuple[str, str] | None:

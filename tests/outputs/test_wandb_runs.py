@@ -151,6 +151,26 @@ def test_a_setting_that_a_version_lacks_is_left_out(
     assert newest(tmp_path / "out")["fold_1"].column("epoch") == [0, 1, 2]
 
 
+def test_nothing_is_recorded_without_a_setting_that_keeps_something_private(
+    make: Callable[..., WandbRuns],
+    tmp_path: Path,
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(wandb_runs.SETTINGS, "was_private_once", True)
+    monkeypatch.setattr(wandb_runs, "PRIVACY", wandb_runs.PRIVACY | {"was_private_once"})
+    for run_id in ("trial-1", "trial-2"):
+        whole_run(make(run_id=run_id))
+    (line,) = said
+    assert "lacks the settings was_private_once, and" in line and wandb.__version__ in line
+    assert line.endswith("nothing is recorded there")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_keeps_something_private_is_among_the_settings() -> None:
+    assert wandb_runs.SETTINGS.keys() >= wandb_runs.PRIVACY
+
+
 def test_the_summary_run_has_live_means_and_the_table_of_folds(
     make: Callable[..., WandbRuns], tmp_path: Path
 ) -> None:
