@@ -50,7 +50,7 @@ format: $(DEV_STAMP)  ## rewrite the code as `make check` wants it
 	$(PY) -m ruff check --fix
 
 # One file for every Python: where a release has left the oldest behind, both have a line. Versions that
-# stand there stay, unless pyproject.toml asks for others.
+# stand there stay, unless pyproject.toml asks for others. The newest uv is put into the environment.
 constraints: | $(VENV)/bin/pip  ## write constraints.txt as pyproject.toml asks (newest versions: UVARGS=--upgrade)
 	$(PY) -m pip install --quiet --disable-pip-version-check uv
 	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.10 --extra dev \
