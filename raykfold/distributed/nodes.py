@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -155,7 +156,7 @@ def missing_imports(code: DriverCode, size: WorkerSize) -> dict[str, tuple[str, 
     A node that does not answer is left out.
     """
     missing: dict[str, tuple[str, list[Node]]] = {}
-    values = (code.before, code.after, code.classes, code.by_value)
+    values = (code.before, code.after, code.names, code.by_value)
     for node, failure in _ask(all_nodes(), size, import_task(), *values):
         if failure is not None:
             what, why = failure
@@ -295,6 +296,9 @@ class Request:
                 return
             with self._changed:
                 self._changed.wait_for(
-                    lambda before=wanted: self._closed or self._wanted != before,
+                    partial(self._wants_other_than, wanted),
                     timeout=self._autoscaler.interval if wanted or asked else None,
                 )
+
+    def _wants_other_than(self, workers: int) -> bool:
+        return self._closed or self._wanted != workers
