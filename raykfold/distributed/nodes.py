@@ -156,7 +156,7 @@ def missing_imports(code: DriverCode, size: WorkerSize) -> dict[str, tuple[str, 
     A node that does not answer is left out.
     """
     missing: dict[str, tuple[str, list[Node]]] = {}
-    values = (code.before, code.after, code.names, code.by_value)
+    values = (code.before, code.after, code.classes, code.by_value)
     for node, failure in _ask(all_nodes(), size, import_task(), *values):
         if failure is not None:
             what, why = failure
