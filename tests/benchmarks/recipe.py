@@ -23,7 +23,14 @@ from raykfold.training.recipe import TrainingSettings
 
 SHAPES = ((64, 32), (128, 173))
 THREE: dict[str, Any] = {"normalize": "band", "spec_augment": "8,20", "mixup": 0.2}
-STRONG = {name: value for name, value in PRESETS["strong"].items() if name != "monitor"}
+STRONG = {**PRESETS["strong"]}
+PLAIN_STEP: dict[str, Any] = {
+    "model": "raykfold.models:AudioCNN",
+    "batch_size": 32,
+    "learning_rate": 0.001,
+    "early_stopping_patience": 9,
+    "seed": 0,
+}
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "normalize": {"normalize": "band"},
@@ -66,7 +73,7 @@ def measure(shape: tuple[int, int], steps: int, device: torch.device) -> dict[st
             classes.to(device),
             split,
             10,
-            TrainingSettings("raykfold.models:AudioCNN", 32, 0.001, 9, 0, **changes),
+            TrainingSettings(**{**PLAIN_STEP, **changes}),
         )
         for way, changes in WAYS.items()
     }
