@@ -95,17 +95,17 @@ def _check_recipe(config: RunConfig, data: FeatureSet) -> list[str]:
         network_name = name if own_network else f"--model {config.model}"
         model = copy.deepcopy(first.model)
         _require_parameters(model, network_name)
-        samples, _ = first.batch(first.training_rows(2))
+        samples, _ = first.batch(torch.from_numpy(split.train[:2]))
         model.train()
         _call(model, samples, data.num_classes, network_name)
         warnings = _check_evaluation(model, samples, data.num_classes, network_name)
 
         # Train an epoch, write a checkpoint, and read it.
         first.run_epoch()
-        first.snapshot()
         file = io.BytesIO()
         torch.save(dict(first.snapshot().state), file)
-        second = trainer(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+        file.seek(0)
+        second = trainer(torch.load(file, weights_only=True))
         outcomes = [dataclasses.replace(each.run_epoch(), seconds=0) for each in (first, second)]
     except FoldError as error:
         text = str(error).removeprefix("epoch 1: ").removeprefix("epoch 2: ")

@@ -232,10 +232,6 @@ class FoldTrainer:
                 else:
                     mean.copy_(value)
 
-    def training_rows(self, count: int) -> Tensor:
-        """Return the indices of the first training samples."""
-        return self._train[:count]
-
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return inputs of the network, normalized and not augmented, and their (B,) targets."""
         inputs, targets = self._batch(rows)

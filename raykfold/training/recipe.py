@@ -314,10 +314,11 @@ class Recipe:
                 )
 
     def metadata(self) -> dict[str, str]:
-        """Return what a weights file records about the recipe; nothing about the built-in one.
+        """Return what a weights file records about the recipe.
 
-        ``recipe`` is its spec, ``network_by`` says whether the network is that of ``model`` or of
-        ``recipe``, and ``normalization`` is `Normalization.to_json`.
+        Of a derived class, ``recipe`` is its spec, and ``network_by`` says whether the network is
+        that of ``model`` or of ``recipe``. With ``--normalize``, ``normalization`` is
+        `Normalization.to_json`.
         """
         found = {}
         if type(self) is not Recipe:
@@ -529,11 +530,9 @@ def _tensors(value: Any) -> list[Tensor]:
         return [*value.parameters(), *value.buffers()]
     if isinstance(value, dict):
         value = list(value.values())
-    return [each for part in value for each in _tensors(part)] if _is_list(value) else []
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)
+    if isinstance(value, list | tuple):
+        return [each for part in value for each in _tensors(part)]
+    return []
 
 
 def _on(device: torch.device, value: Any) -> Any:
