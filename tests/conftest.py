@@ -17,7 +17,7 @@ from support.small_data import CLASSES, small_arrays
 
 from raykfold.config.environment import SECRETS
 from raykfold.data.feature_set import FeatureSet
-from raykfold.data.reading import feature_set_from_arrays, write_feature_set
+from raykfold.data.reading import write_feature_set
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def small_data() -> FeatureSet:
     """The data of `small_arrays`, in memory."""
-    return feature_set_from_arrays(*small_arrays(), class_mapping=CLASSES)
+    return FeatureSet.from_arrays(*small_arrays(), class_mapping=CLASSES)
 
 
 @pytest.fixture(scope="session")

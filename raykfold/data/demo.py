@@ -33,10 +33,10 @@ _FREQUENCIES = np.fft.rfftfreq(_LENGTH, 1 / _RATE)
 
 def demo_feature_set(seed: int = 0) -> FeatureSet:
     """Return the demo's data; other seeds give other recordings of the same classes."""
-    from raykfold.data.reading import feature_set_from_arrays
+    from raykfold.data.feature_set import FeatureSet
 
     features, labels, folds, names = demo_arrays(seed)
-    return feature_set_from_arrays(
+    return FeatureSet.from_arrays(
         features,
         labels,
         folds,

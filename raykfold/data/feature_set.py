@@ -11,11 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from raykfold.data.arrays import Array, Integers, check_arrays
 from raykfold.errors import BadInput
 from raykfold.text import comma_list, with_name
-
-Array = npt.NDArray[Any]
-Integers = npt.NDArray[np.int64]
 
 _MOST_LISTED = 12  # classes, in a message
 _ENOUGH_FOLDS = 4  # folds to train on, if one of them is to be the inner validation set
@@ -75,6 +73,53 @@ class FeatureSet:
     notes: tuple[str, ...]
     fold_names: Mapping[int, str] = field(default_factory=dict)
     left_out: tuple[int, ...] = ()
+
+    @classmethod
+    def from_arrays(
+        cls,
+        features: npt.ArrayLike,
+        labels: npt.ArrayLike,
+        folds: npt.ArrayLike,
+        *,
+        class_mapping: Mapping[Any, Any] | None = None,
+        feature_parameters: Mapping[str, Any] | None = None,
+        fold_names: Mapping[Any, Any] | None = None,
+        names: Mapping[str, str] | None = None,
+    ) -> FeatureSet:
+        """Return a feature set of arrays, checked as `read_feature_set` checks files.
+
+        Args:
+            features: (N, n_mels, time), or with a channel axis of length 1 second or last; float.
+            labels: (N,) integers, in any range.
+            folds: (N,) integers.
+            class_mapping: label → name, for at least the labels in the data; a label may be a
+                string. By default classes are named by their labels.
+            feature_parameters: how the features were made.
+            fold_names: fold → name, for folds that have one; a fold may be a string.
+            names: what messages call ``features``, ``labels``, ``folds``, ``class_mapping`` and
+                ``fold_names``.
+
+        Raises:
+            BadData: a cross-validation cannot use them.
+        """
+        checked = check_arrays(
+            features,
+            labels,
+            folds,
+            class_mapping=class_mapping,
+            fold_names=fold_names,
+            names=names,
+        )
+        return cls(
+            features=checked.features,
+            labels=checked.labels,
+            folds=checked.folds,
+            classes=tuple(SoundClass(*each) for each in checked.class_names.items()),
+            feature_parameters=dict(feature_parameters or {}),
+            fingerprint=checked.fingerprint,
+            fold_names=checked.fold_names,
+            notes=checked.notes,
+        )
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from raykfold.data.arrays import Array, Integers
 from raykfold.text import one_line
 
 if TYPE_CHECKING:
-    from raykfold.data.feature_set import Array, FeatureSet, Integers  # imports torch
+    from raykfold.data.feature_set import FeatureSet  # imports torch
 
 Floats = npt.NDArray[np.float32]
 Booleans = npt.NDArray[np.bool_]

@@ -164,11 +164,11 @@ class Window(logging.Handler):
 
 def measure_shares(folder: str, slots: int) -> dict[str, float]:
     from raykfold import RunConfig, cross_validate
-    from raykfold.data.reading import feature_set_from_arrays
+    from raykfold.data.feature_set import FeatureSet
 
     folds = max(2, slots)
     rng = np.random.default_rng(0)
-    data = feature_set_from_arrays(
+    data = FeatureSet.from_arrays(
         rng.normal(size=(4 * folds, 8, 8)).astype(np.float32),
         rng.integers(0, 4, 4 * folds),
         np.arange(4 * folds) % folds + 1,

@@ -100,12 +100,12 @@ def run(folder: Path, folds: int, clips: int, shape: str) -> None:
 
     with without_gc():  # as the command does
         from raykfold import RunConfig, cross_validate
-    from raykfold.data.reading import feature_set_from_arrays
+    from raykfold.data.feature_set import FeatureSet
     from raykfold.files.remote import leave
     from raykfold.observers import Observer
 
     rng = np.random.default_rng(0)
-    data = feature_set_from_arrays(
+    data = FeatureSet.from_arrays(
         rng.normal(size=(clips, *map(int, shape.split("x")))).astype(np.float32),
         rng.integers(0, 10, clips),
         np.arange(clips) % 5 + 1,

@@ -129,12 +129,12 @@ class Window(logging.Handler):
 
 def run(folder: Path, slots: int, folds: int, seconds: float) -> None:
     from raykfold import RunConfig, cross_validate
-    from raykfold.data.reading import feature_set_from_arrays
+    from raykfold.data.feature_set import FeatureSet
     from raykfold.observers import Observer
     from raykfold.training.results import EpochMetrics
 
     rng = np.random.default_rng(0)
-    data = feature_set_from_arrays(
+    data = FeatureSet.from_arrays(
         rng.normal(size=(4 * folds, 8, 8)).astype(np.float32),
         rng.integers(0, 4, 4 * folds),
         np.arange(4 * folds) % folds + 1,
@@ -215,7 +215,7 @@ def time_the_ledger() -> None:
 
 def seconds_a_round(folds: int, over: int, rounds: int = 200) -> float:
     from raykfold import RunConfig
-    from raykfold.data.reading import feature_set_from_arrays
+    from raykfold.data.feature_set import FeatureSet
     from raykfold.outputs.model_dir import ModelDirWriter
     from raykfold.state.ledger import Ledger
     from raykfold.state.record import EarlierRun
@@ -225,7 +225,7 @@ def seconds_a_round(folds: int, over: int, rounds: int = 200) -> float:
         return EpochMetrics(number, 1.0, 0.5, 1.0, 0.5, 0.001, 1.0)
 
     labels = np.arange(4 * folds) % 2
-    data = feature_set_from_arrays(
+    data = FeatureSet.from_arrays(
         np.zeros((4 * folds, 2, 2), np.float32), labels, np.arange(4 * folds) // 4 + 1
     )
     with tempfile.TemporaryDirectory() as folder:

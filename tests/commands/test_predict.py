@@ -12,7 +12,6 @@ import torch
 
 from raykfold.data.feature_set import FeatureSet
 from raykfold.data.log_mel import FeatureParameters, log_mel
-from raykfold.data.reading import feature_set_from_arrays
 from raykfold.predict import main
 from raykfold.state.checkpoint import WeightsContext, weights_bytes
 from raykfold.training.fold import FoldTrainer
@@ -33,7 +32,7 @@ def tone(hertz: float, rate: int = 8000, seconds: float = 0.5, seed: int = 0) ->
 def data() -> FeatureSet:
     clips = [tone((LOW, HIGH)[n % 2] * (1 + n / 400), seed=n) for n in range(40)]
     features = np.stack([log_mel(clip, PARAMETERS) for clip in clips])
-    return feature_set_from_arrays(
+    return FeatureSet.from_arrays(
         features, np.arange(40) % 2, np.arange(40) // 2 % 2 + 1, class_mapping=CLASSES
     )
 

@@ -18,13 +18,13 @@ from support.small_data import small_arrays
 
 from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FeatureSet
-from raykfold.data.reading import feature_set_from_arrays, write_feature_set
+from raykfold.data.reading import write_feature_set
 from raykfold.report import main
 
 
 @pytest.fixture(scope="module")
 def data() -> FeatureSet:
-    return feature_set_from_arrays(*small_arrays(), class_mapping=NAMES)
+    return FeatureSet.from_arrays(*small_arrays(), class_mapping=NAMES)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from support.data_files import FEATURES, FOLDS, FRAMES, LABELS, MELS, N, save
 
 from raykfold.data.feature_set import FeatureSet, SoundDataset, Split
-from raykfold.data.reading import feature_set_from_arrays, read_feature_set
+from raykfold.data.reading import read_feature_set
 from raykfold.errors import BadInput
 
 
@@ -24,7 +24,7 @@ def test_class_indices_count_classes_without_samples(tmp_path: Path) -> None:
 
 def test_splits_hold_one_fold_out_in_sample_order() -> None:
     folds = np.array([2, 1] * 6)
-    data = feature_set_from_arrays(FEATURES, LABELS, folds)
+    data = FeatureSet.from_arrays(FEATURES, LABELS, folds)
     split = data.split(2)
     assert split.fold == 2
     assert split.validation.tolist() == [0, 2, 4, 6, 8, 10]
@@ -37,12 +37,12 @@ def test_splits_hold_one_fold_out_in_sample_order() -> None:
 def test_warns_of_folds_whose_training_lacks_a_class() -> None:
     labels = np.array([0, 1] * 4 + [0, 2, 4, 2])
     names = {0: "dog", 1: "rain", 2: "siren", 3: "cat", 4: "hen"}
-    lines = feature_set_from_arrays(FEATURES, labels, FOLDS, class_mapping=names).warnings()
+    lines = FeatureSet.from_arrays(FEATURES, labels, FOLDS, class_mapping=names).warnings()
     assert lines == [
         "no sample in any fold is of class 3 (cat)",
         "fold 5: its training split has no sample of classes 2 (siren), 4 (hen)",
     ]
-    assert feature_set_from_arrays(FEATURES, LABELS, FOLDS).warnings() == []
+    assert FeatureSet.from_arrays(FEATURES, LABELS, FOLDS).warnings() == []
 
 
 # ---- SoundDataset
@@ -91,7 +91,7 @@ def test_dataset_wants_a_label_for_each_sample() -> None:
 
 def data_with_folds(folds: Sequence[int], labels: Sequence[int]) -> FeatureSet:
     features = np.zeros((len(folds), 2, 2), dtype=np.float32)
-    return feature_set_from_arrays(features, np.array(labels), np.array(folds))
+    return FeatureSet.from_arrays(features, np.array(labels), np.array(folds))
 
 
 def test_the_inner_split_is_the_fold_after_the_one_that_is_held_out() -> None:
@@ -158,7 +158,7 @@ def test_an_inner_split_that_lacks_a_class_is_said_in_a_line() -> None:
     """One sample would choose the epoch, and nobody had been told."""
     folds = np.array([1] + [2] * 2 + [3] * 3 + [4] * 3 + [5] * 3)
     labels = np.array([0, 0, 1] + [0, 1, 2] * 3)
-    data = feature_set_from_arrays(FEATURES, labels, folds)
+    data = FeatureSet.from_arrays(FEATURES, labels, folds)
     assert data.warnings(inner=True) == [
         "2 of 5 inner validation splits lack a class that is trained on; that of fold 5 has no "
         "sample of classes 1 (1), 2 (2)"

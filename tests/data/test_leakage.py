@@ -12,8 +12,9 @@ from support.small_data import small_arrays
 
 from raykfold.config.run_config import RunConfig
 from raykfold.data.demo import demo_feature_set
+from raykfold.data.feature_set import FeatureSet
 from raykfold.data.leakage import Contradictions, Leakage, Pair, Twins, find_leakage
-from raykfold.data.reading import feature_set_from_arrays, read_feature_set, write_feature_set
+from raykfold.data.reading import read_feature_set, write_feature_set
 from raykfold.driver import cross_validate
 from raykfold.errors import BadInput
 from raykfold.observers import Observer
@@ -24,7 +25,7 @@ NONE = Twins()
 
 
 def found(features: np.ndarray, labels: np.ndarray = LABELS) -> Leakage:
-    return find_leakage(feature_set_from_arrays(features, labels, FOLDS))
+    return find_leakage(FeatureSet.from_arrays(features, labels, FOLDS))
 
 
 def planted(**copies: object) -> np.ndarray:
@@ -41,7 +42,7 @@ def noisy(sample: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_data_without_twins_raise_no_alarm(seed: int) -> None:
-    leakage = find_leakage(feature_set_from_arrays(*small_arrays(seed=seed)))
+    leakage = find_leakage(FeatureSet.from_arrays(*small_arrays(seed=seed)))
     assert leakage == Leakage(240, identical=NONE, constant=NONE, near=NONE, looked_at=240)
     assert leakage.warnings() == []
 
@@ -50,7 +51,7 @@ def test_clips_of_one_recording_are_not_near_identical() -> None:
     data = demo_feature_set()
     clips_apart = np.arange(len(data)) % 5
     for folds in (data.folds, clips_apart):
-        again = feature_set_from_arrays(data.features, data.labels, folds)
+        again = FeatureSet.from_arrays(data.features, data.labels, folds)
         assert find_leakage(again).warnings() == []
 
 
@@ -106,7 +107,7 @@ def test_different_labels_of_twins_in_one_fold_are_named(
 ) -> None:
     features = planted(at_20=altered(FEATURES[5]), at_33=altered(FEATURES[8]))
     assert found(features).warnings() == []
-    data = feature_set_from_arrays(
+    data = FeatureSet.from_arrays(
         features, relabelled(20), FOLDS, class_mapping={2: "dog", 3: "cat\n", 5: "e", 7: "g"}
     )
     leakage = find_leakage(data)
@@ -222,7 +223,7 @@ def test_samples_are_compared_as_they_are_trained_on() -> None:
 def test_samples_of_any_shape_are_checked(shape: tuple[int, int]) -> None:
     features = np.random.default_rng(0).normal(size=(50, *shape)).astype(np.float32)
     features[7] = features[0]
-    data = feature_set_from_arrays(features, np.arange(50) % 2, np.arange(50) % 5)
+    data = FeatureSet.from_arrays(features, np.arange(50) % 2, np.arange(50) % 5)
     leakage = find_leakage(data)
     twins = leakage.constant if shape == (1, 1) else leakage.identical
     assert twins.example == Pair(samples=(0, 7), folds=(0, 2))
@@ -232,7 +233,7 @@ def test_of_many_samples_only_those_are_counted_that_were_looked_at() -> None:
     half = np.random.default_rng(0).normal(size=(5000, 4, 8)).astype(np.float32)
     folds = np.repeat([1, 2], 5000)
     features = np.concatenate([half, half + 0.5])
-    data = feature_set_from_arrays(features, np.arange(10000) % 2, folds)
+    data = FeatureSet.from_arrays(features, np.arange(10000) % 2, folds)
     leakage = find_leakage(data)
     assert 256 <= leakage.looked_at < 10000
     assert leakage.near.samples == leakage.looked_at
@@ -244,7 +245,7 @@ def test_of_many_samples_a_part_is_searched_for_near_contradictions() -> None:
     features[5000:5002] = features[:2]
     labels = np.arange(10000) % 2
     labels[5001] = 0
-    leakage = find_leakage(feature_set_from_arrays(features, labels, np.arange(10000) % 5))
+    leakage = find_leakage(FeatureSet.from_arrays(features, labels, np.arange(10000) % 5))
     assert leakage.contradictions.samples == 2
     (line,) = leakage.about_labels()
     assert (
@@ -256,7 +257,7 @@ def test_a_small_fold_is_looked_at_among_many_samples() -> None:
     features = np.random.default_rng(0).normal(size=(20000, 4, 8)).astype(np.float32)
     features[-300:] = features[:300] + 0.5
     folds = np.repeat([1, 2], [19700, 300])
-    leakage = find_leakage(feature_set_from_arrays(features, np.arange(20000) % 2, folds))
+    leakage = find_leakage(FeatureSet.from_arrays(features, np.arange(20000) % 2, folds))
     assert leakage.looked_at < 10000
     assert leakage.near.groups == 300
 
@@ -289,7 +290,7 @@ class _Listener(Observer):
 
 
 def test_a_run_says_it_before_it_begins(tmp_path: Path) -> None:
-    data = feature_set_from_arrays(planted(at_11=FEATURES[5]), LABELS, FOLDS)
+    data = FeatureSet.from_arrays(planted(at_11=FEATURES[5]), LABELS, FOLDS)
     listener = _Listener()
     config = RunConfig(model_dir=tmp_path, model="no_such_module:Network")
     with pytest.raises(BadInput, match="no_such_module"):  # so that nothing more is started

@@ -17,7 +17,7 @@ import torch
 from support.data_files import FEATURES, FOLDS, FRAMES, LABELS, MELS, N, fingerprint, refusal, save
 
 from raykfold.data.feature_set import FeatureSet, SoundClass
-from raykfold.data.reading import feature_set_from_arrays, read_feature_set, write_feature_set
+from raykfold.data.reading import read_feature_set, write_feature_set
 from raykfold.errors import BadData, StorageError
 
 
@@ -108,7 +108,7 @@ def test_npy_features_stay_mapped_and_channels_are_squeezed(
 
 
 def test_of_two_axes_of_length_one_the_second_is_the_channel() -> None:
-    data = feature_set_from_arrays(np.ones((N, 1, 4, 1), np.float32), LABELS, FOLDS)
+    data = FeatureSet.from_arrays(np.ones((N, 1, 4, 1), np.float32), LABELS, FOLDS)
     assert data.features.shape == (N, 4, 1)
 
 
@@ -280,7 +280,7 @@ def test_arrays_of_objects(tmp_path: Path, file: str, value: Any, remedy: str) -
     assert "an array of Python objects (dtype object), not of numbers" in text and remedy in text
     arrays = {"features": FEATURES, "labels": LABELS, "folds": FOLDS, file: value}
     with pytest.raises(BadData, match=f"^{file}: an array of Python objects") as caught:
-        feature_set_from_arrays(**arrays)
+        FeatureSet.from_arrays(**arrays)
     assert remedy in str(caught.value)
     save(tmp_path / "pkl", **{f"{file}_npy": None, f"{file}_pkl": value})
     assert "holds an array of Python objects" in refusal(tmp_path / "pkl", f"{file}.pkl")
@@ -425,14 +425,14 @@ def test_bad_feature_parameters(tmp_path: Path, content: bytes) -> None:
 
 def test_arrays_in_memory_are_checked_alike_and_named_as_asked() -> None:
     with pytest.raises(BadData, match=r"^labels: shape \(12, 1\)"):
-        feature_set_from_arrays(FEATURES, LABELS[:, None], FOLDS)
+        FeatureSet.from_arrays(FEATURES, LABELS[:, None], FOLDS)
     with pytest.raises(BadData, match=r"^the labels: shape \(12, 1\)"):
-        feature_set_from_arrays(FEATURES, LABELS[:, None], FOLDS, names={"labels": "the labels"})
+        FeatureSet.from_arrays(FEATURES, LABELS[:, None], FOLDS, names={"labels": "the labels"})
     with pytest.raises(BadData, match=r"^features: not an array of numbers"):
-        feature_set_from_arrays([[[1.0]], [[1.0, 2.0]]], [0, 1], [0, 1])
+        FeatureSet.from_arrays([[[1.0]], [[1.0, 2.0]]], [0, 1], [0, 1])
     with pytest.raises(BadData, match=r"^class_mapping: key 'x'"):
-        feature_set_from_arrays(FEATURES, LABELS, FOLDS, class_mapping={"x": "a"})
-    data = feature_set_from_arrays(FEATURES.tolist(), LABELS.tolist(), FOLDS.tolist())
+        FeatureSet.from_arrays(FEATURES, LABELS, FOLDS, class_mapping={"x": "a"})
+    data = FeatureSet.from_arrays(FEATURES.tolist(), LABELS.tolist(), FOLDS.tolist())
     assert data.features.dtype == np.float64
 
 

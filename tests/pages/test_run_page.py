@@ -31,7 +31,6 @@ from support.small_data import small_arrays
 from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FeatureSet
 from raykfold.data.leakage import Contradictions, Leakage, Pair, Twins
-from raykfold.data.reading import feature_set_from_arrays
 from raykfold.observers import Audience, Observer, RunStart
 from raykfold.pages import remarks
 from raykfold.pages.run_page import Reporter, plots, report, write_report
@@ -43,7 +42,7 @@ from raykfold.training.results import FoldResult, Summary
 
 @pytest.fixture(scope="module")
 def data() -> FeatureSet:
-    return feature_set_from_arrays(*small_arrays(), class_mapping=NAMES)
+    return FeatureSet.from_arrays(*small_arrays(), class_mapping=NAMES)
 
 
 @pytest.fixture
@@ -166,7 +165,7 @@ def test_names_of_folds_are_shown(tmp_path: Path, data: FeatureSet) -> None:
 
 def test_classes_without_samples_are_named(tmp_path: Path) -> None:
     features, labels, folds = small_arrays()
-    data = feature_set_from_arrays(
+    data = FeatureSet.from_arrays(
         features, labels, folds, class_mapping={**NAMES, 9: "<never recorded>"}
     )
     config = finish(tmp_path / "out", data)
@@ -282,7 +281,7 @@ def test_settings_that_this_version_does_not_know_are_shown(config: RunConfig) -
 def test_a_large_run_is_a_page_of_a_sensible_size(tmp_path: Path, folds: int, classes: int) -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(2000) % classes
-    data = feature_set_from_arrays(
+    data = FeatureSet.from_arrays(
         rng.normal(size=(2000, 16, 8)).astype(np.float32), labels, np.arange(2000) // 7 % folds
     )
     config = finish(tmp_path / "out", data)
@@ -500,7 +499,7 @@ def test_a_phone_needs_no_sideways_scrolling(
 def test_many_folds_and_long_names_fit_a_phone_too(browser: Chromium, tmp_path: Path) -> None:
     features, _, _ = small_arrays()
     names = {label: f"{'Donaudampfschifffahrtsgesellschaft' * 3} {label}" for label in range(50)}
-    data = feature_set_from_arrays(
+    data = FeatureSet.from_arrays(
         features, np.arange(240) % 50, np.arange(240) // 7 % 12, class_mapping=names
     )
     config = finish(

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raykfold.data.reading import feature_set_from_arrays, read_feature_set
+from raykfold.data.feature_set import FeatureSet
+from raykfold.data.reading import read_feature_set
 from raykfold.errors import BadData
 
 N, MELS, FRAMES = 12, 4, 6
@@ -53,4 +54,4 @@ def refusal(folder: Path, file: str) -> str:
 def fingerprint(
     features: Any = FEATURES, labels: Any = LABELS, folds: Any = FOLDS, **others: Any
 ) -> str:
-    return feature_set_from_arrays(features, labels, folds, **others).fingerprint
+    return FeatureSet.from_arrays(features, labels, folds, **others).fingerprint

@@ -1,0 +1,329 @@
+"""Checks the arrays of a data set, and computes its fingerprint.
+
+Arrays that a cross-validation cannot use are refused with one line that says what would be right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raykfold.data.file_kinds import MAPPING
+from raykfold.errors import BadData
+from raykfold.text import comma_list, one_line, with_name
+
+Array = npt.NDArray[Any]
+Integers = npt.NDArray[np.int64]
+
+ARRAYS = ("features", "labels", "folds")
+PARAMETERS = "features.json"
+FOLD_NAMES = "fold_names"  # a key of features.json
+_MOST_LISTED = 40  # folds, in a note
+_NUMBER_FOLDS = (
+    "number them with `names, numbers = numpy.unique(folds, return_inverse=True)`, and give names "
+    f'in {PARAMETERS}, {{"{FOLD_NAMES}": {{"0": "ann", ...}}}}'
+)
+_CHUNK_BYTES = 16 * 2**20  # of features, in one thread at a time
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedArrays:
+    """Arrays that a cross-validation can use; see `raykfold.data.feature_set.FeatureSet`.
+
+    Attributes:
+        features: (N, n_mels, time) float.
+        labels, folds: (N,) int64.
+        class_names: label → name, ascending.
+        fold_names: fold → name, for folds that have one.
+        fingerprint: a hash of all but the names, in hex.
+        notes: lines to show the user.
+    """
+
+    features: Array
+    labels: Integers
+    folds: Integers
+    class_names: Mapping[int, str]
+    fold_names: Mapping[int, str]
+    fingerprint: str
+    notes: tuple[str, ...]
+
+
+def check_arrays(
+    features: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    folds: npt.ArrayLike,
+    *,
+    class_mapping: Mapping[Any, Any] | None,
+    fold_names: Mapping[Any, Any] | None,
+    names: Mapping[str, str] | None,
+) -> CheckedArrays:
+    """Return the arrays, checked; the arguments are those of `FeatureSet.from_arrays`.
+
+    Raises:
+        BadData: a cross-validation cannot use them.
+    """
+    names = {**{name: name for name in (*ARRAYS, MAPPING, FOLD_NAMES)}, **(names or {})}
+    given = _as_array(names["features"], features)
+    given_labels = _as_array(names["labels"], labels)
+    given_folds = _as_array(names["folds"], folds)
+    for key, array in zip(ARRAYS, (given, given_labels, given_folds), strict=True):
+        if array.dtype.hasobject:
+            raise of_objects(names[key], key)
+    _check_sample_counts(names, given, given_labels, given_folds)
+
+    checked_features, notes = _as_features(names["features"], given)
+    checked_labels = _as_integers(names["labels"], "labels", given_labels)
+    checked_folds = _as_integers(names["folds"], "folds", given_folds)
+    _check_several(names["folds"], "fold", checked_folds)
+    _check_several(names["labels"], "class", checked_labels)
+    class_names = _class_names(names, checked_labels, class_mapping)
+    named_folds = _by_label(names[FOLD_NAMES], "fold", fold_names or {})
+    if named_folds:
+        present = np.unique(checked_folds).tolist()
+        shown = comma_list(with_name(fold, named_folds) for fold in present[:_MOST_LISTED])
+        more = len(present) - _MOST_LISTED
+        notes += (f"folds: {shown}" + (f" and {more} more" if more > 0 else ""),)
+
+    feature_digest = _digest_finite(names["features"], checked_features)
+    return CheckedArrays(
+        features=checked_features,
+        labels=checked_labels,
+        folds=checked_folds,
+        class_names=class_names,
+        fold_names=named_folds,
+        fingerprint=_fingerprint(
+            checked_features, feature_digest, checked_labels, checked_folds, class_names
+        ),
+        notes=notes,
+    )
+
+
+def of_objects(name: str, key: str) -> BadData:
+    """Return why an array of Python objects is refused, and what to save instead."""
+    remedy = {
+        "features": "cut or pad all samples to one shape, and save them as one float32 array",
+        "labels": f"save integers, with their names in {MAPPING}.json",
+        "folds": _NUMBER_FOLDS,
+    }[key]
+    return BadData(f"{name}: an array of Python objects (dtype object), not of numbers; {remedy}")
+
+
+def _as_array(name: str, values: npt.ArrayLike) -> Array:
+    if isinstance(values, np.ndarray):
+        return values
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise BadData(f"{name}: not an array of numbers ({one_line(error)})") from error
+
+
+def _check_sample_counts(
+    names: Mapping[str, str], features: Array, labels: Array, folds: Array
+) -> None:
+    for key, array in (("labels", labels), ("folds", folds)):
+        if array.ndim != 1:
+            raise BadData(
+                f"{names[key]}: shape {array.shape}; {key} should be one-dimensional, "
+                "one integer for each sample"
+            )
+    if features.ndim == 0 or (len(features) > 0 and features.ndim not in (3, 4)):
+        raise _bad_shape(names["features"], features)
+    if not len(features) == len(labels) == len(folds):
+        raise BadData(
+            f"{names['features']} has {len(features)} samples, {names['labels']} {len(labels)} and "
+            f"{names['folds']} {len(folds)}; all three should have the same number"
+        )
+    if len(features) == 0:
+        raise BadData(f"{names['features']}: no samples; at least one for each fold is needed")
+
+
+def _as_features(name: str, given: Array) -> tuple[Array, tuple[str, ...]]:
+    features, notes = given, []
+    if features.dtype.kind != "f" or features.dtype.itemsize not in (2, 4, 8):
+        raise BadData(
+            f"{name}: dtype {features.dtype}; features should be float16, float32 or float64"
+        )
+    if features.ndim == 4:
+        if features.shape[1] == 1:
+            features = features[:, 0]
+        elif features.shape[3] == 1:
+            features = features[..., 0]
+        else:
+            raise _bad_shape(name, given)
+        notes.append(f"features: {given.shape} -> {features.shape}")
+    if features.ndim != 3 or 0 in features.shape:
+        raise _bad_shape(name, given)
+    if not features.dtype.isnative:  # torch takes no other byte order
+        features = features.astype(features.dtype.newbyteorder("="))
+        notes.append(
+            "features: their byte order is not this machine's, so they are copied into memory"
+        )
+    if not isinstance(features, np.memmap):
+        features = np.ascontiguousarray(features)
+    return features, tuple(notes)
+
+
+def _bad_shape(name: str, features: Array) -> BadData:
+    return BadData(
+        f"{name}: shape {features.shape}; features should be (samples, n_mels, time), or with one "
+        "channel (samples, 1, n_mels, time) or (samples, n_mels, time, 1)"
+    )
+
+
+def _as_integers(name: str, key: str, values: Array) -> Integers:
+    if values.dtype.kind in "iu":
+        if values.max() > np.iinfo(np.int64).max:
+            raise BadData(f"{name}: value {values.max()}; {key} should fit 64-bit integers")
+        return np.array(values, dtype=np.int64)
+    wanted = f"{key} should be integers, one for each sample"
+    if values.dtype.kind in "US":
+        remedy = f"names belong in {MAPPING}.json" if key == "labels" else _NUMBER_FOLDS
+        raise BadData(f"{name}: text; {wanted}; {remedy}")
+    if values.dtype.kind != "f":
+        raise BadData(f"{name}: dtype {values.dtype}, non-integer {key}; {wanted}")
+    fractions = np.flatnonzero(~np.isfinite(values) | (values != np.floor(values)))
+    if len(fractions) == 0:
+        raise BadData(
+            f"{name}: dtype {values.dtype}, non-integer {key}; {wanted}: all values are whole, so "
+            f"save them as {key}.astype(numpy.int64)"
+        )
+    first = fractions[0]
+    raise BadData(f"{name}: non-integer {key}, value {values[first]} at index {first}; {wanted}")
+
+
+def _check_several(name: str, noun: str, values: Integers) -> None:
+    if values.min() == values.max():
+        raise BadData(f"{name}: {noun} {values[0]} only; a cross-validation needs at least two")
+
+
+def _class_names(
+    names: Mapping[str, str], labels: Integers, class_mapping: Mapping[Any, Any] | None
+) -> dict[int, str]:
+    present: list[int] = np.unique(labels).tolist()
+    if class_mapping is None:
+        return {label: str(label) for label in present}
+    name = names[MAPPING]
+    class_names = _by_label(name, "label", class_mapping)
+    unnamed = [label for label in present if label not in class_names]
+    if unnamed:
+        raise BadData(
+            f"{name}: label {unnamed[0]}, found in {names['labels']}, is missing "
+            f"({len(unnamed)} of {len(present)} labels are); every label should have a name"
+        )
+    return {
+        label: name if name.strip() else str(label) for label, name in sorted(class_names.items())
+    }
+
+
+def _by_label(name: str, noun: str, given: Any) -> dict[int, str]:
+    """Return names by label, checked: ``{"0": "dog"}`` gives ``{0: "dog"}``."""
+    if not isinstance(given, Mapping):
+        raise BadData(f"{name}: holds a {kind_of(given)}; it should be a dict, {noun} to name")
+    texts: dict[int, str] = {}
+    for key, text in given.items():
+        label = _label_of(name, noun, key)
+        if label in texts:
+            raise BadData(f"{name}: {noun} {label} appears twice; each should have one name")
+        if not isinstance(text, str):
+            raise BadData(
+                f"{name}: the name of {noun} {label} is a {kind_of(text)}; it should be a string"
+            )
+        texts[label] = str(text)
+    return texts
+
+
+def _label_of(name: str, noun: str, key: Any) -> int:
+    if isinstance(key, str):
+        whole = re.fullmatch(r"-?[0-9]{1,19}", key)
+        label = int(key) if whole else None
+        shown = repr(key[:40])
+    else:
+        integer = isinstance(key, int | np.integer) and not isinstance(key, bool)
+        label = int(key) if integer else None
+        shown = f"of type {kind_of(key)}"
+    if label is None or not -(2**63) <= label < 2**63:
+        raise BadData(
+            f"{name}: key {shown}; it should map {noun}s, which are integers, to names, "
+            'like {"0": "dog"}'
+        )
+    return label
+
+
+# ---- The fingerprint, and the check that features are finite, in one pass over the file
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """The digest of some samples, and which of their values are unusable."""
+
+    digest: bytes
+    unusable: int
+    first_unusable: tuple[int, ...]  # sample, mel band, frame
+
+
+def _digest_finite(name: str, features: Array) -> bytes:
+    """Return a digest of all values in C order and little-endian, whatever their layout.
+
+    Raises:
+        BadData: a value is not finite as float32.
+    """
+    count = max(1, _CHUNK_BYTES // features[0].nbytes)
+    starts = range(0, len(features), count)
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        chunks = list(pool.map(lambda start: _scan(features[start : start + count], start), starts))
+    unusable = sum(chunk.unusable for chunk in chunks)
+    if unusable:
+        sample, mel, frame = next(chunk.first_unusable for chunk in chunks if chunk.unusable)
+        raise BadData(
+            f"{name}: {unusable} of {features.size} values are NaN, infinite or too large for "
+            f"float32, the first is {features[sample, mel, frame]} in sample {sample}, at mel band "
+            f"{mel}, frame {frame}; all should be finite"
+        )
+    return hashlib.blake2b(b"".join(chunk.digest for chunk in chunks)).digest()
+
+
+def _scan(samples: Array, start: int) -> _Chunk:
+    # As a plain array: operations on a memmap would make memmaps, at a cost for each.
+    values = np.ascontiguousarray(np.asarray(samples))
+    with np.errstate(over="ignore"):  # values beyond float32 become inf, and are counted
+        usable = np.isfinite(values.astype(np.float32) if values.dtype.itemsize > 4 else values)
+    unusable = values.size - int(np.count_nonzero(usable))
+    first = np.unravel_index(int(np.argmin(usable)), usable.shape) if unusable else (0, 0, 0)
+    return _Chunk(
+        digest=hashlib.blake2b(values.astype(_little_endian(values), copy=False).data).digest(),
+        unusable=unusable,
+        first_unusable=(start + int(first[0]), int(first[1]), int(first[2])),
+    )
+
+
+def _fingerprint(
+    features: Array,
+    feature_digest: bytes,
+    labels: Integers,
+    folds: Integers,
+    class_names: Mapping[int, str],
+) -> str:
+    # Include labels of classes without samples, which add outputs to a network.
+    head = f"{features.dtype.name} {features.shape} {list(class_names)}\n"
+    digest = hashlib.blake2b(head.encode(), digest_size=20)
+    digest.update(feature_digest)
+    for values in (labels, folds):
+        digest.update(values.astype(_little_endian(values)).tobytes())
+    return digest.hexdigest()
+
+
+def _little_endian(values: Array) -> np.dtype[Any]:
+    return values.dtype.newbyteorder("<")
+
+
+def kind_of(value: Any) -> str:
+    """Return what messages call a value of this type."""
+    return "NumPy array" if isinstance(value, np.ndarray) else type(value).__name__
