@@ -113,9 +113,9 @@ def _check_recipe(config: RunConfig, data: FeatureSet) -> list[str]:
         raise BadInput(f"--{text}" if of_recipe else f"{name}: {one_line(text)}") from error
     if outcomes[0] != outcomes[1]:
         raise BadInput(
-            f"{name}: a fold goes on from its checkpoint otherwise than without one; expected all "
-            "that later batches depend on in attributes whose names do not begin with _, and "
-            "random numbers from the generators of torch, NumPy or Python themselves"
+            f"{name}: a fold that resumes gives other results than one that never stopped; "
+            "expected all that later batches depend on in attributes whose names do not begin "
+            "with _, and random numbers from the generators of torch, NumPy or Python themselves"
         )
     return warnings
 

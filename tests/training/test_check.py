@@ -406,7 +406,7 @@ def test_a_recipe_that_trains_passes(config: RunConfig, small_data: FeatureSet) 
             "its module head is missing where a fold resumes; expected it to be made in the con",
         ),
         (Private, "augment fails (AttributeError: 'Private' object has no attribute '_shift')"),
-        (OwnGenerator, "a fold goes on from its checkpoint otherwise than without one"),
+        (OwnGenerator, "a fold that resumes gives other results than one that never stopped"),
         (FailsLater, "scheduler fails (RuntimeError: at the end of an epoch)"),
         (NotARecipe, "not a subclass of raykfold.Recipe"),
     ],
