@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,20 +17,31 @@ import numpy as np
 import numpy.typing as npt
 
 from raykfold.data.file_kinds import MAPPING
+from raykfold.data.labels import (
+    FOLDS,
+    GROUPS,
+    LABELS,
+    Array,
+    Integers,
+    from_one_hot,
+    kind_of,
+    to_array,
+    to_integers,
+    to_label_array,
+)
+from raykfold.data.splitters import FoldRule, folds_by_rule, is_rule
 from raykfold.errors import BadData
-from raykfold.text import comma_list, one_line, with_name
-
-Array = npt.NDArray[Any]
-Integers = npt.NDArray[np.int64]
+from raykfold.text import comma_list, with_name
 
 ARRAYS = ("features", "labels", "folds")
 PARAMETERS = "features.json"
 FOLD_NAMES = "fold_names"  # a key of features.json
 _MOST_LISTED = 40  # folds, in a note
-_NUMBER_FOLDS = (
-    "number them with `names, numbers = numpy.unique(folds, return_inverse=True)`, and give names "
-    f'in {PARAMETERS}, {{"{FOLD_NAMES}": {{"0": "ann", ...}}}}'
-)
+# What labels and folds may be besides one for each sample.
+_OR = {
+    "labels": ", or one-hot (samples, classes)",
+    "folds": ", or in Python a splitter such as StratifiedKFold(5, shuffle=True, random_state=0)",
+}
 _CHUNK_BYTES = 16 * 2**20  # of features, in one thread at a time
 
 
@@ -59,8 +70,9 @@ class CheckedArrays:
 def check_arrays(
     features: npt.ArrayLike,
     labels: npt.ArrayLike,
-    folds: npt.ArrayLike,
+    folds: npt.ArrayLike | FoldRule,
     *,
+    groups: npt.ArrayLike | None,
     class_mapping: Mapping[Any, Any] | None,
     fold_names: Mapping[Any, Any] | None,
     names: Mapping[str, str] | None,
@@ -70,22 +82,43 @@ def check_arrays(
     Raises:
         BadData: a cross-validation cannot use them.
     """
-    names = {**{name: name for name in (*ARRAYS, MAPPING, FOLD_NAMES)}, **(names or {})}
-    given = _as_array(names["features"], features)
-    given_labels = _as_array(names["labels"], labels)
-    given_folds = _as_array(names["folds"], folds)
-    for key, array in zip(ARRAYS, (given, given_labels, given_folds), strict=True):
-        if array.dtype.hasobject:
-            raise of_objects(names[key], key)
-    _check_sample_counts(names, given, given_labels, given_folds)
+    names = {
+        **{name: name for name in (*ARRAYS, GROUPS.noun, MAPPING, FOLD_NAMES)},
+        **(names or {}),
+    }
+    given = to_array(names["features"], features)
+    if given.dtype.hasobject:
+        raise of_objects(names["features"], "features")
+    of_samples = {"labels": to_label_array(names["labels"], labels)}
+    if not is_rule(folds):
+        of_samples["folds"] = to_label_array(names["folds"], folds)
+    if groups is not None:
+        of_samples["groups"] = to_label_array(names["groups"], groups)
+    _check_sample_counts(names, given, of_samples)
 
     checked_features, notes = _as_features(names["features"], given)
-    checked_labels = _as_integers(names["labels"], "labels", given_labels)
-    checked_folds = _as_integers(names["folds"], "folds", given_folds)
-    _check_several(names["folds"], "fold", checked_folds)
+    checked_labels, class_names = _as_classes(
+        names, of_samples["labels"], class_mapping, getattr(labels, "columns", None)
+    )
     _check_several(names["labels"], "class", checked_labels)
-    class_names = _class_names(names, checked_labels, class_mapping)
     named_folds = _by_label(names[FOLD_NAMES], "fold", fold_names or {})
+    if is_rule(folds):
+        given_groups = of_samples.get("groups")
+        checked_folds, new_names, more_notes = folds_by_rule(
+            names["folds"], folds, given, checked_labels, given_groups, names["groups"]
+        )
+        notes += more_notes
+    elif groups is not None:
+        raise BadData(
+            f"{names['groups']}: only a splitter uses them, and {names['folds']} are labels; "
+            "expected one of the two, or a splitter such as GroupKFold as folds"
+        )
+    else:
+        checked_folds, new_names = to_integers(
+            names["folds"], FOLDS, of_samples["folds"], named_folds, names[FOLD_NAMES]
+        )
+    _check_several(names["folds"], "fold", checked_folds)
+    named_folds = named_folds or new_names
     if named_folds:
         present = np.unique(checked_folds).tolist()
         shown = comma_list(with_name(fold, named_folds) for fold in present[:_MOST_LISTED])
@@ -107,39 +140,31 @@ def check_arrays(
 
 
 def of_objects(name: str, key: str) -> BadData:
-    """Return why an array of Python objects is refused, and what to save instead."""
-    remedy = {
-        "features": "cut or pad all samples to one shape, and save them as one float32 array",
-        "labels": f"save integers, with their names in {MAPPING}.json",
-        "folds": _NUMBER_FOLDS,
-    }[key]
+    """Return why a file or array of Python objects is refused, and what to save instead."""
+    if key == "features":
+        remedy = "cut or pad all samples to one shape, and save them as one float32 array"
+    else:
+        remedy = f"save text as {key}.astype(str), or integers"
     return BadData(f"{name}: an array of Python objects (dtype object), not of numbers; {remedy}")
 
 
-def _as_array(name: str, values: npt.ArrayLike) -> Array:
-    if isinstance(values, np.ndarray):
-        return values
-    try:
-        return np.asarray(values)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise BadData(f"{name}: not an array of numbers ({one_line(error)})") from error
-
-
 def _check_sample_counts(
-    names: Mapping[str, str], features: Array, labels: Array, folds: Array
+    names: Mapping[str, str], features: Array, of_samples: Mapping[str, Array]
 ) -> None:
-    for key, array in (("labels", labels), ("folds", folds)):
-        if array.ndim != 1:
+    for key, array in of_samples.items():
+        one_hot = key == "labels" and array.ndim == 2 and array.dtype.kind in "biuf"
+        if array.ndim != 1 and not (one_hot and array.shape[1] > 1):
             raise BadData(
-                f"{names[key]}: shape {array.shape}; {key} should be one-dimensional, "
-                "one integer for each sample"
+                f"{names[key]}: shape {array.shape}; {key} should be one-dimensional, one for "
+                f"each sample{_OR.get(key, '')}"
             )
     if features.ndim == 0 or (len(features) > 0 and features.ndim not in (3, 4)):
         raise _bad_shape(names["features"], features)
-    if not len(features) == len(labels) == len(folds):
+    if any(len(array) != len(features) for array in of_samples.values()):
+        *others, last = (f"{names[key]} {len(array)}" for key, array in of_samples.items())
         raise BadData(
-            f"{names['features']} has {len(features)} samples, {names['labels']} {len(labels)} and "
-            f"{names['folds']} {len(folds)}; all three should have the same number"
+            f"{names['features']} has {len(features)} samples, "
+            f"{', '.join(others)}{' and ' if others else ''}{last}; all should have the same number"
         )
     if len(features) == 0:
         raise BadData(f"{names['features']}: no samples; at least one for each fold is needed")
@@ -178,48 +203,43 @@ def _bad_shape(name: str, features: Array) -> BadData:
     )
 
 
-def _as_integers(name: str, key: str, values: Array) -> Integers:
-    if values.dtype.kind in "iu":
-        if values.max() > np.iinfo(np.int64).max:
-            raise BadData(f"{name}: value {values.max()}; {key} should fit 64-bit integers")
-        return np.array(values, dtype=np.int64)
-    wanted = f"{key} should be integers, one for each sample"
-    if values.dtype.kind in "US":
-        remedy = f"names belong in {MAPPING}.json" if key == "labels" else _NUMBER_FOLDS
-        raise BadData(f"{name}: text; {wanted}; {remedy}")
-    if values.dtype.kind != "f":
-        raise BadData(f"{name}: dtype {values.dtype}, non-integer {key}; {wanted}")
-    fractions = np.flatnonzero(~np.isfinite(values) | (values != np.floor(values)))
-    if len(fractions) == 0:
-        raise BadData(
-            f"{name}: dtype {values.dtype}, non-integer {key}; {wanted}: all values are whole, so "
-            f"save them as {key}.astype(numpy.int64)"
-        )
-    first = fractions[0]
-    raise BadData(f"{name}: non-integer {key}, value {values[first]} at index {first}; {wanted}")
-
-
 def _check_several(name: str, noun: str, values: Integers) -> None:
     if values.min() == values.max():
         raise BadData(f"{name}: {noun} {values[0]} only; a cross-validation needs at least two")
 
 
-def _class_names(
-    names: Mapping[str, str], labels: Integers, class_mapping: Mapping[Any, Any] | None
-) -> dict[int, str]:
-    present: list[int] = np.unique(labels).tolist()
-    if class_mapping is None:
-        return {label: str(label) for label in present}
+def _as_classes(
+    names: Mapping[str, str],
+    labels: Array,
+    class_mapping: Mapping[Any, Any] | None,
+    columns: Iterable[Any] | None,
+) -> tuple[Integers, dict[int, str]]:
+    """Return (N,) labels, and label → name, ascending.
+
+    Args:
+        names: what messages call the arguments.
+        labels: (N,) of any kind, or one-hot (N, C).
+        class_mapping: label → name, if it is given.
+        columns: names of the columns of `labels`, if it is a table.
+    """
     name = names[MAPPING]
-    class_names = _by_label(name, "label", class_mapping)
-    unnamed = [label for label in present if label not in class_names]
+    known = None if class_mapping is None else _by_label(name, "label", class_mapping)
+    if labels.ndim == 2:  # each column is a class, also one without samples
+        numbers = from_one_hot(names["labels"], labels)
+        found = dict(enumerate(map(str, range(labels.shape[1]) if columns is None else columns)))
+    else:
+        numbers, found = to_integers(names["labels"], LABELS, labels, known, name)
+    present: list[int] = np.unique(numbers).tolist()
+    if known is None:
+        return numbers, found or {label: str(label) for label in present}
+    unnamed = [label for label in present if label not in known]
     if unnamed:
         raise BadData(
             f"{name}: label {unnamed[0]}, found in {names['labels']}, is missing "
             f"({len(unnamed)} of {len(present)} labels are); every label should have a name"
         )
-    return {
-        label: name if name.strip() else str(label) for label, name in sorted(class_names.items())
+    return numbers, {
+        label: text if text.strip() else str(label) for label, text in sorted(known.items())
     }
 
 
@@ -246,8 +266,7 @@ def _label_of(name: str, noun: str, key: Any) -> int:
         label = int(key) if whole else None
         shown = repr(key[:40])
     else:
-        integer = isinstance(key, int | np.integer) and not isinstance(key, bool)
-        label = int(key) if integer else None
+        label = int(key) if isinstance(key, int | np.integer | np.bool_) else None
         shown = f"of type {kind_of(key)}"
     if label is None or not -(2**63) <= label < 2**63:
         raise BadData(
@@ -322,8 +341,3 @@ def _fingerprint(
 
 def _little_endian(values: Array) -> np.dtype[Any]:
     return values.dtype.newbyteorder("<")
-
-
-def kind_of(value: Any) -> str:
-    """Return what messages call a value of this type."""
-    return "NumPy array" if isinstance(value, np.ndarray) else type(value).__name__

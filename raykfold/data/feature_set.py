@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from raykfold.data.arrays import Array, Integers, check_arrays
+from raykfold.data.arrays import check_arrays
+from raykfold.data.labels import Array, Integers
+from raykfold.data.splitters import FoldRule
 from raykfold.errors import BadInput
 from raykfold.text import comma_list, with_name
 
@@ -79,8 +81,9 @@ class FeatureSet:
         cls,
         features: npt.ArrayLike,
         labels: npt.ArrayLike,
-        folds: npt.ArrayLike,
+        folds: npt.ArrayLike | FoldRule,
         *,
+        groups: npt.ArrayLike | None = None,
         class_mapping: Mapping[Any, Any] | None = None,
         feature_parameters: Mapping[str, Any] | None = None,
         fold_names: Mapping[Any, Any] | None = None,
@@ -88,16 +91,30 @@ class FeatureSet:
     ) -> FeatureSet:
         """Return a feature set of arrays, checked as `read_feature_set` checks files.
 
+        The arrays may be anything that `numpy.asarray` takes, tensors (also on a GPU), or columns
+        and tables of pandas.
+
+            FeatureSet.from_arrays(X, ["dog", "cat", ...], StratifiedKFold(5))
+            FeatureSet.from_arrays(X, y, StratifiedGroupKFold(5), groups=speakers)
+
         Args:
             features: (N, n_mels, time), or with a channel axis of length 1 second or last; float.
-            labels: (N,) integers, in any range.
-            folds: (N,) integers.
+            labels: (N,) integers in any range; text, numbered from 0 in alphabetical order; bool;
+                or one-hot (N, C), of which each column is a class.
+            folds: (N,) integers; text, numbered from 1 in natural order (``speaker 2`` before
+                ``speaker 10``); or bool. Or what makes them, numbered from 1 in the order of its
+                splits: one of scikit-learn's splitters, or a list of (train, test) indices. The
+                test sets have to partition the samples, and each train set has to be the rest.
+                A splitter that shuffles needs an integer as its ``random_state``.
+            groups: (N,) integers, text or bool, for a splitter: samples of a group belong into one
+                fold. If each fold has one group, it is the fold's name.
             class_mapping: label → name, for at least the labels in the data; a label may be a
-                string. By default classes are named by their labels.
+                string. By default classes are named by their labels, or by the text that these
+                are. With a mapping, text is one of its names.
             feature_parameters: how the features were made.
             fold_names: fold → name, for folds that have one; a fold may be a string.
-            names: what messages call ``features``, ``labels``, ``folds``, ``class_mapping`` and
-                ``fold_names``.
+            names: what messages call ``features``, ``labels``, ``folds``, ``groups``,
+                ``class_mapping`` and ``fold_names``.
 
         Raises:
             BadData: a cross-validation cannot use them.
@@ -106,6 +123,7 @@ class FeatureSet:
             features,
             labels,
             folds,
+            groups=groups,
             class_mapping=class_mapping,
             fold_names=fold_names,
             names=names,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from raykfold.data.arrays import Array, Integers
+from raykfold.data.labels import Array, Integers
 from raykfold.text import one_line
 
 if TYPE_CHECKING:

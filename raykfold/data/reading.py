@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raykfold.data.arrays import ARRAYS, FOLD_NAMES, PARAMETERS, Array, kind_of, of_objects
+from raykfold.data.arrays import ARRAYS, FOLD_NAMES, PARAMETERS, of_objects
 from raykfold.data.feature_set import FeatureSet
 from raykfold.data.file_kinds import MAPPING, how_to_save, kind_of_file
 from raykfold.data.file_names import names_in
+from raykfold.data.labels import Array, kind_of
 from raykfold.data.pickles import read_pickle
 from raykfold.errors import BadData, StorageError
 from raykfold.files.atomic import json_bytes

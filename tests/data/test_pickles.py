@@ -417,7 +417,6 @@ def test_pickled_samples_that_differ_in_shape(tmp_path: Path) -> None:
     [
         ([1, 2], "holds a list"),
         (LABELS, "holds a NumPy array"),
-        ({True: "a"}, "of type bool"),
         ({3: "a", "3": "b"}, "label 3 appears twice"),
         ({3: "a", 7: "b", 9: None}, "name of label 9 is a NoneType"),
         ({3: "a", 7: "b", 9: LABELS}, "name of label 9 is a NumPy array"),

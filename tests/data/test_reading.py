@@ -236,14 +236,7 @@ def with_value(value: float, dtype: Any = np.float32) -> np.ndarray:
             LABELS.astype(float),
             r"float64, non-integer labels;.*labels\.astype\(numpy\.int",
         ),
-        ("labels", LABELS > 3, r"dtype bool, non-integer labels"),
-        ("labels", LABELS.astype(str), r"text; labels should be integers.*class_mapping\.json"),
-        (
-            "folds",
-            FOLDS.astype(str),
-            r"text; folds should be .*numpy\.unique\(folds.*features\.json",
-        ),
-        ("labels", LABELS.astype("S"), r"text; labels should be integers|array of dtype S21"),
+        ("labels", LABELS * 1j, r"dtype complex128; labels should be integers, text or|dtype c16"),
         ("labels", LABELS.astype(np.uint64) + 2**63, r"value 9223372036854775817; .*64-bit"),
         ("folds", np.full(N, 4), r"fold 4 only; .*two"),
         ("labels", np.full(N, 4), r"class 4 only; .*two"),
@@ -266,17 +259,17 @@ RAGGED[:] = [FEATURES[n, :, : 3 + n % 3] for n in range(N)]
     [
         ("features", RAGGED, "cut or pad all samples to one shape"),
         ("features", FEATURES.astype(object), "cut or pad all samples to one shape"),
-        ("labels", np.array(["dog", "cat", "ant"] * 4, object), "class_mapping.json"),
-        ("folds", np.array(["ann", "ben", "cy"] * 4, object), "numpy.unique(folds"),
+        ("labels", np.array(["dog", "cat", "ant"] * 4, object), "labels.astype(str)"),
+        ("folds", np.array(["ann", "ben", "cy"] * 4, object), "folds.astype(str)"),
     ],
 )
 def test_arrays_of_objects(tmp_path: Path, file: str, value: Any, remedy: str) -> None:
     text = refusal(save(tmp_path, **{f"{file}_npy": value}), f"{file}.npy")
     assert "an array of Python objects (dtype object), not of numbers" in text and remedy in text
-    arrays = {"features": FEATURES, "labels": LABELS, "folds": FOLDS, file: value}
-    with pytest.raises(BadData, match=f"^{file}: an array of Python objects") as caught:
-        FeatureSet.from_arrays(**arrays)
-    assert remedy in str(caught.value)
+    if file == "features":  # labels and folds may be objects in memory, where they need no pickle
+        with pytest.raises(BadData, match=r"^features: an array of Python objects") as caught:
+            FeatureSet.from_arrays(value, LABELS, FOLDS)
+        assert remedy in str(caught.value)
     save(tmp_path / "pkl", **{f"{file}_npy": None, f"{file}_pkl": value})
     assert "holds an array of Python objects" in refusal(tmp_path / "pkl", f"{file}.pkl")
 
