@@ -8,7 +8,8 @@ from pathlib import Path
 MAPPING = "class_mapping"  # the stem of the file with the names of classes
 _AS_JSON = f'save the names as {MAPPING}.json, {{"0": "dog", ...}}'
 _AS_NPY = "save its array with numpy.save as {stem}.npy"
-_TORCH = ("a file of torch.save", "save tensor.numpy() with numpy.save as {stem}.npy")
+_AS_NPZ = "save its arrays with numpy.savez, or as tensors with torch.save"
+_TORCH = ("a file of torch.save", "rename it to {stem}.pt")
 # The beginning of a file, what it is, and what to do with it.
 _KINDS = (
     # Older releases of torch pickle a magic number first.
@@ -30,6 +31,7 @@ _KINDS = (
     (b"BZh", "compressed with bzip2", "unpack it, or " + _AS_NPY),
     (b"\xfd7zXZ\x00", "compressed with xz", "unpack it, or " + _AS_NPY),
 )
+_OWN = {".npy": (b"\x93NUMPY",), ".pkl": (b"\x80",), ".pt": (_KINDS[0][0],)}
 
 
 def kind_of_file(path: Path) -> str | None:
@@ -45,10 +47,11 @@ def kind_of_file(path: Path) -> str | None:
         return None
     if head.startswith(b"PK\x03\x04"):
         return _kind_of_zip(path)
-    own = {".npy": b"\x93NUMPY", ".pkl": b"\x80"}.get(path.suffix)
     for magic, what, remedy in _KINDS:
-        if head.startswith(magic) and magic != own:
-            return f"{what}; {_for_file(path, remedy)}"
+        if head.startswith(magic):
+            return (
+                None if magic in _OWN.get(path.suffix, ()) else f"{what}; {_for_file(path, remedy)}"
+            )
     return None
 
 
@@ -60,18 +63,23 @@ def how_to_save(path: Path) -> str:
 def _for_file(path: Path, remedy: str) -> str:
     named = remedy.format(stem=path.stem)
     # No array holds the names of classes, so no file of NumPy is right for them.
-    return _AS_JSON if path.stem == MAPPING and named != remedy else named
+    if path.stem == MAPPING and named != remedy:
+        return _AS_JSON
+    # These hold several arrays.
+    return _AS_NPZ if path.suffix in (".npz", ".pt") and remedy.endswith("{stem}.npy") else named
 
 
-def _kind_of_zip(path: Path) -> str:
+def _kind_of_zip(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (OSError, zipfile.BadZipFile):
         names = []
-    what, remedy = "a zip archive", "unpack it, or " + _AS_NPY
+    what, remedy, own = "a zip archive", "unpack it, or " + _AS_NPY, None
     if any(name.endswith("data.pkl") for name in names):
-        what, remedy = _TORCH
+        what, remedy, own = *_TORCH, ".pt"
     elif names and all(name.endswith(".npy") for name in names):
-        what, remedy = "a file of numpy.savez", _AS_NPY
-    return f"{what}; {_for_file(path, remedy)}"
+        what, remedy, own = "a file of numpy.savez", "rename it to {stem}.npz", ".npz"
+    elif not names and path.suffix in (".npz", ".pt"):  # whoever reads it says what is wrong
+        own = path.suffix
+    return None if path.suffix == own else f"{what}; {_for_file(path, remedy)}"

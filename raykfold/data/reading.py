@@ -1,7 +1,8 @@
 """Reads the data of a cross-validation from files, and writes it.
 
-Data sets come from strangers, so none of their code runs: `.npy` files are mapped without pickle
-support, and `raykfold.data.pickles` reads pickles. Data that cannot be used is refused with one
+Data sets come from strangers, so none of their code runs: NumPy reads `.npy` and `.npz` files
+without pickle support, torch reads `.pt` files as weights only, and `raykfold.data.pickles` reads
+pickles. Data that cannot be used is refused with one
 line that says what would be right.
 """
 
@@ -9,6 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import warnings
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,33 +31,52 @@ from raykfold.errors import BadData, StorageError
 from raykfold.files.atomic import json_bytes
 from raykfold.text import comma_list, one_line
 
+# Files with several arrays, by name, and the names that each array may have there.
+_TOGETHER = ("data.npz", "data.pt")
+_MEMBERS = {"features": ("features", "X"), "labels": ("labels", "y"), "folds": ("folds",)}
 # The names that each file of a data set may have; the first that exists is read.
 FILE_NAMES = (
-    *((f"{name}.npy", f"{name}.pkl") for name in ARRAYS),
+    *((f"{name}.npy", f"{name}.npz", f"{name}.pt", f"{name}.pkl", *_TOGETHER) for name in ARRAYS),
     (f"{MAPPING}.json", f"{MAPPING}.pkl"),
     (PARAMETERS,),
 )
 # What arrays are saved as that are not read, or are under another name.
 _OTHERS = (".npy", ".npz", ".pkl", ".pickle", ".pt", ".pth", ".h5", ".hdf5", ".parquet", ".mat")
 _MOST_OTHERS = 4  # in a message
+_EXPECTED = "expected an .npz or .pt file with features, labels and folds"
 
 
 def read_feature_set(processed_dir: Path) -> FeatureSet:
     """Read and check the files in `processed_dir`.
 
-    They are ``features``, ``labels`` and ``folds`` as `.npy`, else `.pkl`, and optionally
-    ``class_mapping`` as `.json`, else `.pkl`, and ``features.json``. ``features.npy`` is
-    memory-mapped, and read once to check and fingerprint it.
+    They are ``features``, ``labels`` and ``folds``, each as `.npy`, else `.npz`, `.pt` or `.pkl`,
+    or several in one ``data.npz`` or ``data.pt`` under these names (or ``X`` and ``y``); and
+    optionally ``class_mapping`` as `.json`, else `.pkl`, and ``features.json``. The values are
+    those of `FeatureSet.from_arrays`: labels and folds may be text, for example.
+
+    ``features.npy`` is memory-mapped, and read once to check and fingerprint it. So is a `.pt`,
+    unless it has torch's older format. Other files are read into memory.
+
+    Args:
+        processed_dir: a folder, or one `.npz` or `.pt` file with all three arrays.
 
     Raises:
         BadData: a file is missing, damaged, or holds what a cross-validation cannot use.
     """
-    *paths, mapping_path, parameters_path = (
-        _first_file(processed_dir, names) for names in FILE_NAMES
-    )
-    arrays = {name: path for name, path in zip(ARRAYS, paths, strict=True) if path is not None}
+    if names_a_file(processed_dir.name) and not os.path.isdir(processed_dir):
+        if not os.path.isfile(processed_dir):
+            raise BadData(f"{processed_dir}: no such file; {_EXPECTED}")
+        arrays = dict.fromkeys(ARRAYS, processed_dir)
+        mapping_path = parameters_path = None
+    else:
+        *paths, mapping_path, parameters_path = (
+            _first_file(processed_dir, names) for names in FILE_NAMES
+        )
+        arrays = {name: path for name, path in zip(ARRAYS, paths, strict=True) if path is not None}
     if len(arrays) < len(ARRAYS):
-        files = ", ".join(f"{name}.npy (or .pkl)" for name in ARRAYS if name not in arrays)
+        if os.path.isfile(processed_dir):
+            raise BadData(f"{processed_dir}: is a file; {_EXPECTED}, or a folder of them")
+        files = file_list(name for name in ARRAYS if name not in arrays)
         exists = os.path.isdir(processed_dir)
         state = f"lacks {files}" if exists else f"no such folder; it should hold {files}"
         raise BadData(
@@ -61,15 +84,16 @@ def read_feature_set(processed_dir: Path) -> FeatureSet:
             "`python -m raykfold.prepare`, fetch it from the Hugging Face Hub with --hf_repo_id, "
             "or try --demo"
         )
+    read = {name: _read_array(path, name) for name, path in arrays.items()}
     parameters = _read_json_object(parameters_path) if parameters_path else {}
     fold_names = parameters.pop(FOLD_NAMES, {})  # nothing that features are made by
     return FeatureSet.from_arrays(
-        *map(_read_array, arrays.values()),
+        *(values for values, _ in read.values()),
         class_mapping=_read_mapping(mapping_path) if mapping_path else None,
         feature_parameters=parameters,
         fold_names=fold_names,
         names={
-            **{name: str(path) for name, path in arrays.items()},
+            **{name: called for name, (_, called) in read.items()},
             MAPPING: str(mapping_path),
             FOLD_NAMES: f"{parameters_path}: {FOLD_NAMES}",
         },
@@ -80,7 +104,17 @@ def files_to_read(existing: Iterable[str]) -> list[str]:
     """Return the names that `read_feature_set` would open in a folder with files so named."""
     names = set(existing)
     first = (next((name for name in each if name in names), None) for each in FILE_NAMES)
-    return [name for name in first if name is not None]
+    return list(dict.fromkeys(name for name in first if name is not None))
+
+
+def names_a_file(name: str) -> bool:
+    """Return whether a data set's last part of its path is that of a file with all its arrays."""
+    return name.endswith((".npz", ".pt"))
+
+
+def file_list(arrays: Iterable[str]) -> str:
+    """Return the files that hold arrays, for a message."""
+    return ", ".join(f"{name}.npy (or .npz, .pt, .pkl)" for name in arrays)
 
 
 def missing_arrays(processed_dir: Path) -> list[str]:
@@ -164,23 +198,110 @@ def unread_files(names: Iterable[str]) -> str:
     more = len(others) - _MOST_OTHERS
     shown = comma_list(others[:_MOST_OTHERS]) + (f" and {more} more" if more > 0 else "")
     verb = "is" if len(others) == 1 else "are"
-    return f"; {shown} {verb} not read: save each array with numpy.save under such a name"
+    return (
+        f"; {shown} {verb} not read: save each array with numpy.save under such a name, or name an "
+        ".npz or .pt file that has all as --processed_dir"
+    )
 
 
-def _read_array(path: Path) -> Array:
-    if path.suffix == ".npy":
-        try:
-            with np.errstate(over="ignore"):  # absurd shapes overflow before they are refused
-                return np.lib.format.open_memmap(path, mode="r")
-        except Exception as error:  # a broken header can raise nearly anything
-            if kind := kind_of_file(path):
-                raise BadData(f"{path}: {kind}") from None
-            if "Python objects" in str(error):
-                raise of_objects(str(path), path.stem) from None
+def _read_array(path: Path, name: str) -> tuple[Any, str]:
+    """Return one of the arrays, or what from_arrays makes one of, and what messages call it."""
+    match path.suffix:
+        case ".npy":
+            return _read_npy(path), str(path)
+        case ".npz":
+            return _read_npz(path, name)
+        case ".pt":
+            return _read_torch(path, name)
+        case _:
+            return _read_pickled(path), str(path)
+
+
+def _read_npy(path: Path) -> Array:
+    try:
+        with np.errstate(over="ignore"):  # absurd shapes overflow before they are refused
+            return np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # a broken header can raise nearly anything
+        if kind := kind_of_file(path):
+            raise BadData(f"{path}: {kind}") from None
+        if "Python objects" in str(error):
+            raise of_objects(str(path), path.stem) from None
+        raise BadData(
+            f"{path}: damaged, or not an .npy file of plain numbers ({one_line(error)}); "
+            "make it again with numpy.save"
+        ) from error
+
+
+def _read_npz(path: Path, name: str) -> tuple[Array, str]:
+    if kind := kind_of_file(path):
+        raise BadData(f"{path}: {kind}")
+    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("not a zip archive, or its end is missing")
+        with np.load(path, allow_pickle=False) as archive, np.errstate(over="ignore"):
+            member = _member(path, name, archive.files)
+            return archive[member], f"{path}: {member}"
+    except BadData:
+        raise
+    except Exception as error:  # so can a broken archive
+        if "Object arrays" in str(error):
+            raise of_objects(f"{path}: {member}", name) from None
+        raise BadData(
+            f"{path}: damaged, or not an .npz file of plain numbers ({one_line(error)}); make it "
+            "again with numpy.savez"
+        ) from error
+
+
+def _read_torch(path: Path, name: str) -> tuple[Any, str]:
+    import torch
+
+    if kind := kind_of_file(path):
+        raise BadData(f"{path}: {kind}")
+    how = 'torch.save({"features": ..., "labels": ..., "folds": ...})'
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a TorchScript archive, refused below
+            # Only the newer of the two formats can be mapped.
+            content = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except Exception as error:
+        if foreign := re.search(r"GLOBAL (\S+)", str(error)):
             raise BadData(
-                f"{path}: damaged, or not an .npy file of plain numbers ({one_line(error)}); "
-                "make it again with numpy.save"
-            ) from error
+                f"{path}: holds {foreign[1]}, which is refused: only tensors and plain containers "
+                f"are read; save a dict of tensors, {how}"
+            ) from None
+        raise BadData(  # torch's text is long, and speaks of loading code
+            f"{path}: damaged, or not a .pt file of tensors ({type(error).__name__}); make it "
+            f"again with {how}"
+        ) from error
+    if isinstance(content, dict):
+        member = _member(path, name, content)
+        return content[member], f"{path}: {member}"
+    if path.stem != name:
+        raise BadData(f"{path}: holds a {kind_of(content)}; expected a dict of tensors, {how}")
+    return content, str(path)
+
+
+def _member(path: Path, name: str, there: Iterable[Any]) -> str:
+    """Return the name that an array has in a file of several.
+
+    Raises:
+        BadData: there is none, or more than one.
+    """
+    names = list(there)
+    if path.stem == name and len(names) == 1:  # a file of one array, whatever its name there
+        return str(names[0])
+    found = [each for each in _MEMBERS[name] if each in names]
+    if len(found) > 1:
+        raise BadData(f"{path}: holds both {found[0]} and {found[1]}; expected one of them")
+    if not found:
+        wanted = " (or ".join(_MEMBERS[name]) + ")" * (len(_MEMBERS[name]) > 1)
+        raise BadData(f"{path}: lacks {wanted}; it holds {comma_list(names) or 'nothing'}")
+    return found[0]
+
+
+def _read_pickled(path: Path) -> Any:
     content = read_pickle(path)
     if isinstance(content, np.ndarray):
         return content
@@ -188,8 +309,8 @@ def _read_array(path: Path) -> Array:
         raise BadData(f"{path}: holds a {kind_of(content)}, not an array; {how_to_save(path)}")
     if content and all(isinstance(item, np.ndarray) for item in content):
         return _stack(path, list(content))
-    if all(isinstance(item, int | float | np.number | np.bool_) for item in content):
-        return np.array(content)
+    if all(isinstance(item, int | float | str | np.number | np.bool_) for item in content):
+        return content
     kinds = ", ".join(sorted({kind_of(item) for item in content}))
     raise BadData(f"{path}: holds a list of {kinds}; {how_to_save(path)}")
 

@@ -137,7 +137,7 @@ def fetch_dataset(
         info = api.dataset_info(repo_id)
         there = {file.rfilename for file in info.siblings or ()}
         found = (next((name for name in names if name in there), None) for names in choices)
-        wanted = [name for name in found if name is not None]
+        wanted = list(dict.fromkeys(name for name in found if name is not None))
         # Each revision has its own folder, so files of an earlier one are not mixed in.
         revision = folder / info.sha
         if wanted:

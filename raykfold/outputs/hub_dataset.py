@@ -9,7 +9,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from raykfold.data.reading import FILE_NAMES, missing_arrays, unread_files
+from raykfold.data.reading import (
+    FILE_NAMES,
+    file_list,
+    missing_arrays,
+    names_a_file,
+    unread_files,
+)
 from raykfold.errors import BadData
 from raykfold.outputs.hub_client import Refused, fetch_dataset
 from raykfold.outputs.sync import Unavailable
@@ -26,8 +32,11 @@ def fetch_missing(
     A file is there completely or not at all, and existing files are not touched.
 
     Raises:
-        BadData: the repository cannot be read, or lacks an array as well.
+        BadData: the repository cannot be read, or lacks an array as well; or `processed_dir` is a
+            file.
     """
+    if names_a_file(processed_dir.name):
+        raise BadData(f"--processed_dir {processed_dir}: with --hf_repo_id, expected a folder")
     lacking = missing_arrays(processed_dir)
     if not lacking:
         return
@@ -65,5 +74,6 @@ def fetch_missing(
         shutil.rmtree(left)
     lacking = missing_arrays(processed_dir)
     if lacking:
-        names = ", ".join(f"{name}.npy (or .pkl)" for name in lacking)
-        raise BadData(f"--hf_repo_id {repo_id}: the dataset has no {names}{unread_files(there)}")
+        raise BadData(
+            f"--hf_repo_id {repo_id}: the dataset has no {file_list(lacking)}{unread_files(there)}"
+        )

@@ -17,7 +17,12 @@ import torch
 from support.data_files import FEATURES, FOLDS, FRAMES, LABELS, MELS, N, fingerprint, refusal, save
 
 from raykfold.data.feature_set import FeatureSet, SoundClass
-from raykfold.data.reading import read_feature_set, write_feature_set
+from raykfold.data.reading import (
+    files_to_read,
+    missing_arrays,
+    read_feature_set,
+    write_feature_set,
+)
 from raykfold.errors import BadData, StorageError
 
 
@@ -140,7 +145,87 @@ def test_fortran_ordered_npy(tmp_path: Path) -> None:
     assert data.fingerprint == fingerprint()
 
 
+def saved(write: Callable[[io.BytesIO], Any]) -> bytes:
+    file = io.BytesIO()
+    write(file)
+    return file.getvalue()
+
+
+TENSOR = torch.from_numpy(FEATURES)
+TENSORS = {
+    "features": TENSOR,
+    "labels": torch.from_numpy(LABELS),
+    "folds": torch.from_numpy(FOLDS),
+}
+NAMED = np.array(["ant", "cat", "dog"] * 4)  # in the order of LABELS
+
+
+def arrays(save_as: Callable[..., Any], **given: Any) -> bytes:
+    """The content of a file with several arrays."""
+    return saved(lambda file: save_as(file, **given))
+
+
+def tensors(content: Any, **options: Any) -> bytes:
+    return saved(lambda file: torch.save(content, file, **options))
+
+
+ALL = {"features_npy": None, "labels_npy": None, "folds_npy": None}
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        {"labels_npy": NAMED},
+        {"labels_npy": None, "labels_pkl": NAMED},
+        {"labels_npy": None, "labels_pkl": NAMED.tolist()},
+        {"labels_npy": None, "labels_npz": arrays(np.savez, arr_0=NAMED)},
+        {"labels_npy": None, "labels_pt": tensors(NAMED.tolist())},
+        {**ALL, "data_npz": arrays(np.savez, features=FEATURES, labels=NAMED, folds=FOLDS)},
+        {**ALL, "data_npz": arrays(np.savez_compressed, X=FEATURES, y=NAMED, folds=FOLDS, a=1)},
+        {**ALL, "data_npz": arrays(np.savez, X=FEATURES, y=NAMED), "folds_npy": FOLDS},
+        {**ALL, "data_pt": tensors({**TENSORS, "labels": NAMED.tolist()})},
+    ],
+    ids=range(9),
+)
+def test_text_labels_and_files_of_several_arrays(tmp_path: Path, contents: dict[str, Any]) -> None:
+    folder = save(tmp_path, **contents)
+    data = read_feature_set(folder)
+    assert data.class_mapping == {0: "ant", 1: "cat", 2: "dog"}
+    assert data.fingerprint == fingerprint(labels=[0, 1, 2] * 4)
+    assert missing_arrays(folder) == []
+    there = [path.name for path in folder.iterdir()]
+    assert sorted(files_to_read([*there, "audio.wav"])) == sorted(there)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_in_a_folder_and_in_one_file(tmp_path: Path, zipped: bool) -> None:
+    options = {"_use_new_zipfile_serialization": zipped}
+    each = {f"{name}_pt": tensors(tensor, **options) for name, tensor in TENSORS.items()}
+    assert read_feature_set(save(tmp_path / "each", **ALL, **each)).fingerprint == fingerprint()
+    (tmp_path / "sounds.pt").write_bytes(tensors(TENSORS, **options))
+    assert read_feature_set(tmp_path / "sounds.pt").fingerprint == fingerprint()
+
+
+def test_one_file_is_the_data(tmp_path: Path) -> None:
+    file = tmp_path / "sounds.npz"
+    file.write_bytes(arrays(np.savez, X=FEATURES, y=LABELS, folds=FOLDS))
+    save(tmp_path, class_mapping_json={"8": "of other data"}, labels_npy=None)
+    assert read_feature_set(file).fingerprint == fingerprint()
+    file.write_bytes(arrays(np.savez, X=FEATURES, y=LABELS[:9], folds=FOLDS))
+    with pytest.raises(BadData) as caught:
+        read_feature_set(file)
+    assert str(caught.value).startswith(
+        f"{file}: X has 12 samples, {file}: y 9 and {file}: folds 12; all should have the same"
+    )
+
+
 # ---- What is refused
+
+
+GOOD_NPY = io.BytesIO()
+np.save(GOOD_NPY, FEATURES)
+ZIP = io.BytesIO()
+np.savez(ZIP, features=FEATURES)
 
 
 @pytest.mark.parametrize("missing", [["features"], ["labels", "folds"]])
@@ -164,12 +249,6 @@ def test_a_folder_in_place_of_a_file_is_a_missing_file(tmp_path: Path) -> None:
     save(tmp_path, features_npy=None)
     (tmp_path / "features.npy").mkdir()
     assert "lacks features.npy" in refusal(tmp_path, "")
-
-
-GOOD_NPY = io.BytesIO()
-np.save(GOOD_NPY, FEATURES)
-ZIP = io.BytesIO()
-np.savez(ZIP, features=FEATURES)
 
 
 @pytest.mark.parametrize(
@@ -274,13 +353,6 @@ def test_arrays_of_objects(tmp_path: Path, file: str, value: Any, remedy: str) -
     assert "holds an array of Python objects" in refusal(tmp_path / "pkl", f"{file}.pkl")
 
 
-def saved(write: Callable[[io.BytesIO], Any]) -> bytes:
-    file = io.BytesIO()
-    write(file)
-    return file.getvalue()
-
-
-TENSOR = torch.from_numpy(FEATURES)
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n"
 
 
@@ -288,12 +360,15 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n"
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (saved(lambda file: torch.save(TENSOR, file)), "a file of torch.save; save tensor.numpy()"),
+        (
+            saved(lambda file: torch.save(TENSOR, file)),
+            "a file of torch.save; rename it to features.pt",
+        ),
         (
             saved(lambda file: torch.save(TENSOR, file, _use_new_zipfile_serialization=False)),
-            "a file of torch.save; save tensor.numpy()",
+            "a file of torch.save; rename it to features.pt",
         ),
-        (ZIP.getvalue(), "a file of numpy.savez; save its array with numpy.save as features.npy"),
+        (ZIP.getvalue(), "a file of numpy.savez; rename it to features.npz"),
         (gzip.compress(GOOD_NPY.getvalue()), "compressed with gzip; unpack it"),
         (POINTER, "a pointer of Git LFS in place of the file; fetch the file with `git lfs pull`"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file; save its array"),
@@ -347,18 +422,109 @@ def test_npy_and_pkl_in_place_of_each_other(tmp_path: Path) -> None:
     )
 
 
+class Runs:
+    """Whose unpickling runs code."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("ran"),)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("npz", arrays(np.savez, X=FEATURES, labels=LABELS), "lacks folds; it holds X, labels"),
+        ("npz", arrays(np.savez, a=FEATURES), "lacks features (or X); it holds a"),
+        ("npz", arrays(np.savez, X=FEATURES, features=FEATURES), "holds both features and X"),
+        (
+            "npz",
+            arrays(np.savez, X=FEATURES, y=NAMED.astype(object), folds=FOLDS),
+            "y: an array of Python objects (dtype object), not of numbers; save text as labels.as",
+        ),
+        (
+            "npz",
+            arrays(np.savez, X=FEATURES)[:-90],
+            "damaged, or not an .npz file of plain numbers",
+        ),
+        (
+            "npz",
+            arrays(np.savez, X=FEATURES).replace(b"NUMPY", b"NUMPI"),
+            "damaged, or not an .npz",
+        ),
+        ("npz", b"", "(not a zip archive, or its end is missing); make it again with numpy.savez"),
+        ("npz", b"hello" * 99, "(not a zip archive, or its end is missing); make it again with"),
+        ("npz", GOOD_NPY.getvalue(), "an .npy file under another name; save its arrays with num"),
+        ("npz", pickle.dumps(Runs()), "a pickle under another name; save its arrays with numpy"),
+        ("npz", tensors(TENSORS), "a file of torch.save; rename it to data.pt"),
+        ("pt", ZIP.getvalue(), "a file of numpy.savez; rename it to data.npz"),
+        ("pt", tensors(torch.nn.Linear(2, 2)), "holds torch.nn.modules.linear.Linear, which is re"),
+        ("pt", tensors(torch.nn.Linear(2, 2).state_dict()), "lacks features (or X); it holds weig"),
+        ("pt", tensors({"X": FEATURES}), "holds numpy._core.multiarray._reconstruct, which is re"),
+        (
+            "pt",
+            tensors((TENSOR, TENSOR)),
+            "holds a tuple; expected a dict of tensors, torch.save({",
+        ),
+        ("pt", tensors(Runs()), "holds "),
+        ("pt", pickle.dumps(Runs()), "a pickle under another name; save its arrays with numpy.sav"),
+        (
+            "pt",
+            tensors(TENSORS)[:-90],
+            "damaged, or not a .pt file of tensors (RuntimeError); make",
+        ),
+        ("pt", b"", "damaged, or not a .pt file of tensors"),
+        ("pt", b"hello" * 99, "damaged, or not a .pt file of tensors"),
+        (
+            "pt",
+            tensors({**TENSORS, "X": TENSOR}),
+            "holds both features and X; expected one of them",
+        ),
+        (
+            "pt",
+            tensors({**TENSORS, "features": TENSOR.to_sparse()}),
+            "features: not an array of numbers (can't convert Sparse",
+        ),
+    ],
+    ids=range(23),
+)
+def test_files_of_several_arrays_that_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = refusal(save(tmp_path / "folder", **ALL, **{f"data_{name}": content}), f"data.{name}")
+    assert said in text
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "sounds.npz",
+            "no such file; expected an .npz or .pt file with features, labels and folds",
+        ),
+        (
+            "folds.npy",
+            "is a file; expected an .npz or .pt file with features, labels and folds, or",
+        ),
+    ],
+)
+def test_a_file_in_place_of_the_folder(tmp_path: Path, name: str, said: str) -> None:
+    assert f"{name}: {said}" in refusal(save(tmp_path) / name, "")
+
+
 def test_files_that_are_not_read_are_mentioned(tmp_path: Path) -> None:
     save(tmp_path, features_npy=None)
     assert "is not read" not in refusal(tmp_path, "")
-    (tmp_path / "features.npz").write_bytes(ZIP.getvalue())
-    assert "lacks features.npy (or .pkl); features.npz is not read: save each array" in refusal(
-        tmp_path, ""
-    )
-    for name in ("X.npy", "Features.NPY", "features.pt", "a.h5", "notes.txt"):
+    (tmp_path / "sounds.npz").write_bytes(ZIP.getvalue())
+    assert (
+        "lacks features.npy (or .npz, .pt, .pkl); sounds.npz is not read: save each array with "
+        "numpy.save under such a name, or name an .npz or .pt file that has all as --processed_dir"
+    ) in refusal(tmp_path, "")
+    for name in ("X.npy", "Features.NPY", "features.pth", "a.h5", "notes.txt"):
         (tmp_path / name).write_bytes(b"not looked into")
     for name in (".features.npy.123", "._X.npy", ".cache.pkl"):  # of macOS and of programs
         (tmp_path / name).write_bytes(b"not looked into")
-    assert "; Features.NPY, X.npy, a.h5, features.npz and 1 more are not read: save" in refusal(
+    assert "; Features.NPY, X.npy, a.h5, features.pth and 1 more are not read: save" in refusal(
         tmp_path, ""
     )
 

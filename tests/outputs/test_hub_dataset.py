@@ -106,12 +106,34 @@ def test_a_whole_data_set_asks_for_nothing(hub: HubServer, tmp_path: Path, said:
     assert hub.requests == [] and said == []
 
 
+@pytest.mark.parametrize("own", [{}, {"features.npy": b"mine"}])
+def test_a_file_of_several_arrays_is_fetched_once(
+    hub: HubServer, tmp_path: Path, said: list[str], own: dict[str, bytes]
+) -> None:
+    held = {"data.npz": b"all", "data.pt": b"other", "folds.npz": b"folds", "README.md": b"#"}
+    hub.add_repository(DATASET, "dataset", held)
+    put(tmp_path, own)
+    fetch_missing(tmp_path, DATASET, None, said.append)
+    assert content(tmp_path) == {**own, "data.npz": b"all", "folds.npz": b"folds"}
+    assert asked_for(hub) == {"data.npz", "folds.npz"}
+
+
+def test_a_file_as_the_place_of_a_data_set_is_refused(
+    hub: HubServer, tmp_path: Path, said: list[str]
+) -> None:
+    with pytest.raises(BadData, match=r"--processed_dir .*a\.npz: with --hf_repo_id, expected a f"):
+        fetch_missing(tmp_path / "a.npz", DATASET, None, said.append)
+    assert hub.requests == [] and said == [] and list(tmp_path.iterdir()) == []
+
+
 def test_a_data_set_without_folds_is_refused(
     hub: HubServer, tmp_path: Path, said: list[str]
 ) -> None:
     rest = {name: each for name, each in SOUNDS.items() if name != "folds.npy"}
     hub.add_repository(DATASET, "dataset", rest)
-    with pytest.raises(BadData, match=r"team/sounds.*has no folds\.npy \(or \.pkl\)") as refused:
+    with pytest.raises(
+        BadData, match=r"team/sounds.*has no folds\.npy \(or \.npz, \.pt, \.pkl\)"
+    ) as refused:
         fetch_missing(tmp_path, DATASET, None, said.append)
     assert "labels" not in str(refused.value)
     assert "folds.npy" not in content(tmp_path) and list(tmp_path.glob(".*")) == []
@@ -129,11 +151,11 @@ def test_a_repository_that_holds_no_data_is_refused(
 def test_a_repository_that_holds_arrays_of_another_kind_is_refused(
     hub: HubServer, tmp_path: Path, said: list[str]
 ) -> None:
-    others = {"features.npz": b"1", "data/labels.pt": b"1", ".gitattributes": b"1"}
+    others = {"features.pth": b"1", "data/labels.pt": b"1", ".gitattributes": b"1"}
     hub.add_repository(DATASET, "dataset", {**SOUNDS, **others, "README.md": b"# Sounds\n"})
     fetch_missing(tmp_path / "whole", DATASET, None, said.append)
     hub.add_repository(DATASET, "dataset", {**others, "README.md": b"# Sounds\n"})
-    expected = r"folds\.npy.*; data/labels\.pt, features\.npz are not read: save each array"
+    expected = r"folds\.npy.*; data/labels\.pt, features\.pth are not read: save each array"
     with pytest.raises(BadData, match=expected):
         fetch_missing(tmp_path / "none", DATASET, None, said.append)
 
