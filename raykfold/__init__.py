@@ -3,6 +3,10 @@
 from raykfold import RunConfig, cross_validate
 summary = cross_validate(RunConfig(processed_dir=Path("data/processed"), epochs=15))
 print(summary.mean_accuracy, summary.std_accuracy)
+
+The data may also be arrays, and folds one of scikit-learn's splitters:
+
+summary = cross_validate(RunConfig(epochs=15), X=X, y=y, folds=StratifiedKFold(5))
 """
 
 from __future__ import annotations

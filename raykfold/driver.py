@@ -16,11 +16,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from raykfold.config.command import leave_lost_folder, without_gc
 from raykfold.config.environment import Credentials, without_secrets
@@ -28,7 +31,8 @@ from raykfold.config.run_config import RunConfig
 from raykfold.data.demo import demo_feature_set
 from raykfold.data.feature_set import FeatureSet
 from raykfold.data.leakage import Leakage, find_leakage
-from raykfold.data.reading import files_to_read, read_feature_set
+from raykfold.data.reading import files_to_read, names_a_file, read_feature_set
+from raykfold.data.splitters import FoldRule
 from raykfold.distributed.deal import WorkerSize
 from raykfold.distributed.ray_private import imports_from_ray, untested_version
 from raykfold.distributed.session import ray_session
@@ -61,14 +65,31 @@ _log = logging.getLogger(__name__)
 def cross_validate(
     config: RunConfig,
     *,
+    X: npt.ArrayLike | None = None,  # noqa: N803, as scikit-learn calls it
+    y: npt.ArrayLike | None = None,
+    folds: npt.ArrayLike | FoldRule | None = None,
+    groups: npt.ArrayLike | None = None,
+    class_names: Mapping[Any, Any] | Sequence[str] | None = None,
     data: FeatureSet | None = None,
     observers: Sequence[Observer] = (),
 ) -> Summary:
     """Train every fold that `config` names, or resume those that are not complete.
 
+        cross_validate(config)  # the data is in files, in config.processed_dir
+        cross_validate(config, X=features, y=labels, folds=StratifiedGroupKFold(5), groups=speakers)
+
+    To resume a run of arrays, call it again with the same ones. Its name is ``arrays`` by default.
+
     Args:
         config: what to do.
-        data: the samples, instead of those in ``config.processed_dir``.
+        X: the samples, `features` of `FeatureSet.from_arrays`, which says what each argument may
+            be; with `y` and `folds`, instead of the files.
+        y: their labels: integers, text, bool or one-hot.
+        folds: their folds: labels of any kind, one of scikit-learn's splitters, or a list of
+            (train, test) indices.
+        groups: for a splitter, what belongs together.
+        class_names: label → name, or the names of labels 0, 1, and so on.
+        data: the samples as a feature set, instead of `X`, `y` and `folds`.
         observers: told of everything that is committed.
 
     Returns:
@@ -80,6 +101,19 @@ def cross_validate(
         StorageError: the disk is full, or the store was away for long; or another process has
             taken the run over.
     """
+    arrays = {"X": X, "y": y, "folds": folds}
+    if any(each is not None for each in (*arrays.values(), groups, class_names)):
+        _check_arrays_are_the_data(config, arrays, data)
+        if isinstance(class_names, Sequence | np.ndarray) and not isinstance(class_names, str):
+            class_names = dict(enumerate(class_names))
+        data = FeatureSet.from_arrays(
+            *arrays.values(),  # type: ignore[arg-type]  # none of them is None
+            groups=groups,
+            class_mapping=class_names,  # type: ignore[arg-type]  # anything else is refused
+            names={"features": "X", "labels": "y", "class_mapping": "class_names"},
+        )
+    if data is not None:
+        config = config.with_data_in_memory()
     with open_inputs(config, data, observers) as inputs:
         data = inputs.data
         for line in check_training(config, data):
@@ -87,6 +121,28 @@ def cross_validate(
         with claim_run(config, inputs.audience):
             set_earlier_aside(config, inputs.audience)
             return train(config, inputs)
+
+
+def _check_arrays_are_the_data(
+    config: RunConfig, arrays: Mapping[str, Any], data: FeatureSet | None
+) -> None:
+    """Refuse some of X, y and folds without the others, and arrays beside another source of data.
+
+    Raises:
+        BadInput: one of these.
+    """
+    lacking = [name for name, values in arrays.items() if values is None]
+    if lacking:
+        raise BadInput(
+            f"cross_validate: without {comma_list(lacking)}; expected X, y and folds together"
+        )
+    others = ["data"] if data is not None else []
+    changed = config.changed()
+    others += [f"--{name}" for name in ("processed_dir", "hf_repo_id", "demo") if name in changed]
+    if others:
+        raise BadInput(
+            f"cross_validate: both X and {comma_list(others)} name the data; expected one of them"
+        )
 
 
 # --- before anything is written ------------------------------------------------------------------
@@ -148,13 +204,16 @@ def _read_data(
 ) -> FeatureSet:
     if config.demo:
         return demo_feature_set()
-    if isinstance(config.processed_dir, RemotePath):
+    if isinstance(data_dir := config.processed_dir, RemotePath):
         folder = scratch.enter_context(scratch_dir())  # features stay there, memory-mapped
-        with local_copy(config.processed_dir, files_to_read, folder):
+        if names_a_file(data_dir.name):
+            with local_copy(data_dir.parent, {data_dir.name}.intersection, folder):
+                return read_feature_set(folder / data_dir.name)
+        with local_copy(data_dir, files_to_read, folder):
             return read_feature_set(folder)
     if config.hf_repo_id is not None:
-        fetch_missing(config.processed_dir, config.hf_repo_id, hf_token, observer.noticed)
-    return read_feature_set(config.processed_dir)
+        fetch_missing(data_dir, config.hf_repo_id, hf_token, observer.noticed)
+    return read_feature_set(data_dir)
 
 
 # --- the folder of a run -------------------------------------------------------------------------

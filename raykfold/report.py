@@ -106,6 +106,8 @@ def _data(archive: Archive, named: str | None) -> FeatureSet | None:
     try:
         if named is None and config["demo"]:
             data = demo_feature_set()
+        elif named is None and config.get("in_memory"):
+            raise BadInput("the data was given as arrays in Python")
         elif isinstance(folder := place(named or config["processed_dir"]), RemotePath):
             raise BadInput(f"{folder}: is on a store; --processed_dir takes a copy on this machine")
         else:

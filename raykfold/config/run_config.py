@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -99,7 +100,8 @@ class RunConfig(Options):
     )
 
     processed_dir: Place = _data(Path("data/processed"), path)
-    """Folder with features, labels and folds, as `raykfold.prepare` writes it; or its URI."""
+    """Folder with features, labels and folds, as `raykfold.prepare` writes it, or an .npz or .pt
+    file of the three; or its URI."""
 
     hf_repo_id: str | None = _data(None, text, hub_repository)
     """Dataset on the Hugging Face Hub that files missing from processed_dir are fetched from."""
@@ -222,7 +224,7 @@ class RunConfig(Options):
     """Folder, or URI, of the checkpoints that a run resumes from (<model_dir>/ray by default)."""
 
     run_name: str = _output("", text, plain_name)
-    """Name of the run (demo, or the last part of processed_dir, by default)."""
+    """Name of the run (demo, arrays, or the last part of processed_dir, by default)."""
 
     fresh: bool = _output(False, switch)
     """Set an earlier run of that name aside, and start anew."""
@@ -290,6 +292,9 @@ class RunConfig(Options):
 
     tensorboard: bool = _trackers(False, switch)
     """Write TensorBoard event files of each fold to model_dir/tensorboard."""
+
+    in_memory: bool = dataclasses.field(default=False, repr=False, compare=False)
+    """Whether the data came as arrays from Python, and only that script or notebook can resume."""
 
     named: frozenset[str] = dataclasses.field(default=frozenset(), repr=False, compare=False)
     """Options that the environment or a file sets, and would set again: `command` has them all."""
@@ -395,18 +400,34 @@ class RunConfig(Options):
             hf_model_repo_id=None,  # the run's mirror uploads its repeats
         )
 
+    def with_data_in_memory(self) -> RunConfig:
+        """Return the configuration of a run whose data comes from Python.
+
+        It is the same one if it names a source of data, which is then where the data lies as well.
+        """
+        changed = self.changed()
+        if changed.keys() & {"processed_dir", "hf_repo_id", "demo"}:
+            return self
+        derived = {"run_name", "model_dir", "storage_path"} - changed.keys()
+        not_given: dict[str, Any] = dict.fromkeys(derived)
+        return dataclasses.replace(self, in_memory=True, **not_given)
+
     def to_json(self) -> dict[str, Any]:
         """Return plain values for the run's record. No field holds a secret."""
         values = {name: getattr(self, name) for name in options(type(self))}
+        if self.in_memory:
+            values["in_memory"] = True
         return {n: str(v) if isinstance(v, Place) else v for n, v in values.items()}
 
     def command(self) -> list[str]:
         """Return the command that resumes this run, also where what is `named` still holds.
 
-        Only the script that defines a class can resume its run; the command is empty where that
-        is a notebook, or where this process runs another one. A class's module may lie where only
-        the script has looked for it.
+        Only the script that defines a class, or makes the data, can resume its run; the command is
+        empty where that is a notebook, or where this process runs another one. A class's module may
+        lie where only the script has looked for it.
         """
+        if self.in_memory:
+            return script_command() or []
         specs = [spec_class.parse(getattr(self, name)) for name, spec_class in SPECS.items()]
         for spec in specs:
             if spec.module == "__main__":
@@ -451,7 +472,11 @@ class RunConfig(Options):
         }
 
     def _default_run_name(self) -> str:
-        return "demo" if self.demo else self.processed_dir.name or "root"
+        if self.demo:
+            return "demo"
+        if self.in_memory:
+            return "arrays"
+        return re.sub(r"\.(npz|pt)$", "", self.processed_dir.name) or "root"
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

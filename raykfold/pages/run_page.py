@@ -578,6 +578,8 @@ def _facts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[str, str]]:
     source = one_line(record.config["processed_dir"], longest=None)
     if record.config["demo"]:
         source = "built in (--demo)"
+    elif record.config.get("in_memory"):
+        source = "arrays, given in Python"
     elif hub := record.config["hf_repo_id"]:
         source += f" (from {one_line(hub)} on the Hub)"
     yield "data", source

@@ -78,6 +78,15 @@ def test_data_that_has_moved_can_be_named(
     assert "data:image/png" in config.outputs.report.read_text(encoding="utf-8")
 
 
+def test_arrays_from_python_are_not_looked_for(
+    tmp_path: Path, data: FeatureSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = finish(tmp_path / "out", data, in_memory=True)
+    code, _, said = made(capsys, config.model_dir)
+    assert code == 0 and said.startswith("without spectrograms: the data was given as arrays in P")
+    assert "arrays, given in Python" in config.outputs.report.read_text(encoding="utf-8")
+
+
 def test_other_data_is_refused(
     config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

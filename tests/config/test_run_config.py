@@ -6,10 +6,12 @@ import dataclasses
 import json
 import pwd
 import re
+import sys
 from collections import deque
 from enum import Enum
 from functools import partial
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -343,6 +345,35 @@ def test_the_command_that_resumes_reads_back_as_the_same_configuration(tmp_path:
     config = parse_config([*argv, "--model_dir", str(tmp_path / "a b"), "--fresh"], {})
     again = parse_config(config.command()[3:], {})
     assert again == dataclasses.replace(config, fresh=False)
+
+
+def test_data_in_memory_names_the_run_and_its_script_resumes_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = RunConfig(epochs=3).with_data_in_memory()
+    assert (config.run_name, config.epochs) == ("arrays", 3)
+    assert config.model_dir == Path("~/raykfold/arrays").expanduser()
+    assert config.storage_path == config.model_place / "ray"
+    script = tmp_path / "train.py"
+    script.touch()
+    main = ModuleType("__main__")
+    main.__spec__ = None
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert config.command() == []  # as in a notebook
+    main.__file__ = str(script)
+    assert config.command() == config.repeat(1).command() == ["python", str(script)]
+    assert RunConfig(**config.to_json()).in_memory
+    named = RunConfig(run_name="mine", model_dir=tmp_path).with_data_in_memory()
+    assert (named.run_name, named.model_dir) == ("mine", tmp_path)
+    for source in ({"processed_dir": tmp_path}, {"demo": True}, {"hf_repo_id": "me/mine"}):
+        of_files = RunConfig(**source)
+        assert of_files.with_data_in_memory() is of_files and not of_files.in_memory
+
+
+def test_a_file_of_arrays_names_the_run_without_its_suffix() -> None:
+    assert RunConfig(processed_dir="data/sounds.npz").run_name == "sounds"  # type: ignore[arg-type]
+    assert RunConfig(processed_dir="s3://b/v1.pt").run_name == "v1"  # type: ignore[arg-type]
+    assert RunConfig(processed_dir="data/v1.0").run_name == "v1.0"  # type: ignore[arg-type]
 
 
 def test_the_command_that_resumes_says_what_the_environment_would_not() -> None:

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fakes.s3_server import CREDENTIALS, S3Server
@@ -259,12 +260,25 @@ def test_damaged_data_is_named_by_its_uri(
     assert error.startswith(f"raykfold: {s3.uri('bucket/sounds/labels.npy')}: damaged")
 
 
+def test_one_file_with_the_arrays_is_fetched(
+    s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(
+        tmp_path / "sounds.npz", X=np.zeros((4, 2, 2), np.float32), y=[0, 1] * 2, folds=[1] * 4
+    )
+    uri = s3.uri("bucket/sounds.npz")
+    remote(uri).send(tmp_path / "sounds.npz")
+    assert main(["--processed_dir", uri, "--model_dir", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith(f"raykfold: {uri}: folds: fold 1 only; a cross-valid")
+
+
 @pytest.mark.parametrize(
     ("flag", "uri", "part"),
     [
         ("--storage_path", "bucket-that-is-not-there/ray", "NO_SUCH_BUCKET"),
         ("--model_dir", "bucket-that-is-not-there/out", "NO_SUCH_BUCKET"),
         ("--processed_dir", "bucket/nothing", "features.npy"),
+        ("--processed_dir", "bucket/nothing.npz", "no such file"),
     ],
 )
 def test_a_place_that_is_not_there_is_named_in_one_line(
