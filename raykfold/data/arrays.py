@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +26,13 @@ Integers = npt.NDArray[np.int64]
 ARRAYS = ("features", "labels", "folds")
 PARAMETERS = "features.json"
 FOLD_NAMES = "fold_names"  # a key of features.json
+RECORDINGS = "recordings"
 _MOST_LISTED = 40  # folds, in a note
 _NUMBER_FOLDS = (
     "number them with `names, numbers = numpy.unique(folds, return_inverse=True)`, and give names "
     f'in {PARAMETERS}, {{"{FOLD_NAMES}": {{"0": "ann", ...}}}}'
 )
+_NUMBER_RECORDINGS = "number them with `numpy.unique(recordings, return_inverse=True)[1]`"
 _CHUNK_BYTES = 16 * 2**20  # of features, in one thread at a time
 
 
@@ -43,6 +45,7 @@ class CheckedArrays:
         labels, folds: (N,) int64.
         class_names: label → name, ascending.
         fold_names: fold → name, for folds that have one.
+        recordings: (N,) int64, or None.
         fingerprint: a hash of all but the names, in hex.
         notes: lines to show the user.
     """
@@ -52,6 +55,7 @@ class CheckedArrays:
     folds: Integers
     class_names: Mapping[int, str]
     fold_names: Mapping[int, str]
+    recordings: Integers | None
     fingerprint: str
     notes: tuple[str, ...]
 
@@ -63,6 +67,7 @@ def check_arrays(
     *,
     class_mapping: Mapping[Any, Any] | None,
     fold_names: Mapping[Any, Any] | None,
+    recordings: npt.ArrayLike | None,
     names: Mapping[str, str] | None,
 ) -> CheckedArrays:
     """Return the arrays, checked; the arguments are those of `FeatureSet.from_arrays`.
@@ -70,7 +75,7 @@ def check_arrays(
     Raises:
         BadData: a cross-validation cannot use them.
     """
-    names = {**{name: name for name in (*ARRAYS, MAPPING, FOLD_NAMES)}, **(names or {})}
+    names = {**{name: name for name in (*ARRAYS, MAPPING, FOLD_NAMES, RECORDINGS)}, **(names or {})}
     given = _as_array(names["features"], features)
     given_labels = _as_array(names["labels"], labels)
     given_folds = _as_array(names["folds"], folds)
@@ -91,6 +96,12 @@ def check_arrays(
         shown = comma_list(with_name(fold, named_folds) for fold in present[:_MOST_LISTED])
         more = len(present) - _MOST_LISTED
         notes += (f"folds: {shown}" + (f" and {more} more" if more > 0 else ""),)
+    checked_recordings = None
+    if recordings is not None:
+        name = names[RECORDINGS]
+        checked_recordings = _as_recordings(name, recordings, len(checked_labels))
+        _check_recordings(name, checked_recordings, "label", checked_labels)
+        _check_recordings(name, checked_recordings, "fold", checked_folds)
 
     feature_digest = _digest_finite(names["features"], checked_features)
     return CheckedArrays(
@@ -99,8 +110,12 @@ def check_arrays(
         folds=checked_folds,
         class_names=class_names,
         fold_names=named_folds,
+        recordings=checked_recordings,
         fingerprint=_fingerprint(
-            checked_features, feature_digest, checked_labels, checked_folds, class_names
+            checked_features,
+            feature_digest,
+            [checked_labels, checked_folds, checked_recordings],
+            class_names,
         ),
         notes=notes,
     )
@@ -112,6 +127,7 @@ def of_objects(name: str, key: str) -> BadData:
         "features": "cut or pad all samples to one shape, and save them as one float32 array",
         "labels": f"save integers, with their names in {MAPPING}.json",
         "folds": _NUMBER_FOLDS,
+        RECORDINGS: _NUMBER_RECORDINGS,
     }[key]
     return BadData(f"{name}: an array of Python objects (dtype object), not of numbers; {remedy}")
 
@@ -185,7 +201,11 @@ def _as_integers(name: str, key: str, values: Array) -> Integers:
         return np.array(values, dtype=np.int64)
     wanted = f"{key} should be integers, one for each sample"
     if values.dtype.kind in "US":
-        remedy = f"names belong in {MAPPING}.json" if key == "labels" else _NUMBER_FOLDS
+        remedy = {
+            "labels": f"names belong in {MAPPING}.json",
+            "folds": _NUMBER_FOLDS,
+            RECORDINGS: _NUMBER_RECORDINGS,
+        }[key]
         raise BadData(f"{name}: text; {wanted}; {remedy}")
     if values.dtype.kind != "f":
         raise BadData(f"{name}: dtype {values.dtype}, non-integer {key}; {wanted}")
@@ -202,6 +222,37 @@ def _as_integers(name: str, key: str, values: Array) -> Integers:
 def _check_several(name: str, noun: str, values: Integers) -> None:
     if values.min() == values.max():
         raise BadData(f"{name}: {noun} {values[0]} only; a cross-validation needs at least two")
+
+
+def _as_recordings(name: str, given: npt.ArrayLike, samples: int) -> Integers:
+    recordings = _as_array(name, given)
+    if recordings.dtype.hasobject:
+        raise of_objects(name, RECORDINGS)
+    if recordings.shape != (samples,):
+        raise BadData(
+            f"{name}: shape {recordings.shape}; expected ({samples},), for each sample the number "
+            "of the recording that it is a window of"
+        )
+    return _as_integers(name, RECORDINGS, recordings)
+
+
+def _check_recordings(name: str, recordings: Integers, noun: str, values: Integers) -> None:
+    """Raise BadData if the windows of a recording differ in `values`."""
+    _, first, numbers = np.unique(recordings, return_index=True, return_inverse=True)
+    differing = np.flatnonzero(values != values[first][numbers])
+    if len(differing) == 0:
+        return
+    other = int(differing[0])
+    one = int(first[numbers[other]])
+    why = {
+        "label": "a recording has one label",
+        "fold": "they share sound, so a model would be tested on what it was trained on",
+    }[noun]
+    raise BadData(
+        f"{name}: recording {recordings[one]} has samples of {noun} {values[one]} and of {noun} "
+        f"{values[other]}, {one} and {other}; expected one {noun} for all windows of a recording: "
+        f"{why}"
+    )
 
 
 def _class_names(
@@ -307,16 +358,16 @@ def _scan(samples: Array, start: int) -> _Chunk:
 def _fingerprint(
     features: Array,
     feature_digest: bytes,
-    labels: Integers,
-    folds: Integers,
+    of_samples: Iterable[Integers | None],
     class_names: Mapping[int, str],
 ) -> str:
     # Include labels of classes without samples, which add outputs to a network.
     head = f"{features.dtype.name} {features.shape} {list(class_names)}\n"
     digest = hashlib.blake2b(head.encode(), digest_size=20)
     digest.update(feature_digest)
-    for values in (labels, folds):
-        digest.update(values.astype(_little_endian(values)).tobytes())
+    for values in of_samples:
+        if values is not None:
+            digest.update(values.astype(_little_endian(values)).tobytes())
     return digest.hexdigest()
 
 

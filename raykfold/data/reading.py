@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raykfold.data.arrays import ARRAYS, FOLD_NAMES, PARAMETERS, Array, kind_of, of_objects
+from raykfold.data.arrays import (
+    ARRAYS,
+    FOLD_NAMES,
+    PARAMETERS,
+    RECORDINGS,
+    Array,
+    kind_of,
+    of_objects,
+)
 from raykfold.data.feature_set import FeatureSet
 from raykfold.data.file_kinds import MAPPING, how_to_save, kind_of_file
 from raykfold.data.file_names import names_in
@@ -31,6 +39,7 @@ FILE_NAMES = (
     *((f"{name}.npy", f"{name}.pkl") for name in ARRAYS),
     (f"{MAPPING}.json", f"{MAPPING}.pkl"),
     (PARAMETERS,),
+    (f"{RECORDINGS}.npy", f"{RECORDINGS}.pkl"),
 )
 # What arrays are saved as that are not read, or are under another name.
 _OTHERS = (".npy", ".npz", ".pkl", ".pickle", ".pt", ".pth", ".h5", ".hdf5", ".parquet", ".mat")
@@ -41,13 +50,13 @@ def read_feature_set(processed_dir: Path) -> FeatureSet:
     """Read and check the files in `processed_dir`.
 
     They are ``features``, ``labels`` and ``folds`` as `.npy`, else `.pkl`, and optionally
-    ``class_mapping`` as `.json`, else `.pkl`, and ``features.json``. ``features.npy`` is
-    memory-mapped, and read once to check and fingerprint it.
+    ``class_mapping`` as `.json`, else `.pkl`, ``features.json``, and ``recordings`` as `.npy`, else
+    `.pkl`. ``features.npy`` is memory-mapped, and read once to check and fingerprint it.
 
     Raises:
         BadData: a file is missing, damaged, or holds what a cross-validation cannot use.
     """
-    *paths, mapping_path, parameters_path = (
+    *paths, mapping_path, parameters_path, recordings_path = (
         _first_file(processed_dir, names) for names in FILE_NAMES
     )
     arrays = {name: path for name, path in zip(ARRAYS, paths, strict=True) if path is not None}
@@ -67,10 +76,12 @@ def read_feature_set(processed_dir: Path) -> FeatureSet:
         class_mapping=_read_mapping(mapping_path) if mapping_path else None,
         feature_parameters=parameters,
         fold_names=fold_names,
+        recordings=_read_array(recordings_path) if recordings_path else None,
         names={
             **{name: str(path) for name, path in arrays.items()},
             MAPPING: str(mapping_path),
             FOLD_NAMES: f"{parameters_path}: {FOLD_NAMES}",
+            RECORDINGS: str(recordings_path),
         },
     )
 
@@ -96,6 +107,7 @@ def write_feature_set(
     class_mapping: Mapping[int, str],
     feature_parameters: Mapping[str, Any],
     fold_names: Mapping[int, str] | None = None,
+    recordings: npt.ArrayLike | None = None,
 ) -> None:
     """Write the files that `read_feature_set` reads, as `.npy` and `.json`, into `directory`.
 
@@ -113,6 +125,8 @@ def write_feature_set(
         f"{MAPPING}.json": json_bytes(_with_text_keys(class_mapping)),
         PARAMETERS: json_bytes({**feature_parameters, **about_folds}),
     }
+    if recordings is not None:
+        contents[f"{RECORDINGS}.npy"] = np.asarray(recordings)
     aside = {name: directory / f".{name}.{os.getpid()}" for name in contents}
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -124,6 +138,8 @@ def write_feature_set(
                     np.save(file, content, allow_pickle=False)
                 file.flush()
                 os.fsync(file.fileno())
+        for name in FILE_NAMES[-1]:  # recordings of other data that was here
+            (directory / name).unlink(missing_ok=True)
         for name in contents:
             os.replace(aside[name], directory / name)
     except OSError as error:

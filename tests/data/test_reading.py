@@ -17,7 +17,7 @@ import torch
 from support.data_files import FEATURES, FOLDS, FRAMES, LABELS, MELS, N, fingerprint, refusal, save
 
 from raykfold.data.feature_set import FeatureSet, SoundClass
-from raykfold.data.reading import read_feature_set, write_feature_set
+from raykfold.data.reading import files_to_read, read_feature_set, write_feature_set
 from raykfold.errors import BadData, StorageError
 
 
@@ -78,6 +78,53 @@ def test_names_of_folds_are_in_the_file_of_the_parameters(tmp_path: Path) -> Non
 def test_bad_names_of_folds(tmp_path: Path, names: Any, said: str) -> None:
     text = refusal(save(tmp_path, features_json={"fold_names": names}), "features.json")
     assert f"fold_names: {said}" in text
+
+
+RECORDINGS = np.array([0, 4, 2, 0, 3, 1, 5, 3, 8, 6, 7, 7])  # of windows 0 and 3, 4 and 7
+
+
+def test_windows_have_the_numbers_of_their_recordings(tmp_path: Path) -> None:
+    labels = LABELS.copy()
+    labels[11] = labels[10]
+    folder = save(tmp_path, recordings_npy=RECORDINGS.astype(np.uint16), labels_npy=labels)
+    data = read_feature_set(folder)
+    assert data.recordings is not None and data.recordings.dtype == np.int64
+    assert data.recordings.tolist() == RECORDINGS.tolist()
+    assert files_to_read(["recordings.npy", "recordings.pkl"]) == ["recordings.npy"]
+    assert data.without(1).recordings is data.recordings
+    assert read_feature_set(save(tmp_path / "without")).recordings is None
+    write_feature_set(folder, FEATURES, LABELS, FOLDS, {3: "a", 7: "b", 9: "c"}, {})
+    assert read_feature_set(folder).recordings is None  # those were of other data
+    write_feature_set(
+        folder, FEATURES, labels, FOLDS, data.class_mapping, {}, recordings=RECORDINGS
+    )
+    assert read_feature_set(folder).fingerprint == data.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("recordings", "said"),
+    [
+        (RECORDINGS[1:], "shape (11,); expected (12,)"),
+        (RECORDINGS[:, None], "shape (12, 1); expected (12,)"),
+        (RECORDINGS + 0.5, "non-integer recordings, value 0.5 at index 0"),
+        (RECORDINGS.astype(str), "text; recordings should be integers"),
+        (
+            RECORDINGS,
+            "recording 7 has samples of label 7 and of label 9, 10 and 11; expected one label",
+        ),
+        (
+            np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 0]),
+            "recording 0 has samples of label 3 and of label 9, 0 and 11; expected one label",
+        ),
+        (
+            np.array([0, 1, 2, 3, 4, 5, 3, 7, 8, 9, 10, 11]),
+            "recording 3 has samples of fold 1 and of fold 2, 3 and 6; expected one fold for all "
+            "windows of a recording: they share sound",
+        ),
+    ],
+)
+def test_bad_recordings(tmp_path: Path, recordings: np.ndarray, said: str) -> None:
+    assert said in refusal(save(tmp_path, recordings_npy=recordings), "recordings.npy")
 
 
 def is_mapped(array: np.ndarray) -> bool:
@@ -461,8 +508,9 @@ def swapped_labels() -> np.ndarray:
         {"folds": FOLDS[::-1]},
         {"labels": FOLDS, "folds": LABELS},
         {"class_mapping": {3: "a", 7: "b", 9: "c", 10: "d"}},
+        {"recordings": np.arange(N)},
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_fingerprint_differs(other: dict[str, Any]) -> None:
     assert fingerprint(**other) != fingerprint()
