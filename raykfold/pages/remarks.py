@@ -40,6 +40,11 @@ POOLED = (
     "The interval of the pooled accuracy (Wilson) takes the samples as independent, and leaves out "
     "that other training sets would give other networks."
 )
+RECORDINGS = (
+    "Samples are windows of recordings. Windows of one recording are not independent, so the "
+    "interval of the pooled accuracy by window is too narrow: read the one by recording. There a "
+    "recording counts once, by the class of the highest mean probability over its windows."
+)
 ONE_FOLD = "One fold does not show how results vary from fold to fold."
 SOME_FOLDS = "Not every fold of the data was held out (--folds)."
 MCNEMAR = (
@@ -82,6 +87,8 @@ def on_summary(summary: Summary) -> Iterator[Remark]:
         yield Remark(APPROXIMATE)
     if summary.out_of_fold is not None:
         yield Remark(POOLED)
+    if summary.by_recording is not None:
+        yield Remark(RECORDINGS)
     if len(summary.folds) == 1:
         yield Remark(ONE_FOLD)
     if outliers := summary.outlier_folds:

@@ -330,6 +330,67 @@ class OutOfFoldMetrics:
 
 
 @dataclass(frozen=True)
+class RecordingsOfFold:
+    """Results of the recordings that a fold holds out, at the epoch whose weights are kept.
+
+    Attributes:
+        fold: label of the fold.
+        recordings: number of them.
+        accuracy, balanced_accuracy, macro_f1: over recordings.
+    """
+
+    fold: int
+    recordings: int
+    accuracy: float
+    balanced_accuracy: float
+    macro_f1: float
+
+    def figure(self, name: Figure) -> float:
+        """Return a figure over the recordings."""
+        value: float = getattr(self, name)
+        return value
+
+
+@dataclass(frozen=True)
+class ByRecording:
+    """Results by recording, where samples are windows of recordings.
+
+    The prediction of a recording is the class of the highest mean probability over its windows.
+
+    Attributes:
+        folds: of each complete fold, in fold order.
+        pooled: metrics of all recordings together; None unless every fold is complete.
+    """
+
+    folds: tuple[RecordingsOfFold, ...]
+    pooled: OutOfFoldMetrics | None
+
+    @property
+    def recordings(self) -> int:
+        """Number of recordings in the complete folds."""
+        return sum(each.recordings for each in self.folds)
+
+    def of_fold(self, fold: int) -> RecordingsOfFold | None:
+        """Return the results of a fold; None if it is not complete."""
+        return next((each for each in self.folds if each.fold == fold), None)
+
+    def over_folds(self, figure: Figure, test_to_train: float) -> Estimate | None:
+        """Return a figure over the folds; None unless every fold is complete."""
+        if self.pooled is None:
+            return None
+        return Estimate(tuple(each.figure(figure) for each in self.folds), test_to_train)
+
+    def to_json(self, test_to_train: float) -> dict[str, Any]:
+        """Return plain values by attribute, with the figures over the folds."""
+        estimates = {name: self.over_folds(name, test_to_train) for name in FIGURES}
+        return {
+            "recordings": self.recordings,
+            "figures": {name: each.to_json() for name, each in estimates.items() if each},
+            **json.loads(json.dumps(asdict(self))),
+        }
+
+
+@dataclass(frozen=True)
 class Repeats:
     """A cross-validation that was repeated with further seeds.
 
@@ -377,6 +438,8 @@ class Summary:
         repeats: results of every seed, if there are several.
         leakage: samples that are in more than one fold.
         monitor: what chose the epochs; ``score`` is a recipe's own.
+        by_recording: results by recording, with the run's own seed; None where samples are not
+            windows of recordings. All others are by window.
     """
 
     run_name: str
@@ -391,6 +454,7 @@ class Summary:
     repeats: Repeats | None = None
     leakage: Leakage | None = None
     monitor: Monitor = "accuracy"
+    by_recording: ByRecording | None = None
 
     @property
     def by_seed(self) -> list[tuple[int | None, tuple[FoldResult, ...]]]:
@@ -452,6 +516,17 @@ class Summary:
         """Over the epochs whose weights are kept."""
         return self.over_folds("macro_f1")
 
+    def recordings_over_folds(self, figure: Figure = "accuracy") -> Estimate | None:
+        """Return a figure by recording, of the run's own seed, over the kept epochs."""
+        if self.by_recording is None:
+            return None
+        return self.by_recording.over_folds(figure, self.test_to_train)
+
+    @property
+    def samples(self) -> Literal["samples", "windows"]:
+        """What the samples are called."""
+        return "samples" if self.by_recording is None else "windows"
+
     @property
     def kept_epochs(self) -> KeptEpochs:
         """Which epochs' weights are kept."""
@@ -502,6 +577,8 @@ class Summary:
     def outlier_folds(self) -> list[int]:
         """Folds whose accuracy is apart from the others' (`statistics.outliers`)."""
         ranked, sizes = self.ranked, {result.fold: result.n_val for result in self.folds}
+        for row in self.by_recording.folds if self.by_recording else ():
+            sizes[row.fold] = row.recordings  # windows of one recording are not independent
         apart = outliers([accuracy for _, accuracy in ranked], [sizes[fold] for fold, _ in ranked])
         return sorted(ranked[position][0] for position in apart)
 
@@ -528,6 +605,7 @@ class Summary:
             "folds": [[result.to_row() for result in folds] for folds in self.repeats.folds],
             "spread": self.spread and asdict(self.spread),
         }
+        recordings = self.by_recording and self.by_recording.to_json(self.test_to_train)
         return {
             "run_name": self.run_name,
             "status": self.status,
@@ -552,6 +630,7 @@ class Summary:
             "oof_macro_f1": pooled.macro_f1 if pooled else None,
             "per_class": [asdict(each) for each in pooled.classes] if pooled else None,
             "confusion_matrix": [list(row) for row in pooled.confusion] if pooled else None,
+            **({"by_recording": recordings} if recordings else {}),
             "repeats": repeats,
             "leakage": self.leakage and self.leakage.to_json(),
             "classes": {str(label): name for label, name in self.classes.items()},
@@ -590,7 +669,8 @@ class Summary:
             if any(len(row) != len(rows) for row in rows) or (rows and not any(map(any, rows))):
                 raise ValueError("confusion_matrix is not square, or has no samples")
         kinds = get_type_hints(cls)
-        names = [each.name for each in fields(cls) if each.name != "out_of_fold"]
+        absent = {"out_of_fold"} if "by_recording" in values else {"out_of_fold", "by_recording"}
+        names = [each.name for each in fields(cls) if each.name not in absent]
         summary = cls(**{name: part(kinds[name], name) for name in names}, out_of_fold=pooled)
         # A summary that has been edited is refused here, not where a mean is computed from it.
         if summary.repeats and len(summary.repeats.seeds) != len(summary.repeats.folds):
@@ -606,6 +686,10 @@ class Summary:
                 raise ValueError(f"fold {result.fold} is complete and has no accuracy")
             if _is_complete(result) and result.figure(headline) is None:
                 raise ValueError(f"fold {result.fold} is complete and has no {headline}")
+        if summary.by_recording is not None:
+            complete = [result.fold for result in summary.folds if _is_complete(result)]
+            if [each.fold for each in summary.by_recording.folds] != complete:
+                raise ValueError("by_recording has other folds than those that are complete")
         return summary
 
     def _by_fold(self, value_of: Callable[[FoldResult], float | None]) -> dict[int, float]:

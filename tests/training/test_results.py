@@ -11,11 +11,13 @@ import pytest
 
 from raykfold.data.leakage import Contradictions, Leakage, Pair, Twins
 from raykfold.training.results import (
+    ByRecording,
     EpochMetrics,
     FoldResult,
     Histogram,
     OutOfFoldMetrics,
     PartialMean,
+    RecordingsOfFold,
     Repeats,
     Round,
     Summary,
@@ -280,6 +282,10 @@ def summaries() -> Iterator[Summary]:
     folds = (chosen(1, [0.2, 0.8, 0.6], [0.1, 0.3, 0.5]), chosen(2, [0.7, 0.5], [0.2, 0.1]))
     yield replace(summary(*folds), select="inner")
     yield replace(whole, repeats=Repeats((3, 4), (whole.folds, whole.folds)))
+    rows = tuple(RecordingsOfFold(label, 7, 0.5 + label / 10, 0.25, 0.5) for label in (1, 2, 4))
+    yield replace(whole, out_of_fold=pooled, by_recording=ByRecording(rows, pooled))
+    part = summary(fold(1, [0.8]), failed(2, [0.1]))
+    yield replace(part, by_recording=ByRecording(rows[:1], None))
     monitored = of_class(1, [0.2, 0.6]), of_class(2, [0.4, 0.3])
     yield replace(summary(*monitored), monitor="macro_f1", out_of_fold=pooled)
 
@@ -350,6 +356,34 @@ def test_a_fold_that_was_changed_is_refused(name: str, value: Any, named: str) -
     content["folds"][1][name] = value
     with pytest.raises(ValueError, match=re.escape(named)):
         Summary.from_json(content)
+
+
+def test_results_by_recording_are_in_the_file_only_where_there_are_any() -> None:
+    given = summary(fold(1, [0.8]), fold(2, [0.6]))
+    assert "by_recording" not in given.to_json()
+    rows = RecordingsOfFold(1, 3, 1.0, 1.0, 1.0), RecordingsOfFold(2, 5, 0.8, 0.7, 0.6)
+    pooled = OutOfFoldMetrics(0.875, (0.5, 0.9), ())
+    content = replace(given, by_recording=ByRecording(rows, pooled)).to_json()
+    known = Estimate((1.0, 0.8), 20 / 80)
+    assert content["by_recording"]["figures"]["accuracy"] == known.to_json()
+    assert content["by_recording"]["recordings"] == 8
+    assert content["mean_accuracy"] == pytest.approx(0.7)  # by window
+    for changed, named in (
+        ({"folds": content["by_recording"]["folds"][:1]}, "by_recording has other folds"),
+        ({"folds": [{"fold": 1}]}, "by_recording.folds[0] has no recordings"),
+        ({"pooled": {}}, "by_recording.pooled has no accuracy"),
+    ):
+        by_recording = content["by_recording"] | changed
+        with pytest.raises(ValueError, match=re.escape(named)):
+            Summary.from_json(content | {"by_recording": by_recording})
+
+
+def test_windows_of_few_recordings_do_not_make_an_outlier() -> None:
+    results = [fold(label, [x]) for label, x in ((1, 0.9), (2, 0.91), (3, 0.6), (4, 0.89))]
+    given = summary(*results)
+    assert given.outlier_folds == [3]
+    rows = tuple(RecordingsOfFold(label, 1, 1.0, 1.0, 1.0) for label in range(1, 5))
+    assert replace(given, by_recording=ByRecording(rows, None)).outlier_folds == []
 
 
 @pytest.mark.parametrize("content", [[], "x", {}, {"status": "complete"}])
