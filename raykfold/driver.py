@@ -36,9 +36,11 @@ from raykfold.errors import BadInput
 from raykfold.files.remote import RemotePath, local_copy
 from raykfold.files.scratch import scratch_dir
 from raykfold.observers import Audience, Observer
+from raykfold.outputs.console import console
 from raykfold.outputs.hub_dataset import fetch_missing
 from raykfold.outputs.hub_mirror import hub_mirror
 from raykfold.outputs.model_dir import ModelDirWriter
+from raykfold.outputs.notebook import in_notebook, notebook
 from raykfold.outputs.store_mirror import StoreMirror
 from raykfold.outputs.tensorboard import TensorBoard
 from raykfold.outputs.wandb_runs import WandbRuns
@@ -63,6 +65,7 @@ def cross_validate(
     *,
     data: FeatureSet | None = None,
     observers: Sequence[Observer] = (),
+    progress: bool | None = None,
 ) -> Summary:
     """Train every fold that `config` names, or resume those that are not complete.
 
@@ -70,6 +73,8 @@ def cross_validate(
         config: what to do.
         data: the samples, instead of those in ``config.processed_dir``.
         observers: told of everything that is committed.
+        progress: show progress, and what the user should know: in a notebook below the cell,
+            elsewhere on stdout. By default, in notebooks only.
 
     Returns:
         The summary; its status is ``partial`` if folds failed.
@@ -80,6 +85,8 @@ def cross_validate(
         StorageError: the disk is full, or the store was away for long; or another process has
             taken the run over.
     """
+    if in_notebook() if progress is None else progress:
+        observers = [notebook() if in_notebook() else console(), *observers]
     with open_inputs(config, data, observers) as inputs:
         data = inputs.data
         for line in check_training(config, data):
