@@ -20,17 +20,11 @@ from raykfold.text import (
     fold_with_seed,
     one_line,
 )
+from raykfold.training.results import BEST_EPOCHS as BEST_EPOCHS
+from raykfold.training.results import CHOSEN_EPOCHS as CHOSEN_EPOCHS
 from raykfold.training.results import KeptEpochs, Monitor, Summary
 from raykfold.training.search_results import SearchResults
 
-BEST_EPOCHS = (
-    "The best epoch of a fold is chosen on the samples that measure it, so its results are "
-    "optimistic."
-)
-CHOSEN_EPOCHS = (
-    "The chosen epoch of a fold is chosen on an inner validation split, without the samples held "
-    "out, so the choice does not make its results optimistic."
-)
 SELECT_INNER = "The last epoch is where training ended; --select inner chooses on other samples."
 APPROXIMATE = (
     "Intervals and tests over folds are approximate: folds share training samples. The correction "

@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args, get_type_hints
+from html import escape
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 import numpy as np
 
 from raykfold.data.leakage import Leakage
 from raykfold.files.json_values import parse_as
+from raykfold.text import (
+    accuracy_text,
+    epoch_text,
+    figure_text,
+    fold_with_seed,
+    one_line,
+    plus_minus,
+)
+from raykfold.training import html_parts
 from raykfold.training.statistics import (
     ClassMetrics,
     Estimate,
@@ -23,6 +33,9 @@ from raykfold.training.statistics import (
     spread,
 )
 
+if TYPE_CHECKING:
+    import pandas
+
 FoldStatus = Literal["running", "complete", "failed"]
 KeptEpochs = Literal["best", "chosen"]
 
@@ -32,8 +45,24 @@ FIGURES: tuple[Figure, ...] = get_args(Figure)
 # What chooses epochs: a figure, the loss, or the score of a recipe that has its own.
 Monitor = Literal["accuracy", "balanced_accuracy", "macro_f1", "loss", "score"]
 
+# Remarks on the results of the best and of the chosen epochs.
+BEST_EPOCHS = (
+    "The best epoch of a fold is chosen on the samples that measure it, so its results are "
+    "optimistic."
+)
+CHOSEN_EPOCHS = (
+    "The chosen epoch of a fold is chosen on an inner validation split, without the samples held "
+    "out, so the choice does not make its results optimistic."
+)
+
 # What the history of a fold does not tell.
 _NOT_IMPLIED = ("fold", "status", "n_train", "n_val", "stopped_early", "error")
+# Of a fold, in a table.
+_COLUMNS = (
+    *("fold", "status", "n_train", "n_val", "epochs_run", "kept_epoch", "kept_val_accuracy"),
+    *("best_epoch", "best_val_accuracy", "last_val_accuracy"),
+    *("kept_val_balanced_accuracy", "kept_val_macro_f1", "stopped_early", "error"),
+)
 
 
 @dataclass(frozen=True)
@@ -594,6 +623,87 @@ class Summary:
         """Held-out samples to training samples, over all folds."""
         held_out = sum(result.n_val for result in self.folds)
         return held_out / sum(result.n_train for result in self.folds)
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return a pandas table with a row for each fold, and for each seed in a run with repeats.
+
+        Its columns are named as in ``summary.json``: ``fold``, ``status``, ``n_train``, ``n_val``,
+        ``epochs_run``, ``kept_epoch``, ``kept_val_accuracy``, ``best_epoch``,
+        ``best_val_accuracy``, ``last_val_accuracy``, ``kept_val_balanced_accuracy``,
+        ``kept_val_macro_f1``, ``stopped_early`` and ``error``. Epochs count from 0. With repeats,
+        ``seed`` comes first. Where samples are windows of recordings, ``recordings`` and
+        ``kept_val_accuracy_by_recording`` come last; they are missing for further seeds.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise ImportError(
+                "Summary.to_frame needs pandas, which is not installed: pip install pandas"
+            ) from None
+        rows = []
+        for number, (seed, folds) in enumerate(self.by_seed):
+            for result in folds:
+                row: dict[str, Any] = {} if seed is None else {"seed": seed}
+                row |= {name: getattr(result, name) for name in _COLUMNS}
+                if self.by_recording is not None:
+                    of_fold = self.by_recording.of_fold(result.fold) if number == 0 else None
+                    row["recordings"] = of_fold and of_fold.recordings
+                    row["kept_val_accuracy_by_recording"] = of_fold and of_fold.accuracy
+                rows.append(row)
+        return pandas.DataFrame(rows)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the means, the folds, and their curves."""
+        kept, by_recording, of_seed = self.kept_epochs, self.by_recording, ""
+        if self.repeats is not None:
+            of_seed = f", seed {self.repeats.seeds[0]}"
+        means = [f"{self.run_name}: {self.status}"]
+        if self.incomplete:
+            failed = ", ".join(fold_with_seed(each.fold, seed) for seed, each in self.incomplete)
+            means.append(f"there is no mean, because folds failed ({failed})")
+        estimates = [
+            (f"{figure_text(name)} at the {kept} epochs", self.over_folds(name))
+            for name in (self.headline, *self.other_figures)
+        ]
+        estimates.insert(1, (f"by recording{of_seed}", self.recordings_over_folds(self.headline)))
+        estimates.append(("accuracy at the last epochs", self.last))
+        for name, estimate in estimates:
+            if estimate is not None:
+                value = plus_minus(estimate.mean, estimate.std, len(self.folds))
+                means.append(f"{name} {value}")
+
+        columns = [f"fold{of_seed}", "status", "epochs", f"{kept} epoch", "accuracy", "of last"]
+        columns += ["balanced", "macro F1", *(["by recording"] if by_recording else [])]
+        rows = []
+        for result in self.folds:
+            early = " (early)" if result.stopped_early else ""
+            error = f": {one_line(result.error)}" if result.error else ""
+            row = [str(result.fold), f"{result.status}{early}{error}", str(result.epochs_run)]
+            row.append(epoch_text(result.kept_epoch))
+            figures = [result.kept_val_accuracy, result.last_val_accuracy]
+            figures += [result.kept_val_balanced_accuracy, result.kept_val_macro_f1]
+            if by_recording is not None:
+                of_fold = by_recording.of_fold(result.fold)
+                figures.append(of_fold.accuracy if of_fold else None)
+            rows.append([*row, *map(accuracy_text, figures)])
+
+        # A summary that was read from its file has no histories.
+        trained = {f"fold {each.fold}": each for each in self.folds if each.history}
+        drawn = ""
+        if trained:
+            drawn = html_parts.curves(
+                f"Validation accuracy{of_seed}",
+                {name: [row.val_accuracy for row in of.history] for name, of in trained.items()},
+                {name: of.kept_epoch for name, of in trained.items()},
+            )
+        doubt = BEST_EPOCHS if kept == "best" else CHOSEN_EPOCHS
+        lines = [means[0] + " · " + " · ".join(means[1:]) if means[1:] else means[0]]
+        lines += [doubt] if self.ranked else []
+        text = "".join(f"<div>{escape(line)}</div>" for line in lines)
+        return f"<div>{text}{html_parts.table(columns, rows)}{drawn}</div>"
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``summary.json``."""

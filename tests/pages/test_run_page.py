@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -569,7 +570,7 @@ def test_where_samples_are_windows_page_summary_and_card_have_both_accuracies(
     pooled = f"{by_recording.pooled.accuracy:.4f}"
     lines = summary_lines(summary)
     page = text_of(report(archive, windows))
-    state = {"folds": {str(fold.fold): {} for fold in summary.folds}}
+    state: dict[str, Any] = {"folds": {str(fold.fold): {} for fold in summary.folds}}
     card = model_card("mine/run", archive.record, state, summary)
     assert lines[0].split()[-2:] == ["by", "recording"]
     assert f"Accuracy of the Best Epoch by Recording, {count} recordings" in " ".join(lines)
