@@ -287,6 +287,8 @@ def _introduction(run: _Run) -> Values:
         repeats = summary.repeats
         seeds = f" with each of {len(repeats.seeds)} seeds" if repeats else ""
         figure = capital(figure_text(summary.headline))
+        if summary.by_recording is not None:
+            figure += " by window"
         if folds == 1:
             what = f"{figure} on the one fold held out{seeds}, {where}."
         else:
@@ -313,19 +315,19 @@ def _introduction(run: _Run) -> Values:
     if estimate is not None and estimate.interval is not None:
         note = "of the mean, corrected for folds that share training samples"
         tiles.append(("95 % interval, approximate", interval_text(estimate.interval), note))
+    beside = summary.recordings_over_folds(summary.headline) if summary else None
+    if summary is not None and summary.by_recording is not None and beside is not None:
+        count = count_of(summary.by_recording.recordings, "recording")
+        note = f"{count}, each by its windows' mean probabilities; {run.kept} epochs"
+        if beside.interval is not None:
+            note += f"; 95 %, approximate: {interval_text(beside.interval)}"
+        name = f"{capital(figure_text(summary.headline))} by recording{run.of_seed}"
+        tiles.append((name, plus_minus(beside.mean, beside.std, folds), note))
     if summary is not None:
         for each in summary.other_figures:
             if (beside := summary.over_folds(each)) is not None:
                 value = plus_minus(beside.mean, beside.std, folds)
                 tiles.append((capital(figure_text(each)), value, f"at the {run.kept} epochs"))
-        if (beside := summary.recordings_over_folds(summary.headline)) is not None:
-            assert summary.by_recording is not None
-            count = count_of(summary.by_recording.recordings, "recording")
-            note = f"{count}, each by its windows' mean probabilities; {run.kept} epochs"
-            if beside.interval is not None:
-                note += f"; 95 %, approximate: {interval_text(beside.interval)}"
-            name = f"{capital(figure_text(summary.headline))} by recording{run.of_seed}"
-            tiles.append((name, plus_minus(beside.mean, beside.std, folds), note))
         others = {
             "best": (summary.best, "chosen on the held-out samples: optimistic"),
             "last": (summary.last, "where training ended"),

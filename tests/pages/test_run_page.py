@@ -578,6 +578,7 @@ def test_where_samples_are_windows_page_summary_and_card_have_both_accuracies(
     assert f"by window; {pooled} by recording" in " ".join(lines)
     assert f"Accuracy by recording {mean} {count} recordings" in page
     assert f"all recordings pooled {pooled} best epochs" in page
+    assert "Accuracy by window on the folds held out" in page
     assert f"accuracy by recording {mean}" in card
     assert f"All {count} recordings pooled: {pooled}" in card
     for text in (" ".join(lines), page, card):
