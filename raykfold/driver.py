@@ -40,9 +40,11 @@ from raykfold.errors import BadInput
 from raykfold.files.remote import RemotePath, local_copy
 from raykfold.files.scratch import scratch_dir
 from raykfold.observers import Audience, Observer
+from raykfold.outputs.console import console
 from raykfold.outputs.hub_dataset import fetch_missing
 from raykfold.outputs.hub_mirror import hub_mirror
 from raykfold.outputs.model_dir import ModelDirWriter
+from raykfold.outputs.notebook import in_notebook, notebook
 from raykfold.outputs.store_mirror import StoreMirror
 from raykfold.outputs.tensorboard import TensorBoard
 from raykfold.outputs.wandb_runs import WandbRuns
@@ -72,6 +74,7 @@ def cross_validate(
     class_names: Mapping[Any, Any] | Sequence[str] | None = None,
     data: FeatureSet | None = None,
     observers: Sequence[Observer] = (),
+    progress: bool | None = None,
 ) -> Summary:
     """Train every fold that `config` names, or resume those that are not complete.
 
@@ -91,6 +94,8 @@ def cross_validate(
         class_names: label → name, or the names of labels 0, 1, and so on.
         data: the samples as a feature set, instead of `X`, `y` and `folds`.
         observers: told of everything that is committed.
+        progress: show progress, and what the user should know: in a notebook below the cell,
+            elsewhere on stdout. By default, in notebooks only.
 
     Returns:
         The summary; its status is ``partial`` if folds failed.
@@ -114,6 +119,8 @@ def cross_validate(
         )
     if data is not None:
         config = config.with_data_in_memory()
+    if in_notebook() if progress is None else progress:
+        observers = [notebook() if in_notebook() else console(), *observers]
     with open_inputs(config, data, observers) as inputs:
         data = inputs.data
         for line in check_training(config, data):

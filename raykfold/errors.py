@@ -22,6 +22,10 @@ class RaykfoldError(Exception):
 
     exit_code = 1
 
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that a notebook shows: as on the command line, without a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class BadInput(RaykfoldError):
     """A wrong flag, value, file or name. The text names it, the value, and what would be right."""

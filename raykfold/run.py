@@ -20,10 +20,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(config: RunConfig) -> int:
     with without_gc():
         from raykfold.driver import cross_validate
-        from raykfold.outputs.console import console
         from raykfold.text import duration
 
-    summary = cross_validate(config, observers=[console()])
+    summary = cross_validate(config, progress=True)
     where = f" on node {platform.node()}" if in_submitted_job(os.environ) else ""
     print(f"{duration(summary.wall_seconds)}; outputs in {config.model_dir}{where}")
     if isinstance(config.model_place, RemotePath) or config.outputs.report.is_file():

@@ -21,6 +21,7 @@ from raykfold.data.labels import (
     FOLDS,
     GROUPS,
     LABELS,
+    RECORDINGS,
     Array,
     Integers,
     from_one_hot,
@@ -54,6 +55,7 @@ class CheckedArrays:
         labels, folds: (N,) int64.
         class_names: label → name, ascending.
         fold_names: fold → name, for folds that have one.
+        recordings: (N,) int64, or None.
         fingerprint: a hash of all but the names, in hex.
         notes: lines to show the user.
     """
@@ -63,6 +65,7 @@ class CheckedArrays:
     folds: Integers
     class_names: Mapping[int, str]
     fold_names: Mapping[int, str]
+    recordings: Integers | None
     fingerprint: str
     notes: tuple[str, ...]
 
@@ -75,6 +78,7 @@ def check_arrays(
     groups: npt.ArrayLike | None,
     class_mapping: Mapping[Any, Any] | None,
     fold_names: Mapping[Any, Any] | None,
+    recordings: npt.ArrayLike | None,
     names: Mapping[str, str] | None,
 ) -> CheckedArrays:
     """Return the arrays, checked; the arguments are those of `FeatureSet.from_arrays`.
@@ -83,7 +87,7 @@ def check_arrays(
         BadData: a cross-validation cannot use them.
     """
     names = {
-        **{name: name for name in (*ARRAYS, GROUPS.noun, MAPPING, FOLD_NAMES)},
+        **{name: name for name in (*ARRAYS, GROUPS.noun, MAPPING, FOLD_NAMES, RECORDINGS.noun)},
         **(names or {}),
     }
     given = to_array(names["features"], features)
@@ -124,6 +128,12 @@ def check_arrays(
         shown = comma_list(with_name(fold, named_folds) for fold in present[:_MOST_LISTED])
         more = len(present) - _MOST_LISTED
         notes += (f"folds: {shown}" + (f" and {more} more" if more > 0 else ""),)
+    checked_recordings = None
+    if recordings is not None:
+        name = names[RECORDINGS.noun]
+        checked_recordings = _as_recordings(name, recordings, len(checked_labels))
+        _check_recordings(name, checked_recordings, "label", checked_labels)
+        _check_recordings(name, checked_recordings, "fold", checked_folds)
 
     feature_digest = _digest_finite(names["features"], checked_features)
     return CheckedArrays(
@@ -132,8 +142,12 @@ def check_arrays(
         folds=checked_folds,
         class_names=class_names,
         fold_names=named_folds,
+        recordings=checked_recordings,
         fingerprint=_fingerprint(
-            checked_features, feature_digest, checked_labels, checked_folds, class_names
+            checked_features,
+            feature_digest,
+            [checked_labels, checked_folds, checked_recordings],
+            class_names,
         ),
         notes=notes,
     )
@@ -206,6 +220,35 @@ def _bad_shape(name: str, features: Array) -> BadData:
 def _check_several(name: str, noun: str, values: Integers) -> None:
     if values.min() == values.max():
         raise BadData(f"{name}: {noun} {values[0]} only; a cross-validation needs at least two")
+
+
+def _as_recordings(name: str, given: npt.ArrayLike, samples: int) -> Integers:
+    recordings = to_label_array(name, given)
+    if recordings.shape != (samples,):
+        raise BadData(
+            f"{name}: shape {recordings.shape}; expected ({samples},), for each sample the "
+            "recording that it is a window of"
+        )
+    return to_integers(name, RECORDINGS, recordings)[0]
+
+
+def _check_recordings(name: str, recordings: Integers, noun: str, values: Integers) -> None:
+    """Raise BadData if the windows of a recording differ in `values`."""
+    _, first, numbers = np.unique(recordings, return_index=True, return_inverse=True)
+    differing = np.flatnonzero(values != values[first][numbers])
+    if len(differing) == 0:
+        return
+    other = int(differing[0])
+    one = int(first[numbers[other]])
+    why = {
+        "label": "a recording has one label",
+        "fold": "they share sound, so a model would be tested on what it was trained on",
+    }[noun]
+    raise BadData(
+        f"{name}: recording {recordings[one]} has samples of {noun} {values[one]} and of {noun} "
+        f"{values[other]}, {one} and {other}; expected one {noun} for all windows of a recording: "
+        f"{why}"
+    )
 
 
 def _as_classes(
@@ -326,16 +369,16 @@ def _scan(samples: Array, start: int) -> _Chunk:
 def _fingerprint(
     features: Array,
     feature_digest: bytes,
-    labels: Integers,
-    folds: Integers,
+    of_samples: Iterable[Integers | None],
     class_names: Mapping[int, str],
 ) -> str:
     # Include labels of classes without samples, which add outputs to a network.
     head = f"{features.dtype.name} {features.shape} {list(class_names)}\n"
     digest = hashlib.blake2b(head.encode(), digest_size=20)
     digest.update(feature_digest)
-    for values in (labels, folds):
-        digest.update(values.astype(_little_endian(values)).tobytes())
+    for values in of_samples:
+        if values is not None:
+            digest.update(values.astype(_little_endian(values)).tobytes())
     return digest.hexdigest()
 
 

@@ -59,11 +59,13 @@ class FeatureSet:
         folds: (N,) fold labels as in the files.
         classes: in ascending order of label, which is also the order of a network's outputs.
         feature_parameters: how the features were made (`features.json`); {} if unknown.
-        fingerprint: a hash in hex, equal for equal features, labels, folds and class labels,
-            whatever files or shapes they came in.
+        fingerprint: a hash in hex, equal for equal features, labels, folds, class labels and
+            recordings, whatever files or shapes they came in.
         notes: lines to show the user.
         fold_names: names of folds by label, for folds that have one, like the speaker in it.
         left_out: folds to ignore: their samples are neither trained on nor held out.
+        recordings: (N,) number of the recording that each sample is a window of; None where
+            samples are not windows. All windows of a recording have one label and one fold.
     """
 
     features: Array
@@ -75,6 +77,7 @@ class FeatureSet:
     notes: tuple[str, ...]
     fold_names: Mapping[int, str] = field(default_factory=dict)
     left_out: tuple[int, ...] = ()
+    recordings: Integers | None = None
 
     @classmethod
     def from_arrays(
@@ -87,6 +90,7 @@ class FeatureSet:
         class_mapping: Mapping[Any, Any] | None = None,
         feature_parameters: Mapping[str, Any] | None = None,
         fold_names: Mapping[Any, Any] | None = None,
+        recordings: npt.ArrayLike | None = None,
         names: Mapping[str, str] | None = None,
     ) -> FeatureSet:
         """Return a feature set of arrays, checked as `read_feature_set` checks files.
@@ -113,8 +117,10 @@ class FeatureSet:
                 are. With a mapping, text is one of its names.
             feature_parameters: how the features were made.
             fold_names: fold → name, for folds that have one; a fold may be a string.
+            recordings: (N,) integers or text: the recording that each sample is a window of.
+                Accuracy is then reported by recording, too.
             names: what messages call ``features``, ``labels``, ``folds``, ``groups``,
-                ``class_mapping`` and ``fold_names``.
+                ``class_mapping``, ``fold_names`` and ``recordings``.
 
         Raises:
             BadData: a cross-validation cannot use them.
@@ -126,6 +132,7 @@ class FeatureSet:
             groups=groups,
             class_mapping=class_mapping,
             fold_names=fold_names,
+            recordings=recordings,
             names=names,
         )
         return cls(
@@ -136,6 +143,7 @@ class FeatureSet:
             feature_parameters=dict(feature_parameters or {}),
             fingerprint=checked.fingerprint,
             fold_names=checked.fold_names,
+            recordings=checked.recordings,
             notes=checked.notes,
         )
 
@@ -214,7 +222,7 @@ class FeatureSet:
             fold: label of a fold.
             inner: hold an inner validation set back from training. It is the fold after `fold`
                 (the first, after the last) if that leaves four folds or more to train on, else a
-                fifth of each class.
+                fifth of each class: of its recordings, where samples are windows of recordings.
             seed: draws that fifth.
 
         Raises:
@@ -238,11 +246,17 @@ class FeatureSet:
         chosen = []
         for label in self.class_labels:
             samples = train[self.labels[train] == label]
-            count = max(round(_INNER_SHARE * len(samples)), 1) if len(samples) > 1 else 0
-            chosen.append(rng.permutation(samples)[:count])
+            # Windows of one recording overlap, and are drawn together.
+            units = samples if self.recordings is None else np.unique(self.recordings[samples])
+            count = max(round(_INNER_SHARE * len(units)), 1) if len(units) > 1 else 0
+            drawn = rng.permutation(units)[:count]
+            if self.recordings is not None:
+                drawn = samples[np.isin(self.recordings[samples], drawn)]
+            chosen.append(drawn)
         if not any(map(len, chosen)):
+            noun = "samples" if self.recordings is None else "recordings"
             raise BadInput(
-                f"--select inner: fold {fold} leaves no class with two samples to train on; "
+                f"--select inner: fold {fold} leaves no class with two {noun} to train on; "
                 "expected more data, or --select best"
             )
         return np.sort(np.concatenate(chosen))

@@ -43,6 +43,7 @@ class Kind:
 LABELS = Kind("labels", 0, whole_number, None)
 FOLDS = Kind("folds", 1, fold_number, by_numbers_within)
 GROUPS = Kind("groups", 0, whole_number, by_numbers_within)
+RECORDINGS = Kind("recordings", 0, whole_number, by_numbers_within)
 
 
 def to_array(name: str, values: Any) -> Array:

@@ -25,24 +25,32 @@ from raykfold.data.arrays import ARRAYS, FOLD_NAMES, PARAMETERS, of_objects
 from raykfold.data.feature_set import FeatureSet
 from raykfold.data.file_kinds import MAPPING, how_to_save, kind_of_file
 from raykfold.data.file_names import names_in
-from raykfold.data.labels import Array, kind_of
+from raykfold.data.labels import RECORDINGS, Array, kind_of
 from raykfold.data.pickles import read_pickle
 from raykfold.errors import BadData, StorageError
 from raykfold.files.atomic import json_bytes
 from raykfold.text import comma_list, one_line
 
+_SUFFIXES = (".npy", ".npz", ".pt", ".pkl")
 # Files with several arrays, by name, and the names that each array may have there.
 _TOGETHER = ("data.npz", "data.pt")
-_MEMBERS = {"features": ("features", "X"), "labels": ("labels", "y"), "folds": ("folds",)}
+_MEMBERS = {
+    "features": ("features", "X"),
+    "labels": ("labels", "y"),
+    "folds": ("folds",),
+    RECORDINGS.noun: (RECORDINGS.noun,),
+}
 # The names that each file of a data set may have; the first that exists is read.
 FILE_NAMES = (
-    *((f"{name}.npy", f"{name}.npz", f"{name}.pt", f"{name}.pkl", *_TOGETHER) for name in ARRAYS),
+    *((*(f"{name}{suffix}" for suffix in _SUFFIXES), *_TOGETHER) for name in ARRAYS),
     (f"{MAPPING}.json", f"{MAPPING}.pkl"),
     (PARAMETERS,),
+    tuple(f"{RECORDINGS.noun}{suffix}" for suffix in _SUFFIXES),
 )
 # What arrays are saved as that are not read, or are under another name.
 _OTHERS = (".npy", ".npz", ".pkl", ".pickle", ".pt", ".pth", ".h5", ".hdf5", ".parquet", ".mat")
 _MOST_OTHERS = 4  # in a message
+_TORCH_SAVE = 'torch.save({"features": ..., "labels": ..., "folds": ...})'
 _EXPECTED = "expected an .npz or .pt file with features, labels and folds"
 
 
@@ -51,8 +59,9 @@ def read_feature_set(processed_dir: Path) -> FeatureSet:
 
     They are ``features``, ``labels`` and ``folds``, each as `.npy`, else `.npz`, `.pt` or `.pkl`,
     or several in one ``data.npz`` or ``data.pt`` under these names (or ``X`` and ``y``); and
-    optionally ``class_mapping`` as `.json`, else `.pkl`, and ``features.json``. The values are
-    those of `FeatureSet.from_arrays`: labels and folds may be text, for example.
+    optionally ``class_mapping`` as `.json`, else `.pkl`, ``features.json``, and ``recordings`` as
+    the other arrays. The values are those of `FeatureSet.from_arrays`: labels and folds may be
+    text, for example.
 
     ``features.npy`` is memory-mapped, and read once to check and fingerprint it. So is a `.pt`,
     unless it has torch's older format. Other files are read into memory.
@@ -67,9 +76,9 @@ def read_feature_set(processed_dir: Path) -> FeatureSet:
         if not os.path.isfile(processed_dir):
             raise BadData(f"{processed_dir}: no such file; {_EXPECTED}")
         arrays = dict.fromkeys(ARRAYS, processed_dir)
-        mapping_path = parameters_path = None
+        mapping_path = parameters_path = recordings_path = None
     else:
-        *paths, mapping_path, parameters_path = (
+        *paths, mapping_path, parameters_path, recordings_path = (
             _first_file(processed_dir, names) for names in FILE_NAMES
         )
         arrays = {name: path for name, path in zip(ARRAYS, paths, strict=True) if path is not None}
@@ -84,11 +93,15 @@ def read_feature_set(processed_dir: Path) -> FeatureSet:
             "`python -m raykfold.prepare`, fetch it from the Hugging Face Hub with --hf_repo_id, "
             "or try --demo"
         )
+    if recordings_path is None and RECORDINGS.noun in _names_within(arrays["labels"]):
+        recordings_path = arrays["labels"]
+    if recordings_path is not None:
+        arrays[RECORDINGS.noun] = recordings_path
     read = {name: _read_array(path, name) for name, path in arrays.items()}
     parameters = _read_json_object(parameters_path) if parameters_path else {}
     fold_names = parameters.pop(FOLD_NAMES, {})  # nothing that features are made by
     return FeatureSet.from_arrays(
-        *(values for values, _ in read.values()),
+        **{name: values for name, (values, _) in read.items()},
         class_mapping=_read_mapping(mapping_path) if mapping_path else None,
         feature_parameters=parameters,
         fold_names=fold_names,
@@ -131,6 +144,7 @@ def write_feature_set(
     class_mapping: Mapping[int, str],
     feature_parameters: Mapping[str, Any],
     fold_names: Mapping[int, str] | None = None,
+    recordings: npt.ArrayLike | None = None,
 ) -> None:
     """Write the files that `read_feature_set` reads, as `.npy` and `.json`, into `directory`.
 
@@ -148,6 +162,8 @@ def write_feature_set(
         f"{MAPPING}.json": json_bytes(_with_text_keys(class_mapping)),
         PARAMETERS: json_bytes({**feature_parameters, **about_folds}),
     }
+    if recordings is not None:
+        contents[f"{RECORDINGS.noun}.npy"] = np.asarray(recordings)
     aside = {name: directory / f".{name}.{os.getpid()}" for name in contents}
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -159,6 +175,8 @@ def write_feature_set(
                     np.save(file, content, allow_pickle=False)
                 file.flush()
                 os.fsync(file.fileno())
+        for name in FILE_NAMES[-1]:  # recordings of other data that was here
+            (directory / name).unlink(missing_ok=True)
         for name in contents:
             os.replace(aside[name], directory / name)
     except OSError as error:
@@ -253,34 +271,53 @@ def _read_npz(path: Path, name: str) -> tuple[Array, str]:
 
 
 def _read_torch(path: Path, name: str) -> tuple[Any, str]:
+    content = _load_torch(path)
+    if isinstance(content, dict):
+        member = _member(path, name, content)
+        return content[member], f"{path}: {member}"
+    if path.stem != name:
+        raise BadData(
+            f"{path}: holds a {kind_of(content)}; expected a dict of tensors, {_TORCH_SAVE}"
+        )
+    return content, str(path)
+
+
+def _load_torch(path: Path) -> Any:
     import torch
 
     if kind := kind_of_file(path):
         raise BadData(f"{path}: {kind}")
-    how = 'torch.save({"features": ..., "labels": ..., "folds": ...})'
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a TorchScript archive, refused below
             # Only the newer of the two formats can be mapped.
-            content = torch.load(
+            return torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
     except Exception as error:
         if foreign := re.search(r"GLOBAL (\S+)", str(error)):
             raise BadData(
                 f"{path}: holds {foreign[1]}, which is refused: only tensors and plain containers "
-                f"are read; save a dict of tensors, {how}"
+                f"are read; save a dict of tensors, {_TORCH_SAVE}"
             ) from None
         raise BadData(  # torch's text is long, and speaks of loading code
             f"{path}: damaged, or not a .pt file of tensors ({type(error).__name__}); make it "
-            f"again with {how}"
+            f"again with {_TORCH_SAVE}"
         ) from error
-    if isinstance(content, dict):
-        member = _member(path, name, content)
-        return content[member], f"{path}: {member}"
-    if path.stem != name:
-        raise BadData(f"{path}: holds a {kind_of(content)}; expected a dict of tensors, {how}")
-    return content, str(path)
+
+
+def _names_within(path: Path) -> list[Any]:
+    """Return the names of the arrays in a file of several."""
+    try:
+        if path.suffix == ".npz" and zipfile.is_zipfile(path):
+            with np.load(path, allow_pickle=False) as archive:
+                return list(archive.files)
+        if path.suffix == ".pt":
+            content = _load_torch(path)
+            return list(content) if isinstance(content, dict) else []
+    except Exception:  # a broken file is refused when its arrays are read
+        return []
+    return []
 
 
 def _member(path: Path, name: str, there: Iterable[Any]) -> str:

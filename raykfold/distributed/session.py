@@ -96,6 +96,9 @@ def ray_session(
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    if not verbose:  # while it is imported in a notebook, Ray asks for ipywidgets, as tqdm does
+        logging.getLogger("ray.widgets").setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", "IProgress not found", module=r"tqdm\.")
     import ray  # takes a second, and reads the environment
 
     if ray.is_initialized():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from raykfold.observers import Observer, RunStart
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def console(stream: TextIO | None = None) -> Observer:
     """Return the observer that shows progress on `stream`, by default on stdout."""
     stream = stream or sys.stdout
-    return LiveProgress(stream) if stream.isatty() else LineProgress(stream)
+    return LiveProgress(Terminal(stream)) if stream.isatty() else LineProgress(stream)
 
 
 class LineProgress(Observer):
@@ -71,15 +71,13 @@ class LiveProgress(Observer):
     """Shows a line for each fold that changes in place, and the time left.
 
     Args:
-        stream: a terminal.
+        display: where; a run and its repeats share it.
         repeat: what each line of a repeat begins with.
-        display: the display of the run, for a repeat; it shows both.
     """
 
-    def __init__(self, stream: TextIO, repeat: str = "", display: _Display | None = None) -> None:
-        self._stream = stream
+    def __init__(self, display: Display, repeat: str = "") -> None:
         self._repeat = repeat
-        self._display = display or _Display(stream)
+        self._display = display
         self._epochs = 0
         self._folds: tuple[int, ...] = ()
         self._newest: dict[int, EpochMetrics] = {}
@@ -107,12 +105,13 @@ class LiveProgress(Observer):
 
     def run_finished(self, summary: Summary) -> None:
         if not self._repeat:
-            self.close()
-            for line in _last_lines(summary, self._stream):
-                self._display.print(line)
+            self._display.finish(summary)
 
     def of_repeat(self, seed: int) -> LiveProgress:
-        return LiveProgress(self._stream, f"seed {seed}  ", self._display)
+        return LiveProgress(self._display, f"seed {seed}  ")
+
+    def time_passed(self) -> None:
+        self._display.time_passed()
 
     def close(self) -> None:
         if not self._repeat:
@@ -126,8 +125,15 @@ class LiveProgress(Observer):
     def epochs_left(self) -> int:
         """Return the largest number of epochs that are left to train."""
         left = [fold for fold in self._folds if fold not in self._over]
-        done = sum(self._newest[fold].epoch + 1 for fold in left if fold in self._newest)
-        return self._epochs * len(left) - done
+        return self._epochs * len(left) - self._done(left)
+
+    def epochs_done(self) -> int:
+        """Return the number of epochs that are trained, those of earlier sessions too."""
+        over = sum(result.epochs_run for result in self._over.values())
+        return over + self._done([fold for fold in self._folds if fold not in self._over])
+
+    def _done(self, folds: Sequence[int]) -> int:
+        return sum(self._newest[fold].epoch + 1 for fold in folds if fold in self._newest)
 
     def _state(self, fold: int) -> str:
         if fold in self._over:
@@ -137,27 +143,67 @@ class LiveProgress(Observer):
         return _epoch_line(self._newest[fold], self._epochs)
 
 
-class _Display:
+class Display:
+    """Shows a run and its repeats while they train.
+
+    Attributes:
+        runs: the run and its repeats, once they have begun.
+        epochs_seen: epochs that were trained since then.
+    """
+
+    def __init__(self) -> None:
+        self.runs: list[LiveProgress] = []
+        self.epochs_seen = 0
+        self._began = time.monotonic()
+
+    def add(self, run: LiveProgress) -> None:
+        """Show one more run."""
+        if not self.runs:
+            self._began = time.monotonic()
+        self.runs.append(run)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show what has changed."""
+
+    def time_passed(self) -> None:
+        """Called several times a second."""
+
+    def print(self, text: str) -> None:
+        """Show a line that stays."""
+
+    def finish(self, summary: Summary) -> None:
+        """Show the results."""
+
+    def close(self) -> None:
+        """Leave what is shown as it is; called once or twice."""
+
+    def time_left(self) -> str:
+        """Return about how long it will take."""
+        if not self.epochs_seen:
+            return "starting"
+        left = sum(run.epochs_left() for run in self.runs)
+        seconds = (time.monotonic() - self._began) / self.epochs_seen * left
+        return f"about {duration(seconds)} to go" if left else "putting the folds together"
+
+
+class Terminal(Display):
     """The part of a terminal that shows a run and its repeats while they train."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.epochs_seen = 0
+        super().__init__()
         self._stream = stream
         self._live: Live | None = None
-        self._runs: list[LiveProgress] = []
-        self._began = time.monotonic()
 
     def add(self, run: LiveProgress) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        self._runs.append(run)
+        super().add(run)
         if self._live is None:
-            self._began = time.monotonic()
             console = Console(file=self._stream, highlight=False)
             self._live = Live(self._table(), console=console, refresh_per_second=4)
             self._live.start()
-        self.refresh()
 
     def refresh(self) -> None:
         if self._live is not None:
@@ -168,6 +214,11 @@ class _Display:
             self._live.console.print(text, markup=False)
         else:
             print(text, file=self._stream, flush=True)
+
+    def finish(self, summary: Summary) -> None:
+        self.close()
+        for line in _last_lines(summary, self._stream):
+            self.print(line)
 
     def close(self) -> None:
         if self._live is not None:
@@ -180,18 +231,11 @@ class _Display:
         from rich.text import Text
 
         table = Table.grid(padding=(0, 2))
-        for run in self._runs:
+        for run in self.runs:
             for name, state in run.rows():
                 table.add_row(name, Text(state))
-        table.add_row("", Text(self._time_left()))
+        table.add_row("", Text(self.time_left()))
         return table
-
-    def _time_left(self) -> str:
-        if not self.epochs_seen:
-            return "starting"
-        left = sum(run.epochs_left() for run in self._runs)
-        seconds = (time.monotonic() - self._began) / self.epochs_seen * left
-        return f"about {duration(seconds)} to go" if left else "putting the folds together"
 
 
 def _last_lines(summary: Summary, stream: TextIO) -> list[str]:

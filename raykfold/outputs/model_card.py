@@ -151,12 +151,19 @@ def _introduction(record: RunRecord, state: Mapping[str, Any], summary: Summary 
         if other is not None:
             value = plus_minus(other.mean, other.std, folds)
             others.append(f"{figure_text(figure)} {value}")
+    if (by_recording := summary.recordings_over_folds(summary.headline)) is not None:
+        value = plus_minus(by_recording.mean, by_recording.std, folds)
+        seed = remarks.of_seed(summary)
+        others.append(f"{figure_text(summary.headline)} by recording{seed} {value}")
     return headline + (f"\n\nBeside it: {', '.join(others)}." if others else "")
 
 
 def _fold_table(state: Mapping[str, Any], summary: Summary | None) -> str:
     columns = ["fold", "status", "training", "validation", "epochs", "epoch", "accuracy", "last"]
     columns += ["balanced", "macro F1"]
+    by_recording = None if summary is None else summary.by_recording
+    if by_recording is not None:
+        columns += ["by recording", "recordings"]
     rows: list[tuple[Any, ...]] = []
     if summary is None:
         for fold, row in state["folds"].items():
@@ -171,7 +178,11 @@ def _fold_table(state: Mapping[str, Any], summary: Summary | None) -> str:
             kept = _from_1(each.kept_epoch), each.kept_val_accuracy
             counts = (each.n_train, each.n_val, each.epochs_run)
             others = each.kept_val_balanced_accuracy, each.kept_val_macro_f1
-            rows.append((each.fold, status, *counts, *kept, each.last_val_accuracy, *others))
+            row = each.fold, status, *counts, *kept, each.last_val_accuracy, *others
+            if by_recording is not None:
+                of = by_recording.of_fold(each.fold)
+                row += (of.accuracy, of.recordings) if of else (None, None)
+            rows.append(row)
     seed = remarks.of_seed(summary)
     return (f"Each fold{seed}:\n\n" if seed else "") + _table(columns, rows, left=("status",))
 
@@ -192,7 +203,7 @@ def _accuracies(record: RunRecord, summary: Summary | None) -> str:
     lines.append(f"Balanced accuracy and macro F1 are of the {kept} epochs.")
     if (pooled := summary.out_of_fold) is not None:
         lines.append(
-            f"All held-out samples pooled, {kept} epochs{remarks.of_seed(summary)}: "
+            f"All held-out {summary.samples} pooled, {kept} epochs{remarks.of_seed(summary)}: "
             f"{accuracy_text(pooled.accuracy)} (95 % interval {interval_text(pooled.interval)})."
         )
         lines += [
@@ -200,6 +211,12 @@ def _accuracies(record: RunRecord, summary: Summary | None) -> str:
             for figure in FIGURES
             if figure != "accuracy" and (value := pooled.figure(figure)) is not None
         ]
+        if summary.by_recording is not None and summary.by_recording.pooled is not None:
+            whole = summary.by_recording.pooled
+            lines.append(
+                f"All {summary.by_recording.recordings} recordings pooled: "
+                f"{accuracy_text(whole.accuracy)} (95 % interval {interval_text(whole.interval)})."
+            )
     notes = [f"- {remark.text}" for remark in remarks.on_summary(summary)]
     return "\n\n".join([" ".join(lines), "\n".join(notes)])
 

@@ -73,6 +73,8 @@ class TensorBoard(Observer):
             pooled = summary.out_of_fold
             if pooled is not None and (value := pooled.figure(figure)) is not None:
                 values[f"pooled/{figure}"] = value
+        if (by_recording := summary.recordings_over_folds()) is not None:
+            values[f"{summary.kept_epochs}/mean_accuracy_by_recording"] = by_recording.mean
         if values:
             file = self._new_file(_SUMMARY)
             file.write_event(_event(time.time(), 0, summary=_scalar_summary(values)))

@@ -77,7 +77,7 @@ _MODES = {
 # Not in the summary of the W&B run: what it shows elsewhere, and what is not a plain value.
 _NOT_IN_SUMMARY = {
     *("run_name", "folds", "classes", "versions"),
-    *("per_class", "confusion_matrix", "repeats", "leakage"),
+    *("per_class", "confusion_matrix", "by_recording", "repeats", "leakage"),
 }
 
 
@@ -275,6 +275,8 @@ class _Runs:
 
         values = summary.to_json()
         rows = [{name: _finite(value) for name, value in row.items()} for row in values["folds"]]
+        if (by_recording := summary.recordings_over_folds()) is not None:
+            values["mean_accuracy_by_recording"] = by_recording.mean
         run = self._open["summary"]
         run.summary.update(_known({k: v for k, v in values.items() if k not in _NOT_IN_SUMMARY}))
 

@@ -20,17 +20,11 @@ from raykfold.text import (
     fold_with_seed,
     one_line,
 )
+from raykfold.training.results import BEST_EPOCHS as BEST_EPOCHS
+from raykfold.training.results import CHOSEN_EPOCHS as CHOSEN_EPOCHS
 from raykfold.training.results import KeptEpochs, Monitor, Summary
 from raykfold.training.search_results import SearchResults
 
-BEST_EPOCHS = (
-    "The best epoch of a fold is chosen on the samples that measure it, so its results are "
-    "optimistic."
-)
-CHOSEN_EPOCHS = (
-    "The chosen epoch of a fold is chosen on an inner validation split, without the samples held "
-    "out, so the choice does not make its results optimistic."
-)
 SELECT_INNER = "The last epoch is where training ended; --select inner chooses on other samples."
 APPROXIMATE = (
     "Intervals and tests over folds are approximate: folds share training samples. The correction "
@@ -39,6 +33,11 @@ APPROXIMATE = (
 POOLED = (
     "The interval of the pooled accuracy (Wilson) takes the samples as independent, and leaves out "
     "that other training sets would give other networks."
+)
+RECORDINGS = (
+    "Samples are windows of recordings. Windows of one recording are not independent, so the "
+    "interval of the pooled accuracy by window is too narrow: read the one by recording. There a "
+    "recording counts once, by the class of the highest mean probability over its windows."
 )
 ONE_FOLD = "One fold does not show how results vary from fold to fold."
 SOME_FOLDS = "Not every fold of the data was held out (--folds)."
@@ -82,6 +81,8 @@ def on_summary(summary: Summary) -> Iterator[Remark]:
         yield Remark(APPROXIMATE)
     if summary.out_of_fold is not None:
         yield Remark(POOLED)
+    if summary.by_recording is not None:
+        yield Remark(RECORDINGS)
     if len(summary.folds) == 1:
         yield Remark(ONE_FOLD)
     if outliers := summary.outlier_folds:

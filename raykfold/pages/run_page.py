@@ -287,6 +287,8 @@ def _introduction(run: _Run) -> Values:
         repeats = summary.repeats
         seeds = f" with each of {len(repeats.seeds)} seeds" if repeats else ""
         figure = capital(figure_text(summary.headline))
+        if summary.by_recording is not None:
+            figure += " by window"
         if folds == 1:
             what = f"{figure} on the one fold held out{seeds}, {where}."
         else:
@@ -313,6 +315,14 @@ def _introduction(run: _Run) -> Values:
     if estimate is not None and estimate.interval is not None:
         note = "of the mean, corrected for folds that share training samples"
         tiles.append(("95 % interval, approximate", interval_text(estimate.interval), note))
+    beside = summary.recordings_over_folds(summary.headline) if summary else None
+    if summary is not None and summary.by_recording is not None and beside is not None:
+        count = count_of(summary.by_recording.recordings, "recording")
+        note = f"{count}, each by its windows' mean probabilities; {run.kept} epochs"
+        if beside.interval is not None:
+            note += f"; 95 %, approximate: {interval_text(beside.interval)}"
+        name = f"{capital(figure_text(summary.headline))} by recording{run.of_seed}"
+        tiles.append((name, plus_minus(beside.mean, beside.std, folds), note))
     if summary is not None:
         for each in summary.other_figures:
             if (beside := summary.over_folds(each)) is not None:
@@ -331,8 +341,13 @@ def _introduction(run: _Run) -> Values:
         if (pooled := summary.out_of_fold) is not None:
             of_epochs = f"{run.kept} epochs{run.of_seed}"
             note = f"{of_epochs}; 95 % interval (Wilson): {interval_text(pooled.interval)}"
-            name = "Accuracy out of fold, all samples pooled"
+            name = f"Accuracy out of fold, all {summary.samples} pooled"
             tiles.append((name, accuracy_text(pooled.accuracy), note))
+            if summary.by_recording is not None and summary.by_recording.pooled is not None:
+                whole = summary.by_recording.pooled
+                note = f"{of_epochs}; 95 % interval (Wilson): {interval_text(whole.interval)}"
+                name = "Accuracy out of fold, all recordings pooled"
+                tiles.append((name, accuracy_text(whole.accuracy), note))
             means = {"balanced_accuracy": "mean recall", "macro_f1": "mean F1"}
             for figure, note in means.items():
                 value = accuracy_text(getattr(pooled, figure))
@@ -390,7 +405,12 @@ def _folds(run: _Run) -> Values:
     # The accuracies come first, where a phone shows them without scrolling.
     columns = ["fold", *epochs, "last", "balanced", "macro F1"]
     columns += [*(f"{each} epoch" for each in epochs), "epochs", "status"]
-    columns += ["training", "held out", "time"]
+    by_recording = None if summary is None else summary.by_recording
+    columns += ["training", "held out"]
+    if by_recording is not None:
+        columns.insert(len(epochs) + 2, "by recording")
+        columns.append("recordings")
+    columns.append("time")
     marked: list[tuple[Sequence[int | None], str, str]] = []  # folds, kind and text of a badge
     if summary is not None:
         marked = [
@@ -402,16 +422,21 @@ def _folds(run: _Run) -> Values:
     for each in run.folds:
         numbers = {"best": each.best_epoch, "chosen": each.chosen_epoch}
         badges = [(kind, text) for of, kind, text in marked if each.fold in of]
+        recordings = by_recording.of_fold(each.fold) if by_recording else None
+        beside = [accuracy_text(recordings.accuracy if recordings else None)]
+        count = [recordings.recordings if recordings else NOTHING]
         rows.append(
             [
                 cell(each.fold, badges),
                 *(accuracy_text(each.accuracy(epoch)) for epoch in (*epochs, "last")),
+                *(beside if by_recording else ()),
                 accuracy_text(each.kept_val_balanced_accuracy),
                 accuracy_text(each.kept_val_macro_f1),
                 *(epoch_text(numbers[epoch]) for epoch in epochs),
                 each.epochs_run,
                 run.status(each) + (", stopped early" if each.stopped_early else ""),
                 *(samples or NOTHING for samples in (each.n_train, each.n_val)),
+                *(count if by_recording else ()),
                 duration(each.seconds) if each.history else NOTHING,
             ]
         )
@@ -425,6 +450,11 @@ def _folds(run: _Run) -> Values:
         caption += (
             " The chosen epoch, whose weights are kept, is the best on the inner validation split, "
             "whose samples are not used for training."
+        )
+    if by_recording is not None:
+        caption += (
+            f" By recording is of the {run.kept} epoch. All else is by window: training and held "
+            "out count windows."
         )
     if headline_of(run.monitor) != "accuracy":
         caption += " The badges go by the accuracy."
@@ -487,7 +517,8 @@ def _pictures(run: _Run) -> Iterator[Shown]:
             yield run_figures.curve(run.trained, what), label, caption
 
     complete = [each for each in run.folds if each.status == "complete"]
-    over = f"over {sum(each.n_val for each in complete)} held-out samples"
+    held_out = sum(each.n_val for each in complete)
+    over = f"over {held_out} held-out {run.summary.samples if run.summary else 'samples'}"
     if len(complete) < len(run.folds):
         over += f" of the complete folds alone ({comma_list(each.fold for each in complete)})"
     over += f", {run.kept} epochs{run.of_seed}"
@@ -509,7 +540,8 @@ def _classes(run: _Run) -> Values | None:
         [one_line(c.name), *map(accuracy_text, (c.precision, c.recall, c.f1)), c.support]
         for c in run.scores
     ]
-    columns = ["class", "precision", "recall", "F1", "samples"]
+    samples = run.summary.samples if run.summary else "samples"
+    columns = ["class", "precision", "recall", "F1", samples]
     return {"caption": None, "columns": columns, "rows": rows} if rows else None
 
 
@@ -539,7 +571,8 @@ def _mistakes(run: _Run, data: FeatureSet | None) -> Values | None:
                 "sample": int(predictions.index[each]),
             }
         )
-    what = f"{count_of(len(wrong), 'held-out sample')} {'was' if len(wrong) == 1 else 'were'} "
+    noun = "window" if predictions.recording is not None else "sample"
+    what = f"{count_of(len(wrong), f'held-out {noun}')} {'was' if len(wrong) == 1 else 'were'} "
     what += "taken for something else. "
     if len(wrong) > 1:
         what += f"These are the {len(first)} that the networks were surest of. "
@@ -585,6 +618,8 @@ def _facts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[str, str]]:
     yield "data", source
     yield "fingerprint of the data", one_line(record.fingerprint)
     if data is not None:
+        if data.recordings is not None:
+            yield "recordings", str(len(np.unique(data.recordings)))
         yield "samples", f"{len(data)}, of {data.n_mels} mel bands and {data.time} frames"
         if data.fold_names:
             yield "names of folds", comma_list(data.folds_shown)

@@ -8,6 +8,7 @@ from raykfold.pages import remarks
 from raykfold.text import (
     accuracy_text,
     aligned,
+    count_of,
     epoch_text,
     figure_text,
     interval_text,
@@ -57,6 +58,9 @@ def _fold_table(summary: Summary, sparks: bool) -> Iterator[str]:
     header = [f"fold{remarks.of_seed(summary)}", "status", "train", "val", "epochs"]
     rows = [[*header, *(kept if inner else ["best epoch", "accuracy"]), "of last"]]
     rows[0] += ["balanced", "macro F1"]
+    by_recording = summary.by_recording
+    if by_recording is not None:
+        rows[0].append("by recording")
     for result in summary.folds:
         chosen = [epoch_text(result.chosen_epoch), accuracy_text(result.chosen_val_accuracy)]
         rows.append(
@@ -74,6 +78,9 @@ def _fold_table(summary: Summary, sparks: bool) -> Iterator[str]:
                 accuracy_text(result.kept_val_macro_f1),
             ]
         )
+        if by_recording is not None:
+            of_fold = by_recording.of_fold(result.fold)
+            rows[-1].append(accuracy_text(of_fold.accuracy if of_fold else None))
     drawn = ["", *_sparklines(summary.folds)] if sparks else [""] * len(rows)
     for row, spark in zip(aligned(rows), drawn, strict=True):
         yield f"{row}  {spark}".rstrip()
@@ -139,6 +146,17 @@ def _means(summary: Summary) -> Iterator[str]:
             if each.interval is not None and name not in map(figure_text, summary.other_figures):
                 of = "" if headline == "accuracy" or name == headline else "accuracy of "
                 intervals.append(f"{of}{name} {interval_text(each.interval)}")
+    by_recording = summary.by_recording
+    beside = summary.recordings_over_folds(summary.headline)
+    if by_recording is not None and beside is not None:
+        value = mean_text(beside.mean, beside.std, len(summary.folds))
+        count = count_of(by_recording.recordings, "recording")
+        yield (
+            f"{_title(summary.headline, kept)} by Recording, {count}"
+            f"{remarks.of_seed(summary)}: {value}"
+        )
+        if beside.interval is not None:
+            intervals.append(f"by recording {interval_text(beside.interval)}")
     if (pooled := summary.out_of_fold) is not None:
         samples = sum(result.n_val for result in summary.folds)
         others = [
@@ -147,13 +165,20 @@ def _means(summary: Summary) -> Iterator[str]:
             if name != "accuracy" and pooled.figure(name) is not None
         ]
         yield (
-            f"Out-of-fold accuracy, {samples} samples pooled, {kept} epochs"
+            f"Out-of-fold accuracy, {samples} {summary.samples} pooled, {kept} epochs"
             f"{remarks.of_seed(summary)}: {', '.join([accuracy_text(pooled.accuracy), *others])}"
         )
     if intervals:
         yield f"95 % intervals of the mean, approximate: {', '.join(intervals)}"
     if pooled is not None:
-        yield f"95 % interval of the pooled accuracy: {interval_text(pooled.interval)}"
+        wilson = interval_text(pooled.interval)
+        if by_recording is not None and by_recording.pooled is not None:
+            whole = by_recording.pooled
+            wilson = (
+                f"{wilson} by window; {accuracy_text(whole.accuracy)} by recording, "
+                f"{interval_text(whole.interval)}"
+            )
+        yield f"95 % interval of the pooled accuracy: {wilson}"
     if summary.folds_differ:
         (worst, lowest), (best, highest) = summary.ranked[0], summary.ranked[-1]
         over = ", means over the seeds" if summary.repeats else ""

@@ -86,7 +86,8 @@ class Archive:
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 found = OutOfFold(**arrays)
-            if len({len(value) for name, value in vars(found).items() if name != "classes"}) > 1:
+                lengths = {len(arrays[name]) for name in arrays if name != "classes"}
+            if len(lengths) > 1:
                 raise ValueError("its arrays are of several lengths")
             return found
         except (*_UNREADABLE, TypeError, KeyError) as error:
@@ -206,7 +207,7 @@ def write_results(
     write_json(outputs.fold_results, [result.to_json() for result in summary.folds])
     if predictions is not None:
         buffer = io.BytesIO()
-        np.savez(buffer, **vars(predictions))
+        np.savez(buffer, **{k: v for k, v in vars(predictions).items() if v is not None})
         write_file(outputs.predictions, buffer.getvalue())
     else:
         outputs.predictions.unlink(missing_ok=True)

@@ -262,7 +262,9 @@ class Ledger:
         predictions = out_of_fold(
             {fold: (each.index, each.probabilities) for fold, each in finished.items()}, data
         )
-        metrics = None
+        metrics = by_recording = None
+        if predictions is not None:
+            by_recording = predictions.by_recording(data.class_mapping, self._folds)
         if predictions and len(finished) == len(self._folds):
             metrics = predictions.metrics(data.class_mapping)
         folds = tuple(self._results[fold] for fold in self._folds)
@@ -282,6 +284,7 @@ class Ledger:
             leakage=leakage,
             monitor=monitor_of(config.monitor, folds),
             versions=versions(),
+            by_recording=by_recording,
         )
         weights = {fold: each.weights for fold, each in finished.items()}
         write_results(config.outputs, summary, weights, predictions)

@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args, get_type_hints
+from html import escape
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 import numpy as np
 
 from raykfold.data.leakage import Leakage
 from raykfold.files.json_values import parse_as
+from raykfold.text import (
+    accuracy_text,
+    epoch_text,
+    figure_text,
+    fold_with_seed,
+    one_line,
+    plus_minus,
+)
+from raykfold.training import html_parts
 from raykfold.training.statistics import (
     ClassMetrics,
     Estimate,
@@ -23,6 +33,9 @@ from raykfold.training.statistics import (
     spread,
 )
 
+if TYPE_CHECKING:
+    import pandas
+
 FoldStatus = Literal["running", "complete", "failed"]
 KeptEpochs = Literal["best", "chosen"]
 
@@ -32,8 +45,24 @@ FIGURES: tuple[Figure, ...] = get_args(Figure)
 # What chooses epochs: a figure, the loss, or the score of a recipe that has its own.
 Monitor = Literal["accuracy", "balanced_accuracy", "macro_f1", "loss", "score"]
 
+# Remarks on the results of the best and of the chosen epochs.
+BEST_EPOCHS = (
+    "The best epoch of a fold is chosen on the samples that measure it, so its results are "
+    "optimistic."
+)
+CHOSEN_EPOCHS = (
+    "The chosen epoch of a fold is chosen on an inner validation split, without the samples held "
+    "out, so the choice does not make its results optimistic."
+)
+
 # What the history of a fold does not tell.
 _NOT_IMPLIED = ("fold", "status", "n_train", "n_val", "stopped_early", "error")
+# Of a fold, in a table.
+_COLUMNS = (
+    *("fold", "status", "n_train", "n_val", "epochs_run", "kept_epoch", "kept_val_accuracy"),
+    *("best_epoch", "best_val_accuracy", "last_val_accuracy"),
+    *("kept_val_balanced_accuracy", "kept_val_macro_f1", "stopped_early", "error"),
+)
 
 
 @dataclass(frozen=True)
@@ -330,6 +359,67 @@ class OutOfFoldMetrics:
 
 
 @dataclass(frozen=True)
+class RecordingsOfFold:
+    """Results of the recordings that a fold holds out, at the epoch whose weights are kept.
+
+    Attributes:
+        fold: label of the fold.
+        recordings: number of them.
+        accuracy, balanced_accuracy, macro_f1: over recordings.
+    """
+
+    fold: int
+    recordings: int
+    accuracy: float
+    balanced_accuracy: float
+    macro_f1: float
+
+    def figure(self, name: Figure) -> float:
+        """Return a figure over the recordings."""
+        value: float = getattr(self, name)
+        return value
+
+
+@dataclass(frozen=True)
+class ByRecording:
+    """Results by recording, where samples are windows of recordings.
+
+    The prediction of a recording is the class of the highest mean probability over its windows.
+
+    Attributes:
+        folds: of each complete fold, in fold order.
+        pooled: metrics of all recordings together; None unless every fold is complete.
+    """
+
+    folds: tuple[RecordingsOfFold, ...]
+    pooled: OutOfFoldMetrics | None
+
+    @property
+    def recordings(self) -> int:
+        """Number of recordings in the complete folds."""
+        return sum(each.recordings for each in self.folds)
+
+    def of_fold(self, fold: int) -> RecordingsOfFold | None:
+        """Return the results of a fold; None if it is not complete."""
+        return next((each for each in self.folds if each.fold == fold), None)
+
+    def over_folds(self, figure: Figure, test_to_train: float) -> Estimate | None:
+        """Return a figure over the folds; None unless every fold is complete."""
+        if self.pooled is None:
+            return None
+        return Estimate(tuple(each.figure(figure) for each in self.folds), test_to_train)
+
+    def to_json(self, test_to_train: float) -> dict[str, Any]:
+        """Return plain values by attribute, with the figures over the folds."""
+        estimates = {name: self.over_folds(name, test_to_train) for name in FIGURES}
+        return {
+            "recordings": self.recordings,
+            "figures": {name: each.to_json() for name, each in estimates.items() if each},
+            **json.loads(json.dumps(asdict(self))),
+        }
+
+
+@dataclass(frozen=True)
 class Repeats:
     """A cross-validation that was repeated with further seeds.
 
@@ -377,6 +467,8 @@ class Summary:
         repeats: results of every seed, if there are several.
         leakage: samples that are in more than one fold.
         monitor: what chose the epochs; ``score`` is a recipe's own.
+        by_recording: results by recording, with the run's own seed; None where samples are not
+            windows of recordings. All others are by window.
     """
 
     run_name: str
@@ -391,6 +483,7 @@ class Summary:
     repeats: Repeats | None = None
     leakage: Leakage | None = None
     monitor: Monitor = "accuracy"
+    by_recording: ByRecording | None = None
 
     @property
     def by_seed(self) -> list[tuple[int | None, tuple[FoldResult, ...]]]:
@@ -452,6 +545,17 @@ class Summary:
         """Over the epochs whose weights are kept."""
         return self.over_folds("macro_f1")
 
+    def recordings_over_folds(self, figure: Figure = "accuracy") -> Estimate | None:
+        """Return a figure by recording, of the run's own seed, over the kept epochs."""
+        if self.by_recording is None:
+            return None
+        return self.by_recording.over_folds(figure, self.test_to_train)
+
+    @property
+    def samples(self) -> Literal["samples", "windows"]:
+        """What the samples are called."""
+        return "samples" if self.by_recording is None else "windows"
+
     @property
     def kept_epochs(self) -> KeptEpochs:
         """Which epochs' weights are kept."""
@@ -502,6 +606,8 @@ class Summary:
     def outlier_folds(self) -> list[int]:
         """Folds whose accuracy is apart from the others' (`statistics.outliers`)."""
         ranked, sizes = self.ranked, {result.fold: result.n_val for result in self.folds}
+        for row in self.by_recording.folds if self.by_recording else ():
+            sizes[row.fold] = row.recordings  # windows of one recording are not independent
         apart = outliers([accuracy for _, accuracy in ranked], [sizes[fold] for fold, _ in ranked])
         return sorted(ranked[position][0] for position in apart)
 
@@ -518,6 +624,87 @@ class Summary:
         held_out = sum(result.n_val for result in self.folds)
         return held_out / sum(result.n_train for result in self.folds)
 
+    def to_frame(self) -> pandas.DataFrame:
+        """Return a pandas table with a row for each fold, and for each seed in a run with repeats.
+
+        Its columns are named as in ``summary.json``: ``fold``, ``status``, ``n_train``, ``n_val``,
+        ``epochs_run``, ``kept_epoch``, ``kept_val_accuracy``, ``best_epoch``,
+        ``best_val_accuracy``, ``last_val_accuracy``, ``kept_val_balanced_accuracy``,
+        ``kept_val_macro_f1``, ``stopped_early`` and ``error``. Epochs count from 0. With repeats,
+        ``seed`` comes first. Where samples are windows of recordings, ``recordings`` and
+        ``kept_val_accuracy_by_recording`` come last; they are missing for further seeds.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise ImportError(
+                "Summary.to_frame needs pandas, which is not installed: pip install pandas"
+            ) from None
+        rows = []
+        for number, (seed, folds) in enumerate(self.by_seed):
+            for result in folds:
+                row: dict[str, Any] = {} if seed is None else {"seed": seed}
+                row |= {name: getattr(result, name) for name in _COLUMNS}
+                if self.by_recording is not None:
+                    of_fold = self.by_recording.of_fold(result.fold) if number == 0 else None
+                    row["recordings"] = of_fold and of_fold.recordings
+                    row["kept_val_accuracy_by_recording"] = of_fold and of_fold.accuracy
+                rows.append(row)
+        return pandas.DataFrame(rows)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the means, the folds, and their curves."""
+        kept, by_recording, of_seed = self.kept_epochs, self.by_recording, ""
+        if self.repeats is not None:
+            of_seed = f", seed {self.repeats.seeds[0]}"
+        means = [f"{self.run_name}: {self.status}"]
+        if self.incomplete:
+            failed = ", ".join(fold_with_seed(each.fold, seed) for seed, each in self.incomplete)
+            means.append(f"there is no mean, because folds failed ({failed})")
+        estimates = [
+            (f"{figure_text(name)} at the {kept} epochs", self.over_folds(name))
+            for name in (self.headline, *self.other_figures)
+        ]
+        estimates.insert(1, (f"by recording{of_seed}", self.recordings_over_folds(self.headline)))
+        estimates.append(("accuracy at the last epochs", self.last))
+        for name, estimate in estimates:
+            if estimate is not None:
+                value = plus_minus(estimate.mean, estimate.std, len(self.folds))
+                means.append(f"{name} {value}")
+
+        columns = [f"fold{of_seed}", "status", "epochs", f"{kept} epoch", "accuracy", "of last"]
+        columns += ["balanced", "macro F1", *(["by recording"] if by_recording else [])]
+        rows = []
+        for result in self.folds:
+            early = " (early)" if result.stopped_early else ""
+            error = f": {one_line(result.error)}" if result.error else ""
+            row = [str(result.fold), f"{result.status}{early}{error}", str(result.epochs_run)]
+            row.append(epoch_text(result.kept_epoch))
+            figures = [result.kept_val_accuracy, result.last_val_accuracy]
+            figures += [result.kept_val_balanced_accuracy, result.kept_val_macro_f1]
+            if by_recording is not None:
+                of_fold = by_recording.of_fold(result.fold)
+                figures.append(of_fold.accuracy if of_fold else None)
+            rows.append([*row, *map(accuracy_text, figures)])
+
+        # A summary that was read from its file has no histories.
+        trained = {f"fold {each.fold}": each for each in self.folds if each.history}
+        drawn = ""
+        if trained:
+            drawn = html_parts.curves(
+                f"Validation accuracy{of_seed}",
+                {name: [row.val_accuracy for row in of.history] for name, of in trained.items()},
+                {name: of.kept_epoch for name, of in trained.items()},
+            )
+        doubt = BEST_EPOCHS if kept == "best" else CHOSEN_EPOCHS
+        lines = [means[0] + " · " + " · ".join(means[1:]) if means[1:] else means[0]]
+        lines += [doubt] if self.ranked else []
+        text = "".join(f"<div>{escape(line)}</div>" for line in lines)
+        return f"<div>{text}{html_parts.table(columns, rows)}{drawn}</div>"
+
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``summary.json``."""
         best, last, pooled, partial = self.best, self.last, self.out_of_fold, self.partial_mean
@@ -528,6 +715,7 @@ class Summary:
             "folds": [[result.to_row() for result in folds] for folds in self.repeats.folds],
             "spread": self.spread and asdict(self.spread),
         }
+        recordings = self.by_recording and self.by_recording.to_json(self.test_to_train)
         return {
             "run_name": self.run_name,
             "status": self.status,
@@ -552,6 +740,7 @@ class Summary:
             "oof_macro_f1": pooled.macro_f1 if pooled else None,
             "per_class": [asdict(each) for each in pooled.classes] if pooled else None,
             "confusion_matrix": [list(row) for row in pooled.confusion] if pooled else None,
+            **({"by_recording": recordings} if recordings else {}),
             "repeats": repeats,
             "leakage": self.leakage and self.leakage.to_json(),
             "classes": {str(label): name for label, name in self.classes.items()},
@@ -590,7 +779,8 @@ class Summary:
             if any(len(row) != len(rows) for row in rows) or (rows and not any(map(any, rows))):
                 raise ValueError("confusion_matrix is not square, or has no samples")
         kinds = get_type_hints(cls)
-        names = [each.name for each in fields(cls) if each.name != "out_of_fold"]
+        absent = {"out_of_fold"} if "by_recording" in values else {"out_of_fold", "by_recording"}
+        names = [each.name for each in fields(cls) if each.name not in absent]
         summary = cls(**{name: part(kinds[name], name) for name in names}, out_of_fold=pooled)
         # A summary that has been edited is refused here, not where a mean is computed from it.
         if summary.repeats and len(summary.repeats.seeds) != len(summary.repeats.folds):
@@ -606,6 +796,10 @@ class Summary:
                 raise ValueError(f"fold {result.fold} is complete and has no accuracy")
             if _is_complete(result) and result.figure(headline) is None:
                 raise ValueError(f"fold {result.fold} is complete and has no {headline}")
+        if summary.by_recording is not None:
+            complete = [result.fold for result in summary.folds if _is_complete(result)]
+            if [each.fold for each in summary.by_recording.folds] != complete:
+                raise ValueError("by_recording has other folds than those that are complete")
         return summary
 
     def _by_fold(self, value_of: Callable[[FoldResult], float | None]) -> dict[int, float]:

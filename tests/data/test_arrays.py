@@ -55,8 +55,9 @@ def swapped_labels() -> np.ndarray:
         {"folds": FOLDS[::-1]},
         {"labels": FOLDS, "folds": LABELS},
         {"class_mapping": {3: "a", 7: "b", 9: "c", 10: "d"}},
+        {"recordings": np.arange(N)},
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_fingerprint_differs(other: dict[str, Any]) -> None:
     assert fingerprint(**other) != fingerprint()

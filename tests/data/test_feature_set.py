@@ -123,6 +123,24 @@ def test_with_few_folds_the_inner_split_is_a_fifth_of_each_class() -> None:
     assert again.inner.tolist() == split.inner.tolist() != other.inner.tolist()
 
 
+def test_with_windows_the_inner_split_draws_whole_recordings() -> None:
+    recordings = np.repeat(np.arange(40), 3)  # of each class 20; ten in each fold
+    labels, folds = recordings % 2, recordings // 10 + 1
+    features = np.random.default_rng(0).standard_normal((120, 2, 3)).astype(np.float32)
+    data = FeatureSet.from_arrays(features, labels, folds, recordings=recordings)
+    for fold in data.fold_labels:
+        split = data.split(fold, inner=True, seed=5)
+        assert_apart_and_whole(split, 120)
+        assert not np.isin(recordings[split.inner], recordings[split.train]).any()
+        assert np.bincount(labels[split.inner]).tolist() == [9, 9]  # windows of 3 of 15
+    others = data.split(2, inner=True, seed=6).inner.tolist()
+    assert data.split(2, inner=True, seed=5).inner.tolist() != others
+    # One recording of a class stays in training, however many windows it has.
+    few = FeatureSet.from_arrays(features, folds % 2, folds // 3, recordings=folds)
+    with pytest.raises(BadInput, match="no class with two recordings to train on"):
+        few.split(1, inner=True)
+
+
 def test_a_class_of_one_sample_stays_in_training() -> None:
     data = data_with_folds([1, 1, 1, 1, 2, 2], [0, 0, 0, 1, 0, 1])
     split = data.split(2, inner=True)

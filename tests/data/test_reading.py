@@ -85,6 +85,66 @@ def test_bad_names_of_folds(tmp_path: Path, names: Any, said: str) -> None:
     assert f"fold_names: {said}" in text
 
 
+RECORDINGS = np.array([0, 4, 2, 0, 3, 1, 5, 3, 8, 6, 7, 7])  # of windows 0 and 3, 4 and 7
+
+
+def test_windows_have_the_numbers_of_their_recordings(tmp_path: Path) -> None:
+    labels = LABELS.copy()
+    labels[11] = labels[10]
+    folder = save(tmp_path, recordings_npy=RECORDINGS.astype(np.uint16), labels_npy=labels)
+    data = read_feature_set(folder)
+    assert data.recordings is not None and data.recordings.dtype == np.int64
+    assert data.recordings.tolist() == RECORDINGS.tolist()
+    assert files_to_read(["recordings.npy", "recordings.pkl"]) == ["recordings.npy"]
+    assert data.without(1).recordings is data.recordings
+    assert read_feature_set(save(tmp_path / "without")).recordings is None
+    write_feature_set(folder, FEATURES, LABELS, FOLDS, {3: "a", 7: "b", 9: "c"}, {})
+    assert read_feature_set(folder).recordings is None  # those were of other data
+    write_feature_set(
+        folder, FEATURES, labels, FOLDS, data.class_mapping, {}, recordings=RECORDINGS
+    )
+    assert read_feature_set(folder).fingerprint == data.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("recordings", "said"),
+    [
+        (RECORDINGS[1:], "shape (11,); expected (12,)"),
+        (RECORDINGS[:, None], "shape (12, 1); expected (12,)"),
+        (RECORDINGS + 0.5, "non-integer recordings, value 0.5 at index 0"),
+        (RECORDINGS.astype(bool), "recording 1 has samples of label"),
+        (np.where(RECORDINGS > 0, "a.wav", ""), "no value at index 0"),
+        (
+            RECORDINGS,
+            "recording 7 has samples of label 7 and of label 9, 10 and 11; expected one label",
+        ),
+        (
+            np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 0]),
+            "recording 0 has samples of label 3 and of label 9, 0 and 11; expected one label",
+        ),
+        (
+            np.array([0, 1, 2, 3, 4, 5, 3, 7, 8, 9, 10, 11]),
+            "recording 3 has samples of fold 1 and of fold 2, 3 and 6; expected one fold for all "
+            "windows of a recording: they share sound",
+        ),
+    ],
+)
+def test_bad_recordings(tmp_path: Path, recordings: np.ndarray, said: str) -> None:
+    assert said in refusal(save(tmp_path, recordings_npy=recordings), "recordings.npy")
+
+
+def test_recordings_may_be_text_and_lie_beside_the_arrays_in_one_file(tmp_path: Path) -> None:
+    clips = [f"clip {number // 2}" for number in range(N)]
+    values = {"X": FEATURES, "y": np.arange(N) // 4, "folds": np.arange(N) // 2 % 2}
+    np.savez(tmp_path / "data.npz", **values, recordings=clips)
+    expected = (np.arange(N) // 2).tolist()
+    for file in ("data.npz", "data.pt"):
+        data = read_feature_set(tmp_path / file if file == "data.pt" else tmp_path)
+        assert data.recordings is not None and data.recordings.tolist() == expected
+        tensors = {name: torch.from_numpy(value) for name, value in values.items()}
+        torch.save({**tensors, "recordings": torch.arange(N) // 2}, tmp_path / "data.pt")
+
+
 def is_mapped(array: np.ndarray) -> bool:
     base: Any = array
     while isinstance(base, np.ndarray):

@@ -9,7 +9,7 @@ import re
 import threading
 
 from raykfold.observers import Audience, Observer, RunStart
-from raykfold.outputs.console import LineProgress, LiveProgress, console
+from raykfold.outputs.console import LineProgress, LiveProgress, Terminal, console
 from raykfold.training.results import EpochMetrics, FoldResult, OutOfFoldMetrics, Summary
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -145,6 +145,6 @@ def test_repeats_have_lines_of_their_own() -> None:
 def test_a_run_with_nothing_left_to_train_starts_no_display() -> None:
     done = complete(1)
     stream = io.StringIO()
-    for observer in (LineProgress(stream), LiveProgress(stream)):
+    for observer in (LineProgress(stream), LiveProgress(Terminal(stream))):
         observer.run_started(RunStart("run", 3, (1,), {}, {1: done}))
     assert stream.getvalue() == ""

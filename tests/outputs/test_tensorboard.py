@@ -11,7 +11,13 @@ from support.run_folder import complete, failed, history
 from raykfold.config.run_config import RunConfig
 from raykfold.observers import Audience, Observer, RunStart
 from raykfold.outputs.tensorboard import TensorBoard
-from raykfold.training.results import EpochMetrics, OutOfFoldMetrics, Summary
+from raykfold.training.results import (
+    ByRecording,
+    EpochMetrics,
+    OutOfFoldMetrics,
+    RecordingsOfFold,
+    Summary,
+)
 
 NAMES = {
     *("train/loss", "train/accuracy", "lr", "epoch_seconds"),
@@ -128,7 +134,7 @@ def test_the_mean_is_there_once_a_run_is_complete(config: RunConfig, folder: Pat
     assert found["best/mean_macro_f1"] == [(0, pytest.approx(0.34))]
     assert {"best/std_balanced_accuracy", "best/std_macro_f1"} <= found.keys()
     assert "chosen/mean_accuracy" not in found  # there is no inner split
-    assert not any(name.startswith("pooled/") for name in found)
+    assert not any(name.startswith("pooled/") or "recording" in name for name in found)
 
 
 def test_figures_of_all_samples_are_there_if_they_are_known(
@@ -136,8 +142,13 @@ def test_figures_of_all_samples_are_there_if_they_are_known(
 ) -> None:
     pooled = OutOfFoldMetrics(0.7, (0.6, 0.8), (), ((6, 2), (1, 1)))
     board = TensorBoard(config)
-    board.run_finished(Summary("run", (complete(1),), pooled, {0: "a", 1: "b"}, 1.0, 2))
+    by_recording = ByRecording((RecordingsOfFold(1, 4, 0.75, 0.7, 0.6),), pooled)
+    names = {0: "a", 1: "b"}
+    board.run_finished(
+        Summary("run", (complete(1),), pooled, names, 1.0, 2, by_recording=by_recording)
+    )
     found = {name: rows[0][1] for name, rows in scalars(folder / "summary").items()}
+    assert found["best/mean_accuracy_by_recording"] == 0.75
     assert found["pooled/accuracy"] == pytest.approx(0.7)
     assert found["pooled/balanced_accuracy"] == pytest.approx((6 / 8 + 1 / 2) / 2)
     assert found["pooled/macro_f1"] == pytest.approx((12 / 15 + 2 / 5) / 2)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,15 @@ from raykfold.observers import RunStart
 from raykfold.outputs import wandb_runs
 from raykfold.outputs.wandb_runs import WandbRuns
 from raykfold.pages.run_figures import curves
-from raykfold.training.results import EpochMetrics, FoldResult, Histogram, OutOfFoldMetrics, Summary
+from raykfold.training.results import (
+    ByRecording,
+    EpochMetrics,
+    FoldResult,
+    Histogram,
+    OutOfFoldMetrics,
+    RecordingsOfFold,
+    Summary,
+)
 
 KEY = "0123456789abcdef" * 2 + "fedcba98"
 CLOSED = "http://127.0.0.1:9"
@@ -100,7 +109,10 @@ def whole_run(tracker: WandbRuns) -> None:
         tracker.epoch_committed(2, epoch(number, 0.6))
     tracker.fold_finished(complete(1))
     tracker.fold_finished(complete(2, 0.6))
-    tracker.run_finished(summary(complete(1), complete(2, 0.6)))
+    rows = RecordingsOfFold(1, 4, 0.5, 0.5, 0.5), RecordingsOfFold(2, 4, 0.75, 0.5, 0.5)
+    pooled = OutOfFoldMetrics(0.625, (0.5, 0.7), ())
+    given = summary(complete(1), complete(2, 0.6))
+    tracker.run_finished(replace(given, by_recording=ByRecording(rows, pooled)))
     tracker.close()
 
 
@@ -196,6 +208,8 @@ def test_the_summary_run_has_live_means_and_the_table_of_folds(
     assert logged.summary["mean_accuracy"] == pytest.approx(0.75)
     assert logged.summary["std_accuracy"] == pytest.approx(0.05)
     assert logged.summary["oof_accuracy"] == 0.55
+    assert logged.summary["mean_accuracy_by_recording"] == 0.625
+    assert "by_recording" not in logged.summary
     assert logged.summary["monitor"] == "accuracy"
     assert logged.summary["status"] == "complete"
     assert "partial_mean_accuracy" not in logged.summary

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,8 +33,10 @@ from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FeatureSet
 from raykfold.data.leakage import Contradictions, Leakage, Pair, Twins
 from raykfold.observers import Audience, Observer, RunStart
+from raykfold.outputs.model_card import model_card
 from raykfold.pages import remarks
 from raykfold.pages.run_page import Reporter, plots, report, write_report
+from raykfold.pages.summary_text import summary_lines
 from raykfold.state.archive import open_run
 from raykfold.state.heartbeat import Heartbeat
 from raykfold.state.record import RunRecord, identity
@@ -535,3 +538,59 @@ def test_spectrograms_are_those_of_the_samples(shown: RunConfig, data: FeatureSe
     assert len(images) == len(samples) == 12
     for image, sample in zip(images, samples, strict=True):
         assert base64.b64decode(image) == spectrogram(data.features[int(sample)])
+
+
+# --- by recording --------------------------------------------------------------------------------
+
+
+def test_where_samples_are_windows_page_summary_and_card_have_both_accuracies(
+    tmp_path: Path, data: FeatureSet
+) -> None:
+    # Of each class and fold, two windows to a recording.
+    order = np.lexsort((data.labels, data.folds))
+    labels, folds = data.labels[order], data.folds[order]
+    starts = np.append(True, (labels[1:] != labels[:-1]) | (folds[1:] != folds[:-1]))
+    position = np.arange(len(labels)) - np.flatnonzero(starts)[np.cumsum(starts) - 1]
+    recordings = np.cumsum(starts | (position % 2 == 0)) - 1
+    windows = FeatureSet.from_arrays(
+        data.features, labels, folds, class_mapping=NAMES, recordings=recordings
+    )
+    config = finish(tmp_path / "out", windows)
+    archive = open_run(config.model_path)
+    summary = archive.summary
+    assert summary is not None and summary.by_recording is not None
+    by_recording, estimate = summary.by_recording, summary.recordings_over_folds()
+    assert estimate is not None and by_recording.pooled is not None
+    count = recordings.max() + 1
+    assert by_recording.recordings == count < len(windows)
+    assert by_recording.pooled.accuracy != summary.oof_accuracy
+    assert predictions_of(config).recording is not None
+
+    mean = f"{estimate.mean:.4f} ± {estimate.std:.4f}"
+    pooled = f"{by_recording.pooled.accuracy:.4f}"
+    lines = summary_lines(summary)
+    page = text_of(report(archive, windows))
+    state: dict[str, Any] = {"folds": {str(fold.fold): {} for fold in summary.folds}}
+    card = model_card("mine/run", archive.record, state, summary)
+    assert lines[0].split()[-2:] == ["by", "recording"]
+    assert f"Accuracy of the Best Epoch by Recording, {count} recordings" in " ".join(lines)
+    assert f": {mean.replace('±', '(+/-')})" in " ".join(lines)
+    assert f"by window; {pooled} by recording" in " ".join(lines)
+    assert f"Accuracy by recording {mean} {count} recordings" in page
+    assert f"all recordings pooled {pooled} best epochs" in page
+    assert "Accuracy by window on the folds held out" in page
+    assert f"accuracy by recording {mean}" in card
+    assert f"All {count} recordings pooled: {pooled}" in card
+    for text in (" ".join(lines), page, card):
+        assert remarks.RECORDINGS in text
+        assert all(f"{row.accuracy:.4f}" in text for row in by_recording.folds)
+    assert "240 windows pooled" in " ".join(lines) and "240 held-out windows" in page
+
+
+def test_other_samples_are_said_to_be_samples(config: RunConfig, data: FeatureSet) -> None:
+    archive = open_run(config.model_path)
+    assert archive.summary is not None
+    card = model_card("mine/run", archive.record, {"folds": {"1": {}}}, archive.summary)
+    for text in (" ".join(summary_lines(archive.summary)), text_of(report(archive, data)), card):
+        assert "recording" not in text.replace("recording.wav", "") and "window" not in text
+    assert "by_recording" not in summary_of(config)

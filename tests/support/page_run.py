@@ -111,6 +111,7 @@ def finish(
         run_name=config.run_name,
         folds=folds,
         out_of_fold=None if failed else predictions.metrics(data.class_mapping),
+        by_recording=predictions.by_recording(data.class_mapping, data.fold_labels),
         classes=data.class_mapping,
         wall_seconds=305.0,
         num_workers=2,

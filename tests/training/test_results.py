@@ -2,20 +2,25 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from raykfold.data.leakage import Contradictions, Leakage, Pair, Twins
 from raykfold.training.results import (
+    BEST_EPOCHS,
+    ByRecording,
     EpochMetrics,
     FoldResult,
     Histogram,
     OutOfFoldMetrics,
     PartialMean,
+    RecordingsOfFold,
     Repeats,
     Round,
     Summary,
@@ -280,6 +285,10 @@ def summaries() -> Iterator[Summary]:
     folds = (chosen(1, [0.2, 0.8, 0.6], [0.1, 0.3, 0.5]), chosen(2, [0.7, 0.5], [0.2, 0.1]))
     yield replace(summary(*folds), select="inner")
     yield replace(whole, repeats=Repeats((3, 4), (whole.folds, whole.folds)))
+    rows = tuple(RecordingsOfFold(label, 7, 0.5 + label / 10, 0.25, 0.5) for label in (1, 2, 4))
+    yield replace(whole, out_of_fold=pooled, by_recording=ByRecording(rows, pooled))
+    part = summary(fold(1, [0.8]), failed(2, [0.1]))
+    yield replace(part, by_recording=ByRecording(rows[:1], None))
     monitored = of_class(1, [0.2, 0.6]), of_class(2, [0.4, 0.3])
     yield replace(summary(*monitored), monitor="macro_f1", out_of_fold=pooled)
 
@@ -352,7 +361,111 @@ def test_a_fold_that_was_changed_is_refused(name: str, value: Any, named: str) -
         Summary.from_json(content)
 
 
+def test_results_by_recording_are_in_the_file_only_where_there_are_any() -> None:
+    given = summary(fold(1, [0.8]), fold(2, [0.6]))
+    assert "by_recording" not in given.to_json()
+    rows = RecordingsOfFold(1, 3, 1.0, 1.0, 1.0), RecordingsOfFold(2, 5, 0.8, 0.7, 0.6)
+    pooled = OutOfFoldMetrics(0.875, (0.5, 0.9), ())
+    content = replace(given, by_recording=ByRecording(rows, pooled)).to_json()
+    known = Estimate((1.0, 0.8), 20 / 80)
+    assert content["by_recording"]["figures"]["accuracy"] == known.to_json()
+    assert content["by_recording"]["recordings"] == 8
+    assert content["mean_accuracy"] == pytest.approx(0.7)  # by window
+    for changed, named in (
+        ({"folds": content["by_recording"]["folds"][:1]}, "by_recording has other folds"),
+        ({"folds": [{"fold": 1}]}, "by_recording.folds[0] has no recordings"),
+        ({"pooled": {}}, "by_recording.pooled has no accuracy"),
+    ):
+        by_recording = content["by_recording"] | changed
+        with pytest.raises(ValueError, match=re.escape(named)):
+            Summary.from_json(content | {"by_recording": by_recording})
+
+
+def test_windows_of_few_recordings_do_not_make_an_outlier() -> None:
+    results = [fold(label, [x]) for label, x in ((1, 0.9), (2, 0.91), (3, 0.6), (4, 0.89))]
+    given = summary(*results)
+    assert given.outlier_folds == [3]
+    rows = tuple(RecordingsOfFold(label, 1, 1.0, 1.0, 1.0) for label in range(1, 5))
+    assert replace(given, by_recording=ByRecording(rows, None)).outlier_folds == []
+
+
 @pytest.mark.parametrize("content", [[], "x", {}, {"status": "complete"}])
 def test_what_is_no_summary_is_refused(content: Any) -> None:
     with pytest.raises(ValueError, match=r"it (is not an object|has no run_name)"):
         Summary.from_json(content)
+
+
+# --- in a notebook -------------------------------------------------------------------------------
+
+
+def windows() -> Summary:
+    """Of windows of recordings, with one fold that ended early."""
+    folds = replace(fold(1, [0.2, 0.8, 0.6]), stopped_early=True), fold(2, [0.5, 0.4])
+    rows = RecordingsOfFold(1, 3, 0.875, 1.0, 1.0), RecordingsOfFold(2, 5, 0.75, 0.7, 0.6)
+    return replace(
+        summary(*folds), by_recording=ByRecording(rows, OutOfFoldMetrics(0.8, (0.5, 0.9), ()))
+    )
+
+
+def test_a_notebook_shows_the_means_the_folds_and_their_curves() -> None:
+    page = windows()._repr_html_()
+    assert "accuracy at the best epochs 0.6500 ± 0.1500" in page and BEST_EPOCHS in page
+    assert "by recording 0.8125 ± 0.0625" in page
+    assert "accuracy at the last epochs 0.5000 ± 0.1000" in page
+    rows = [re.findall("<t[hd]>(.*?)</t[hd]>", row) for row in re.findall("<tr>(.*?)</tr>", page)]
+    assert rows[0] == [
+        *("fold", "status", "epochs", "best epoch", "accuracy", "of last"),
+        *("balanced", "macro F1", "by recording"),
+    ]
+    assert rows[1:] == [
+        ["1", "complete (early)", "3", "2", "0.8000", "0.6000", "-", "-", "0.8750"],
+        ["2", "complete", "2", "1", "0.5000", "0.4000", "-", "-", "0.7500"],
+    ]
+    drawing = ElementTree.fromstring(page[page.index("<svg") : page.index("</svg>") + 6])
+    lines = [each.get("points", "").split() for each in drawing.iter("polyline")]
+    assert [len(line) for line in lines] == [3, 2]
+    heights = [float(point.split(",")[1]) for point in lines[0]]
+    assert heights[0] > heights[2] > heights[1]  # y counts from the top
+    marked = [(float(dot.get("cx", 0)), float(dot.get("cy", 0))) for dot in drawing.iter("circle")]
+    assert f"{marked[0][0]:.1f},{marked[0][1]:.1f}" == lines[0][1]
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.0, 0.0], [1.0], [0.3, 0.95], [0.499, 0.5]])
+def test_curves_of_any_values_lie_within_their_axes(values: list[float]) -> None:
+    page = summary(fold(1, values))._repr_html_()
+    drawing = ElementTree.fromstring(page[page.index("<svg") : page.index("</svg>") + 6])
+    (line,) = drawing.iter("polyline")
+    for point in line.get("points", "").split():
+        x, y = map(float, point.split(","))
+        assert 0 < x < 520 and 20 < y < 210
+
+
+def test_what_a_notebook_shows_of_a_partial_run_is_no_mean() -> None:
+    broken = replace(failed(2, [0.1]), error="<b>out of memory</b>")
+    page = replace(summary(fold(1, [0.8]), broken), run_name="<script>")._repr_html_()
+    assert "no mean, because folds failed (fold 2)" in page and "±" not in page
+    assert "failed: &lt;b&gt;out of memory" in page and "<script>" not in page
+    assert "<svg" not in summary(failed(1, []))._repr_html_()  # as of a file, without histories
+
+
+def test_a_frame_has_a_row_for_each_fold_and_seed() -> None:
+    frame = windows().to_frame()
+    assert list(frame.columns) == [
+        *("fold", "status", "n_train", "n_val", "epochs_run", "kept_epoch", "kept_val_accuracy"),
+        *("best_epoch", "best_val_accuracy", "last_val_accuracy", "kept_val_balanced_accuracy"),
+        *("kept_val_macro_f1", "stopped_early", "error"),
+        *("recordings", "kept_val_accuracy_by_recording"),
+    ]
+    assert frame["kept_val_accuracy"].tolist() == [0.8, 0.5]
+    assert frame["kept_val_accuracy_by_recording"].tolist() == [0.875, 0.75]
+    first, second = (fold(1, [0.8]), fold(2, [0.6])), (fold(1, [0.7]), fold(2, [0.5]))
+    repeated = replace(summary(*first), repeats=Repeats((3, 4), (first, second))).to_frame()
+    assert repeated["seed"].tolist() == [3, 3, 4, 4]
+    assert repeated["last_val_accuracy"].tolist() == [0.8, 0.6, 0.7, 0.5]
+    assert "recordings" not in repeated
+
+
+def test_without_pandas_there_is_no_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="needs pandas, which is not installed"):
+        windows().to_frame()
