@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from raykfold.config.command import Parser, add_flag, leave_lost_folder, run_command
-from raykfold.data.log_mel import log_mel_of_file, require_audio
+from raykfold.data.audio import require_audio
+from raykfold.data.log_mel import log_mel_of_file
 from raykfold.errors import BadData, BadInput
 from raykfold.files.paths import absolute
 from raykfold.files.remote import Place, place, without_password

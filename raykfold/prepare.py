@@ -18,8 +18,9 @@ import numpy as np
 
 from raykfold.config.command import Parser, add_flag, leave_lost_folder, run_command
 from raykfold.config.environment import without_secrets, worker_runtime_env
+from raykfold.data.audio import require_audio
 from raykfold.data.layouts import LAYOUTS, Listing, list_recordings
-from raykfold.data.log_mel import FeatureParameters, frame_count, log_mel_of_file, require_audio
+from raykfold.data.log_mel import FeatureParameters, frame_count, log_mel_of_file
 from raykfold.data.losses import describe_loss, require_most
 from raykfold.distributed.session import ray_session
 from raykfold.errors import BadData, BadInput, RaykfoldError

@@ -15,18 +15,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from raykfold.data.audio import read_audio, require_audio
 from raykfold.errors import BadData, BadInput
 
 KIND = "log_mel"
 VERSION = 1
 _LOWEST_POWER = 1e-10  # used for silence, so that its logarithm is finite
 _DYNAMIC_RANGE = 80.0  # dB
-_READ_BEYOND = 0.1  # seconds, because resampling depends on what follows a cut
 
 
 @dataclass(frozen=True)
@@ -129,41 +128,6 @@ def log_mel_of_file(path: Path, parameters: FeatureParameters) -> np.ndarray:
     return log_mel(samples, parameters)
 
 
-def read_audio(path: Path, sample_rate: int, seconds: float | None = None) -> np.ndarray:
-    """Return the mean of a file's channels, (samples,) float32, nominally from -1 to 1.
-
-    Args:
-        path: a WAV, FLAC, OGG or MP3 file, or another that libsndfile reads.
-        sample_rate: in Hz; the audio is resampled to it.
-        seconds: read little more than this much of the file; all of it by default.
-
-    Raises:
-        BadData: the file cannot be read, or holds no sound.
-        BadInput: librosa or soundfile is not installed.
-    """
-    librosa, soundfile = require_audio()
-    try:
-        # By descriptor: with a name, libsndfile takes `._name` beside it, which macOS's archives
-        # have, for a resource fork with the audio, and refuses an MP3 file. Of a file object,
-        # soundfile passes over the errors of reading, and the rest would be taken for silence.
-        with (
-            path.open("rb") as opened,
-            soundfile.SoundFile(opened.fileno(), closefd=False) as file,
-        ):
-            rate = file.samplerate
-            count = -1 if seconds is None else math.ceil((seconds + _READ_BEYOND) * rate)
-            channels = file.read(count, dtype="float32", always_2d=True)
-    except (OSError, soundfile.SoundFileError) as error:
-        raise BadData(f"{path}: cannot be read as audio ({_reason(error, path)})") from None
-    if channels.shape[0] == 0:
-        raise BadData(f"{path}: holds no sound")
-    if not np.isfinite(channels).all():
-        raise BadData(f"{path}: has samples that are NaN or infinite")
-    mono = channels.mean(axis=1)
-    resampled = librosa.resample(mono, orig_sr=rate, target_sr=sample_rate)
-    return np.asarray(resampled, dtype=np.float32)
-
-
 def log_mel(samples: np.ndarray, parameters: FeatureParameters) -> np.ndarray:
     """Return a log-mel spectrogram by librosa, (n_mels, frames) float32.
 
@@ -252,28 +216,3 @@ def _fit(values: np.ndarray, size: int) -> np.ndarray:
     missing = max(size - values.shape[-1], 0)
     padding = [(0, 0)] * (values.ndim - 1) + [(0, missing)]
     return np.pad(values[..., :size], padding)
-
-
-def require_audio() -> tuple[ModuleType, ModuleType]:
-    """Return the modules librosa and soundfile.
-
-    Raises:
-        BadInput: one of them is not installed, or cannot be loaded.
-    """
-    try:
-        import librosa
-        import soundfile
-    except (ImportError, OSError) as error:  # OSError: libsndfile is missing
-        raise BadInput(
-            f"reading audio needs librosa and soundfile ({error}): pip install 'raykfold[audio]'"
-        ) from None
-    return librosa, soundfile
-
-
-def _reason(error: Exception, path: Path) -> str:
-    """Return what went wrong, without the path."""
-    if not path.exists():
-        return "no such file"
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return str(getattr(error, "error_string", error)).strip().rstrip(".")
