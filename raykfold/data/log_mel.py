@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from raykfold.data.audio import read_audio, require_audio
+from raykfold.data.audio import AudioBytes, read_audio, require_audio
 from raykfold.errors import BadData, BadInput
 
 KIND = "log_mel"
@@ -117,8 +117,8 @@ DIGITS = FeatureParameters(
 )
 
 
-def log_mel_of_file(path: Path, parameters: FeatureParameters) -> np.ndarray:
-    """Return the features (n_mels, frames) float32 of a recording.
+def log_mel_of_file(path: Path | AudioBytes, parameters: FeatureParameters) -> np.ndarray:
+    """Return the features (n_mels, frames) float32 of a recording, of a file or of its bytes.
 
     Raises:
         BadData: the file cannot be read, or holds no sound.
