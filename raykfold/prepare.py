@@ -6,35 +6,39 @@ import argparse
 import dataclasses
 import os
 import shlex
-import socket
+import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from raykfold.config.command import Parser, add_flag, leave_lost_folder, run_command
-from raykfold.config.environment import without_secrets, worker_runtime_env
-from raykfold.data.audio import require_audio
+from raykfold.config.environment import without_secrets
+from raykfold.data.audio import require_audio, require_readable, seconds_of_file
 from raykfold.data.layouts import LAYOUTS, Listing, list_recordings
-from raykfold.data.log_mel import FeatureParameters, frame_count, log_mel_of_file
+from raykfold.data.log_mel import FeatureParameters, frame_count
 from raykfold.data.losses import describe_loss, require_most
+from raykfold.data.spool import Spool
+from raykfold.distributed.extraction import extract_features
 from raykfold.distributed.session import ray_session
-from raykfold.errors import BadData, BadInput, RaykfoldError
+from raykfold.errors import BadData, BadInput
 from raykfold.files.paths import absolute
 from raykfold.state.folders import check_folder
-from raykfold.text import one_line, with_name
+from raykfold.text import count_of, one_line, with_name
 
-CHUNK = 50  # files in a task: a worker's first one waits seconds for librosa to load
+_MOST_VALUES = 2**26  # in a sample, as in weights that predict
 _MOST_LISTED = 20  # recordings that cannot be read
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare the features and return the exit code: 0, 1, 2 or 130 (see `raykfold.errors`)."""
-    return run_command(parser, _prepare, argv, stopped="raykfold: interrupted; nothing was written")
+    stopped = "raykfold: interrupted; the same command goes on from what is done"
+    return run_command(parser, _prepare, argv, stopped=stopped)
 
 
 def _prepare(options: argparse.Namespace) -> int:
@@ -57,48 +61,51 @@ def _prepare(options: argparse.Namespace) -> int:
         if options.strict:
             raise BadData(f"--strict: {missing[min(missing)]}")
         require_most(listing, missing, allow_missing=options.allow_missing)
-    require_audio()
-    shape = (len(recordings), parameters.n_mels, parameters.frames)
-    try:
-        features = np.empty(shape, dtype=np.float32)
-    except (MemoryError, ValueError):  # ValueError: more than can be addressed
-        raise BadInput(f"features of shape {shape} do not fit into memory") from None
-
-    print(f"{len(recordings)} recordings in {listing.source}; starting Ray", flush=True)
-    with (
-        without_secrets(os.environ),  # Ray's processes would inherit the secrets
-        ray_session(
-            options.address, local_cpus=options.local_cpus, verbose=options.verbose
-        ) as own_instance,
-    ):
-        problems = fill_over_ray(
-            features,
-            audio_dir,
-            [recording.path for recording in recordings],
-            parameters,
-            options.strict,
-            own_instance=own_instance,
-        )
-    _print_problems(problems)
-    require_most(listing, problems, allow_missing=options.allow_missing)
-    readable = [index for index in range(len(recordings)) if index not in problems]
-    read = [recordings[index] for index in readable]
-
-    # Move the rows up in place: a copy of the features might not fit into memory.
-    for row, index in enumerate(readable):
-        features[row] = features[index]
-    from raykfold.data.reading import write_feature_set  # imports torch
-
-    write_feature_set(
+    librosa, _ = require_audio()
+    paths = [recording.path for recording in recordings]
+    require_readable([path.name for path in paths])
+    _check_window(paths, parameters)
+    files = [_size_and_change(path) for path in paths]
+    dtype = np.dtype(options.dtype)
+    spool = Spool(
         processed_dir,
-        features[: len(readable)],
-        np.array([recording.label for recording in read], dtype=np.int64),
-        np.array([recording.fold for recording in read], dtype=np.int64),
-        listing.class_names,
-        parameters.as_dict(),
-        fold_names=listing.fold_names,
+        {**parameters.as_dict(), "librosa": librosa.__version__},
+        [f"{path} {about}" for path, about in zip(paths, files, strict=True)],
+        parameters.shape,
+        dtype,
     )
-    _print_summary(listing, problems, parameters, processed_dir)
+    with spool.opened():
+        # Make the features, which go to the disk as they come.
+        _print_found(listing, spool)
+        _check_room(processed_dir, spool, len(paths), parameters, dtype)
+        try:
+            if options.strict and spool.problems:  # of a prepare before this one
+                raise BadData(f"--strict: {next(iter(spool.problems.values()))}")
+            if spool.done < len(paths):
+                _extract(options, spool, audio_dir, paths, [size for size, _ in files], parameters)
+        except BadData:
+            spool.remove()
+            raise
+        _print_problems(spool.problems)
+        _require_most(listing, spool, allow_missing=options.allow_missing)
+
+        # Write the rest of the data set, and move everything into place.
+        read = [index for index, count in enumerate(spool.windows) if count]
+        rows = np.repeat(read, [spool.windows[index] for index in read])
+        from raykfold.data.reading import write_feature_set  # imports torch
+
+        write_feature_set(
+            processed_dir,
+            spool.finish(),
+            np.array([recording.label for recording in recordings], dtype=np.int64)[rows],
+            np.array([recording.fold for recording in recordings], dtype=np.int64)[rows],
+            listing.class_names,
+            parameters.as_dict(),
+            fold_names=listing.fold_names,
+            recordings=None if parameters.hop is None else np.searchsorted(read, rows),
+        )
+        spool.remove()
+    _print_summary(listing, spool, parameters, processed_dir)
     return 0
 
 
@@ -134,9 +141,20 @@ def _add_flags(parser: argparse.ArgumentParser, defaults: FeatureParameters) -> 
     }
     for name, text in about.items():
         flag(name, type=int, metavar="N", help=text, default=getattr(defaults, name))
+    length = parser.add_mutually_exclusive_group()
     seconds = "Length of a sample; recordings are cut, or padded with zeros, to it."
-    flag("seconds", type=float, metavar="S", help=seconds, default=defaults.seconds)
+    add_flag(length, "seconds", type=float, metavar="S", help=seconds, default=defaults.seconds)
+    window = (
+        "Cut recordings into windows of S seconds, a sample each, that stay in the fold of their "
+        "recording. What is left at the end is one more window, padded with zeros, if at least "
+        "half of it is sound; so is a recording that is shorter than a window."
+    )
+    add_flag(length, "window", type=float, metavar="S", help=window)
+    hop = "Seconds from one window to the next [as long as a window]."
+    flag("hop", type=float, metavar="S", help=hop)
     flag("frames", type=int, metavar="N", help="Frames [as many as the seconds give].")
+    dtype = "Type of the features; float16 takes half of the disk and of the memory."
+    flag("dtype", choices=("float32", "float16"), help=dtype, default="float32")
     address = os.environ.get("RAY_ADDRESS") or None
     cluster = "Ray cluster to use [RAY_ADDRESS, else a local instance of its own]."
     flag("address", metavar="HOST:PORT", help=cluster, default=address)
@@ -156,98 +174,136 @@ def feature_parameters(options: argparse.Namespace) -> FeatureParameters:
     Raises:
         BadInput: a value is out of range.
     """
-    names = ("sample_rate", "seconds", "n_mels", "n_fft", "hop_length")
+    names = ("sample_rate", "n_mels", "n_fft", "hop_length")
     given = {name: getattr(options, name) for name in names}
+    if options.hop is not None and options.window is None:
+        raise BadInput(f"--hop {options.hop:g}: expected --window as well, or --hop_length")
+    given["seconds"] = options.seconds if options.window is None else options.window
+    given["hop"] = options.window if options.hop is None else options.hop
     try:
-        if options.frames is not None:
-            return FeatureParameters(**given, frames=options.frames)
-        checked = FeatureParameters(**given, frames=1)
+        parameters = FeatureParameters(
+            **given, frames=1 if options.frames is None else options.frames
+        )
     except BadInput as error:
-        raise BadInput(f"--{error}") from None
-    frames = frame_count(checked.sample_rate, checked.seconds, checked.hop_length)
-    return dataclasses.replace(checked, frames=frames)
+        text = str(error)
+        if options.window is not None:
+            text = text.replace("seconds", "window", text.startswith("seconds"))
+        raise BadInput(f"--{text}") from None
+    if options.frames is None:
+        frames = frame_count(parameters.sample_rate, parameters.seconds, parameters.hop_length)
+        parameters = dataclasses.replace(parameters, frames=frames)
+    n_mels, frames = parameters.shape
+    if n_mels * frames > _MOST_VALUES:
+        raise BadInput(
+            f"--n_mels {n_mels}, {frames} frames: samples of that size do not fit into memory; "
+            f"expected at most {_MOST_VALUES} values"
+        )
+    return parameters
 
 
 # ---- The work
 
 
-def fill_over_ray(
-    features: np.ndarray,
-    audio_dir: Path,
-    paths: Sequence[Path],
-    parameters: FeatureParameters,
-    strict: bool,
-    *,
-    own_instance: bool,
-) -> dict[int, str]:
-    """Fill `features` (N, n_mels, frames) in the order of `paths`.
-
-    Returns:
-        index → why that file could not be read, ascending.
+def _check_window(paths: Sequence[Path], parameters: FeatureParameters) -> None:
+    """Check that a recording fills a window, by the headers of as many files as it takes.
 
     Raises:
-        BadData: a file could not be read, and `strict`.
-        BadInput: a node lacks `audio_dir` or librosa.
-        RaykfoldError: Ray lost a task more often than it retries.
+        BadData: none does.
     """
-    import ray
-    from ray.exceptions import RayError, RayTaskError
+    if parameters.hop is None:
+        return
+    longest = 0.0
+    for path in paths:
+        seconds = seconds_of_file(path)
+        if seconds is None or seconds >= parameters.seconds:  # None: another reader may know it
+            return
+        longest = max(longest, seconds)
+    raise BadData(
+        f"--window {parameters.seconds:g}: longer than every recording, of which the longest has "
+        f"{longest:.3g} s; expected at most that, or --seconds {parameters.seconds:g} to make one "
+        "sample of each"
+    )
 
-    problems: dict[int, str] = {}
-    task = ray.remote(num_cpus=1, runtime_env=worker_runtime_env(own_instance))(chunk_features)
-    waiting = {
-        task.remote(audio_dir, paths[start : start + CHUNK], parameters): start
-        for start in range(0, len(paths), CHUNK)
-    }
+
+def _size_and_change(path: Path) -> tuple[int, str]:
+    """Return a file's size in bytes, and a text that changes when the file does."""
     try:
-        with _progress(len(paths)) as advance:
-            while waiting:
-                (done, *_), _ = ray.wait(list(waiting))
-                start = waiting.pop(done)
-                chunk, unread = ray.get(done)
-                features[start : start + len(chunk)] = chunk
-                problems |= {start + place: text for place, text in unread.items()}
-                if problems and strict:
-                    raise BadData(f"--strict: {next(iter(problems.values()))}")
-                advance(len(chunk))
-    except RayTaskError as error:
-        if isinstance(error.cause, RaykfoldError):
-            raise error.cause from None
-        if isinstance(error.cause, ImportError):
-            raise BadInput(
-                f"a node cannot import what is needed there ({error.cause}); expected raykfold "
-                "installed on it, or prepare submitted by ray job submit --working-dir"
-            ) from error
-        raise RaykfoldError(f"a task failed: {error.cause!r}") from error
-    except RayError as error:
-        raise RaykfoldError(f"Ray lost a task: {error}") from error
-    return dict(sorted(problems.items()))
+        stat = path.stat()
+    except OSError:  # it is missing, or whoever reads it says why it cannot be read
+        return 0, "unknown"
+    return stat.st_size, f"{stat.st_size} {stat.st_mtime_ns}"
 
 
-def chunk_features(
-    audio_dir: Path, paths: Sequence[Path], parameters: FeatureParameters
-) -> tuple[np.ndarray, dict[int, str]]:
-    """Return the features (files, n_mels, frames), and index → why that file could not be read."""
-    if not audio_dir.is_dir():
+def _check_room(
+    processed_dir: Path,
+    spool: Spool,
+    recordings: int,
+    parameters: FeatureParameters,
+    dtype: np.dtype[Any],
+) -> None:
+    """Check that the disk has room for the features that are still to be made, one row each.
+
+    Raises:
+        BadInput: it has not.
+    """
+    n_mels, frames = parameters.shape
+    needed = (recordings - spool.done) * n_mels * frames * dtype.itemsize
+    existing = next(each for each in (processed_dir, *processed_dir.parents) if each.exists())
+    total, _, free = shutil.disk_usage(existing)
+    if total and needed > free:  # some file systems say 0 for all
+        shape = (recordings, n_mels, frames)
         raise BadInput(
-            f"--audio_dir {audio_dir}: does not exist on node {socket.gethostname()}; "
-            "every node of the cluster should be able to read it"
+            f"--processed_dir {processed_dir}: features {shape} of {dtype} need "
+            f"{needed / 1e9:.3g} GB more, and the disk has {free / 1e9:.3g} GB left; expected "
+            "another folder, smaller features, or --dtype float16"
         )
-    features = np.zeros((len(paths), parameters.n_mels, parameters.frames), dtype=np.float32)
-    problems = {}
-    for index, path in enumerate(paths):
-        try:
-            features[index] = log_mel_of_file(path, parameters)
-        except BadData as error:
-            problems[index] = str(error)
-    return features, problems
+
+
+def _extract(
+    options: argparse.Namespace,
+    spool: Spool,
+    audio_dir: Path,
+    paths: Sequence[Path],
+    sizes: Sequence[int],
+    parameters: FeatureParameters,
+) -> None:
+    with (
+        without_secrets(os.environ),  # Ray's processes would inherit the secrets
+        ray_session(
+            options.address, local_cpus=options.local_cpus, verbose=options.verbose
+        ) as own_instance,
+        _progress(len(paths), spool.done) as advance,
+    ):
+        extract_features(
+            spool,
+            audio_dir,
+            paths,
+            sizes,
+            parameters,
+            options.dtype,
+            strict=options.strict,
+            own_instance=own_instance,
+            advance=advance,
+        )
+
+
+def _require_most(listing: Listing, spool: Spool, *, allow_missing: bool) -> None:
+    """Check by `require_most` what is lost; keep what was read only for --allow_missing."""
+    try:
+        require_most(listing, spool.problems, allow_missing=allow_missing)
+    except BadData:
+        if allow_missing or not spool.rows:
+            spool.remove()
+        else:
+            print("what was read is kept, for the same command with --allow_missing", flush=True)
+        raise
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
+def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
     """Show a bar on a terminal, else a line every 10 %; call what it yields with what is done."""
     if not sys.stdout.isatty():
-        yield Tenths(total).advance
+        yield Tenths(total, done).advance
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -259,16 +315,16 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
         redirect_stderr=False,  # it would go to stdout
     )
     with bar:
-        recordings = bar.add_task("recordings", total=total)
+        recordings = bar.add_task("recordings", total=total, completed=done)
         yield lambda count: bar.advance(recordings, count)
 
 
 class Tenths:
     """Prints a line whenever another tenth of `total` is done."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, done: int = 0) -> None:
         self._total = total
-        self._done = 0
+        self._done = done
 
     def advance(self, count: int) -> None:
         before = self._done * 10 // self._total
@@ -286,23 +342,39 @@ def _print_problems(problems: Mapping[int, str]) -> None:
         print(f"raykfold: left out: {more} more", file=sys.stderr)
 
 
+def _print_found(listing: Listing, spool: Spool) -> None:
+    total = len(listing.recordings)
+    if spool.discarded:
+        print(
+            f"{count_of(spool.discarded, 'recording')} of an unfinished prepare dropped: the files "
+            "or the parameters are others now"
+        )
+    more = f"; {spool.done} of them are done" if spool.done else ""
+    start = "; starting Ray" if spool.done < total else ""
+    print(f"{total} recordings in {listing.source}{more}{start}", flush=True)
+
+
 def _print_summary(
-    listing: Listing,
-    lost: Collection[int],
-    parameters: FeatureParameters,
-    processed_dir: Path,
+    listing: Listing, spool: Spool, parameters: FeatureParameters, processed_dir: Path
 ) -> None:
-    read = [each for index, each in enumerate(listing.recordings) if index not in lost]
-    sizes = Counter(recording.fold for recording in read)
+    sizes: Counter[int] = Counter()
+    windows: Counter[int] = Counter()
+    for recording, count in zip(listing.recordings, spool.windows, strict=True):
+        if count:
+            sizes[recording.fold] += 1
+            windows[recording.fold] += count
+    cut = parameters.hop is not None
     for fold in sorted(sizes):
-        print(f"fold {with_name(fold, listing.fold_names)}: {sizes[fold]} recordings")
+        more = f", {windows[fold]} windows" if cut else ""
+        print(f"fold {with_name(fold, listing.fold_names)}: {sizes[fold]} recordings{more}")
+    read = (each for each, count in zip(listing.recordings, spool.windows, strict=True) if count)
     classes = len({recording.label for recording in read})
     print(
-        f"{len(read)} recordings, {classes} classes, {len(sizes)} folds, features "
-        f"({len(read)}, {parameters.n_mels}, {parameters.frames}) in {processed_dir}"
+        f"{sum(sizes.values())} recordings, {classes} classes, {len(sizes)} folds, features "
+        f"({spool.rows}, {parameters.n_mels}, {parameters.frames}) in {processed_dir}"
     )
-    if lost:
-        print(f"left out: {describe_loss(listing, lost)}")
+    if spool.problems:
+        print(f"left out: {describe_loss(listing, spool.problems)}")
     command = ["python", "-m", "raykfold.run", "--processed_dir", str(processed_dir)]
     print(f"next: {shlex.join(command)}")
 

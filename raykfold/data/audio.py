@@ -98,6 +98,23 @@ def read_audio(
     return np.asarray(resampled, dtype=np.float32)
 
 
+def seconds_of_file(path: Path) -> float | None:
+    """Return the length of a recording by its header; None where that does not tell.
+
+    Raises:
+        BadInput: librosa or soundfile is not installed.
+    """
+    _, soundfile = require_audio()
+    try:
+        with (
+            path.open("rb") as opened,
+            soundfile.SoundFile(opened.fileno(), closefd=False) as file,
+        ):
+            return float(file.frames / file.samplerate)
+    except (OSError, soundfile.SoundFileError):
+        return None
+
+
 def needs_ffmpeg(file_name: str) -> bool:
     """Return whether a file has, by its name, a format that libsndfile cannot read."""
     return PurePath(file_name).suffix.lower() in FFMPEG_SUFFIXES

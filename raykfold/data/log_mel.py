@@ -34,12 +34,14 @@ class FeatureParameters:
 
     Attributes:
         sample_rate: in Hz.
-        seconds: length of a clip; audio is cut, or padded with zeros, to it.
+        seconds: length of a sample; audio is cut, or padded with zeros, to it.
         n_mels: number of mel bands.
         n_fft: number of samples in a window.
         hop_length: number of samples from one frame to the next.
         frames: number of frames, usually `frame_count`; a spectrogram is cut, or padded with
             silence, to it.
+        hop: seconds from one window of a recording to the next, if recordings are cut into windows
+            of `seconds` each; None if a recording is one sample.
 
     Raises:
         BadInput: a value is out of range; the text begins with the attribute's name.
@@ -51,18 +53,25 @@ class FeatureParameters:
     n_fft: int
     hop_length: int
     frames: int
+    hop: float | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.name == "hop" and value is None:
+                continue
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not (is_number and value > 0 and math.isfinite(value)):
                 raise BadInput(f"{field.name} {value!r}: expected a number above 0")
-            if field.name != "seconds" and not isinstance(value, int):
+            if field.name not in ("seconds", "hop") and not isinstance(value, int):
                 raise BadInput(f"{field.name} {value!r}: expected a whole number")
         if self.length < 1:
             raise BadInput(
                 f"seconds {self.seconds}: expected at least one sample at {self.sample_rate} Hz"
+            )
+        if self.hop is not None and not 1 <= self.sample_rate * self.hop < 2**53:
+            raise BadInput(
+                f"hop {self.hop}: expected seconds, at least one sample at {self.sample_rate} Hz"
             )
         if self.n_mels > self.n_fft // 2 + 1:
             raise BadInput(
@@ -72,12 +81,34 @@ class FeatureParameters:
 
     @property
     def length(self) -> int:
-        """Number of samples in a clip."""
+        """Number of audio samples in a clip."""
         return round(self.sample_rate * self.seconds)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of a sample's features: (n_mels, frames)."""
+        return self.n_mels, self.frames
+
+    def window_starts(self, count: int) -> range:
+        """Return where the windows of a recording of `count` audio samples begin.
+
+        The first begins at the start. Another one follows as long as sound is left that is in no
+        window yet, and at least half of the window is sound.
+        """
+        if self.hop is None:
+            return range(1)
+        step = round(self.sample_rate * self.hop)
+        # Window n begins at n * step. It holds something new where n * step < count - length + step
+        # and is half full where n * step <= count - length / 2.
+        stop = min(count - self.length + step, count - (self.length + 1) // 2 + 1)
+        return range(0, max(stop, 1), step)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, with the kind and the version of the features."""
-        return {"kind": KIND, "version": VERSION, **dataclasses.asdict(self)}
+        values = dataclasses.asdict(self)
+        if self.hop is None:  # as before there were windows
+            del values["hop"]
+        return {"kind": KIND, "version": VERSION, **values}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FeatureParameters:
@@ -92,11 +123,11 @@ class FeatureParameters:
                 f"expected kind {KIND!r}, version {VERSION}"
             )
         names = [field.name for field in dataclasses.fields(cls)]
-        missing = [name for name in names if name not in values]
+        missing = [name for name in names if name not in values and name != "hop"]
         if missing:
             raise BadData(f"feature parameters lack {', '.join(missing)}")
         try:
-            return cls(**{name: values[name] for name in names})
+            return cls(**{name: values[name] for name in names if name in values})
         except BadInput as error:
             raise BadData(f"feature parameter {error}") from None
 
@@ -117,8 +148,27 @@ DIGITS = FeatureParameters(
 )
 
 
+def features_of_file(path: Path | AudioBytes, parameters: FeatureParameters) -> np.ndarray:
+    """Return the features (windows, n_mels, frames) float32 of a recording, a file or its bytes.
+
+    The number of windows is 1 unless the parameters have a hop.
+
+    Raises:
+        BadData: the file cannot be read, or holds no sound.
+        BadInput: librosa or soundfile is not installed.
+    """
+    if parameters.hop is None:
+        return log_mel_of_file(path, parameters)[None]
+    samples = read_audio(path, parameters.sample_rate)
+    starts = parameters.window_starts(len(samples))
+    features = np.empty((len(starts), *parameters.shape), dtype=np.float32)
+    for window, start in enumerate(starts):
+        features[window] = log_mel(samples[start : start + parameters.length], parameters)
+    return features
+
+
 def log_mel_of_file(path: Path | AudioBytes, parameters: FeatureParameters) -> np.ndarray:
-    """Return the features (n_mels, frames) float32 of a recording, of a file or of its bytes.
+    """Return the features (n_mels, frames) float32 of a recording, of its beginning.
 
     Raises:
         BadData: the file cannot be read, or holds no sound.

@@ -32,6 +32,7 @@ FILE_NAMES = (
     (f"{MAPPING}.json", f"{MAPPING}.pkl"),
     (PARAMETERS,),
 )
+RECORDINGS = "recordings.npy"  # (N,) which recording each sample is a window of
 # What arrays are saved as that are not read, or are under another name.
 _OTHERS = (".npy", ".npz", ".pkl", ".pickle", ".pt", ".pth", ".h5", ".hdf5", ".parquet", ".mat")
 _MOST_OTHERS = 4  # in a message
@@ -90,29 +91,36 @@ def missing_arrays(processed_dir: Path) -> list[str]:
 
 def write_feature_set(
     directory: Path,
-    features: npt.ArrayLike,
+    features: npt.ArrayLike | Path,
     labels: npt.ArrayLike,
     folds: npt.ArrayLike,
     class_mapping: Mapping[int, str],
     feature_parameters: Mapping[str, Any],
     fold_names: Mapping[int, str] | None = None,
+    *,
+    recordings: npt.ArrayLike | None = None,
 ) -> None:
     """Write the files that `read_feature_set` reads, as `.npy` and `.json`, into `directory`.
 
     The folder is made if it does not exist. All files are written under other names and then
-    moved, so each is there whole or not at all. The data is not checked.
+    moved, so each is there whole or not at all. The data is not checked. Features that are large
+    may be an `.npy` file on the same disk, which is moved last. `recordings` (N,) says which
+    recording each sample is a window of, if they are.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
     """
     about_folds = {FOLD_NAMES: _with_text_keys(fold_names)} if fold_names else {}
     contents: dict[str, Array | bytes] = {
-        "features.npy": np.asarray(features),
         "labels.npy": np.asarray(labels),
         "folds.npy": np.asarray(folds),
         f"{MAPPING}.json": json_bytes(_with_text_keys(class_mapping)),
         PARAMETERS: json_bytes({**feature_parameters, **about_folds}),
     }
+    if recordings is not None:
+        contents[RECORDINGS] = np.asarray(recordings)
+    if not isinstance(features, Path):
+        contents["features.npy"] = np.asarray(features)
     aside = {name: directory / f".{name}.{os.getpid()}" for name in contents}
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -124,8 +132,12 @@ def write_feature_set(
                     np.save(file, content, allow_pickle=False)
                 file.flush()
                 os.fsync(file.fileno())
+        if recordings is None:  # those of an earlier data set
+            (directory / RECORDINGS).unlink(missing_ok=True)
         for name in contents:
             os.replace(aside[name], directory / name)
+        if isinstance(features, Path):
+            os.replace(features, directory / "features.npy")
     except OSError as error:
         raise StorageError(f"{directory}: cannot be written ({one_line(error)})") from error
     finally:

@@ -25,6 +25,8 @@ from raykfold.data.log_mel import (
     log_mel_of_file,
 )
 from raykfold.data.reading import read_feature_set
+from raykfold.data.spool import FOLDER, Spool
+from raykfold.distributed import extraction
 from raykfold.distributed.session import ray_session
 from raykfold.errors import BadInput
 
@@ -89,7 +91,7 @@ def shared_ray() -> Iterator[None]:
         patch.setenv("HF_TOKEN", "hf_of_the_cluster")
         with ray_session(None, local_cpus=2):
             patch.delenv("HF_TOKEN")
-            patch.setattr(prepare, "CHUNK", 1)
+            patch.setattr(extraction, "MOST_FILES", 1)
             yield
 
 
@@ -226,11 +228,17 @@ def test_too_many_that_cannot_be_read_are_refused(shared_ray, tmp_path):
     assert "2 of 12 (17 %); fold 2 (ben): 2 of 6 (33 %); class 1: 2 of 6 (33 %)" in refused.error
     assert "the first: " in refused.error and "1_ben_0.wav: cannot be read" in refused.error
     assert [line.split("/")[-1][:11] for line in refused.left_out] == ["1_ben_0.wav", "1_ben_1.wav"]
-    assert not (tmp_path / "out").exists()
+    assert "what was read is kept, for the same command with --allow_missing\n" in refused.out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [FOLDER]
     write_sound(tmp_path / "1_ben_0.wav")
     outcome = run("fsdd", *flags)
     assert outcome.code == 0
+    # Those before the one that was mended are not read again.
+    assert "3 recordings of an unfinished prepare dropped: the files or" in outcome.out
+    assert f"12 recordings in {tmp_path}; 9 of them are done; starting Ray" in outcome.out
+    assert " 80%  10 of 12 recordings\n" in outcome.out
     assert outcome.err.startswith("raykfold: left out: ")
+    assert not (tmp_path / "out" / FOLDER).exists()
     assert "left out: recordings lost: 1 of 12 (8 %); fold 2 (ben): 1 of 6" in outcome.out
 
 
@@ -254,10 +262,12 @@ def test_when_one_fold_is_left_nothing_is_written(shared_ray, tmp_path):
     flags = ["--audio_dir", tmp_path, "--processed_dir", tmp_path / "out"]
     outcome = run("fsdd", *flags)
     assert outcome.code == 2 and "nothing is left of fold 2 (ben)" in outcome.error
+    assert run("fsdd", *flags, "--strict").error.startswith(f"raykfold: --strict: {tmp_path}/0_ben")
+    assert list((tmp_path / "out").iterdir()) == []
     outcome = run("fsdd", *flags, "--allow_missing")
     assert outcome.code == 2
     assert "all recordings that can be read are in fold 1 (ann)" in outcome.error
-    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_fsdd(shared_ray, tmp_path):
@@ -307,24 +317,33 @@ def test_a_table_elsewhere_and_frames(shared_ray, tmp_path):
 
 def test_a_node_that_lacks_the_audio_folder_is_an_error(shared_ray, tmp_path):
     absent = tmp_path / "absent"
-    room = np.empty((1, SMALL.n_mels, SMALL.frames), dtype=np.float32)
+    spool = Spool(tmp_path / "out", {}, ["a"], SMALL.shape, np.float32)
     with pytest.raises(BadInput, match="does not exist on node"):
-        prepare.fill_over_ray(
-            room, absent, [absent / "a.wav"], SMALL, strict=False, own_instance=False
+        extraction.extract_features(
+            spool,
+            absent,
+            [absent / "a.wav"],
+            [0],
+            SMALL,
+            np.float32,
+            strict=False,
+            own_instance=False,
+            advance=lambda count: None,
         )
+    assert not (tmp_path / "out").exists()
 
 
 # ---- Without Ray
 
 
 def test_workers_on_a_cluster_see_no_secrets(shared_ray, monkeypatch, digits, tmp_path):
-    def tell(audio_dir, paths, parameters):
+    def tell(audio_dir, paths, parameters, dtype):
         secret = os.environ.get("HF_TOKEN")
-        return np.zeros((1, SMALL.n_mels, SMALL.frames), np.float32), {0: f"HF_TOKEN={secret!r}"}
+        return np.zeros((0, *SMALL.shape), np.float32), [0], {0: f"HF_TOKEN={secret!r}"}
 
-    unguarded = ray.get(ray.remote(tell).remote(None, [], None))
-    assert unguarded[1] == {0: "HF_TOKEN='hf_of_the_cluster'"}
-    monkeypatch.setattr(prepare, "chunk_features", tell)
+    unguarded = ray.get(ray.remote(tell).remote(None, [], None, None))
+    assert unguarded[2] == {0: "HF_TOKEN='hf_of_the_cluster'"}
+    monkeypatch.setattr(extraction, "chunk_features", tell)
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_driver")
     outcome = run(
         "fsdd", "--audio_dir", digits, "--processed_dir", tmp_path / "out", *SMALL_FLAGS, "--strict"
@@ -362,6 +381,13 @@ def digits(tmp_path) -> Path:
         (["--frames", "0"], "--frames 0"),
         (["--sample-rate", "0"], "--sample_rate 0"),
         (["--local_cpus", "0"], "--local_cpus 0"),
+        (["--window", "0"], "--window 0.0: expected a number above 0"),
+        (["--window", "1e-9"], "--window 1e-09: expected at least one sample at 8000 Hz"),
+        (["--window", "2", "--hop", "-1"], "--hop -1.0: expected a number above 0"),
+        (["--window", "2", "--hop", "1e-9"], "--hop 1e-09: expected seconds, at least one"),
+        (["--hop", "1"], "--hop 1: expected --window as well"),
+        (["--window", "2", "--seconds", "1.0"], "not allowed with argument --"),
+        (["--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
         (["--frames", "999999999999"], "do not fit into memory"),
         (["--n_melz", "3"], "--n_melz"),
         (["--n_me", "3"], "--n_me"),
@@ -424,11 +450,12 @@ def all_unreadable(monkeypatch) -> None:
     def session(address, *, local_cpus, verbose):
         yield True
 
-    def fill(features, audio_dir, paths, parameters, strict, *, own_instance):
-        return {index: f"{path}: cannot be read" for index, path in enumerate(paths)}
+    def extract(spool, audio_dir, paths, sizes, parameters, dtype, **options):
+        problems = {index: f"{path}: cannot be read" for index, path in enumerate(paths)}
+        spool.append(np.empty((0, *parameters.shape), dtype), [0] * len(paths), problems)
 
     monkeypatch.setattr(prepare, "ray_session", session)
-    monkeypatch.setattr(prepare, "fill_over_ray", fill)
+    monkeypatch.setattr(prepare, "extract_features", extract)
 
 
 def test_why_recordings_cannot_be_read_is_said_before_they_are_refused(all_unreadable, tmp_path):
@@ -453,7 +480,7 @@ def test_a_note_on_a_name_that_is_no_text(all_unreadable, tmp_path):
 
 
 def test_interrupted(monkeypatch, digits, tmp_path):
-    """Ctrl-C while the session is open closes it, and nothing is written."""
+    """Ctrl-C while the session is open closes it."""
     seen: list[object] = []
 
     @contextlib.contextmanager
@@ -468,7 +495,8 @@ def test_interrupted(monkeypatch, digits, tmp_path):
     monkeypatch.setattr(prepare, "ray_session", session)
     flags = ["--address", "head:6379", "--local-cpus", 3]
     outcome = run("fsdd", "--audio_dir", digits, "--processed_dir", tmp_path / "out", *flags)
-    assert outcome.code == 130 and "nothing was written" in outcome.err
+    assert outcome.code == 130
+    assert outcome.err == "\nraykfold: interrupted; the same command goes on from what is done\n"
     assert seen == [("head:6379", 3, False), "left"]
     assert not (tmp_path / "out").exists()
 
