@@ -23,6 +23,7 @@ from raykfold.data.audio import require_audio, require_readable, seconds_of_file
 from raykfold.data.layouts import LAYOUTS, Listing, list_recordings
 from raykfold.data.log_mel import FeatureParameters, frame_count
 from raykfold.data.losses import describe_loss, require_most
+from raykfold.data.made_folds import FoldRequest
 from raykfold.data.spool import Spool
 from raykfold.distributed.extraction import extract_features
 from raykfold.distributed.session import ray_session
@@ -51,8 +52,9 @@ def _prepare(options: argparse.Namespace) -> int:
         raise BadInput(f"--audio_dir {audio_dir}: no such folder")
     check_folder("processed_dir", processed_dir)
     table = absolute(options.csv) if getattr(options, "csv", None) else None
+    made_folds = fold_request(options)
     leave_lost_folder()
-    listing = list_recordings(options.layout, audio_dir, table)
+    listing = list_recordings(options.layout, audio_dir, table, made_folds)
     recordings = listing.recordings
     for note in listing.notes:
         print(one_line(note, longest=None))
@@ -102,6 +104,7 @@ def _prepare(options: argparse.Namespace) -> int:
             listing.class_names,
             parameters.as_dict(),
             fold_names=listing.fold_names,
+            fold_rule=listing.fold_rule,
             recordings=None if parameters.hop is None else np.searchsorted(read, rows),
         )
         spool.remove()
@@ -123,6 +126,7 @@ def parser() -> argparse.ArgumentParser:
     for name, layout in LAYOUTS.items():
         command = commands.add_parser(name, help=layout.help, description=layout.help)
         _add_flags(command, layout.defaults)
+        add_fold_flags(command, has_table=layout.has_table)
         if name == "csv":
             add_flag(command, "csv", metavar="FILE", help="The table [AUDIO_DIR/metadata.csv].")
     return parser
@@ -166,6 +170,43 @@ def _add_flags(parser: argparse.ArgumentParser, defaults: FeatureParameters) -> 
     add_flag(how_many, "allow_missing", action="store_true", help=allow)
     verbose = "Let Ray and the workers print, and show tracebacks of errors."
     flag("verbose", action="store_true", help=verbose)
+
+
+def add_fold_flags(parser: argparse.ArgumentParser, *, has_table: bool) -> None:
+    """Add the flags of `fold_request`."""
+    flag = partial(add_flag, parser)
+    make = (
+        "Make K folds, stratified by class, in place of any that the recordings have. The same "
+        "recordings and flags give the same folds on every machine."
+    )
+    flag("make_folds", type=int, metavar="K", help=make)
+    flag("seed", type=int, metavar="N", help="Seed of the made folds [0].")
+    grouped = parser.add_mutually_exclusive_group()
+    if has_table:
+        column = "Column of the table; recordings with one value stay in one fold."
+        add_flag(grouped, "group_column", metavar="NAME", help=column)
+    pattern = (
+        "Regular expression that is searched in the names of files, or in their paths below "
+        "AUDIO_DIR if it has a slash; recordings with one text for its group stay in one fold. "
+        "For names like speaker_take.wav: '(?P<group>[^_]+)_'."
+    )
+    add_flag(grouped, "group_pattern", metavar="REGEX", help=pattern)
+
+
+def fold_request(options: argparse.Namespace) -> FoldRequest | None:
+    """Return the folds to make; None if the data has its own.
+
+    Raises:
+        BadInput: a value is out of range, or is of no use without --make_folds.
+    """
+    column, pattern = getattr(options, "group_column", None), options.group_pattern
+    if options.make_folds is None:
+        for name in ("seed", "group_column", "group_pattern"):
+            value = getattr(options, name, None)
+            if value is not None:
+                raise BadInput(f"--{name} {value}: expected --make_folds K as well")
+        return None
+    return FoldRequest(options.make_folds, options.seed or 0, column, pattern)
 
 
 def feature_parameters(options: argparse.Namespace) -> FeatureParameters:

@@ -32,7 +32,7 @@ ONLY_IN = {
     "jinja2": {"pages"},
     "pyarrow": {"files", "data"},
     "scipy": {"training"},
-    "sklearn": {"training"},
+    "sklearn": {"data", "training"},
     "librosa": {"data"},
     "soundfile": {"data"},
 }

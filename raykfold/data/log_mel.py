@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -149,22 +149,30 @@ DIGITS = FeatureParameters(
 
 
 def features_of_file(path: Path | AudioBytes, parameters: FeatureParameters) -> np.ndarray:
-    """Return the features (windows, n_mels, frames) float32 of a recording, a file or its bytes.
+    """Return the features (windows, n_mels, frames) float32 of a recording, by `windows_of_file`.
 
-    The number of windows is 1 unless the parameters have a hop.
+    Raises:
+        BadData: the file cannot be read, or holds no sound.
+        BadInput: librosa or soundfile is not installed.
+    """
+    return np.stack(list(windows_of_file(path, parameters)))
+
+
+def windows_of_file(path: Path | AudioBytes, parameters: FeatureParameters) -> Iterator[np.ndarray]:
+    """Yield the features (n_mels, frames) float32 of each window of a recording.
+
+    Without a hop, the one window is the beginning of the recording.
 
     Raises:
         BadData: the file cannot be read, or holds no sound.
         BadInput: librosa or soundfile is not installed.
     """
     if parameters.hop is None:
-        return log_mel_of_file(path, parameters)[None]
+        yield log_mel_of_file(path, parameters)
+        return
     samples = read_audio(path, parameters.sample_rate)
-    starts = parameters.window_starts(len(samples))
-    features = np.empty((len(starts), *parameters.shape), dtype=np.float32)
-    for window, start in enumerate(starts):
-        features[window] = log_mel(samples[start : start + parameters.length], parameters)
-    return features
+    for start in parameters.window_starts(len(samples)):
+        yield log_mel(samples[start : start + parameters.length], parameters)
 
 
 def log_mel_of_file(path: Path | AudioBytes, parameters: FeatureParameters) -> np.ndarray:

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from raykfold.data.arrays import ARRAYS, FOLD_NAMES, PARAMETERS, Array, kind_of,
 from raykfold.data.feature_set import FeatureSet
 from raykfold.data.file_kinds import MAPPING, how_to_save, kind_of_file
 from raykfold.data.file_names import names_in
+from raykfold.data.made_folds import describe_rule
 from raykfold.data.pickles import read_pickle
 from raykfold.errors import BadData, StorageError
 from raykfold.files.atomic import json_bytes
@@ -32,6 +34,7 @@ FILE_NAMES = (
     (f"{MAPPING}.json", f"{MAPPING}.pkl"),
     (PARAMETERS,),
 )
+FOLD_RULE = "fold_rule"  # a key of features.json
 RECORDINGS = "recordings.npy"  # (N,) which recording each sample is a window of
 # What arrays are saved as that are not read, or are under another name.
 _OTHERS = (".npy", ".npz", ".pkl", ".pickle", ".pt", ".pth", ".h5", ".hdf5", ".parquet", ".mat")
@@ -62,8 +65,13 @@ def read_feature_set(processed_dir: Path) -> FeatureSet:
             "or try --demo"
         )
     parameters = _read_json_object(parameters_path) if parameters_path else {}
-    fold_names = parameters.pop(FOLD_NAMES, {})  # nothing that features are made by
-    return FeatureSet.from_arrays(
+    # Nothing that features are made by.
+    fold_names, fold_rule = parameters.pop(FOLD_NAMES, {}), parameters.pop(FOLD_RULE, {})
+    if not isinstance(fold_rule, dict):
+        raise BadData(
+            f"{parameters_path}: {FOLD_RULE}: holds a {kind_of(fold_rule)}; it should be an object"
+        )
+    data = FeatureSet.from_arrays(
         *map(_read_array, arrays.values()),
         class_mapping=_read_mapping(mapping_path) if mapping_path else None,
         feature_parameters=parameters,
@@ -74,6 +82,9 @@ def read_feature_set(processed_dir: Path) -> FeatureSet:
             FOLD_NAMES: f"{parameters_path}: {FOLD_NAMES}",
         },
     )
+    if not fold_rule:
+        return data
+    return replace(data, notes=(*data.notes, f"folds made by {describe_rule(fold_rule)}"))
 
 
 def files_to_read(existing: Iterable[str]) -> list[str]:
@@ -98,19 +109,24 @@ def write_feature_set(
     feature_parameters: Mapping[str, Any],
     fold_names: Mapping[int, str] | None = None,
     *,
+    fold_rule: Mapping[str, Any] | None = None,
     recordings: npt.ArrayLike | None = None,
 ) -> None:
     """Write the files that `read_feature_set` reads, as `.npy` and `.json`, into `directory`.
 
     The folder is made if it does not exist. All files are written under other names and then
     moved, so each is there whole or not at all. The data is not checked. Features that are large
-    may be an `.npy` file on the same disk, which is moved last. `recordings` (N,) says which
-    recording each sample is a window of, if they are.
+    may be an `.npy` file on the same disk, which is moved last. `fold_rule` says how folds were
+    made, if they were, and `recordings` (N,) which recording each sample is a window of.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
     """
-    about_folds = {FOLD_NAMES: _with_text_keys(fold_names)} if fold_names else {}
+    about_folds: dict[str, Any] = {}
+    if fold_names:
+        about_folds[FOLD_NAMES] = _with_text_keys(fold_names)
+    if fold_rule:
+        about_folds[FOLD_RULE] = dict(fold_rule)
     contents: dict[str, Array | bytes] = {
         "labels.npy": np.asarray(labels),
         "folds.npy": np.asarray(folds),

@@ -318,11 +318,12 @@ def test_a_column_of_the_very_name_wins(tmp_path: Path) -> None:
 # ---- What is refused
 
 
-@pytest.mark.parametrize("layout", ["csv", "esc50", "urbansound8k", "fsdd"])
+@pytest.mark.parametrize("layout", ["csv", "folder", "esc50", "urbansound8k", "fsdd"])
 def test_an_empty_folder(tmp_path: Path, layout: str) -> None:
     """Each layout says what it expects."""
     expected = {
         "csv": "metadata.csv",
+        "folder": "<class>/<name>.wav",
         "esc50": "meta/esc50.csv",
         "urbansound8k": "metadata/UrbanSound8K.csv",
         "fsdd": "<digit>_<speaker>_<take>.wav",
