@@ -385,9 +385,10 @@ def _find_folder(audio_dir: Path, _: Path | None, made_folds: FoldRequest | None
             notes += (f"{count} left out, which {what}, such as {left_out[0]}",)
             below = {file: parts for file, parts in below.items() if file not in set(left_out)}
     if not below:
+        found = f"; {notes[-1]}" if notes else ""
         raise BadInput(
-            f"--audio_dir {audio_dir}: no recordings found; expected a folder for each class, "
-            "<class>/<name>.wav"
+            f"--audio_dir {audio_dir}: no recordings of a class found{found}; expected a folder "
+            "for each class, <class>/<name>.wav"
         )
     if made_folds is None:
         raise BadInput(

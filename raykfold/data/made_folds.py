@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,10 +81,9 @@ class FoldRequest:
                 missed.append(below)
             groups.append(group or "")
         if missed:
-            count = "none" if len(missed) == len(paths) else f"{len(paths) - len(missed)}"
             raise BadData(
-                f"{self._flag}: finds a group in {count} of {count_of(len(paths), 'file')}, not in "
-                f"{missed[0]}; expected one in each"
+                f"{self._flag}: finds no group in {len(missed)} of {count_of(len(paths), 'file')}, "
+                f"such as {missed[0]}; expected one in each"
             )
         return groups
 
@@ -123,8 +121,7 @@ def make_folds(
     """Return `k` folds, stratified by class.
 
     They depend on the arguments alone, by scikit-learn's StratifiedKFold, or StratifiedGroupKFold
-    if there are groups. With as many groups as folds, each group is a fold. Where stratified folds
-    of groups would leave one empty, GroupKFold makes folds of about one size.
+    if there are groups. With as many groups as folds, each group is a fold (LeaveOneGroupOut).
 
     Args:
         labels: (N,) integers.
@@ -138,6 +135,17 @@ def make_folds(
         BadData: there are fewer groups, or fewer samples of a class, than folds.
     """
     labels = np.asarray(labels, dtype=np.int64)
+    if groups is not None:
+        # One group, whichever of its two Unicode forms a name has.
+        groups = [unicodedata.normalize("NFC", group) for group in groups]
+        if len(present := sorted(set(groups))) < k:
+            by = f" by {grouped_by}" if grouped_by else ""
+            what = "one group only" if len(present) == 1 else f"{len(present)} groups only"
+            more = ", ..." if len(present) > _MOST_LISTED else ""
+            raise BadData(
+                f"--make_folds {k}: {what}{by} ({comma_list(present[:_MOST_LISTED])}{more}); "
+                "expected at least as many groups as folds"
+            )
     classes, counts = np.unique(labels, return_counts=True)
     rare = np.flatnonzero(counts < k)
     if len(rare):
@@ -147,29 +155,23 @@ def make_folds(
             f"--make_folds {k}: class {shown} has {count_of(int(counts[rare[0]]), 'recording')}"
             f"{more}; expected at most as many folds as the smallest class has recordings"
         )
-    names: dict[int, str] = {}
+    rule: dict[str, Any] = {"method": "StratifiedKFold", "folds": k, "seed": seed}
     if groups is None:
-        method, folds = "StratifiedKFold", _stratified(labels, k, seed)
+        folds = _stratified(labels, k, seed)
     else:
-        # One group, whichever of its two Unicode forms a name has.
-        groups = [unicodedata.normalize("NFC", group) for group in groups]
-        present, numbers = np.unique(groups, return_inverse=True)
-        if len(present) < k:
-            by = f" by {grouped_by}" if grouped_by else ""
-            what = "one group only" if len(present) == 1 else f"{len(present)} groups only"
-            raise BadData(
-                f"--make_folds {k}: {what}{by}, {comma_list(present[:_MOST_LISTED])}; expected at "
-                "least as many groups as folds"
-            )
-        method, folds = _of_groups(labels, k, seed, numbers)
+        numbers = np.unique(groups, return_inverse=True)[1]
+        if len(present) == k:  # then each group is a fold, and nothing is drawn
+            rule, folds = {"method": "LeaveOneGroupOut", "folds": k}, numbers
+        else:
+            rule["method"] = "StratifiedGroupKFold"
+            folds = _stratified_groups(labels, k, seed, numbers)
+        rule["groups"] = grouped_by or "given"
     # Number the folds as they appear.
     _, first, inverse = np.unique(folds, return_index=True, return_inverse=True)
     folds = (np.argsort(np.argsort(first)) + 1)[inverse].astype(np.int64)
+    names: dict[int, str] = {}
     if groups is not None and len(present) == k:
         names = {int(fold): group for fold, group in zip(folds, groups, strict=True)}
-    rule: dict[str, Any] = {"method": method, "folds": k, "seed": seed}
-    if groups is not None:
-        rule["groups"] = grouped_by or "given"
     notes: tuple[str, ...] = (f"folds made: {describe_rule(rule)}",)
     if lopsided := _lopsided(labels, folds, names, class_names or {}):
         notes += (f"the folds are lopsided: {lopsided}",)
@@ -189,27 +191,17 @@ def _stratified(labels: npt.NDArray[np.int64], k: int, seed: int) -> npt.NDArray
     return _numbered(splitter.split(labels, labels), len(labels))
 
 
-def _of_groups(
+def _stratified_groups(
     labels: npt.NDArray[np.int64], k: int, seed: int, groups: npt.NDArray[np.int64]
-) -> tuple[str, npt.NDArray[np.int64]]:
-    """Return the method, and the folds of groups 0, 1, ..."""
-    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+) -> npt.NDArray[np.int64]:
+    from sklearn.model_selection import StratifiedGroupKFold
 
-    count = int(groups.max()) + 1
-    if count == k:  # the only folds without an empty one
-        return "LeaveOneGroupOut", groups.astype(np.int64)
     # Shuffled here: scikit-learn's own shuffle differs from version to version, and in older ones
     # it undoes the stratification. It takes groups in the order of their numbers where all else is
     # equal. RandomState, unlike Generator, gives the same numbers in each version of NumPy.
-    groups = np.random.RandomState(seed).permutation(count)[groups]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # what a note says of lopsided folds
-        splitters = (StratifiedGroupKFold(k), GroupKFold(k))
-        for splitter in splitters:
-            folds = _numbered(splitter.split(labels, labels, groups), len(labels))
-            if len(np.unique(folds)) == k:
-                break
-    return type(splitter).__name__, folds
+    order = np.random.RandomState(seed).permutation(int(groups.max()) + 1)
+    splits = StratifiedGroupKFold(k).split(labels, labels, order[groups])
+    return _numbered(splits, len(labels))
 
 
 def _numbered(splits: Any, count: int) -> npt.NDArray[np.int64]:

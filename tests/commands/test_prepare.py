@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from raykfold.data.log_mel import (
     ESC50,
     URBANSOUND8K,
     FeatureParameters,
+    features_of_file,
     frame_count,
     log_mel_of_file,
 )
@@ -287,6 +289,89 @@ def test_fsdd(shared_ray, tmp_path):
     assert data.feature_parameters == DIGITS.as_dict()  # without the names
 
 
+TAKES = [f"{digit}_{speaker}_{take}.wav" for digit in "01" for speaker in "abc" for take in (0, 1)]
+DIGIT_FLAGS = ["--sample_rate=8000", "--seconds=1", "--n_mels=64", "--n_fft=512"]
+DIGIT_FLAGS += ["--hop_length=256"]
+
+
+def test_a_folder_for_each_class_is_the_same_data(shared_ray, tmp_path):
+    """Folds made by group from the names of files are those that fsdd has."""
+    for name in TAKES:
+        write_sound(tmp_path / "fsdd" / name)
+        write_sound(tmp_path / "folder" / name[0] / name)
+    run("fsdd", "--audio_dir", tmp_path / "fsdd", "--processed_dir", tmp_path / "one")
+    flags = ["--audio_dir", tmp_path / "folder", "--make_folds", 3, *DIGIT_FLAGS]
+    flags += ["--group_pattern", "_(?P<group>[^_]+)_"]
+    outcome = run("folder", *flags, "--processed_dir", tmp_path / "other")
+    assert outcome.code == 0 and outcome.err == ""
+    one, other = (read_feature_set(tmp_path / name) for name in ("one", "other"))
+    assert one.fingerprint == other.fingerprint
+    assert (one.fold_names, one.classes) == (other.fold_names, other.classes)
+    assert one.feature_parameters == other.feature_parameters
+    rule = "LeaveOneGroupOut, folds 3, groups pattern _(?P<group>[^_]+)_"
+    assert f"folds made: {rule}\n" in outcome.out
+    assert f"folds made by {rule}" in other.notes
+    halves = run("folder", *flags, "--dtype=float16", "--processed_dir", tmp_path / "half")
+    assert halves.code == 0
+    half = np.load(tmp_path / "half" / "features.npy")
+    np.testing.assert_array_equal(half, np.asarray(one.features).astype(np.float16))
+
+
+def test_windows_of_long_recordings(shared_ray, tmp_path):
+    seconds = {"0_a": 2.0, "0_b": 0.3, "1_a": 1.3, "1_b": 1.0, "2_a": 0.5}
+    for name, length in seconds.items():
+        write_sound(tmp_path / "audio" / name[0] / f"{name}.wav", seconds=length)
+    (tmp_path / "audio" / "2" / "2_b.wav").write_text("no sound")
+    table = tmp_path / "audio" / "metadata.csv"
+    rows = [f"{name[0]}/{name}.wav,{name[0]},{name[-1]}" for name in (*seconds, "2_b")]
+    write_table(table, "path,label,fold", *rows)
+    cut = ["--window=0.5", "--hop=0.25", *(each for each in SMALL_FLAGS if "seconds" not in each)]
+    flags = ["--audio_dir", table.parent, "--processed_dir", tmp_path / "out", "--allow_missing"]
+    outcome = run("csv", *flags, *cut)
+    assert outcome.code == 0, outcome.err
+    data = read_feature_set(tmp_path / "out")
+    parameters = FeatureParameters.from_dict(data.feature_parameters)
+    assert parameters == dataclasses.replace(SMALL, hop=0.25)
+    paths = [table.parent / name[0] / f"{name}.wav" for name in seconds]
+    pieces = [features_of_file(path, parameters) for path in paths]
+    assert [len(each) for each in pieces] == [7, 1, 5, 3, 1]
+    np.testing.assert_allclose(data.features, np.concatenate(pieces), atol=1e-4, rtol=0)
+    recordings = np.load(tmp_path / "out" / "recordings.npy")
+    assert recordings.tolist() == np.repeat(np.arange(5), [7, 1, 5, 3, 1]).tolist()
+    assert recordings.dtype == np.int64
+    assert data.labels.tolist() == np.repeat([0, 0, 1, 1, 2], [7, 1, 5, 3, 1]).tolist()
+    assert data.folds.tolist() == np.repeat([1, 2, 1, 2, 1], [7, 1, 5, 3, 1]).tolist()
+    assert "fold 1 (a): 3 recordings, 13 windows\n" in outcome.out
+    assert "5 recordings, 3 classes, 2 folds, features (17, 16, 32)" in outcome.out
+
+
+def test_a_kill_in_between_resumes(shared_ray, monkeypatch, tmp_path):
+    """The bytes are those of a preparation that was never stopped."""
+    for name in TAKES:
+        write_sound(tmp_path / "audio" / name)
+    flags = ["fsdd", "--audio_dir", tmp_path / "audio", "--processed_dir"]
+    assert run(*flags, tmp_path / "whole").code == 0
+    append = Spool.append
+
+    def interrupted(spool, *rows):
+        if spool.done == 5:
+            raise KeyboardInterrupt
+        append(spool, *rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "append", interrupted)
+        outcome = run(*flags, tmp_path / "halved")
+    assert outcome.code == 130 and "the same command goes on from what is done" in outcome.err
+    outcome = run(*flags, tmp_path / "halved")
+    assert f"12 recordings in {tmp_path / 'audio'}; 5 of them are done; starting" in outcome.out
+    assert " 50%  6 of 12 recordings\n" in outcome.out
+    whole, halved = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("whole", "halved")
+    )
+    assert whole == halved
+
+
 def test_urbansound8k(shared_ray, tmp_path):
     table = tmp_path / "metadata" / "UrbanSound8K.csv"
     rows = ["100.wav,100,1.5,10,3,dog_bark", "101.wav,101,0.0,2,8,siren"]
@@ -385,6 +470,16 @@ def digits(tmp_path) -> Path:
         (["--window", "1e-9"], "--window 1e-09: expected at least one sample at 8000 Hz"),
         (["--window", "2", "--hop", "-1"], "--hop -1.0: expected a number above 0"),
         (["--window", "2", "--hop", "1e-9"], "--hop 1e-09: expected seconds, at least one"),
+        (["--make_folds", "1"], "--make_folds 1: expected at least 2"),
+        (["--make_folds", "2"], "--make_folds 2: class 0 has 1 recording (2 of 2 classes are"),
+        (["--make_folds", "2", "--seed", "-1"], "--seed -1: expected a whole number from 0"),
+        (["--make_folds", "2", "--group_pattern", "("], "--group_pattern '(': missing )"),
+        (["--make_folds", "2", "--group_pattern", "(z)"], "finds no group in 2 of 2 files, such"),
+        (["--make_folds", "3", "--group_pattern", "_(n?)"], "finds no group in 2 of 2 files"),
+        (["--make_folds", "3", "--group_pattern", "(wav)"], "one group only by pattern (wav) (wav"),
+        (["--group_pattern", "(.)"], "--group_pattern (.): expected --make_folds K as well"),
+        (["--seed", "0"], "--seed 0: expected --make_folds K as well"),
+        (["--group_column", "x", "--make_folds", "2"], "unrecognized arguments: --group_column"),
         (["--hop", "1"], "--hop 1: expected --window as well"),
         (["--window", "2", "--seconds", "1.0"], "not allowed with argument --"),
         (["--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
@@ -413,6 +508,32 @@ def test_wrong_flags(no_ray, digits, tmp_path, flags, message):
 def test_wrong_commands(no_ray, argv, message):
     outcome = run(*argv)
     assert outcome.code == 2 and message in outcome.error
+
+
+def test_a_window_longer_than_every_recording(no_ray, tmp_path):
+    for name, seconds in (("0_ann_0.wav", 0.25), ("1_ben_0.wav", 0.75)):
+        write_sound(tmp_path / name, seconds=seconds)
+    flags = ["--audio_dir", tmp_path, "--processed_dir", tmp_path / "out"]
+    outcome = run("fsdd", *flags, "--window", 2)
+    assert outcome.code == 2
+    assert outcome.error == (
+        "raykfold: --window 2: longer than every recording, of which the longest has 0.75 s; "
+        "expected at most that, or --seconds 2 to make one sample of each"
+    )
+    (tmp_path / "1_ben_0.wav").write_text("whose length nobody knows")
+    with pytest.raises(AssertionError, match="Ray was started"):
+        run("fsdd", *flags, "--window", 2)
+
+
+def test_features_that_the_disk_has_no_room_for(no_ray, digits, tmp_path):
+    flags = ["--frames", 10**6, "--processed_dir", tmp_path / "out"]
+    with (digits / "metadata.csv").open("w") as table:
+        table.write("path,label,fold\n")
+        table.writelines(f"{n % 2}_{'ab'[n % 2]}nn_0.wav,{n % 2},{n % 2}\n" for n in range(10**5))
+    outcome = run("csv", "--audio_dir", digits, *flags, "--allow_missing")
+    assert outcome.code == 2
+    assert "features (100000, 128, 1000000) of float32 need 5.12e+04 GB more" in outcome.error
+    assert "expected another folder, smaller features, or --dtype float16" in outcome.error
 
 
 def test_a_processed_dir_that_cannot_be_written(no_ray, digits, tmp_path):
@@ -514,7 +635,13 @@ def test_the_cluster_of_the_environment_is_the_default(monkeypatch):
 
 @pytest.mark.parametrize(
     ("layout", "defaults"),
-    [("csv", URBANSOUND8K), ("esc50", ESC50), ("urbansound8k", URBANSOUND8K), ("fsdd", DIGITS)],
+    [
+        ("csv", URBANSOUND8K),
+        ("folder", URBANSOUND8K),
+        ("esc50", ESC50),
+        ("urbansound8k", URBANSOUND8K),
+        ("fsdd", DIGITS),
+    ],
 )
 def test_default_parameters(layout, defaults):
     options = prepare.parser().parse_args([layout, "--audio_dir", "x"])

@@ -13,6 +13,7 @@ from raykfold.data.log_mel import (
     ESC50,
     URBANSOUND8K,
     FeatureParameters,
+    features_of_file,
     frame_count,
     log_mel,
     log_mel_numpy,
@@ -95,6 +96,54 @@ def test_a_parameter_that_is_missing_is_named():
     del written["n_fft"]
     with pytest.raises(BadData, match="lack n_fft"):
         FeatureParameters.from_dict(written)
+
+
+# ---- Windows
+
+
+def test_a_hop_is_written_only_where_there_is_one():
+    assert "hop" not in DIGITS.as_dict()
+    cut = dataclasses.replace(DIGITS, hop=0.5)
+    assert cut.as_dict() == {**DIGITS.as_dict(), "hop": 0.5}
+    assert FeatureParameters.from_dict(cut.as_dict()) == cut
+
+
+@pytest.mark.parametrize("hop", [0, -1.0, float("nan"), float("inf"), "1", True, 1e-5, 1e300])
+def test_hops_out_of_range_are_named(hop):
+    with pytest.raises(BadInput, match=r"^hop "):
+        FeatureParameters(**{**GOOD, "hop": hop})
+
+
+@pytest.mark.parametrize(
+    ("count", "hop", "starts"),
+    [
+        (1, 1.0, [0]),  # shorter than a window
+        (8000, 1.0, [0]),
+        (11999, 1.0, [0]),  # the rest does not fill half of a window
+        (12000, 1.0, [0, 8000]),
+        (16000, 1.0, [0, 8000]),
+        (16000, 0.5, [0, 4000, 8000]),  # and not 12000, where nothing is new
+        (16001, 0.5, [0, 4000, 8000, 12000]),
+        (15999, 0.25, [0, 2000, 4000, 6000, 8000]),
+        (40000, 2.0, [0, 16000, 32000]),
+        (35999, 2.0, [0, 16000]),
+    ],
+)
+def test_where_windows_begin(count, hop, starts):
+    assert list(dataclasses.replace(DIGITS, hop=hop).window_starts(count)) == starts
+
+
+def test_windows_are_the_pieces_of_a_recording(tmp_path):
+    rng = np.random.default_rng(5)
+    samples = rng.uniform(-0.5, 0.5, 21000).astype(np.float32)
+    path = tmp_path / "long.wav"
+    soundfile.write(path, samples, 8000, subtype="FLOAT")
+    cut = dataclasses.replace(DIGITS, hop=1.0)
+    features = features_of_file(path, cut)
+    assert features.shape == (3, *DIGITS.shape) and features.dtype == np.float32
+    for row, start in zip(features, (0, 8000, 16000), strict=True):  # the last is padded
+        np.testing.assert_array_equal(row, log_mel(samples[start : start + 8000], DIGITS))
+    np.testing.assert_array_equal(features_of_file(path, DIGITS), [log_mel_of_file(path, DIGITS)])
 
 
 # ---- Spectrograms

@@ -519,6 +519,27 @@ def written(folder: Path, features: Any = FEATURES) -> FeatureSet:
     return read_feature_set(folder)
 
 
+def test_how_folds_were_made_is_said_and_is_no_parameter_of_features(tmp_path: Path) -> None:
+    rule = {"method": "StratifiedKFold", "folds": 2, "seed": 3}
+    write_feature_set(tmp_path, FEATURES, LABELS, FOLDS, {}, {"n_fft": 512}, fold_rule=rule)
+    (tmp_path / "class_mapping.json").unlink()
+    data = read_feature_set(tmp_path)
+    assert data.feature_parameters == {"n_fft": 512}
+    assert "folds made by StratifiedKFold, folds 2, seed 3" in data.notes
+    assert data.fingerprint == fingerprint()
+    (tmp_path / "features.json").write_text('{"fold_rule": ["by hand"]}')
+    with pytest.raises(BadData, match=r"features\.json: fold_rule: holds a list; it should be an"):
+        read_feature_set(tmp_path)
+
+
+def test_recordings_of_an_earlier_data_set_do_not_stay(tmp_path: Path) -> None:
+    everything = np.arange(len(LABELS))
+    write_feature_set(tmp_path, FEATURES, LABELS, FOLDS, {}, {}, recordings=everything)
+    assert np.load(tmp_path / "recordings.npy").tolist() == list(range(len(LABELS)))
+    write_feature_set(tmp_path, FEATURES, LABELS, FOLDS, {}, {})
+    assert not (tmp_path / "recordings.npy").exists()
+
+
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     folder = tmp_path / "made" / "here"
     data = written(folder)
