@@ -140,7 +140,7 @@ def _add_flags(parser: argparse.ArgumentParser, defaults: FeatureParameters) -> 
     about = {
         "sample_rate": "Sample rate in Hz; recordings are resampled to it.",
         "n_mels": "Mel bands.",
-        "n_fft": "Samples in a window.",
+        "n_fft": "Samples in a Fourier transform.",
         "hop_length": "Samples from one frame to the next.",
     }
     for name, text in about.items():
@@ -261,7 +261,7 @@ def _check_window(paths: Sequence[Path], parameters: FeatureParameters) -> None:
         longest = max(longest, seconds)
     raise BadData(
         f"--window {parameters.seconds:g}: longer than every recording, of which the longest has "
-        f"{longest:.3g} s; expected at most that, or --seconds {parameters.seconds:g} to make one "
+        f"{longest:.6g} s; expected at most that, or --seconds {parameters.seconds:g} to make one "
         "sample of each"
     )
 

@@ -364,7 +364,7 @@ def _find_folder(audio_dir: Path, _: Path | None, made_folds: FoldRequest | None
         base = base / tops.pop()
         below = {file: parts[1:] for file, parts in below.items()}
     notes = (*_where(audio_dir, base), *notes)
-    splits = sorted({parts[0] for parts in below.values()})
+    splits = sorted({parts[0] for parts in below.values() if len(parts) > 1})
     if (
         len(splits) > 1
         and all(split.casefold() in _SPLITS for split in splits)
@@ -373,17 +373,15 @@ def _find_folder(audio_dir: Path, _: Path | None, made_folds: FoldRequest | None
         notes += (f"the folders {', '.join(splits)} are joined: folds take the place of splits",)
         below = {file: parts[1:] for file, parts in below.items()}
     # A file in no folder has no class, and neither has one in a folder like _background_noise_.
-    for what, left_out in (
-        ("lie in no folder of a class", [f for f, parts in below.items() if len(parts) < 2]),
-        (
-            "lie in a folder whose name begins with _",
-            [f for f, parts in below.items() if len(parts) > 1 and parts[0].startswith("_")],
-        ),
+    for what, is_left_out in (
+        ("in no folder of a class", lambda parts: len(parts) < 2),
+        ("in a folder whose name begins with _", lambda parts: parts[0].startswith("_")),
     ):
+        left_out = [file for file, parts in below.items() if is_left_out(parts)]
         if left_out:
             count = count_of(len(left_out), "recording")
-            notes += (f"{count} left out, which {what}, such as {left_out[0]}",)
-            below = {file: parts for file, parts in below.items() if file not in set(left_out)}
+            notes += (f"{count} {what} left out, such as {left_out[0]}",)
+            below = {file: parts for file, parts in below.items() if not is_left_out(parts)}
     if not below:
         found = f"; {notes[-1]}" if notes else ""
         raise BadInput(
@@ -452,7 +450,7 @@ LAYOUTS: Mapping[str, Layout] = {
         _find_csv,
     ),
     "folder": Layout(
-        "A folder for each class, <class>/<name>.wav, for example; needs --make_folds.",
+        "A folder for each class, like those of GTZAN and Speech Commands; needs --make_folds.",
         URBANSOUND8K,
         _find_folder,
         has_table=False,

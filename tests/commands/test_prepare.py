@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -416,6 +417,30 @@ def test_a_node_that_lacks_the_audio_folder_is_an_error(shared_ray, tmp_path):
             advance=lambda count: None,
         )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_sigkill_resumes(tmp_path):
+    for n in range(400):
+        write_sound(tmp_path / "audio" / f"{n % 10}_{'abcd'[n % 4]}_{n}.wav", seconds=0.1)
+    command = [sys.executable, "-m", "raykfold.prepare", "fsdd", "--local_cpus", "2"]
+    command += ["--audio_dir", str(tmp_path / "audio"), "--processed_dir"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    killed = [*command, str(tmp_path / "killed")]
+    with subprocess.Popen(killed, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "%" in line:
+                process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == [FOLDER]
+    again = subprocess.run(killed, check=True, capture_output=True, text=True).stdout
+    assert "of them are done; starting Ray" in again and "dropped" not in again
+    whole, resumed = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("whole", "killed")
+    )
+    assert whole == resumed
 
 
 # ---- Without Ray

@@ -130,15 +130,15 @@ def test_what_is_of_no_class_is_left_out(tmp_path: Path) -> None:
     listing = folder_of(tmp_path, *names, *others)
     assert len(listing.recordings) == 6 and listing.class_names == {0: "no", 1: "yes"}
     assert listing.notes[:2] == (
-        f"1 recording left out, which lie in no folder of a class, such as {tmp_path}/intro.wav",
-        "1 recording left out, which lie in a folder whose name begins with _, such as "
+        f"1 recording in no folder of a class left out, such as {tmp_path}/intro.wav",
+        "1 recording in a folder whose name begins with _ left out, such as "
         f"{tmp_path}/_background_noise_/tap.wav",
     )
 
 
 def test_splits_are_joined(tmp_path: Path) -> None:
     names = [f"{split}/{c}/{n}.wav" for split in ("test", "Train") for c in "ab" for n in (1, 2)]
-    listing = folder_of(tmp_path, *names, "test/unlabelled.wav")
+    listing = folder_of(tmp_path, *names, "test/unlabelled.wav", "intro.wav")
     assert [str(each.path.relative_to(tmp_path)) for each in listing.recordings] == [
         *(f"{split}/a/{n}.wav" for split in ("Train", "test") for n in (1, 2)),
         *(f"{split}/b/{n}.wav" for split in ("Train", "test") for n in (1, 2)),
@@ -163,7 +163,7 @@ def test_folders_of_classes_need_folds_to_be_made(tmp_path: Path) -> None:
 
 
 def test_recordings_without_folders_of_classes(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"1 recording left out, which lie in no .*<class>/<name>"):
+    with pytest.raises(BadInput, match=r"1 recording in no folder of a class.*<class>/<name>"):
         folder_of(tmp_path, "1.wav")
 
 
