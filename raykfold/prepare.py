@@ -226,10 +226,9 @@ def feature_parameters(options: argparse.Namespace) -> FeatureParameters:
             **given, frames=1 if options.frames is None else options.frames
         )
     except BadInput as error:
-        text = str(error)
-        if options.window is not None:
-            text = text.replace("seconds", "window", text.startswith("seconds"))
-        raise BadInput(f"--{text}") from None
+        name, _, about = str(error).partition(" ")
+        flag = "window" if name == "seconds" and options.window is not None else name
+        raise BadInput(f"--{flag} {about}") from None
     if options.frames is None:
         frames = frame_count(parameters.sample_rate, parameters.seconds, parameters.hop_length)
         parameters = dataclasses.replace(parameters, frames=frames)
@@ -295,7 +294,7 @@ def _check_room(
         shape = (recordings, n_mels, frames)
         raise BadInput(
             f"--processed_dir {processed_dir}: features {shape} of {dtype} need "
-            f"{needed / 1e9:.3g} GB more, and the disk has {free / 1e9:.3g} GB left; expected "
+            f"{needed / 1e9:.1f} GB more, and the disk has {free / 1e9:.1f} GB left; expected "
             "another folder, smaller features, or --dtype float16"
         )
 

@@ -551,13 +551,15 @@ def test_a_window_longer_than_every_recording(no_ray, tmp_path):
 
 
 def test_features_that_the_disk_has_no_room_for(no_ray, digits, tmp_path):
-    flags = ["--frames", 10**6, "--processed_dir", tmp_path / "out"]
+    flags = ["--frames", 2**19, "--processed_dir", tmp_path / "out"]
     with (digits / "metadata.csv").open("w") as table:
         table.write("path,label,fold\n")
-        table.writelines(f"{n % 2}_{'ab'[n % 2]}nn_0.wav,{n % 2},{n % 2}\n" for n in range(10**5))
+        table.writelines(
+            f"{n % 2}_{('ann', 'ben')[n % 2]}_0.wav,{n % 2},{n % 2}\n" for n in range(10**5)
+        )
     outcome = run("csv", "--audio_dir", digits, *flags, "--allow_missing")
     assert outcome.code == 2
-    assert "features (100000, 128, 1000000) of float32 need 5.12e+04 GB more" in outcome.error
+    assert "features (100000, 128, 524288) of float32 need 26843.5 GB more" in outcome.error
     assert "expected another folder, smaller features, or --dtype float16" in outcome.error
 
 
