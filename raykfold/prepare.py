@@ -78,8 +78,8 @@ def _prepare(options: argparse.Namespace) -> int:
     )
     with spool.opened():
         # Make the features, which go to the disk as they come.
-        _print_found(listing, spool)
         _check_room(processed_dir, spool, len(paths), parameters, dtype)
+        _print_found(listing, spool)
         try:
             if options.strict and spool.problems:  # of a prepare before this one
                 raise BadData(f"--strict: {next(iter(spool.problems.values()))}")
@@ -294,7 +294,7 @@ def _check_room(
         shape = (recordings, n_mels, frames)
         raise BadInput(
             f"--processed_dir {processed_dir}: features {shape} of {dtype} need "
-            f"{needed / 1e9:.1f} GB more, and the disk has {free / 1e9:.1f} GB left; expected "
+            f"{needed / 1e6:.0f} MB more, and the disk has {free / 1e6:.0f} MB left; expected "
             "another folder, smaller features, or --dtype float16"
         )
 
