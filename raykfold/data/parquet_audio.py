@@ -227,7 +227,8 @@ def _contents(file: pq.ParquetFile, column: str, groups: range) -> Iterator[byte
     is_struct = pa.types.is_struct(file.schema_arrow.field(column).type)
     leaf = f"{column}.bytes" if is_struct else column
     with file:
-        for batch in file.iter_batches(_BATCH, row_groups=list(groups), columns=[leaf]):
-            for cell in batch.column(0):
-                value = cell.as_py()
-                yield value["bytes"] if is_struct and value is not None else value
+        for group in groups:  # one after the other: damage to one is none to the row before it
+            for batch in file.iter_batches(_BATCH, row_groups=[group], columns=[leaf]):
+                for cell in batch.column(0):
+                    value = cell.as_py()
+                    yield value["bytes"] if is_struct and value is not None else value

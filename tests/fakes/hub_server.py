@@ -2,9 +2,9 @@
 
 It speaks the part of the Hub's protocol that huggingface_hub uses to create, commit to, list and
 download models and datasets, with LFS and without Xet (`HF_HUB_DISABLE_XET=1`), which
-`xet_server.py` adds. Repositories are in memory; commits go to one branch, `main`. LFS content lies at
-another port and under another name of this machine, as at the Hub it lies at another host. To try
-commands against it: `python tests/fakes/hub_server.py --help`.
+`xet_server.py` adds. Repositories are in memory, and commits go to one branch, `main`. LFS content
+lies at another port and under another name of this machine, as at the Hub it lies at another host.
+To try commands against it: `python tests/fakes/hub_server.py --help`.
 """
 
 from __future__ import annotations
