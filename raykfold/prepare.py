@@ -21,9 +21,11 @@ from raykfold.config.command import Parser, add_flag, leave_lost_folder, run_com
 from raykfold.config.environment import without_secrets
 from raykfold.data.audio import require_audio, require_readable, seconds_of_file
 from raykfold.data.layouts import LAYOUTS, Listing, list_recordings
-from raykfold.data.log_mel import FeatureParameters, frame_count
+from raykfold.data.log_mel import URBANSOUND8K, FeatureParameters, frame_count
 from raykfold.data.losses import describe_loss, require_most
 from raykfold.data.made_folds import FoldRequest
+from raykfold.data.parquet_audio import AudioSources, ParquetCell
+from raykfold.data.parquet_table import ColumnNames, card_features, list_parquet
 from raykfold.data.spool import Spool
 from raykfold.distributed.extraction import extract_features
 from raykfold.distributed.session import ray_session
@@ -34,6 +36,10 @@ from raykfold.text import count_of, one_line, with_name
 
 _MOST_VALUES = 2**26  # in a sample, as in weights that predict
 _MOST_LISTED = 20  # recordings that cannot be read
+_HUB = (
+    "A dataset of the Hugging Face Hub in Parquet, with an Audio column; the columns are found by "
+    "their types and names."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,14 +53,13 @@ def _prepare(options: argparse.Namespace) -> int:
     parameters = feature_parameters(options)
     if options.local_cpus is not None and options.local_cpus < 1:
         raise BadInput(f"--local_cpus {options.local_cpus}: expected at least 1")
-    audio_dir, processed_dir = absolute(options.audio_dir), absolute(options.processed_dir)
-    if not os.path.isdir(audio_dir):
-        raise BadInput(f"--audio_dir {audio_dir}: no such folder")
-    check_folder("processed_dir", processed_dir)
-    table = absolute(options.csv) if getattr(options, "csv", None) else None
-    made_folds = fold_request(options)
-    leave_lost_folder()
-    listing = list_recordings(options.layout, audio_dir, table, made_folds)
+    processed_dir = absolute(options.processed_dir)
+    audio_dir = None
+    if options.layout == "hub":
+        listing = _list_dataset(options, processed_dir)
+    else:
+        audio_dir = absolute(options.audio_dir)
+        listing = _list_folder(options, audio_dir, processed_dir)
     recordings = listing.recordings
     for note in listing.notes:
         print(one_line(note, longest=None))
@@ -67,7 +72,7 @@ def _prepare(options: argparse.Namespace) -> int:
     paths = [recording.path for recording in recordings]
     require_readable([path.name for path in paths])
     _check_window(paths, parameters)
-    files = [_size_and_change(path) for path in paths]
+    files = _sizes_and_changes(paths)
     dtype = np.dtype(options.dtype)
     spool = Spool(
         processed_dir,
@@ -112,6 +117,46 @@ def _prepare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _list_folder(options: argparse.Namespace, audio_dir: Path, processed_dir: Path) -> Listing:
+    if not os.path.isdir(audio_dir):
+        raise BadInput(f"--audio_dir {audio_dir}: no such folder")
+    check_folder("processed_dir", processed_dir)
+    table = absolute(options.csv) if getattr(options, "csv", None) else None
+    made_folds = fold_request(options)
+    leave_lost_folder()
+    return list_recordings(options.layout, audio_dir, table, made_folds)
+
+
+def _list_dataset(options: argparse.Namespace, processed_dir: Path) -> Listing:
+    check_folder("processed_dir", processed_dir)
+    made_folds = fold_request(options)
+    download_dir = None
+    if options.download_dir is not None:
+        download_dir = absolute(options.download_dir)
+        check_folder("download_dir", download_dir)
+    leave_lost_folder()
+    require_audio()  # not after a download that may take an hour
+    from raykfold.outputs.hub_parquet import fetch_parquet
+
+    with without_secrets(os.environ) as credentials:
+        dataset = fetch_parquet(
+            options.repo_id,
+            credentials.hf_token,
+            partial(print, flush=True),
+            revision=options.revision,
+            config_name=options.config_name,
+            split=options.split,
+            download_dir=download_dir,
+        )
+    return list_parquet(
+        dataset.splits,
+        f"dataset {options.repo_id}",
+        ColumnNames(options.audio_column, options.label_column, options.fold_column),
+        card_features(dataset.info),
+        made_folds,
+    )
+
+
 # ---- The command line
 
 
@@ -125,17 +170,41 @@ def parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="layout", metavar="LAYOUT", required=True)
     for name, layout in LAYOUTS.items():
         command = commands.add_parser(name, help=layout.help, description=layout.help)
-        _add_flags(command, layout.defaults)
+        place = "Folder of the recordings; on a cluster, one that every node can read."
+        add_flag(command, "audio_dir", required=True, metavar="DIR", help=place)
+        _add_feature_flags(command, layout.defaults)
         add_fold_flags(command, has_table=layout.has_table)
         if name == "csv":
             add_flag(command, "csv", metavar="FILE", help="The table [AUDIO_DIR/metadata.csv].")
+    command = commands.add_parser("hub", help=_HUB, description=_HUB)
+    _add_hub_flags(command)
+    _add_feature_flags(command, URBANSOUND8K)
+    add_fold_flags(command, has_table=True)
     return parser
 
 
-def _add_flags(parser: argparse.ArgumentParser, defaults: FeatureParameters) -> None:
+def _add_hub_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("repo_id", metavar="OWNER/NAME", help="Dataset repository on the Hub.")
     flag = partial(add_flag, parser)
-    place = "Folder of the recordings; on a cluster, one that every node can read."
-    flag("audio_dir", required=True, metavar="DIR", help=place)
+    texts = {
+        "revision": "Branch, tag or commit [main].",
+        "config_name": "Configuration, of a dataset that has several.",
+        "split": "Take one split [all, joined].",
+        "audio_column": "Column of the audio [the Audio column].",
+        "label_column": "Column of the label [the ClassLabel, or one called label, class, ...].",
+        "fold_column": "Column of the fold [fold].",
+    }
+    for name, text in texts.items():
+        flag(name, metavar="NAME", help=text)
+    download = (
+        "Folder for the files of the Hub, in the layout of its cache; on a cluster, one that every "
+        "node can read [the Hub's cache]."
+    )
+    flag("download_dir", metavar="DIR", help=download)
+
+
+def _add_feature_flags(parser: argparse.ArgumentParser, defaults: FeatureParameters) -> None:
+    flag = partial(add_flag, parser)
     flag("processed_dir", metavar="DIR", help="Folder to write.", default="data/processed")
     about = {
         "sample_rate": "Sample rate in Hz; recordings are resampled to it.",
@@ -244,7 +313,7 @@ def feature_parameters(options: argparse.Namespace) -> FeatureParameters:
 # ---- The work
 
 
-def _check_window(paths: Sequence[Path], parameters: FeatureParameters) -> None:
+def _check_window(paths: Sequence[Path | ParquetCell], parameters: FeatureParameters) -> None:
     """Check that a recording fills a window, by the headers of as many files as it takes.
 
     Raises:
@@ -253,8 +322,12 @@ def _check_window(paths: Sequence[Path], parameters: FeatureParameters) -> None:
     if parameters.hop is None:
         return
     longest = 0.0
+    sources = AudioSources()
     for path in paths:
-        seconds = seconds_of_file(path)
+        try:
+            seconds = seconds_of_file(sources.open(path))
+        except BadData:  # a worker says which
+            continue
         if seconds is None or seconds >= parameters.seconds:  # None: another reader may know it
             return
         longest = max(longest, seconds)
@@ -263,6 +336,20 @@ def _check_window(paths: Sequence[Path], parameters: FeatureParameters) -> None:
         f"{longest:.6g} s; expected at most that, or --seconds {parameters.seconds:g} to make one "
         "sample of each"
     )
+
+
+def _sizes_and_changes(paths: Sequence[Path | ParquetCell]) -> list[tuple[int, str]]:
+    """Return each recording's size in bytes, about, and a text that changes when its file does."""
+    in_file = Counter(path.file for path in paths if isinstance(path, ParquetCell))
+    known = {file: _size_and_change(file) for file in in_file}
+    found = []
+    for path in paths:
+        if isinstance(path, ParquetCell):
+            size, change = known[path.file]
+            found.append((size // in_file[path.file], f"{path.column} {change}"))
+        else:
+            found.append(_size_and_change(path))
+    return found
 
 
 def _size_and_change(path: Path) -> tuple[int, str]:
@@ -302,8 +389,8 @@ def _check_room(
 def _extract(
     options: argparse.Namespace,
     spool: Spool,
-    audio_dir: Path,
-    paths: Sequence[Path],
+    audio_dir: Path | None,
+    paths: Sequence[Path | ParquetCell],
     sizes: Sequence[int],
     parameters: FeatureParameters,
 ) -> None:

@@ -13,7 +13,8 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from types import ModuleType
@@ -77,18 +78,10 @@ def read_audio(
             installed.
         BadInput: librosa or soundfile is not installed.
     """
-    librosa, soundfile = require_audio()
+    librosa, _ = require_audio()
     most = None if seconds is None else seconds + _READ_BEYOND
-    try:
-        if _FFMPEG_HEAD.match(_head(source)):
-            channels, rate = _read_by_ffmpeg(source, most)
-        else:
-            channels, rate = _read_by_soundfile(source, most)
-    except (OSError, soundfile.SoundFileError) as error:
-        if not isinstance(error, soundfile.SoundFileError) or not needs_ffmpeg(_file_name(source)):
-            reason = _reason(error, source)
-            raise BadData(f"{source}: cannot be read as audio ({reason})") from None
-        channels, rate = _read_by_ffmpeg(source, most)
+    with _as_bad_data(source):
+        channels, rate = _read(source, most)
     if channels.shape[0] == 0:
         raise BadData(f"{source}: holds no sound")
     if not np.isfinite(channels).all():
@@ -98,7 +91,7 @@ def read_audio(
     return np.asarray(resampled, dtype=np.float32)
 
 
-def seconds_of_file(path: Path) -> float | None:
+def seconds_of_file(source: Path | AudioBytes) -> float | None:
     """Return the length of a recording by its header; None where that does not tell.
 
     Raises:
@@ -106,10 +99,7 @@ def seconds_of_file(path: Path) -> float | None:
     """
     _, soundfile = require_audio()
     try:
-        with (
-            path.open("rb") as opened,
-            soundfile.SoundFile(opened.fileno(), closefd=False) as file,
-        ):
+        with _opened(source) as file:
             return float(file.frames / file.samplerate)
     except (OSError, soundfile.SoundFileError):
         return None
@@ -151,26 +141,42 @@ def require_audio() -> tuple[ModuleType, ModuleType]:
     return librosa, soundfile
 
 
-def _read_by_soundfile(source: Path | AudioBytes, seconds: float | None) -> tuple[np.ndarray, int]:
+def _read(source: Path | AudioBytes, seconds: float | None) -> tuple[np.ndarray, int]:
     """Return the first `seconds` of the sound, (samples, channels) float32, and its rate in Hz."""
+    _, soundfile = require_audio()
+    if _FFMPEG_HEAD.match(_head(source)):
+        return _read_by_ffmpeg(source, seconds)
+    try:
+        return _read_by_soundfile(source, seconds)
+    except soundfile.SoundFileError:
+        if not needs_ffmpeg(_file_name(source)):
+            raise
+        return _read_by_ffmpeg(source, seconds)
+
+
+def _read_by_soundfile(source: Path | AudioBytes, seconds: float | None) -> tuple[np.ndarray, int]:
+    with _opened(source) as file:
+        count = -1 if seconds is None else math.ceil(seconds * file.samplerate)
+        return file.read(count, dtype="float32", always_2d=True), file.samplerate
+
+
+@contextmanager
+def _opened(source: Path | AudioBytes) -> Iterator[Any]:
+    """Yield a `soundfile.SoundFile`."""
     _, soundfile = require_audio()
     if isinstance(source, AudioBytes):
         with soundfile.SoundFile(io.BytesIO(source.content)) as file:
-            return _first_samples(file, seconds)
+            yield file
+        return
     # By descriptor: with a name, libsndfile takes `._name` beside it, which macOS's archives have,
     # for a resource fork with the audio, and refuses an MP3 file. Of a file object, soundfile
     # passes over the errors of reading, and the rest would be taken for silence; bytes have none.
     with source.open("rb") as opened, soundfile.SoundFile(opened.fileno(), closefd=False) as file:
-        return _first_samples(file, seconds)
-
-
-def _first_samples(file: Any, seconds: float | None) -> tuple[np.ndarray, int]:
-    count = -1 if seconds is None else math.ceil(seconds * file.samplerate)
-    return file.read(count, dtype="float32", always_2d=True), file.samplerate
+        yield file
 
 
 def _read_by_ffmpeg(source: Path | AudioBytes, seconds: float | None) -> tuple[np.ndarray, int]:
-    """Return what `_read_by_soundfile` does, decoded by ffmpeg.
+    """Return what `_read` does, decoded by ffmpeg.
 
     Raises:
         BadData: ffmpeg is not installed, or cannot decode the file.
@@ -212,6 +218,16 @@ def _read_by_ffmpeg(source: Path | AudioBytes, seconds: float | None) -> tuple[n
         if decoded.stat().st_size > _MOST_BYTES - _SLACK_BYTES:
             raise BadData(f"{source}: more than {_MOST_BYTES >> 30} GiB when decoded; cut it up")
         return _read_by_soundfile(decoded, seconds)
+
+
+@contextmanager
+def _as_bad_data(source: Path | AudioBytes) -> Iterator[None]:
+    _, soundfile = require_audio()
+    try:
+        yield
+    except (OSError, soundfile.SoundFileError) as error:
+        reason = _reason(error, source)
+        raise BadData(f"{source}: cannot be read as audio ({reason})") from None
 
 
 def _head(source: Path | AudioBytes) -> bytes:

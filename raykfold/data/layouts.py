@@ -19,6 +19,7 @@ from raykfold.data.audio import FFMPEG_SUFFIXES
 from raykfold.data.file_names import FileNames, files_below, names_in, subfolders
 from raykfold.data.log_mel import DIGITS, ESC50, URBANSOUND8K, FeatureParameters
 from raykfold.data.made_folds import FoldRequest, make_folds
+from raykfold.data.parquet_audio import ParquetCell
 from raykfold.data.tables import (
     Row,
     by_numbers_within,
@@ -48,16 +49,21 @@ class Recording:
     """One audio file, its class and its fold.
 
     Attributes:
-        path: of the file.
+        path: of the file, or the cell of a Parquet file that holds it.
         label: of its class.
         fold: 0 if it has none until folds are made.
         group: what belongs in one fold, if a column says so.
     """
 
-    path: Path
+    path: Path | ParquetCell
     label: int
     fold: int
     group: str | None = None
+
+    @property
+    def file_name(self) -> Path:
+        """The path of the file; of a cell the name that the file had, which may be empty."""
+        return self.path if isinstance(self.path, Path) else Path(self.path.name)
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ def list_recordings(
     """
     listing = LAYOUTS[layout].find(audio_dir, table, made_folds)
     if made_folds is not None:
-        listing = _with_made_folds(listing, audio_dir, made_folds)
+        listing = with_made_folds(listing, audio_dir, made_folds)
     require_several(listing, listing.recordings)
     listing = _located(listing)
     if len(listing.missing) == len(listing.recordings):
@@ -133,11 +139,22 @@ def list_recordings(
     return listing
 
 
-def _with_made_folds(listing: Listing, audio_dir: Path, request: FoldRequest) -> Listing:
+def with_made_folds(listing: Listing, audio_dir: Path, request: FoldRequest) -> Listing:
+    """Return the listing with the folds that are to be made.
+
+    Args:
+        listing: with the groups of the recordings, if they are in a column.
+        audio_dir: the folder whose name and place do not count in a `group_pattern`.
+        request: the folds.
+
+    Raises:
+        BadData: they cannot be made.
+    """
     recordings = listing.recordings
     groups: list[str] | None = None
     if request.group_pattern is not None:
-        groups = request.groups_of_paths([each.path for each in recordings], audio_dir)
+        paths = [audio_dir / each.file_name for each in recordings]
+        groups = request.groups_of_paths(paths, audio_dir)
     elif request.group_column is not None:
         groups = [each.group or "" for each in recordings]
     made = make_folds(
@@ -186,7 +203,7 @@ def require_several(listing: Listing, recordings: Sequence[Recording]) -> None:
 def _located(listing: Listing) -> Listing:
     """Return the listing with the paths under which its recordings exist."""
     names = FileNames()
-    paths = [names.find(recording.path) for recording in listing.recordings]
+    paths = [names.find(recording.file_name) for recording in listing.recordings]
     # Of two rows, x\a.wav and x/a.wav are one file.
     wanted = [str(recording.path).replace("\\", "/") for recording in listing.recordings]
     taken = Counter(path for path, _ in set(zip(paths, wanted, strict=True)))
@@ -265,10 +282,10 @@ def _find_csv(audio_dir: Path, table: Path | None, made_folds: FoldRequest | Non
         optional=("fold",),
         instead={"fold": "--make_folds 5, which makes five folds"},
     )
-    numbers, class_names = _labels(row["label"] for row in rows)
+    numbers, class_names = labels_of(row["label"] for row in rows)
     fold_names: dict[int, str] = {}
     if made_folds is None:
-        folds, fold_names = _folds(rows)
+        folds, fold_names = folds_of(rows)
     else:  # only to say that they are not used
         folds, _ = number_names((row.get("fold", "") for row in rows), first=0)
     recordings = [
@@ -284,7 +301,7 @@ def _group_column(made_folds: FoldRequest | None) -> tuple[str, ...]:
     return () if column is None else (column,)
 
 
-def _labels(texts: Iterable[str]) -> tuple[list[int], dict[int, str]]:
+def labels_of(texts: Iterable[str]) -> tuple[list[int], dict[int, str]]:
     """Return labels, and label → name: of whole numbers themselves, else in alphabetical order."""
     texts = list(texts)
     labels = [whole_number(text) for text in texts]
@@ -294,7 +311,7 @@ def _labels(texts: Iterable[str]) -> tuple[list[int], dict[int, str]]:
     return numbers, {label: str(label) for label in sorted(set(numbers))}
 
 
-def _folds(rows: Sequence[Row]) -> tuple[list[int], dict[int, str]]:
+def folds_of(rows: Sequence[Row]) -> tuple[list[int], dict[int, str]]:
     """Return the fold of each row, and fold → name where the table has names of folds."""
     folds = [fold_number(row["fold"]) for row in rows]
     if None not in folds:
@@ -393,7 +410,7 @@ def _find_folder(audio_dir: Path, _: Path | None, made_folds: FoldRequest | None
             f"--audio_dir {audio_dir}: folders of classes have no folds; expected --make_folds 5 "
             "to make five folds"
         )
-    numbers, class_names = _labels(parts[0] for parts in below.values())
+    numbers, class_names = labels_of(parts[0] for parts in below.values())
     recordings = [
         Recording(file, label, fold=0) for file, label in zip(below, numbers, strict=True)
     ]

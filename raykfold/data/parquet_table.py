@@ -9,12 +9,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from raykfold.data.layouts import (
+    Listing,
+    Recording,
+    folds_of,
+    labels_of,
+    require_several,
+    with_made_folds,
+)
+from raykfold.data.made_folds import FoldRequest
 from raykfold.data.parquet_audio import ParquetCell, ParquetFiles
-from raykfold.data.tables import by_numbers_within, fold_number, number_names, whole_number
+from raykfold.data.tables import Row, fold_number
 from raykfold.errors import BadData
 from raykfold.text import comma_list, one_line
 
@@ -41,7 +50,6 @@ class ColumnNames:
     audio: str | None = None
     label: str | None = None
     fold: str | None = None
-    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,39 +65,14 @@ class Features:
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class ParquetTable:
-    """The recordings of Parquet files, in the order of the files and their rows.
-
-    Attributes:
-        cells: one for each recording.
-        labels: class of each recording.
-        class_names: label → name.
-        folds: fold of each recording; None if folds are to be made.
-        fold_names: fold → name, for folds that have a name.
-        groups: what each recording belongs to, such as its speaker, if folds are to be made; None
-            if no column says so.
-        note: a line to show the user, on the columns.
-    """
-
-    cells: Sequence[ParquetCell]
-    labels: Sequence[int]
-    class_names: Mapping[int, str]
-    folds: Sequence[int] | None
-    fold_names: Mapping[int, str]
-    groups: Sequence[str] | None
-    note: str
-
-
 def list_parquet(
     splits: Mapping[str, Sequence[Path]],
     source: str,
     named: ColumnNames,
     declared: Features,
-    *,
-    make_folds: bool,
-) -> ParquetTable:
-    """Return the recordings of Parquet files, with their labels, and their folds or groups.
+    made_folds: FoldRequest | None = None,
+) -> Listing:
+    """Return the recordings of Parquet files, in the order of the files and their rows.
 
     Folds are in a column, or each is a split, such as ``fold1``.
 
@@ -98,46 +81,57 @@ def list_parquet(
         source: what the files are, for messages.
         named: columns that the user has named.
         declared: what is known of the columns beside what the files say.
-        make_folds: look for groups, and not for folds.
+        made_folds: the folds to make, in place of those in the table. What belongs in one fold is
+            in the column that it names, else in one with a name such as ``speaker_id``.
 
     Raises:
-        BadData: a file cannot be read, or a column is missing, or is not what it should be.
+        BadData: a file cannot be read, a column is missing or not what it should be, or the folds
+            cannot be made.
     """
     table = _Table(ParquetFiles(splits), source, declared)
     audio = _audio(table, named.audio)
-    by_split = len(splits) > 1 and all(fold_number(split) is not None for split in splits)
-    fold = group = None
-    if make_folds:
-        group = _by_name(table, "group", named.group, _GROUP_NAMES, not_these={named.label})
-    else:
-        fold = _by_name(table, "fold", named.fold, _FOLD_NAMES, not_these={named.label})
-        if fold is None and not by_split:
-            raise BadData(
-                f"{source}: has no column of folds; its columns are {table.shown}; expected "
-                "--fold_column NAME, or --make_folds K"
-            )
+    fold = _by_name(table, "fold", named.fold, _FOLD_NAMES, not_these={named.label})
+    group = None
+    if made_folds is not None and made_folds.group_pattern is None:
+        given = made_folds.group_column
+        group = _by_name(table, "group", given, _GROUP_NAMES, not_these={named.label, fold})
+        made_folds = replace(made_folds, group_column=group)
     labels, class_names, label_text = _labels(table, named.label, {audio, fold, group})
-    folds: list[int] | None = None
+
+    # The folds and groups, and what the user should know of the columns.
+    folds, fold_text = [0] * len(labels), ""
     fold_names: dict[int, str] = {}
-    if fold is not None:
-        folds, fold_names = _folds(table, fold)
-    elif not make_folds:
-        folds = [fold_number(split) or 0 for split in table.files.splits]
-    chosen = {
-        "audio": audio,
-        "label": label_text,
-        "fold": None if make_folds else fold or "by split",
-        "group": group,
-    }
-    return ParquetTable(
-        cells=_cells(table, audio),
-        labels=labels,
-        class_names=class_names,
-        folds=folds,
-        fold_names=fold_names,
-        groups=None if group is None else [str(each) for each in table.complete(group, "group")],
-        note=f"columns: {', '.join(f'{what} {name}' for what, name in chosen.items() if name)}",
+    if made_folds is None:
+        folds, fold_names, fold_text = _folds(table, fold)
+    groups: list[Any] = [None] * len(labels)
+    if group is not None:
+        groups = [str(value) for value in table.complete(group, "group")]
+    found = {"audio": audio, "label": label_text, "fold": fold_text, "group": group}
+    notes = [f"columns: {', '.join(f'{what} {name}' for what, name in found.items() if name)}"]
+    if made_folds is not None and fold is not None:
+        notes.append(f"the folds of {source} are not used: --make_folds makes others")
+
+    listing = Listing(
+        [
+            Recording(*each)
+            for each in zip(_cells(table, audio), labels, folds, groups, strict=True)
+        ],
+        class_names,
+        source,
+        fold_names,
+        notes=tuple(notes),
     )
+    if made_folds is not None:
+        if made_folds.group_pattern is not None and not any(
+            recording.file_name.name for recording in listing.recordings
+        ):
+            raise BadData(
+                f"--group_pattern {made_folds.group_pattern!r}: the recordings of {source} have no "
+                "names of files; expected --group_column"
+            )
+        listing = with_made_folds(listing, Path("/"), made_folds)
+    require_several(listing, listing.recordings)
+    return listing
 
 
 class _Table:
@@ -341,31 +335,31 @@ def _of_column(table: _Table, column: str) -> tuple[list[int], dict[int, str]]:
             )
         return values, {label: names[label] for label in sorted(set(values))}
     if table.files.kind(column) == "text":
-        numbers = [whole_number(value) for value in values]
-        if None in numbers:
-            return number_names(values, first=0)
-        values = [number for number in numbers if number is not None]
+        return labels_of(values)
     distinct = sorted(set(values))
     return [int(value) for value in values], {int(value): str(value) for value in distinct}
 
 
-def _folds(table: _Table, column: str) -> tuple[list[int], dict[int, str]]:
-    """Return the fold of each recording, and fold → name if the folds have names."""
+def _folds(table: _Table, column: str | None) -> tuple[list[int], dict[int, str], str]:
+    """Return the fold of each recording, fold → name if the folds have names, and what says so."""
+    splits = table.files.splits
+    if column is None:
+        numbers = {split: fold_number(split) for split in splits}
+        if len(numbers) > 1 and None not in numbers.values():
+            return [numbers[split] or 0 for split in splits], {}, "by split"
+        raise BadData(
+            f"{table.source}: has no column of folds; its columns are {table.shown}; expected "
+            "--fold_column NAME, or --make_folds 5 to make five folds"
+        )
     values = table.complete(column, "fold")
     if table.is_class_label(column):
         names = table.class_names[column]
         values = [names[value] if value < len(names) else value for value in values]
-    texts = [str(value) for value in values]
-    folds = [fold_number(text) for text in texts]
-    if None not in folds:
-        return [fold for fold in folds if fold is not None], {}
-    if any(fold is not None for fold in folds):  # names of all would give the folds other numbers
-        odd = texts[folds.index(None)]
-        raise BadData(
-            f"{table.source}: the column {column} holds {one_line(odd)!r}; expected a whole number "
-            "or fold<k>, as in other rows, or a name in every row"
-        )
-    return number_names(texts, first=1, key=by_numbers_within)
+    rows = [
+        Row({"fold": str(value)}, f"{file}, row {row}")
+        for value, (file, row) in zip(values, table.files.rows, strict=True)
+    ]
+    return *folds_of(rows), column
 
 
 def _is_label(column: str) -> bool:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from raykfold.config.environment import worker_runtime_env
 from raykfold.data.log_mel import FeatureParameters, features_of_file
+from raykfold.data.parquet_audio import AudioSources, ParquetCell
 from raykfold.data.spool import Spool
 from raykfold.errors import BadData, BadInput, RaykfoldError
 
@@ -26,8 +27,8 @@ _TASKS_PER_CPU = 3
 
 def extract_features(
     spool: Spool,
-    audio_dir: Path,
-    paths: Sequence[Path],
+    audio_dir: Path | None,
+    paths: Sequence[Path | ParquetCell],
     sizes: Sequence[int],
     parameters: FeatureParameters,
     dtype: npt.DTypeLike,
@@ -40,9 +41,9 @@ def extract_features(
 
     Args:
         spool: what earlier calls have done, of the first recordings in `paths`.
-        audio_dir: the folder that every node should have.
+        audio_dir: the folder that every node should have, if the recordings are in one.
         paths: of all recordings.
-        sizes: of these files in bytes, about.
+        sizes: of the recordings in bytes, about.
         parameters: of the features.
         dtype: of the features.
         strict: stop at a recording that cannot be read.
@@ -108,7 +109,10 @@ def chunk_ends(
 
 
 def chunk_features(
-    audio_dir: Path, paths: Sequence[Path], parameters: FeatureParameters, dtype: npt.DTypeLike
+    audio_dir: Path | None,
+    paths: Sequence[Path | ParquetCell],
+    parameters: FeatureParameters,
+    dtype: npt.DTypeLike,
 ) -> tuple[np.ndarray, list[int], dict[int, str]]:
     """Return the features of some recordings.
 
@@ -117,18 +121,19 @@ def chunk_features(
         that recording could not be read.
 
     Raises:
-        BadInput: this node lacks `audio_dir`.
+        BadInput: this node lacks `audio_dir`, or a Parquet file.
     """
-    if not audio_dir.is_dir():
+    if audio_dir is not None and not audio_dir.is_dir():
         raise BadInput(
             f"--audio_dir {audio_dir}: does not exist on node {socket.gethostname()}; "
             "every node of the cluster should be able to read it"
         )
     parts = [np.empty((0, *parameters.shape), dtype=dtype)]
     windows, problems = [], {}
+    sources = AudioSources()
     for index, path in enumerate(paths):
         try:
-            parts.append(features_of_file(path, parameters).astype(dtype, copy=False))
+            parts.append(features_of_file(sources.open(path), parameters).astype(dtype, copy=False))
         except BadData as error:
             problems[index] = str(error)
             windows.append(0)

@@ -15,14 +15,16 @@ import glob
 import logging
 import os
 import re
+import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha1, sha256
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from raykfold.errors import BadData
 from raykfold.outputs.sync import Unavailable, some_of
 from raykfold.text import one_line
 
@@ -33,6 +35,8 @@ _REPLY_SECONDS = 60.0
 # A second try can succeed after these: time-outs, conflicting commits, rate limits.
 _TRANSIENT = {408, 409, 412, 425, 429}
 _PART_BYTES = 2**20
+_PAUSES = (1.0, 4.0, 16.0)  # seconds between tries of `patiently`
+_Fetched = TypeVar("_Fetched")
 # Errors of the local disk, not of the network.
 _LOCAL = {
     *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR),
@@ -163,6 +167,34 @@ class DatasetRepository:
         if missing:  # during an outage the client returns normally if the folder is not empty
             raise Unavailable(f"{some_of(missing)} did not arrive")
         return files
+
+
+def patiently(fetch: Callable[[], _Fetched], about: str, say: Callable[[str], None]) -> _Fetched:
+    """Call `fetch` until the Hub can be reached, a few times; return what it returns.
+
+    Args:
+        fetch: can raise `Refused` and `Unavailable`.
+        about: what is fetched, for messages.
+        say: takes lines for the user.
+
+    Raises:
+        BadData: the Hub refuses, or cannot be reached for half a minute.
+    """
+    pauses = iter(_PAUSES)
+    while True:
+        try:
+            return fetch()
+        except Refused as refused:
+            raise BadData(f"{about}: {refused}") from refused
+        except Unavailable as unavailable:
+            pause = next(pauses, None)
+            if pause is None:
+                raise BadData(
+                    f"{about}: cannot be fetched now ({unavailable}); the same command continues "
+                    "the download"
+                ) from unavailable
+            say(f"Hub: cannot be reached now ({unavailable}); trying again")
+            time.sleep(max(pause, unavailable.retry_after or 0.0))
 
 
 def card_data(readme: Path) -> dict[str, Any]:

@@ -5,19 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from raykfold.data.reading import FILE_NAMES, missing_arrays, unread_files
 from raykfold.errors import BadData
-from raykfold.outputs.hub_client import DatasetRepository, Refused
-from raykfold.outputs.sync import Unavailable
+from raykfold.outputs.hub_client import DatasetRepository, patiently
 
-_PAUSES = (1.0, 4.0, 16.0)  # seconds between tries
 _FETCHED = ".fetched-"
-_Fetched = TypeVar("_Fetched")
 
 
 def fetch_missing(
@@ -63,31 +58,3 @@ def fetch_missing(
     if lacking:
         names = ", ".join(f"{name}.npy (or .pkl)" for name in lacking)
         raise BadData(f"--hf_repo_id {repo_id}: the dataset has no {names}{unread_files(there)}")
-
-
-def patiently(fetch: Callable[[], _Fetched], about: str, say: Callable[[str], None]) -> _Fetched:
-    """Call `fetch` until the Hub can be reached, a few times; return what it returns.
-
-    Args:
-        fetch: can raise `Refused` and `Unavailable`.
-        about: what is fetched, for messages.
-        say: takes lines for the user.
-
-    Raises:
-        BadData: the Hub refuses, or cannot be reached for half a minute.
-    """
-    pauses = iter(_PAUSES)
-    while True:
-        try:
-            return fetch()
-        except Refused as refused:
-            raise BadData(f"{about}: {refused}") from refused
-        except Unavailable as unavailable:
-            pause = next(pauses, None)
-            if pause is None:
-                raise BadData(
-                    f"{about}: cannot be fetched now ({unavailable}); the same command continues "
-                    "the download"
-                ) from unavailable
-            say(f"Hub: cannot be reached now ({unavailable}); trying again")
-            time.sleep(max(pause, unavailable.retry_after or 0.0))

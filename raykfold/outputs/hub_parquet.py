@@ -15,8 +15,7 @@ from typing import Any
 
 from raykfold.data.tables import by_numbers_within
 from raykfold.errors import BadData
-from raykfold.outputs.hub_client import DatasetRepository, Refused, card_data
-from raykfold.outputs.hub_dataset import patiently
+from raykfold.outputs.hub_client import DatasetRepository, Refused, card_data, patiently
 from raykfold.outputs.sync import some_of
 from raykfold.text import comma_list, count_of
 

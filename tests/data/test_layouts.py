@@ -320,7 +320,7 @@ def test_other_spellings_of_a_name_are_found(tmp_path: Path, listed: str, on_dis
     write_table(tmp_path / "metadata.csv", "path,label,fold", f"{listed},dog,1", "b.wav,cat,2")
     listing = list_recordings("csv", tmp_path)
     assert not listing.missing
-    assert listing.recordings[0].path.samefile(tmp_path / on_disk)
+    assert listing.recordings[0].file_name.samefile(tmp_path / on_disk)
     (note,) = listing.notes
     assert note.startswith("1 recording found under another spelling")
 

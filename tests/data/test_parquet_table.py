@@ -10,10 +10,12 @@ import pyarrow as pa
 import pytest
 from support.parquet_data import audio, class_label, parquet
 
+from raykfold.data.layouts import Listing
+from raykfold.data.made_folds import FoldRequest
+from raykfold.data.parquet_audio import ParquetCell
 from raykfold.data.parquet_table import (
     ColumnNames,
     Features,
-    ParquetTable,
     card_features,
     list_parquet,
 )
@@ -52,9 +54,9 @@ def table_of(
     features: Mapping[str, Any] | None = None,
     split_names: tuple[str, ...] = (),
     declared: Features | None = None,
-    make_folds: bool = False,
+    made_folds: FoldRequest | None = None,
     named: Mapping[str, str] | None = None,
-) -> ParquetTable:
+) -> Listing:
     """List files of these columns; each is a split if the splits are named."""
     paths = [folder / f"{place}.parquet" for place in range(len(files))]
     for path, columns in zip(paths, files, strict=True):
@@ -65,8 +67,16 @@ def table_of(
         "dataset team/sounds",
         ColumnNames(**(named or {})),
         declared or Features(),
-        make_folds=make_folds,
+        made_folds,
     )
+
+
+def labels(table: Listing) -> list[int]:
+    return [recording.label for recording in table.recordings]
+
+
+def folds(table: Listing) -> list[int]:
+    return [recording.fold for recording in table.recordings]
 
 
 # ---- Found
@@ -74,39 +84,63 @@ def table_of(
 
 def test_esc50(tmp_path: Path) -> None:
     table = table_of(tmp_path, ESC50, ESC50)
-    assert table.labels == ESC50["target"] * 2 and table.folds == ESC50["fold"] * 2
+    assert labels(table) == ESC50["target"] * 2 and folds(table) == ESC50["fold"] * 2
     assert table.class_names == {0: "dog", 14: "chirping_birds", 36: "vacuum"}
-    assert table.fold_names == {} and table.groups is None
-    assert table.note == "columns: audio audio, label target (named by category), fold fold"
-    assert [(cell.file.name, cell.row, cell.name) for cell in table.cells[5:7]] == [
-        ("0.parquet", 5, "5.wav"),
-        ("1.parquet", 0, "0.wav"),
-    ]
+    assert table.fold_names == {}
+    assert table.notes == ("columns: audio audio, label target (named by category), fold fold",)
+    cells = [recording.path for recording in table.recordings]
+    assert cells[5] == ParquetCell(tmp_path / "0.parquet", "audio", 5, "5.wav")
+    assert cells[6] == ParquetCell(tmp_path / "1.parquet", "audio", 0, "0.wav")
 
 
 def test_urbansound8k(tmp_path: Path) -> None:
     table = table_of(tmp_path, URBANSOUND8K)
-    assert table.labels == URBANSOUND8K["classID"] and table.folds == URBANSOUND8K["fold"]
+    assert labels(table) == URBANSOUND8K["classID"] and folds(table) == URBANSOUND8K["fold"]
     assert table.class_names == {3: "dog_bark", 8: "siren"}
-    assert table.cells[2].name == "2-3-0-0.wav"  # of the column beside, for lack of a path
-    assert str(table.cells[2]) == f"{tmp_path / '0.parquet'}, row 2 (2-3-0-0.wav)"
+    # The name is of the column beside, for lack of a path.
+    assert str(table.recordings[2].path) == f"{tmp_path / '0.parquet'}, row 2 (2-3-0-0.wav)"
 
 
 @pytest.mark.parametrize(
-    ("columns", "groups", "name"),
+    ("columns", "same_fold", "name"),
     [
-        (ESC50, ["100", "101", "102", "103", "104", "104"], "src_file"),
-        (URBANSOUND8K, ["7", "7", "8", "8", "9", "9"], "fsID"),
-        ({**ESC50, "speaker_id": list("xxyyzz")}, list("xxyyzz"), "speaker_id"),
-        (PLAIN, None, ""),
+        ({**URBANSOUND8K, "classID": [3, 8, 3, 8, 3, 8]}, "112233", "fsID"),
+        ({**PLAIN, "src_file": list("xyzxyz")}, "123123", "src_file"),
+        (
+            {**PLAIN, "src_file": list("xyzxyz"), "Speaker ID": list("pqrrqp")},
+            "123321",
+            "Speaker ID",
+        ),
     ],
 )
 def test_groups_are_found_where_folds_are_to_be_made(
-    tmp_path: Path, columns: dict[str, Any], groups: list[str] | None, name: str
+    tmp_path: Path, columns: dict[str, Any], same_fold: str, name: str
 ) -> None:
-    table = table_of(tmp_path, columns, make_folds=True)
-    assert table.folds is None and table.groups == groups
-    assert table.note.endswith(f"group {name}" if name else "label label")
+    columns = {**columns, "class": list("ababab"), "label": list("ababab"), "classID": [0, 1] * 3}
+    table = table_of(tmp_path, columns, made_folds=FoldRequest(3))
+    assert folds(table) == [int(fold) for fold in same_fold]
+    assert table.fold_rule["groups"] == f"column {name}" and len(table.fold_names) == 3
+    assert table.notes[0].endswith(f"group {name}") and "are not used" in table.notes[1]
+
+
+def test_folds_are_made_without_groups(tmp_path: Path) -> None:
+    columns = {"audio": SOUNDS, "label": list("aaabbb")}
+    table = table_of(tmp_path, columns, made_folds=FoldRequest(3))
+    assert sorted(zip(labels(table), folds(table), strict=True)) == [
+        (label, fold) for label in (0, 1) for fold in (1, 2, 3)
+    ]
+    assert "groups" not in table.fold_rule and "folds made" in table.notes[1]
+
+
+def test_groups_by_the_names_of_files(tmp_path: Path) -> None:
+    names = [f"{digit}_{speaker}_0.wav" for speaker in ("theo", "ann") for digit in "012"]
+    columns = {"audio": audio([b"sound"] * N, names), "label": list("012012"), "speaker": [1] * N}
+    request = FoldRequest(2, group_pattern="_(?P<group>[^_]+)_")
+    table = table_of(tmp_path, columns, made_folds=request)
+    assert folds(table) == [1, 1, 1, 2, 2, 2] and table.fold_names == {1: "theo", 2: "ann"}
+    columns = {**columns, "audio": audio([b"sound"] * N)}
+    with pytest.raises(BadData, match=r"--group_pattern .*have no names of files"):
+        table_of(tmp_path, columns, made_folds=request)
 
 
 def test_the_schema_names_classes_and_audio(tmp_path: Path) -> None:
@@ -124,9 +158,9 @@ def test_the_schema_names_classes_and_audio(tmp_path: Path) -> None:
     }
     table = table_of(tmp_path, columns, features=features)
     assert table.class_names == {0: "blues", 1: "jazz", 2: "rock"}
-    assert table.labels == [1, 0, 1, 2, 0, 0]
-    assert table.folds == [2, 2, 1, 1, 2, 2] and table.fold_names == {1: "a", 2: "b"}
-    assert table.note == "columns: audio clip, label genre, fold fold"
+    assert labels(table) == [1, 0, 1, 2, 0, 0]
+    assert folds(table) == [2, 2, 1, 1, 2, 2] and table.fold_names == {1: "a", 2: "b"}
+    assert table.notes[0] == "columns: audio clip, label genre, fold fold"
 
 
 def test_the_readme_names_classes_too(tmp_path: Path) -> None:
@@ -150,7 +184,7 @@ def test_a_readme_that_says_nothing_of_the_columns(info: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "labels", "names"),
+    ("values", "numbers", "names"),
     [
         (list("cabcab"), [2, 0, 1, 2, 0, 1], {0: "a", 1: "b", 2: "c"}),
         ([" x", "x", "y ", "y", "x", "x"], [0, 0, 1, 1, 0, 0], {0: "x", 1: "y"}),
@@ -161,34 +195,39 @@ def test_a_readme_that_says_nothing_of_the_columns(info: object) -> None:
     ],
 )
 def test_labels_of_every_kind(
-    tmp_path: Path, values: Any, labels: list[int], names: dict[int, str]
+    tmp_path: Path, values: Any, numbers: list[int], names: dict[int, str]
 ) -> None:
     table = table_of(tmp_path, {**PLAIN, "label": values})
-    assert table.labels == labels and table.class_names == names
-    assert [type(label) for label in table.labels] == [int] * N
+    assert labels(table) == numbers and table.class_names == names
+    assert [type(label) for label in labels(table)] == [int] * N
 
 
 @pytest.mark.parametrize("column", ["labels", "classID", "class_name", "Category", "intent_class"])
 def test_names_of_labels(tmp_path: Path, column: str) -> None:
     columns = {"audio": SOUNDS, column: list("abcabc"), "fold": PLAIN["fold"], "speaker": [1] * N}
-    assert table_of(tmp_path, columns).note.startswith(f"columns: audio audio, label {column}, ")
+    assert (
+        table_of(tmp_path, columns).notes[0].startswith(f"columns: audio audio, label {column}, ")
+    )
 
 
 def test_columns_that_are_named(tmp_path: Path) -> None:
     columns = {**ESC50, "other": audio([b"other"] * N), "site": [1, 2, 1, 2, 1, 2]}
-    named = {"audio": "other", "label": "take", "fold": "site"}
+    named = {"audio": "other", "label": "esc10", "fold": "site"}
     table = table_of(tmp_path, columns, named=named)
-    assert table.note == "columns: audio other, label take, fold site"
-    assert table.class_names == {0: "A", 1: "B"} and table.folds == [1, 2] * 3
-    assert table.cells[0].column == "other"
-    table = table_of(tmp_path, ESC50, make_folds=True, named={"group": "take", "label": "category"})
-    assert table.groups == ESC50["take"] and table.labels == ESC50["target"]
+    assert table.notes[0] == "columns: audio other, label esc10, fold site"
+    assert table.class_names == {0: "False", 1: "True"} and folds(table) == [1, 2] * 3
+    assert table.recordings[0].path == ParquetCell(tmp_path / "0.parquet", "other", 0, "1-0-A.wav")
+    request = FoldRequest(2, group_column="take")
+    table = table_of(
+        tmp_path, {**ESC50, "take": list("AABBAB")}, made_folds=request, named={"label": "category"}
+    )
+    assert folds(table) == [1, 1, 2, 2, 1, 2] and table.fold_names == {1: "A", 2: "B"}
 
 
 def test_splits_that_are_folds(tmp_path: Path) -> None:
     columns = {"audio": SOUNDS, "label": PLAIN["label"]}
     table = table_of(tmp_path, columns, columns, split_names=("fold1", "fold2"))
-    assert table.folds == [1] * N + [2] * N and table.note.endswith("fold by split")
+    assert folds(table) == [1] * N + [2] * N and table.notes[0].endswith("fold by split")
 
 
 # ---- Refused
@@ -248,7 +287,7 @@ def test_splits_that_are_folds(tmp_path: Path) -> None:
         (
             {**PLAIN, "fold": ["1", "two"] * 3},
             {},
-            "column fold holds 'two'; expected a whole number",
+            "row 1: fold 'two'; expected a whole number",
         ),
         ({**PLAIN, "fold": [1, None] * 3}, {}, "row 1: no fold in the column fold"),
         ({name: values[:0] for name, values in PLAIN.items()}, {}, "holds no rows"),
@@ -285,7 +324,7 @@ def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path, content: bytes) ->
     path = tmp_path / "x.parquet"
     path.write_bytes(content)
     with pytest.raises(BadData, match=r"x\.parquet: cannot be read as Parquet \(") as caught:
-        list_parquet({"train": [path]}, "it", ColumnNames(), Features(), make_folds=False)
+        list_parquet({"train": [path]}, "it", ColumnNames(), Features())
     assert "\n" not in str(caught.value)
 
 
@@ -295,4 +334,4 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path: Path) -> None:
     for content in (whole[: len(whole) // 2], whole[:50] + bytes(200) + whole[250:]):
         path.write_bytes(content)
         with pytest.raises(BadData, match=r"x\.parquet: cannot be read as Parquet \("):
-            list_parquet({"train": [path]}, "it", ColumnNames(), Features(), make_folds=False)
+            list_parquet({"train": [path]}, "it", ColumnNames(), Features())

@@ -11,7 +11,7 @@ from fakes.hub_server import Fault, HubServer
 from test_hub_mirror import kill_when, seen
 
 from raykfold.errors import BadData
-from raykfold.outputs import hub_dataset
+from raykfold.outputs import hub_client
 from raykfold.outputs.hub_parquet import (
     ParquetDataset,
     choose_converted,
@@ -65,7 +65,7 @@ fetch_parquet(sys.argv[1], None, print, download_dir=Path(sys.argv[2]))
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    monkeypatch.setattr(hub_dataset, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(hub_client, "_PAUSES", (0.0, 0.0))
     with HubServer() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
         yield server
