@@ -180,8 +180,9 @@ class AudioSources:
 
     def __init__(self) -> None:
         self._path: Path | None = None
-        self._contents: Iterator[bytes | None] = iter(())
-        self._next = 0  # row of the next of the contents
+        self._batches: Iterator[pa.Array] = iter(())
+        self._batch: pa.Array = []
+        self._first = 0  # row of the first cell in the batch
 
     def open(self, place: Path | ParquetCell) -> Path | AudioBytes:
         """Return what `read_audio` reads: the path of a file, or the bytes of a cell.
@@ -192,16 +193,21 @@ class AudioSources:
         """
         if isinstance(place, Path):
             return place
-        if place.file != self._path or place.row < self._next:
+        if place.file != self._path or place.row < self._first:
             self._start(place)
-        content = None
         try:
-            while self._next <= place.row:
-                content = next(self._contents, None)
-                self._next += 1
+            while place.row >= self._first + len(self._batch):
+                self._first += len(self._batch)
+                self._batch = next(self._batches)
+        except StopIteration:  # the file has lost rows since it was listed
+            self._path = None
+            raise BadData(f"{place}: the file has no such row any more") from None
         except (OSError, pa.ArrowException) as error:
             self._path = None
             raise _unreadable(place, error) from None
+        content = self._batch[place.row - self._first].as_py()
+        if isinstance(content, dict):  # of a struct
+            content = content["bytes"]
         if not content:
             raise BadData(f"{place}: the column {place.column} holds no bytes there")
         return AudioBytes(content, str(place), place.name)
@@ -219,16 +225,14 @@ class AudioSources:
         while group < groups and first + file.metadata.row_group(group).num_rows <= place.row:
             first += file.metadata.row_group(group).num_rows
             group += 1
-        self._path, self._next = place.file, first
-        self._contents = _contents(file, place.column, range(group, groups))
+        self._path, self._first, self._batch = place.file, first, []
+        self._batches = _batches(file, place.column, range(group, groups))
 
 
-def _contents(file: pq.ParquetFile, column: str, groups: range) -> Iterator[bytes | None]:
+def _batches(file: pq.ParquetFile, column: str, groups: range) -> Iterator[pa.Array]:
     is_struct = pa.types.is_struct(file.schema_arrow.field(column).type)
     leaf = f"{column}.bytes" if is_struct else column
     with file:
         for group in groups:  # one after the other: damage to one is none to the row before it
             for batch in file.iter_batches(_BATCH, row_groups=[group], columns=[leaf]):
-                for cell in batch.column(0):
-                    value = cell.as_py()
-                    yield value["bytes"] if is_struct and value is not None else value
+                yield batch.column(0)

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from fakes.hub_server import HubServer
+from support.parquet_data import audio, class_label, parquet, wav
 
 from raykfold import prepare
 from raykfold.data.log_mel import (
@@ -373,6 +375,63 @@ def test_a_kill_in_between_resumes(shared_ray, monkeypatch, tmp_path):
     assert whole == halved
 
 
+@pytest.fixture
+def hub(monkeypatch) -> Iterator[HubServer]:
+    with HubServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        yield server
+
+
+def test_a_dataset_of_the_hub_gives_the_bits_of_its_files(shared_ray, hub, tmp_path):
+    names = ["0_ann_0.wav", "0_jo_0.wav", "1_ann_0.wav", "1_jo_0.wav", "1_jo_1.flac"]
+    for name in names:
+        write_sound(tmp_path / "audio" / name.replace(".flac", ".wav"), rate=44100, channels=2)
+    contents = [(tmp_path / "audio" / name.replace("flac", "wav")).read_bytes() for name in names]
+    files = {}
+    for shard, rows in enumerate((slice(0, 3), slice(3, 5))):
+        columns = {
+            "clip": audio(contents[rows], names[rows]),
+            "digit": [int(name[0]) for name in names[rows]],
+            "speaker": [name.split("_")[1] for name in names[rows]],
+        }
+        features = {"clip": {"_type": "Audio"}, "digit": class_label("zero", "one")}
+        files[f"data/train-0000{shard}-of-00002.parquet"] = parquet(columns, features)
+    hub.add_repository("team/digits", "dataset", files)
+    by_hub, by_files = tmp_path / "by hub", tmp_path / "by files"
+    flags = ["--fold_column", "speaker", *SMALL_FLAGS, "--download_dir", tmp_path / "cache"]
+    outcome = run("hub", "team/digits", "--processed_dir", by_hub, *flags)
+    assert outcome.code == 0 and outcome.err == ""
+    assert "columns: audio clip, label digit, fold speaker" in outcome.out.splitlines()
+    assert "5 recordings in dataset team/digits; starting Ray" in outcome.out.splitlines()
+    argv = ["--audio_dir", tmp_path / "audio", "--processed_dir", by_files, *SMALL_FLAGS]
+    assert run("fsdd", *argv).code == 0
+    for name in ("features.npy", "labels.npy", "folds.npy", "features.json"):
+        assert (by_hub / name).read_bytes() == (by_files / name).read_bytes(), name
+    data = read_feature_set(by_hub)
+    assert data.class_names == ("zero", "one") and data.fold_names == {1: "ann", 2: "jo"}
+
+
+def test_cells_of_the_hub_that_cannot_be_read_are_named(shared_ray, hub, tmp_path):
+    sound = wav(0)
+    columns = {
+        "audio": audio([sound] * 20 + [None, b"no sound"], [f"{row}.wav" for row in range(22)]),
+        "label": [0, 1] * 11,
+        "speaker_id": [row // 2 for row in range(22)],
+    }
+    hub.add_repository("team/sounds", "dataset", {"x.parquet": parquet(columns)})
+    flags = ["--processed_dir", tmp_path / "out", *SMALL_FLAGS, "--download_dir", tmp_path]
+    outcome = run("hub", "team/sounds", *flags, "--make_folds", "2")
+    assert outcome.code == 0
+    without_bytes, damaged = outcome.left_out
+    assert "x.parquet, row 20 (20.wav): the column audio holds no bytes there" in without_bytes
+    assert "x.parquet, row 21 (21.wav): cannot be read as audio" in damaged
+    data = read_feature_set(tmp_path / "out")
+    assert data.labels.tolist() == [0, 1] * 10
+    assert [data.folds[row] for row in range(0, 20, 2)] == data.folds[1::2].tolist()
+    rule = json.loads((tmp_path / "out" / "features.json").read_text())["fold_rule"]
+    assert rule["groups"] == "column speaker_id" and rule["folds"] == 2
+
+
 def test_urbansound8k(shared_ray, tmp_path):
     table = tmp_path / "metadata" / "UrbanSound8K.csv"
     rows = ["100.wav,100,1.5,10,3,dog_bark", "101.wav,101,0.0,2,8,siren"]
@@ -588,6 +647,27 @@ def test_without_the_audio_extra(no_ray, monkeypatch, digits, tmp_path):
     monkeypatch.setitem(sys.modules, "librosa", None)
     outcome = run("fsdd", "--audio_dir", digits, "--processed_dir", tmp_path / "out")
     assert outcome.code == 2 and "pip install 'raykfold[audio]'" in outcome.error
+
+
+def test_a_wrong_dataset_of_the_hub(no_ray, hub, tmp_path):
+    columns = {"audio": audio([wav(0)] * 4, list("abcd")), "label": [0, 1] * 2}
+    hub.add_repository("team/sounds", "dataset", {"x.parquet": parquet(columns)})
+    flags = ["--processed_dir", tmp_path / "out", "--download_dir", tmp_path / "cache"]
+    for argv, message in (
+        (["team/none"], "dataset team/none: HTTP 404: there is no team/none"),
+        (
+            ["team/sounds"],
+            "has no column of folds; its columns are audio, label; expected --fold_c",
+        ),
+        (["team/sounds", "--make_folds", "3"], "class 0 has 2 recordings; expected at most"),
+        (["team/sounds", "--make_folds", "2", "--group_column", "x"], "--group_column x: "),
+        (["team/sounds", "--make_folds", "2", "--window", "9"], "the longest has 0.1 s"),
+        (["team/sounds", "--seed", "1"], "--seed 1: expected --make_folds K as well"),
+        (["team/sounds", "--audio_dir", "x"], "unrecognized arguments: --audio_dir x"),
+    ):
+        outcome = run("hub", *argv, *flags)
+        assert outcome.code == 2 and message in outcome.error
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture

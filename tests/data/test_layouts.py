@@ -139,7 +139,7 @@ def test_what_is_of_no_class_is_left_out(tmp_path: Path) -> None:
 def test_splits_are_joined(tmp_path: Path) -> None:
     names = [f"{split}/{c}/{n}.wav" for split in ("test", "Train") for c in "ab" for n in (1, 2)]
     listing = folder_of(tmp_path, *names, "test/unlabelled.wav", "intro.wav")
-    assert [str(each.path.relative_to(tmp_path)) for each in listing.recordings] == [
+    assert [str(each.file_name.relative_to(tmp_path)) for each in listing.recordings] == [
         *(f"{split}/a/{n}.wav" for split in ("Train", "test") for n in (1, 2)),
         *(f"{split}/b/{n}.wav" for split in ("Train", "test") for n in (1, 2)),
     ]

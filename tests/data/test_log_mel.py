@@ -224,6 +224,7 @@ def test_features_of_a_file(tmp_path):
 def test_importing_it_does_not_load_the_audio_libraries():
     code = (
         "import sys, raykfold.data.log_mel, raykfold.data.demo, raykfold.prepare\n"
+        "import raykfold.outputs.hub_parquet\n"
         "print([name for name in ('librosa', 'soundfile', 'ray', 'torch') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
