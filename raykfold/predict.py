@@ -28,6 +28,7 @@ from raykfold.outputs.weights import FoldModel, load_fold, load_folds
 from raykfold.text import count_of, one_line
 
 _BATCH = 64  # windows of a recording
+_FILES = "Recordings: WAV, FLAC, OGG, MP3; with ffmpeg M4A, AAC, WebM and video, too."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +42,7 @@ def _parser() -> Parser:
         description="Classify recordings with the best weights of a run's folds.",
         epilog="Exit codes: 0 done, 2 bad input (the other files are still done), 130 interrupted.",
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="Recordings: WAV, FLAC, OGG, MP3.")
+    parser.add_argument("files", nargs="+", metavar="FILE", help=_FILES)
     source = parser.add_mutually_exclusive_group(required=True)
     add_flag(source, "model_dir", metavar="DIR", help="Folder, or URI, of a run's outputs.")
     add_flag(source, "repo", metavar="ID", help="Model repository on the Hugging Face Hub.")
