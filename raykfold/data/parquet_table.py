@@ -285,7 +285,9 @@ def _labels(
 ) -> tuple[list[int], dict[int, str], str]:
     """Return the label of each recording, label → name, and which columns say so."""
     files = table.files
-    free = [each for each in table.columns if each not in taken]
+    free = [
+        each for each in table.columns if each not in taken and _plain(each) not in _GROUP_NAMES
+    ]
     alike = [each for each in free if _is_label(each) and files.kind(each)]
     if given is not None:
         chosen = table.named(given, "--label_column")

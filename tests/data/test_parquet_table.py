@@ -148,12 +148,14 @@ def test_the_schema_names_classes_and_audio(tmp_path: Path) -> None:
         "clip": SOUNDS,
         "picture": audio([b"picture"] * N),
         "genre": [1, 0, 1, 2, 0, 0],
+        "speaker_id": [0, 1] * 3,
         "category": list("xxyyyy"),  # would be a label if nothing were declared
         "fold": list("bbaabb"),
     }
     features = {
         "clip": {"_type": "Audio", "sampling_rate": 16000},
         "genre": class_label("blues", "jazz", "rock", "polka"),
+        "speaker_id": class_label("ann", "ben"),
         "fold": {"dtype": "string", "_type": "Value"},
     }
     table = table_of(tmp_path, columns, features=features)
@@ -222,6 +224,15 @@ def test_columns_that_are_named(tmp_path: Path) -> None:
         tmp_path, {**ESC50, "take": list("AABBAB")}, made_folds=request, named={"label": "category"}
     )
     assert folds(table) == [1, 1, 2, 2, 1, 2] and table.fold_names == {1: "A", 2: "B"}
+
+
+def test_a_speaker_is_a_label_only_if_it_is_named(tmp_path: Path) -> None:
+    columns = {"audio": SOUNDS, "speaker_id": [0, 1] * 3, "fold": [1, 1, 1, 2, 2, 2]}
+    features = {"speaker_id": class_label("ann", "ben")}
+    with pytest.raises(BadData, match="no column of labels"):
+        table_of(tmp_path, columns, features=features)
+    table = table_of(tmp_path, columns, features=features, named={"label": "speaker_id"})
+    assert table.class_names == {0: "ann", 1: "ben"}
 
 
 def test_splits_that_are_folds(tmp_path: Path) -> None:
