@@ -659,7 +659,7 @@ def test_a_wrong_dataset_of_the_hub(no_ray, hub, tmp_path):
             ["team/sounds"],
             "has no column of folds; its columns are audio, label; expected --fold_c",
         ),
-        (["team/sounds", "--make_folds", "3"], "class 0 has 2 recordings; expected at most"),
+        (["team/sounds", "--make_folds", "3"], "class 0 has 2 recordings (2 of 2 classes"),
         (["team/sounds", "--make_folds", "2", "--group_column", "x"], "--group_column x: "),
         (["team/sounds", "--make_folds", "2", "--window", "9"], "the longest has 0.1 s"),
         (["team/sounds", "--seed", "1"], "--seed 1: expected --make_folds K as well"),
