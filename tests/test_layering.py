@@ -34,7 +34,7 @@ ONLY_IN = {
     "pyarrow": {"files", "data"},
     "scipy": {"training"},
     "pandas": {"training"},
-    "sklearn": {"training"},
+    "sklearn": {"data", "training"},
     "librosa": {"data"},
     "soundfile": {"data"},
 }

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
+
+from raykfold.errors import BadInput
 
 
 class FileNames:
@@ -72,6 +75,35 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()  # as a rule without asking the file system again
     except OSError:  # a link that leads to itself
         return False
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return the files in a folder and in those below it, sorted by their names in NFC.
+
+    Hidden ones and what macOS adds to a zip are left out. A link to a folder is followed, unless
+    it leads to a folder that it lies in.
+
+    Raises:
+        BadInput: a folder cannot be listed.
+    """
+    found = [Path(path) for path in _files_below(str(folder), ())]
+    return sorted(found, key=lambda path: [unicodedata.normalize("NFC", p) for p in path.parts])
+
+
+def _files_below(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    try:
+        stat = os.stat(folder)
+        if (stat.st_dev, stat.st_ino) in above:
+            return
+        with os.scandir(folder) as listed:
+            entries = [each for each in listed if not each.name.startswith((".", "__MACOSX"))]
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot be listed ({error.strerror})") from None
+    for entry in entries:
+        if _is_folder(entry):
+            yield from _files_below(entry.path, (*above, (stat.st_dev, stat.st_ino)))
+        elif os.path.isfile(entry.path):
+            yield entry.path
 
 
 def names_in(folder: Path) -> list[str]:

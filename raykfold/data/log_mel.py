@@ -11,22 +11,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from raykfold.data.audio import AudioBytes, read_audio, require_audio
 from raykfold.errors import BadData, BadInput
 
 KIND = "log_mel"
 VERSION = 1
 _LOWEST_POWER = 1e-10  # used for silence, so that its logarithm is finite
 _DYNAMIC_RANGE = 80.0  # dB
-_READ_BEYOND = 0.1  # seconds, because resampling depends on what follows a cut
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,14 @@ class FeatureParameters:
 
     Attributes:
         sample_rate: in Hz.
-        seconds: length of a clip; audio is cut, or padded with zeros, to it.
+        seconds: length of a sample; audio is cut, or padded with zeros, to it.
         n_mels: number of mel bands.
         n_fft: number of samples in a window.
         hop_length: number of samples from one frame to the next.
         frames: number of frames, usually `frame_count`; a spectrogram is cut, or padded with
             silence, to it.
+        hop: seconds from one window of a recording to the next, if recordings are cut into windows
+            of `seconds` each; None if a recording is one sample.
 
     Raises:
         BadInput: a value is out of range; the text begins with the attribute's name.
@@ -52,18 +53,25 @@ class FeatureParameters:
     n_fft: int
     hop_length: int
     frames: int
+    hop: float | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.name == "hop" and value is None:
+                continue
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not (is_number and value > 0 and math.isfinite(value)):
                 raise BadInput(f"{field.name} {value!r}: expected a number above 0")
-            if field.name != "seconds" and not isinstance(value, int):
+            if field.name not in ("seconds", "hop") and not isinstance(value, int):
                 raise BadInput(f"{field.name} {value!r}: expected a whole number")
         if self.length < 1:
             raise BadInput(
                 f"seconds {self.seconds}: expected at least one sample at {self.sample_rate} Hz"
+            )
+        if self.hop is not None and not 1 <= self.sample_rate * self.hop < 2**53:
+            raise BadInput(
+                f"hop {self.hop}: expected seconds, at least one sample at {self.sample_rate} Hz"
             )
         if self.n_mels > self.n_fft // 2 + 1:
             raise BadInput(
@@ -73,12 +81,34 @@ class FeatureParameters:
 
     @property
     def length(self) -> int:
-        """Number of samples in a clip."""
+        """Number of audio samples in a clip."""
         return round(self.sample_rate * self.seconds)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of a sample's features: (n_mels, frames)."""
+        return self.n_mels, self.frames
+
+    def window_starts(self, count: int) -> range:
+        """Return where the windows of a recording of `count` audio samples begin.
+
+        The first begins at the start. Another one follows as long as sound is left that is in no
+        window yet, and at least half of the window is sound.
+        """
+        if self.hop is None:
+            return range(1)
+        step = round(self.sample_rate * self.hop)
+        # Window n begins at n * step. It holds something new where n * step < count - length + step
+        # and is half full where n * step <= count - length / 2.
+        stop = min(count - self.length + step, count - (self.length + 1) // 2 + 1)
+        return range(0, max(stop, 1), step)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, with the kind and the version of the features."""
-        return {"kind": KIND, "version": VERSION, **dataclasses.asdict(self)}
+        values = dataclasses.asdict(self)
+        if self.hop is None:  # as before there were windows
+            del values["hop"]
+        return {"kind": KIND, "version": VERSION, **values}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FeatureParameters:
@@ -93,11 +123,11 @@ class FeatureParameters:
                 f"expected kind {KIND!r}, version {VERSION}"
             )
         names = [field.name for field in dataclasses.fields(cls)]
-        missing = [name for name in names if name not in values]
+        missing = [name for name in names if name not in values and name != "hop"]
         if missing:
             raise BadData(f"feature parameters lack {', '.join(missing)}")
         try:
-            return cls(**{name: values[name] for name in names})
+            return cls(**{name: values[name] for name in names if name in values})
         except BadInput as error:
             raise BadData(f"feature parameter {error}") from None
 
@@ -118,8 +148,35 @@ DIGITS = FeatureParameters(
 )
 
 
-def log_mel_of_file(path: Path, parameters: FeatureParameters) -> np.ndarray:
-    """Return the features (n_mels, frames) float32 of a recording.
+def features_of_file(path: Path | AudioBytes, parameters: FeatureParameters) -> np.ndarray:
+    """Return the features (windows, n_mels, frames) float32 of a recording, by `windows_of_file`.
+
+    Raises:
+        BadData: the file cannot be read, or holds no sound.
+        BadInput: librosa or soundfile is not installed.
+    """
+    return np.stack(list(windows_of_file(path, parameters)))
+
+
+def windows_of_file(path: Path | AudioBytes, parameters: FeatureParameters) -> Iterator[np.ndarray]:
+    """Yield the features (n_mels, frames) float32 of each window of a recording.
+
+    Without a hop, the one window is the beginning of the recording.
+
+    Raises:
+        BadData: the file cannot be read, or holds no sound.
+        BadInput: librosa or soundfile is not installed.
+    """
+    if parameters.hop is None:
+        yield log_mel_of_file(path, parameters)
+        return
+    samples = read_audio(path, parameters.sample_rate)
+    for start in parameters.window_starts(len(samples)):
+        yield log_mel(samples[start : start + parameters.length], parameters)
+
+
+def log_mel_of_file(path: Path | AudioBytes, parameters: FeatureParameters) -> np.ndarray:
+    """Return the features (n_mels, frames) float32 of a recording, of its beginning.
 
     Raises:
         BadData: the file cannot be read, or holds no sound.
@@ -127,41 +184,6 @@ def log_mel_of_file(path: Path, parameters: FeatureParameters) -> np.ndarray:
     """
     samples = read_audio(path, parameters.sample_rate, parameters.seconds)
     return log_mel(samples, parameters)
-
-
-def read_audio(path: Path, sample_rate: int, seconds: float | None = None) -> np.ndarray:
-    """Return the mean of a file's channels, (samples,) float32, nominally from -1 to 1.
-
-    Args:
-        path: a WAV, FLAC, OGG or MP3 file, or another that libsndfile reads.
-        sample_rate: in Hz; the audio is resampled to it.
-        seconds: read little more than this much of the file; all of it by default.
-
-    Raises:
-        BadData: the file cannot be read, or holds no sound.
-        BadInput: librosa or soundfile is not installed.
-    """
-    librosa, soundfile = require_audio()
-    try:
-        # By descriptor: with a name, libsndfile takes `._name` beside it, which macOS's archives
-        # have, for a resource fork with the audio, and refuses an MP3 file. Of a file object,
-        # soundfile passes over the errors of reading, and the rest would be taken for silence.
-        with (
-            path.open("rb") as opened,
-            soundfile.SoundFile(opened.fileno(), closefd=False) as file,
-        ):
-            rate = file.samplerate
-            count = -1 if seconds is None else math.ceil((seconds + _READ_BEYOND) * rate)
-            channels = file.read(count, dtype="float32", always_2d=True)
-    except (OSError, soundfile.SoundFileError) as error:
-        raise BadData(f"{path}: cannot be read as audio ({_reason(error, path)})") from None
-    if channels.shape[0] == 0:
-        raise BadData(f"{path}: holds no sound")
-    if not np.isfinite(channels).all():
-        raise BadData(f"{path}: has samples that are NaN or infinite")
-    mono = channels.mean(axis=1)
-    resampled = librosa.resample(mono, orig_sr=rate, target_sr=sample_rate)
-    return np.asarray(resampled, dtype=np.float32)
 
 
 def log_mel(samples: np.ndarray, parameters: FeatureParameters) -> np.ndarray:
@@ -252,28 +274,3 @@ def _fit(values: np.ndarray, size: int) -> np.ndarray:
     missing = max(size - values.shape[-1], 0)
     padding = [(0, 0)] * (values.ndim - 1) + [(0, missing)]
     return np.pad(values[..., :size], padding)
-
-
-def require_audio() -> tuple[ModuleType, ModuleType]:
-    """Return the modules librosa and soundfile.
-
-    Raises:
-        BadInput: one of them is not installed, or cannot be loaded.
-    """
-    try:
-        import librosa
-        import soundfile
-    except (ImportError, OSError) as error:  # OSError: libsndfile is missing
-        raise BadInput(
-            f"reading audio needs librosa and soundfile ({error}): pip install 'raykfold[audio]'"
-        ) from None
-    return librosa, soundfile
-
-
-def _reason(error: Exception, path: Path) -> str:
-    """Return what went wrong, without the path."""
-    if not path.exists():
-        return "no such file"
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    return str(getattr(error, "error_string", error)).strip().rstrip(".")

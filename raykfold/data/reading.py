@@ -15,6 +15,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from raykfold.data.feature_set import FeatureSet
 from raykfold.data.file_kinds import MAPPING, how_to_save, kind_of_file
 from raykfold.data.file_names import names_in
 from raykfold.data.labels import RECORDINGS, Array, kind_of
+from raykfold.data.made_folds import describe_rule
 from raykfold.data.pickles import read_pickle
 from raykfold.errors import BadData, StorageError
 from raykfold.files.atomic import json_bytes
@@ -47,6 +49,7 @@ FILE_NAMES = (
     (PARAMETERS,),
     tuple(f"{RECORDINGS.noun}{suffix}" for suffix in _SUFFIXES),
 )
+FOLD_RULE = "fold_rule"  # a key of features.json
 # What arrays are saved as that are not read, or are under another name.
 _OTHERS = (".npy", ".npz", ".pkl", ".pickle", ".pt", ".pth", ".h5", ".hdf5", ".parquet", ".mat")
 _MOST_OTHERS = 4  # in a message
@@ -99,8 +102,13 @@ def read_feature_set(processed_dir: Path) -> FeatureSet:
         arrays[RECORDINGS.noun] = recordings_path
     read = {name: _read_array(path, name) for name, path in arrays.items()}
     parameters = _read_json_object(parameters_path) if parameters_path else {}
-    fold_names = parameters.pop(FOLD_NAMES, {})  # nothing that features are made by
-    return FeatureSet.from_arrays(
+    # Nothing that features are made by.
+    fold_names, fold_rule = parameters.pop(FOLD_NAMES, {}), parameters.pop(FOLD_RULE, {})
+    if not isinstance(fold_rule, dict):
+        raise BadData(
+            f"{parameters_path}: {FOLD_RULE}: holds a {kind_of(fold_rule)}; it should be an object"
+        )
+    data = FeatureSet.from_arrays(
         **{name: values for name, (values, _) in read.items()},
         class_mapping=_read_mapping(mapping_path) if mapping_path else None,
         feature_parameters=parameters,
@@ -111,6 +119,9 @@ def read_feature_set(processed_dir: Path) -> FeatureSet:
             FOLD_NAMES: f"{parameters_path}: {FOLD_NAMES}",
         },
     )
+    if not fold_rule:
+        return data
+    return replace(data, notes=(*data.notes, f"folds made by {describe_rule(fold_rule)}"))
 
 
 def files_to_read(existing: Iterable[str]) -> list[str]:
@@ -138,25 +149,32 @@ def missing_arrays(processed_dir: Path) -> list[str]:
 
 def write_feature_set(
     directory: Path,
-    features: npt.ArrayLike,
+    features: npt.ArrayLike | Path,
     labels: npt.ArrayLike,
     folds: npt.ArrayLike,
     class_mapping: Mapping[int, str],
     feature_parameters: Mapping[str, Any],
     fold_names: Mapping[int, str] | None = None,
+    *,
+    fold_rule: Mapping[str, Any] | None = None,
     recordings: npt.ArrayLike | None = None,
 ) -> None:
     """Write the files that `read_feature_set` reads, as `.npy` and `.json`, into `directory`.
 
     The folder is made if it does not exist. All files are written under other names and then
-    moved, so each is there whole or not at all. The data is not checked.
+    moved, so each is there whole or not at all. The data is not checked. Features that are large
+    may be an `.npy` file on the same disk, which is moved last. `fold_rule` says how folds were
+    made, if they were, and `recordings` (N,) which recording each sample is a window of.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
     """
-    about_folds = {FOLD_NAMES: _with_text_keys(fold_names)} if fold_names else {}
+    about_folds: dict[str, Any] = {}
+    if fold_names:
+        about_folds[FOLD_NAMES] = _with_text_keys(fold_names)
+    if fold_rule:
+        about_folds[FOLD_RULE] = dict(fold_rule)
     contents: dict[str, Array | bytes] = {
-        "features.npy": np.asarray(features),
         "labels.npy": np.asarray(labels),
         "folds.npy": np.asarray(folds),
         f"{MAPPING}.json": json_bytes(_with_text_keys(class_mapping)),
@@ -164,6 +182,8 @@ def write_feature_set(
     }
     if recordings is not None:
         contents[f"{RECORDINGS.noun}.npy"] = np.asarray(recordings)
+    if not isinstance(features, Path):
+        contents["features.npy"] = np.asarray(features)
     aside = {name: directory / f".{name}.{os.getpid()}" for name in contents}
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -179,6 +199,8 @@ def write_feature_set(
             (directory / name).unlink(missing_ok=True)
         for name in contents:
             os.replace(aside[name], directory / name)
+        if isinstance(features, Path):
+            os.replace(features, directory / "features.npy")
     except OSError as error:
         raise StorageError(f"{directory}: cannot be written ({one_line(error)})") from error
     finally:

@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from raykfold.errors import BadData, BadInput
@@ -76,8 +77,17 @@ def by_numbers_within(name: str) -> tuple[list[str | int], str]:
     return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
-def read_table(path: Path, columns: Sequence[str], hint: str) -> list[Row]:
+def read_table(
+    path: Path,
+    columns: Sequence[str],
+    hint: str,
+    optional: Sequence[str] = (),
+    instead: Mapping[str, str] = MappingProxyType({}),
+) -> list[Row]:
     """Return the rows of a CSV file with a header, in order, without its other columns.
+
+    Rows have the `optional` columns that are in the table, whose cells may be empty. `instead`
+    says what else than a column would do, for messages.
 
     The separator is the one of comma, semicolon and tab that finds most columns, or the one that a
     first line ``sep=;`` names. Capitals in the names of columns do not matter, where no column has
@@ -96,16 +106,22 @@ def read_table(path: Path, columns: Sequence[str], hint: str) -> list[Row]:
         text = text[named.end() :] if named else text
         headers = {separator: _header(text, separator) for separator in separators}
         separator = max(
-            headers, key=lambda each: sum(bool(_places(headers[each], name)) for name in columns)
+            headers,
+            key=lambda each: sum(
+                bool(_places(headers[each], name)) for name in (*columns, *optional)
+            ),
         )
         present = headers[separator]
         places = {column: _places(present, column) for column in columns}
         lacking = [column for column, found in places.items() if not found]
+        others = {column: _places(present, column) for column in optional}
+        places |= {column: found for column, found in others.items() if found}
         if lacking:
             shown = comma_list(present[:_MOST_LISTED]) or "none"
+            other = "".join(f", or {instead[name]}" for name in lacking if name in instead)
             raise BadData(
                 f"{path}: lacks the column {', '.join(lacking)}; its columns are {shown}; "
-                f"expected {', '.join(columns)}"
+                f"expected {', '.join(columns)}{other}"
             )
         for column, found in places.items():
             if len(found) > 1:
@@ -125,7 +141,8 @@ def read_table(path: Path, columns: Sequence[str], hint: str) -> list[Row]:
             row = Row({column: padded[place] for column, (place,) in places.items()}, where)
             empty = [column for column in columns if not row[column]]
             if empty:
-                raise BadData(f"{row.where}: no {empty[0]}")
+                other = f"; expected one, or {instead[empty[0]]}" if empty[0] in instead else ""
+                raise BadData(f"{row.where}: no {empty[0]}{other}")
             rows.append(row)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}); {hint}") from None

@@ -47,7 +47,7 @@ def write_file(path: Place, content: bytes) -> None:
     if isinstance(path, RemotePath):
         path.write_bytes(content)
         return
-    with _as_storage_error(path):
+    with as_storage_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = _beside(path)
         try:
@@ -82,7 +82,7 @@ def link_file(source: Place, target: Path) -> None:
         with courtesy():  # without it, the file is fetched again the next time
             os.utime(target, (time, time))
         return
-    with _as_storage_error(target):
+    with as_storage_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = _beside(target)
         try:
@@ -134,7 +134,7 @@ def write_folder(folder: Place, files: Mapping[str, bytes], facts: Mapping[str, 
                 if file.path_below(folder) not in named:
                     file.unlink(missing_ok=True)
         return
-    with _as_storage_error(folder):
+    with as_storage_error(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         aside = _beside(folder)
         try:
@@ -296,7 +296,8 @@ def _essential(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _as_storage_error(path: Path) -> Iterator[None]:
+def as_storage_error(path: Path) -> Iterator[None]:
+    """Raise `StorageError`, in one line about `path`, for an `OSError` of what is done inside."""
     try:
         yield
     except _Lacking as lacking:

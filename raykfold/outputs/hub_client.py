@@ -11,18 +11,21 @@ The endpoint is `HF_ENDPOINT`, as everywhere in the ecosystem.
 from __future__ import annotations
 
 import errno
+import glob
 import logging
 import os
 import re
+import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha1, sha256
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from raykfold.outputs.sync import Unavailable
+from raykfold.errors import BadData
+from raykfold.outputs.sync import Unavailable, some_of
 from raykfold.text import one_line
 
 _log = logging.getLogger(__name__)
@@ -32,6 +35,8 @@ _REPLY_SECONDS = 60.0
 # A second try can succeed after these: time-outs, conflicting commits, rate limits.
 _TRANSIENT = {408, 409, 412, 425, 429}
 _PART_BYTES = 2**20
+_PAUSES = (1.0, 4.0, 16.0)  # seconds between tries of `patiently`
+_Fetched = TypeVar("_Fetched")
 # Errors of the local disk, not of the network.
 _LOCAL = {
     *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR),
@@ -108,51 +113,102 @@ def content_ids(file: Path) -> tuple[str, str]:
     return content_hash.hexdigest(), blob_hash.hexdigest()
 
 
-def fetch_dataset(
-    repo_id: str,
-    choices: Sequence[Sequence[str]],
-    folder: Path,
-    token: str | None,
-    *,
-    progress: bool,
-) -> tuple[list[Path], set[str]]:
-    """Download files of a dataset repository below `folder`. An interrupted download continues.
+class DatasetRepository:
+    """A dataset repository on the Hub. Every method can raise `Unavailable` and `Refused`.
 
     Args:
-        repo_id: the dataset repository.
-        choices: for each file, the names it may have; the first that the repository has is taken.
-        folder: where to put the files.
+        repo_id: ``owner/name``.
         token: of the Hub; None for the one that `hf auth login` stored.
         progress: whether to draw progress bars on stderr.
+    """
 
-    Returns:
-        The files, all of one revision, and the names of all files in the repository.
+    def __init__(self, repo_id: str, token: str | None, *, progress: bool) -> None:
+        self.repo_id = repo_id
+        with _translated_errors(repo_id):
+            self._api = _api(token, progress=progress)
+
+    def contents(self, revision: str | None = None) -> tuple[str, set[str]]:
+        """Return the commit that a revision (`main` by default) is, and the names of its files."""
+        with _translated_errors(self.repo_id):
+            # Not a listing of the tree, which the client tries for half a minute.
+            info = self._api.dataset_info(self.repo_id, revision=revision)
+        return info.sha, {file.rfilename for file in info.siblings or ()}
+
+    def download(
+        self,
+        names: Sequence[str],
+        commit: str,
+        *,
+        local_dir: Path | None = None,
+        cache_dir: Path | None = None,
+    ) -> list[Path]:
+        """Download files, and return where they are. An interrupted download continues.
+
+        Args:
+            names: of the files, in the repository.
+            commit: from `contents`.
+            local_dir: folder to put the files below, as they lie in the repository.
+            cache_dir: without a `local_dir`: a folder in place of the client's cache, which keeps
+                the files of several repositories and commits apart.
+        """
+        if not names:
+            return []
+        with _translated_errors(self.repo_id):
+            folder = self._api.snapshot_download(
+                self.repo_id,
+                repo_type="dataset",
+                revision=commit,
+                local_dir=local_dir,
+                cache_dir=cache_dir,
+                allow_patterns=list(map(glob.escape, names)),
+            )
+        files = [Path(folder, name) for name in names]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:  # during an outage the client returns normally if the folder is not empty
+            raise Unavailable(f"{some_of(missing)} did not arrive")
+        return files
+
+
+def patiently(fetch: Callable[[], _Fetched], about: str, say: Callable[[str], None]) -> _Fetched:
+    """Call `fetch` until the Hub can be reached, a few times; return what it returns.
+
+    Args:
+        fetch: can raise `Refused` and `Unavailable`.
+        about: what is fetched, for messages.
+        say: takes lines for the user.
 
     Raises:
-        Unavailable, Refused.
+        BadData: the Hub refuses, or cannot be reached for half a minute.
     """
-    with _translated_errors(repo_id):
-        api = _api(token, progress=progress)
-        # Not a listing of the tree, which the client tries for half a minute.
-        info = api.dataset_info(repo_id)
-        there = {file.rfilename for file in info.siblings or ()}
-        found = (next((name for name in names if name in there), None) for names in choices)
-        wanted = list(dict.fromkeys(name for name in found if name is not None))
-        # Each revision has its own folder, so files of an earlier one are not mixed in.
-        revision = folder / info.sha
-        if wanted:
-            api.snapshot_download(
-                repo_id,
-                repo_type="dataset",
-                revision=info.sha,
-                local_dir=revision,
-                allow_patterns=wanted,
-            )
-    files = [revision / name for name in wanted]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing:  # during an outage the client returns normally if the folder is not empty
-        raise Unavailable(f"{', '.join(missing)} did not arrive")
-    return files, there
+    pauses = iter(_PAUSES)
+    while True:
+        try:
+            return fetch()
+        except Refused as refused:
+            raise BadData(f"{about}: {refused}") from refused
+        except Unavailable as unavailable:
+            pause = next(pauses, None)
+            if pause is None:
+                raise BadData(
+                    f"{about}: cannot be fetched now ({unavailable}); the same command continues "
+                    "the download"
+                ) from unavailable
+            say(f"Hub: cannot be reached now ({unavailable}); trying again")
+            time.sleep(max(pause, unavailable.retry_after or 0.0))
+
+
+def card_data(readme: Path) -> dict[str, Any]:
+    """Return the data above the text of a README, nothing if there is none.
+
+    Raises:
+        ValueError: it is not what the Hub takes.
+    """
+    from huggingface_hub import metadata_load
+
+    try:
+        return metadata_load(readme) or {}
+    except Exception as error:  # those of its YAML library, which is not ours to know
+        raise ValueError(one_line(error)) from None
 
 
 def _api(token: str | None, *, progress: bool = False) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,10 +16,8 @@ from raykfold.data.reading import (
     unread_files,
 )
 from raykfold.errors import BadData
-from raykfold.outputs.hub_client import Refused, fetch_dataset
-from raykfold.outputs.sync import Unavailable
+from raykfold.outputs.hub_client import DatasetRepository, patiently
 
-_PAUSES = (1.0, 4.0, 16.0)  # seconds between tries
 _FETCHED = ".fetched-"
 
 
@@ -50,22 +47,16 @@ def fetch_missing(
     choices = [
         names for names in FILE_NAMES if not any((processed_dir / name).exists() for name in names)
     ]
-    for pause in (*_PAUSES, None):
-        try:
-            files, there = fetch_dataset(
-                repo_id, choices, folder, token, progress=sys.stderr.isatty()
-            )
-            break
-        except Refused as refused:
-            raise BadData(f"--hf_repo_id {repo_id}: {refused}") from refused
-        except Unavailable as unavailable:
-            if pause is None:
-                raise BadData(
-                    f"--hf_repo_id {repo_id}: cannot be fetched now ({unavailable}); the same "
-                    "command continues the download"
-                ) from unavailable
-            say(f"Hub: cannot be reached now ({unavailable}); trying again")
-            time.sleep(max(pause, unavailable.retry_after or 0.0))
+
+    def fetch() -> tuple[list[Path], set[str]]:
+        repository = DatasetRepository(repo_id, token, progress=sys.stderr.isatty())
+        commit, there = repository.contents()
+        found = (next((name for name in names if name in there), None) for names in choices)
+        wanted = [name for name in found if name is not None]
+        # Each commit has its own folder, so files of an earlier one are not mixed in.
+        return repository.download(wanted, commit, local_dir=folder / commit), there
+
+    files, there = patiently(fetch, f"--hf_repo_id {repo_id}", say)
 
     # Move the arrays last: while one is missing, the next call fetches what is missing.
     for file in reversed(files):

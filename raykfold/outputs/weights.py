@@ -11,6 +11,7 @@ metadata allocates memory that the file itself does not fill.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -105,12 +106,14 @@ class FoldModel:
             raise BadData(f"features of {shape}, for a network that takes {self.input_shape}")
         # Nothing else bounds these numbers: the network takes any number of frames.
         spectrum = (parameters.length // parameters.hop_length + 1) * (parameters.n_fft // 2 + 1)
+        hop = parameters.seconds if parameters.hop is None else parameters.hop
         for what, value, most in (
             ("a sample rate in Hz", parameters.sample_rate, 400_000),
             ("samples in a clip", parameters.length, 2**26),
             ("samples in a window", parameters.n_fft, 2**18),
             ("values in a feature", parameters.n_mels * parameters.frames, 2**26),
             ("values in a spectrum", spectrum, 2**26),
+            ("windows over each other", math.ceil(parameters.seconds / hop), 1000),
         ):
             if value > most:
                 raise BadData(f"feature parameters: {value} {what}; expected at most {most}")

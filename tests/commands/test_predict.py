@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from raykfold.data.feature_set import FeatureSet
 from raykfold.data.log_mel import FeatureParameters, log_mel
@@ -98,6 +100,33 @@ def test_all_folds_are_averaged_and_one_can_be_named(
     assert low[0] != low[1]
     assert low[2] == pytest.approx((low[0] + low[1]) / 2, abs=2e-6)
     assert (both["folds"], first["folds"]) == ([1, 2], [1])
+
+
+def test_a_long_file_has_the_mean_of_its_windows(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    for weights in model_dir.glob("*.safetensors"):
+        with safe_open(weights, framework="pt") as opened:
+            metadata = dict(opened.metadata())
+        features = {**json.loads(metadata["features"]), "hop": 0.5}
+        metadata["features"] = json.dumps(features)
+        save_file(load_file(weights), cut / weights.name, metadata)
+    # Two windows are low, 130 are high, and the rest does not fill half of one.
+    pieces = [tone((HIGH, LOW)[n < 2] * (1 + n / 4000), seed=n) for n in range(132)]
+    file = write(tmp_path / "long.wav", np.concatenate([*pieces, tone(HIGH, seconds=0.2)]))
+    singles = [write(tmp_path / f"{n}.wav", each) for n, each in enumerate(pieces)]
+    (row,) = predicted(capsys, file, "--model_dir", str(cut))
+    assert (row["label"], row["windows"]) == (1, 132)
+    each = predicted(capsys, *singles, "--model_dir", str(model_dir))
+    assert "windows" not in each[0]
+    low = [dict(other["probabilities"])["0"] for other in each]  # type: ignore[call-overload]
+    assert low[0] > 0.5 and dict(row["probabilities"])["0"] == pytest.approx(  # type: ignore[call-overload]
+        np.mean(low), abs=1e-4
+    )
+    assert main([file, "--model_dir", str(cut)]) == 0
+    assert ", the mean of 132 windows)" in capsys.readouterr().out.splitlines()[0]
 
 
 def test_the_whole_distribution_is_printed_and_names_are_harmless(

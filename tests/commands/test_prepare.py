@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from fakes.hub_server import HubServer
+from support.parquet_data import audio, class_label, parquet, wav
 
 from raykfold import prepare
 from raykfold.data.log_mel import (
@@ -21,10 +25,13 @@ from raykfold.data.log_mel import (
     ESC50,
     URBANSOUND8K,
     FeatureParameters,
+    features_of_file,
     frame_count,
     log_mel_of_file,
 )
 from raykfold.data.reading import read_feature_set
+from raykfold.data.spool import FOLDER, Spool
+from raykfold.distributed import extraction
 from raykfold.distributed.session import ray_session
 from raykfold.errors import BadInput
 
@@ -89,7 +96,7 @@ def shared_ray() -> Iterator[None]:
         patch.setenv("HF_TOKEN", "hf_of_the_cluster")
         with ray_session(None, local_cpus=2):
             patch.delenv("HF_TOKEN")
-            patch.setattr(prepare, "CHUNK", 1)
+            patch.setattr(extraction, "MOST_FILES", 1)
             yield
 
 
@@ -226,11 +233,17 @@ def test_too_many_that_cannot_be_read_are_refused(shared_ray, tmp_path):
     assert "2 of 12 (17 %); fold 2 (ben): 2 of 6 (33 %); class 1: 2 of 6 (33 %)" in refused.error
     assert "the first: " in refused.error and "1_ben_0.wav: cannot be read" in refused.error
     assert [line.split("/")[-1][:11] for line in refused.left_out] == ["1_ben_0.wav", "1_ben_1.wav"]
-    assert not (tmp_path / "out").exists()
+    assert "what was read is kept, for the same command with --allow_missing\n" in refused.out
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [FOLDER]
     write_sound(tmp_path / "1_ben_0.wav")
     outcome = run("fsdd", *flags)
     assert outcome.code == 0
+    # Those before the one that was mended are not read again.
+    assert "3 recordings of an unfinished prepare dropped: the files or" in outcome.out
+    assert f"12 recordings in {tmp_path}; 9 of them are done; starting Ray" in outcome.out
+    assert " 80%  10 of 12 recordings\n" in outcome.out
     assert outcome.err.startswith("raykfold: left out: ")
+    assert not (tmp_path / "out" / FOLDER).exists()
     assert "left out: recordings lost: 1 of 12 (8 %); fold 2 (ben): 1 of 6" in outcome.out
 
 
@@ -254,10 +267,12 @@ def test_when_one_fold_is_left_nothing_is_written(shared_ray, tmp_path):
     flags = ["--audio_dir", tmp_path, "--processed_dir", tmp_path / "out"]
     outcome = run("fsdd", *flags)
     assert outcome.code == 2 and "nothing is left of fold 2 (ben)" in outcome.error
+    assert run("fsdd", *flags, "--strict").error.startswith(f"raykfold: --strict: {tmp_path}/0_ben")
+    assert list((tmp_path / "out").iterdir()) == []
     outcome = run("fsdd", *flags, "--allow_missing")
     assert outcome.code == 2
     assert "all recordings that can be read are in fold 1 (ann)" in outcome.error
-    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_fsdd(shared_ray, tmp_path):
@@ -275,6 +290,146 @@ def test_fsdd(shared_ray, tmp_path):
     assert written["fold_names"] == {"1": "ann", "2": "jo_b", "3": "theo"}
     assert data.fold_names == {1: "ann", 2: "jo_b", 3: "theo"}
     assert data.feature_parameters == DIGITS.as_dict()  # without the names
+
+
+TAKES = [f"{digit}_{speaker}_{take}.wav" for digit in "01" for speaker in "abc" for take in (0, 1)]
+DIGIT_FLAGS = ["--sample_rate=8000", "--seconds=1", "--n_mels=64", "--n_fft=512"]
+DIGIT_FLAGS += ["--hop_length=256"]
+
+
+def test_a_folder_for_each_class_is_the_same_data(shared_ray, tmp_path):
+    """Folds made by group from the names of files are those that fsdd has."""
+    for name in TAKES:
+        write_sound(tmp_path / "fsdd" / name)
+        write_sound(tmp_path / "folder" / name[0] / name)
+    run("fsdd", "--audio_dir", tmp_path / "fsdd", "--processed_dir", tmp_path / "one")
+    flags = ["--audio_dir", tmp_path / "folder", "--make_folds", 3, *DIGIT_FLAGS]
+    flags += ["--group_pattern", "_(?P<group>[^_]+)_"]
+    outcome = run("folder", *flags, "--processed_dir", tmp_path / "other")
+    assert outcome.code == 0 and outcome.err == ""
+    one, other = (read_feature_set(tmp_path / name) for name in ("one", "other"))
+    assert one.fingerprint == other.fingerprint
+    assert (one.fold_names, one.classes) == (other.fold_names, other.classes)
+    assert one.feature_parameters == other.feature_parameters
+    rule = "LeaveOneGroupOut, folds 3, groups pattern _(?P<group>[^_]+)_"
+    assert f"folds made: {rule}\n" in outcome.out
+    assert f"folds made by {rule}" in other.notes
+    halves = run("folder", *flags, "--dtype=float16", "--processed_dir", tmp_path / "half")
+    assert halves.code == 0
+    half = np.load(tmp_path / "half" / "features.npy")
+    np.testing.assert_array_equal(half, np.asarray(one.features).astype(np.float16))
+
+
+def test_windows_of_long_recordings(shared_ray, tmp_path):
+    seconds = {"0_a": 2.0, "0_b": 0.3, "1_a": 1.3, "1_b": 1.0, "2_a": 0.5}
+    for name, length in seconds.items():
+        write_sound(tmp_path / "audio" / name[0] / f"{name}.wav", seconds=length)
+    (tmp_path / "audio" / "2" / "2_b.wav").write_text("no sound")
+    table = tmp_path / "audio" / "metadata.csv"
+    rows = [f"{name[0]}/{name}.wav,{name[0]},{name[-1]}" for name in (*seconds, "2_b")]
+    write_table(table, "path,label,fold", *rows)
+    cut = ["--window=0.5", "--hop=0.25", *(each for each in SMALL_FLAGS if "seconds" not in each)]
+    flags = ["--audio_dir", table.parent, "--processed_dir", tmp_path / "out", "--allow_missing"]
+    outcome = run("csv", *flags, *cut)
+    assert outcome.code == 0, outcome.err
+    data = read_feature_set(tmp_path / "out")
+    parameters = FeatureParameters.from_dict(data.feature_parameters)
+    assert parameters == dataclasses.replace(SMALL, hop=0.25)
+    paths = [table.parent / name[0] / f"{name}.wav" for name in seconds]
+    pieces = [features_of_file(path, parameters) for path in paths]
+    assert [len(each) for each in pieces] == [7, 1, 5, 3, 1]
+    np.testing.assert_allclose(data.features, np.concatenate(pieces), atol=1e-4, rtol=0)
+    recordings = np.load(tmp_path / "out" / "recordings.npy")
+    assert recordings.tolist() == np.repeat(np.arange(5), [7, 1, 5, 3, 1]).tolist()
+    assert recordings.dtype == np.int64
+    assert data.labels.tolist() == np.repeat([0, 0, 1, 1, 2], [7, 1, 5, 3, 1]).tolist()
+    assert data.folds.tolist() == np.repeat([1, 2, 1, 2, 1], [7, 1, 5, 3, 1]).tolist()
+    assert "fold 1 (a): 3 recordings, 13 windows\n" in outcome.out
+    assert "5 recordings, 3 classes, 2 folds, features (17, 16, 32)" in outcome.out
+
+
+def test_a_kill_in_between_resumes(shared_ray, monkeypatch, tmp_path):
+    """The bytes are those of a preparation that was never stopped."""
+    for name in TAKES:
+        write_sound(tmp_path / "audio" / name)
+    flags = ["fsdd", "--audio_dir", tmp_path / "audio", "--processed_dir"]
+    assert run(*flags, tmp_path / "whole").code == 0
+    append = Spool.append
+
+    def interrupted(spool, *rows):
+        if spool.done == 5:
+            raise KeyboardInterrupt
+        append(spool, *rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "append", interrupted)
+        outcome = run(*flags, tmp_path / "halved")
+    assert outcome.code == 130 and "the same command goes on from what is done" in outcome.err
+    outcome = run(*flags, tmp_path / "halved")
+    assert f"12 recordings in {tmp_path / 'audio'}; 5 of them are done; starting" in outcome.out
+    assert " 50%  6 of 12 recordings\n" in outcome.out
+    whole, halved = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("whole", "halved")
+    )
+    assert whole == halved
+
+
+@pytest.fixture
+def hub(monkeypatch) -> Iterator[HubServer]:
+    with HubServer() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        yield server
+
+
+def test_a_dataset_of_the_hub_gives_the_bits_of_its_files(shared_ray, hub, tmp_path):
+    names = ["0_ann_0.wav", "0_jo_0.wav", "1_ann_0.wav", "1_jo_0.wav", "1_jo_1.flac"]
+    for name in names:
+        write_sound(tmp_path / "audio" / name.replace(".flac", ".wav"), rate=44100, channels=2)
+    contents = [(tmp_path / "audio" / name.replace("flac", "wav")).read_bytes() for name in names]
+    files = {}
+    for shard, rows in enumerate((slice(0, 3), slice(3, 5))):
+        columns = {
+            "clip": audio(contents[rows], names[rows]),
+            "digit": [int(name[0]) for name in names[rows]],
+            "speaker": [name.split("_")[1] for name in names[rows]],
+        }
+        features = {"clip": {"_type": "Audio"}, "digit": class_label("zero", "one")}
+        files[f"data/train-0000{shard}-of-00002.parquet"] = parquet(columns, features)
+    hub.add_repository("team/digits", "dataset", files)
+    by_hub, by_files = tmp_path / "by hub", tmp_path / "by files"
+    flags = ["--fold_column", "speaker", *SMALL_FLAGS, "--download_dir", tmp_path / "cache"]
+    outcome = run("hub", "team/digits", "--processed_dir", by_hub, *flags)
+    assert outcome.code == 0 and outcome.err == ""
+    assert "columns: audio clip, label digit, fold speaker" in outcome.out.splitlines()
+    assert "5 recordings in dataset team/digits; starting Ray" in outcome.out.splitlines()
+    argv = ["--audio_dir", tmp_path / "audio", "--processed_dir", by_files, *SMALL_FLAGS]
+    assert run("fsdd", *argv).code == 0
+    for name in ("features.npy", "labels.npy", "folds.npy", "features.json"):
+        assert (by_hub / name).read_bytes() == (by_files / name).read_bytes(), name
+    data = read_feature_set(by_hub)
+    assert data.class_names == ("zero", "one") and data.fold_names == {1: "ann", 2: "jo"}
+
+
+def test_cells_of_the_hub_that_cannot_be_read_are_named(shared_ray, hub, tmp_path):
+    sound = wav(0)
+    columns = {
+        "audio": audio([sound] * 20 + [None, b"no sound"], [f"{row}.wav" for row in range(22)]),
+        "label": [0, 1] * 11,
+        "speaker_id": [row // 2 for row in range(22)],
+    }
+    hub.add_repository("team/sounds", "dataset", {"x.parquet": parquet(columns)})
+    flags = ["--processed_dir", tmp_path / "out", *SMALL_FLAGS, "--download_dir", tmp_path]
+    outcome = run("hub", "team/sounds", *flags, "--make_folds", "2")
+    assert outcome.code == 0
+    without_bytes, damaged = outcome.left_out
+    assert "x.parquet, row 20 (20.wav): the column audio holds no bytes there" in without_bytes
+    assert "x.parquet, row 21 (21.wav): cannot be read as audio" in damaged
+    data = read_feature_set(tmp_path / "out")
+    assert data.labels.tolist() == [0, 1] * 10
+    assert [data.folds[row] for row in range(0, 20, 2)] == data.folds[1::2].tolist()
+    rule = json.loads((tmp_path / "out" / "features.json").read_text())["fold_rule"]
+    assert rule["groups"] == "column speaker_id" and rule["folds"] == 2
 
 
 def test_urbansound8k(shared_ray, tmp_path):
@@ -307,24 +462,57 @@ def test_a_table_elsewhere_and_frames(shared_ray, tmp_path):
 
 def test_a_node_that_lacks_the_audio_folder_is_an_error(shared_ray, tmp_path):
     absent = tmp_path / "absent"
-    room = np.empty((1, SMALL.n_mels, SMALL.frames), dtype=np.float32)
+    spool = Spool(tmp_path / "out", {}, ["a"], SMALL.shape, np.float32)
     with pytest.raises(BadInput, match="does not exist on node"):
-        prepare.fill_over_ray(
-            room, absent, [absent / "a.wav"], SMALL, strict=False, own_instance=False
+        extraction.extract_features(
+            spool,
+            absent,
+            [absent / "a.wav"],
+            [0],
+            SMALL,
+            np.float32,
+            strict=False,
+            own_instance=False,
+            advance=lambda count: None,
         )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_sigkill_resumes(tmp_path):
+    for n in range(400):
+        write_sound(tmp_path / "audio" / f"{n % 10}_{'abcd'[n % 4]}_{n}.wav", seconds=0.1)
+    command = [sys.executable, "-m", "raykfold.prepare", "fsdd", "--local_cpus", "2"]
+    command += ["--audio_dir", str(tmp_path / "audio"), "--processed_dir"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    killed = [*command, str(tmp_path / "killed")]
+    with subprocess.Popen(killed, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "%" in line:
+                process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == [FOLDER]
+    again = subprocess.run(killed, check=True, capture_output=True, text=True).stdout
+    assert "of them are done; starting Ray" in again and "dropped" not in again
+    whole, resumed = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("whole", "killed")
+    )
+    assert whole == resumed
 
 
 # ---- Without Ray
 
 
 def test_workers_on_a_cluster_see_no_secrets(shared_ray, monkeypatch, digits, tmp_path):
-    def tell(audio_dir, paths, parameters):
+    def tell(audio_dir, paths, parameters, dtype):
         secret = os.environ.get("HF_TOKEN")
-        return np.zeros((1, SMALL.n_mels, SMALL.frames), np.float32), {0: f"HF_TOKEN={secret!r}"}
+        return np.zeros((0, *SMALL.shape), np.float32), [0], {0: f"HF_TOKEN={secret!r}"}
 
-    unguarded = ray.get(ray.remote(tell).remote(None, [], None))
-    assert unguarded[1] == {0: "HF_TOKEN='hf_of_the_cluster'"}
-    monkeypatch.setattr(prepare, "chunk_features", tell)
+    unguarded = ray.get(ray.remote(tell).remote(None, [], None, None))
+    assert unguarded[2] == {0: "HF_TOKEN='hf_of_the_cluster'"}
+    monkeypatch.setattr(extraction, "chunk_features", tell)
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_driver")
     outcome = run(
         "fsdd", "--audio_dir", digits, "--processed_dir", tmp_path / "out", *SMALL_FLAGS, "--strict"
@@ -362,6 +550,23 @@ def digits(tmp_path) -> Path:
         (["--frames", "0"], "--frames 0"),
         (["--sample-rate", "0"], "--sample_rate 0"),
         (["--local_cpus", "0"], "--local_cpus 0"),
+        (["--window", "0"], "--window 0.0: expected a number above 0"),
+        (["--window", "1e-9"], "--window 1e-09: expected at least one sample at 8000 Hz"),
+        (["--window", "2", "--hop", "-1"], "--hop -1.0: expected a number above 0"),
+        (["--window", "2", "--hop", "1e-9"], "--hop 1e-09: expected seconds, at least one"),
+        (["--make_folds", "1"], "--make_folds 1: expected at least 2"),
+        (["--make_folds", "2"], "--make_folds 2: class 0 has 1 recording (2 of 2 classes are"),
+        (["--make_folds", "2", "--seed", "-1"], "--seed -1: expected a whole number from 0"),
+        (["--make_folds", "2", "--group_pattern", "("], "--group_pattern '(': missing )"),
+        (["--make_folds", "2", "--group_pattern", "(z)"], "finds no group in 2 of 2 files, such"),
+        (["--make_folds", "3", "--group_pattern", "_(n?)"], "finds no group in 2 of 2 files"),
+        (["--make_folds", "3", "--group_pattern", "(wav)"], "one group only by pattern (wav) (wav"),
+        (["--group_pattern", "(.)"], "--group_pattern (.): expected --make_folds K as well"),
+        (["--seed", "0"], "--seed 0: expected --make_folds K as well"),
+        (["--group_column", "x", "--make_folds", "2"], "unrecognized arguments: --group_column"),
+        (["--hop", "1"], "--hop 1: expected --window as well"),
+        (["--window", "2", "--seconds", "1.0"], "not allowed with argument --"),
+        (["--dtype", "int8"], "--dtype: invalid choice: 'int8'"),
         (["--frames", "999999999999"], "do not fit into memory"),
         (["--n_melz", "3"], "--n_melz"),
         (["--n_me", "3"], "--n_me"),
@@ -387,6 +592,34 @@ def test_wrong_flags(no_ray, digits, tmp_path, flags, message):
 def test_wrong_commands(no_ray, argv, message):
     outcome = run(*argv)
     assert outcome.code == 2 and message in outcome.error
+
+
+def test_a_window_longer_than_every_recording(no_ray, tmp_path):
+    for name, seconds in (("0_ann_0.wav", 0.25), ("1_ben_0.wav", 0.75)):
+        write_sound(tmp_path / name, seconds=seconds)
+    flags = ["--audio_dir", tmp_path, "--processed_dir", tmp_path / "out"]
+    outcome = run("fsdd", *flags, "--window", 2)
+    assert outcome.code == 2
+    assert outcome.error == (
+        "raykfold: --window 2: longer than every recording, of which the longest has 0.75 s; "
+        "expected at most that, or --seconds 2 to make one sample of each"
+    )
+    (tmp_path / "1_ben_0.wav").write_text("whose length nobody knows")
+    with pytest.raises(AssertionError, match="Ray was started"):
+        run("fsdd", *flags, "--window", 2)
+
+
+def test_features_that_the_disk_has_no_room_for(no_ray, digits, tmp_path):
+    flags = ["--frames", 2**19, "--processed_dir", tmp_path / "out"]
+    with (digits / "metadata.csv").open("w") as table:
+        table.write("path,label,fold\n")
+        table.writelines(
+            f"{n % 2}_{('ann', 'ben')[n % 2]}_0.wav,{n % 2},{n % 2}\n" for n in range(20000)
+        )
+    outcome = run("csv", "--audio_dir", digits, *flags, "--allow_missing")
+    assert outcome.code == 2
+    assert "features (20000, 128, 524288) of float32 need 5368709 MB more" in outcome.error
+    assert "expected another folder, smaller features, or --dtype float16" in outcome.error
 
 
 def test_a_processed_dir_that_cannot_be_written(no_ray, digits, tmp_path):
@@ -416,6 +649,27 @@ def test_without_the_audio_extra(no_ray, monkeypatch, digits, tmp_path):
     assert outcome.code == 2 and "pip install 'raykfold[audio]'" in outcome.error
 
 
+def test_a_wrong_dataset_of_the_hub(no_ray, hub, tmp_path):
+    columns = {"audio": audio([wav(0)] * 4, list("abcd")), "label": [0, 1] * 2}
+    hub.add_repository("team/sounds", "dataset", {"x.parquet": parquet(columns)})
+    flags = ["--processed_dir", tmp_path / "out", "--download_dir", tmp_path / "cache"]
+    for argv, message in (
+        (["team/none"], "dataset team/none: HTTP 404: there is no team/none"),
+        (
+            ["team/sounds"],
+            "has no column of folds; its columns are audio, label; expected --fold_c",
+        ),
+        (["team/sounds", "--make_folds", "3"], "class 0 has 2 recordings (2 of 2 classes"),
+        (["team/sounds", "--make_folds", "2", "--group_column", "x"], "--group_column x: "),
+        (["team/sounds", "--make_folds", "2", "--window", "9"], "the longest has 0.1 s"),
+        (["team/sounds", "--seed", "1"], "--seed 1: expected --make_folds K as well"),
+        (["team/sounds", "--audio_dir", "x"], "unrecognized arguments: --audio_dir x"),
+    ):
+        outcome = run("hub", *argv, *flags)
+        assert outcome.code == 2 and message in outcome.error
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def all_unreadable(monkeypatch) -> None:
     """In place of Ray and its workers: no recording can be read."""
@@ -424,11 +678,12 @@ def all_unreadable(monkeypatch) -> None:
     def session(address, *, local_cpus, verbose):
         yield True
 
-    def fill(features, audio_dir, paths, parameters, strict, *, own_instance):
-        return {index: f"{path}: cannot be read" for index, path in enumerate(paths)}
+    def extract(spool, audio_dir, paths, sizes, parameters, dtype, **options):
+        problems = {index: f"{path}: cannot be read" for index, path in enumerate(paths)}
+        spool.append(np.empty((0, *parameters.shape), dtype), [0] * len(paths), problems)
 
     monkeypatch.setattr(prepare, "ray_session", session)
-    monkeypatch.setattr(prepare, "fill_over_ray", fill)
+    monkeypatch.setattr(prepare, "extract_features", extract)
 
 
 def test_why_recordings_cannot_be_read_is_said_before_they_are_refused(all_unreadable, tmp_path):
@@ -453,7 +708,7 @@ def test_a_note_on_a_name_that_is_no_text(all_unreadable, tmp_path):
 
 
 def test_interrupted(monkeypatch, digits, tmp_path):
-    """Ctrl-C while the session is open closes it, and nothing is written."""
+    """Ctrl-C while the session is open closes it."""
     seen: list[object] = []
 
     @contextlib.contextmanager
@@ -468,7 +723,8 @@ def test_interrupted(monkeypatch, digits, tmp_path):
     monkeypatch.setattr(prepare, "ray_session", session)
     flags = ["--address", "head:6379", "--local-cpus", 3]
     outcome = run("fsdd", "--audio_dir", digits, "--processed_dir", tmp_path / "out", *flags)
-    assert outcome.code == 130 and "nothing was written" in outcome.err
+    assert outcome.code == 130
+    assert outcome.err == "\nraykfold: interrupted; the same command goes on from what is done\n"
     assert seen == [("head:6379", 3, False), "left"]
     assert not (tmp_path / "out").exists()
 
@@ -486,7 +742,13 @@ def test_the_cluster_of_the_environment_is_the_default(monkeypatch):
 
 @pytest.mark.parametrize(
     ("layout", "defaults"),
-    [("csv", URBANSOUND8K), ("esc50", ESC50), ("urbansound8k", URBANSOUND8K), ("fsdd", DIGITS)],
+    [
+        ("csv", URBANSOUND8K),
+        ("folder", URBANSOUND8K),
+        ("esc50", ESC50),
+        ("urbansound8k", URBANSOUND8K),
+        ("fsdd", DIGITS),
+    ],
 )
 def test_default_parameters(layout, defaults):
     options = prepare.parser().parse_args([layout, "--audio_dir", "x"])

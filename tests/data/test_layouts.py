@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from raykfold.data.layouts import LAYOUTS, Listing, list_recordings
+from raykfold.data.made_folds import FoldRequest
 from raykfold.errors import BadInput
 
 
@@ -68,6 +70,141 @@ def test_urbansound8k(tmp_path: Path) -> None:
     assert rows(listing) == [("100.wav", 3, 10), ("101.wav", 8, 2)]
     assert listing.recordings[1].path == tmp_path / "audio" / "fold2" / "101.wav"
     assert listing.class_names == {3: "dog_bark", 8: "siren"}
+
+
+def folder_of(tmp_path: Path, *names: str, **request: Any) -> Listing:
+    for name in names:
+        touch(tmp_path / name)
+    return list_recordings("folder", tmp_path, made_folds=FoldRequest(2, **request))
+
+
+def test_a_folder_for_each_class(tmp_path: Path) -> None:
+    listing = folder_of(tmp_path, *(f"{c}/{n}.wav" for c in ("dog", "Cat", "ant") for n in (2, 10)))
+    assert [(name, label) for name, label, _ in rows(listing)] == [
+        *(("10.wav", 0), ("2.wav", 0)),  # Cat
+        *(("10.wav", 1), ("2.wav", 1)),
+        *(("10.wav", 2), ("2.wav", 2)),
+    ]
+    assert listing.class_names == {0: "Cat", 1: "ant", 2: "dog"}
+    assert sorted(each.fold for each in listing.recordings) == [1, 1, 1, 2, 2, 2]
+    assert listing.fold_rule == {"method": "StratifiedKFold", "folds": 2, "seed": 0}
+    assert listing.notes == ("folds made: StratifiedKFold, folds 2, seed 0",)
+    assert listing.source == str(tmp_path)
+
+
+def test_folders_of_numbers_are_these_labels(tmp_path: Path) -> None:
+    listing = folder_of(tmp_path, *(f"{label}/{n}.wav" for label in (10, 9) for n in "ab"))
+    assert [(name, label) for name, label, _ in rows(listing)] == [
+        *(("a.wav", 9), ("b.wav", 9), ("a.wav", 10), ("b.wav", 10))
+    ]
+    assert listing.class_names == {9: "9", 10: "10"}
+
+
+def test_what_lies_deeper_is_of_the_class_above(tmp_path: Path) -> None:
+    names = ["yes/a/1.wav", "yes/b/c/2.FLAC", "yes/3.m4a", "no/a/4.mp3", "no/5.ogg"]
+    listing = folder_of(tmp_path, *names)
+    assert [(name, label) for name, label, _ in rows(listing)] == [
+        *(("5.ogg", 0), ("4.mp3", 0), ("3.m4a", 1), ("1.wav", 1), ("2.FLAC", 1))
+    ]
+
+
+@pytest.mark.parametrize("parent", ["", "genres", "Data/genres_original"])
+def test_where_folders_of_classes_lie(tmp_path: Path, parent: str) -> None:
+    touch(tmp_path / "Data" / "features.csv")
+    touch(tmp_path / "images" / "blues" / "1.png")
+    touch(tmp_path / "__MACOSX" / parent / "blues" / "1.wav")
+    names = (f"{name}/{n}.wav" for name in ("blues", "rock") for n in (1, 2))
+    listing = folder_of(tmp_path / "", *(str(Path(parent, name)) for name in names))
+    assert listing.class_names == {0: "blues", 1: "rock"}
+    assert listing.source == str(tmp_path / parent)
+    where = [f"the data set is in {tmp_path / parent}"] if parent else []
+    assert [*listing.notes[:-1]] == [
+        *where,
+        f"2 files left out, not audio by their names, such as {tmp_path}/Data/features.csv",
+    ]
+
+
+def test_what_is_of_no_class_is_left_out(tmp_path: Path) -> None:
+    names = [f"{name}/{n}.wav" for name in ("yes", "no") for n in "123"]
+    others = ["_background_noise_/tap.wav", "intro.wav", ".cache/x/1.wav", "no/._1.wav"]
+    listing = folder_of(tmp_path, *names, *others)
+    assert len(listing.recordings) == 6 and listing.class_names == {0: "no", 1: "yes"}
+    assert listing.notes[:2] == (
+        f"1 recording in no folder of a class left out, such as {tmp_path}/intro.wav",
+        "1 recording in a folder whose name begins with _ left out, such as "
+        f"{tmp_path}/_background_noise_/tap.wav",
+    )
+
+
+def test_splits_are_joined(tmp_path: Path) -> None:
+    names = [f"{split}/{c}/{n}.wav" for split in ("test", "Train") for c in "ab" for n in (1, 2)]
+    listing = folder_of(tmp_path, *names, "test/unlabelled.wav", "intro.wav")
+    assert [str(each.file_name.relative_to(tmp_path)) for each in listing.recordings] == [
+        *(f"{split}/a/{n}.wav" for split in ("Train", "test") for n in (1, 2)),
+        *(f"{split}/b/{n}.wav" for split in ("Train", "test") for n in (1, 2)),
+    ]
+    assert "the folders Train, test are joined: folds take the place of splits" in listing.notes
+
+
+def test_a_link_in_a_circle(tmp_path: Path) -> None:
+    touch(tmp_path / "yes" / "1.wav")
+    (tmp_path / "yes" / "again").symlink_to(tmp_path)
+    (tmp_path / "maybe").symlink_to(tmp_path / "yes", target_is_directory=True)
+    listing = folder_of(tmp_path, "no/1.wav", "no/2.wav", "yes/2.wav")
+    assert listing.class_names == {0: "maybe", 1: "no", 2: "yes"}
+    assert len(listing.recordings) == 6
+
+
+def test_folders_of_classes_need_folds_to_be_made(tmp_path: Path) -> None:
+    for name in ("yes/1.wav", "no/1.wav"):
+        touch(tmp_path / name)
+    with pytest.raises(BadInput, match="have no folds; expected --make_folds 5"):
+        list_recordings("folder", tmp_path)
+
+
+def test_recordings_without_folders_of_classes(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"1 recording in no folder of a class.*<class>/<name>"):
+        folder_of(tmp_path, "1.wav")
+
+
+@pytest.mark.parametrize("header", ["path,label,speaker", "path,label,Speaker,fold"])
+def test_folds_for_a_table(tmp_path: Path, header: str) -> None:
+    touch(tmp_path / "0.wav")
+    fold = "," if "fold" in header else ""  # the first is empty, which does not matter
+    lines = [f"{n}.wav,{n % 2},{'abc'[n // 4]}{fold and fold + 'x' * n}" for n in range(12)]
+    write_table(tmp_path / "metadata.csv", header, *lines)
+    request = FoldRequest(3, group_column="speaker")
+    listing = list_recordings("csv", tmp_path, made_folds=request)
+    assert [each.fold for each in listing.recordings] == [1] * 4 + [2] * 4 + [3] * 4
+    assert listing.fold_names == {1: "a", 2: "b", 3: "c"}
+    rule = "LeaveOneGroupOut, folds 3, groups column speaker"
+    table = tmp_path / "metadata.csv"
+    replaced = f"the folds of {table} are not used: --make_folds makes others"
+    assert listing.notes == (*([replaced] if "fold" in header else []), f"folds made: {rule}")
+
+
+def test_folds_in_place_of_those_of_a_data_set(tmp_path: Path) -> None:
+    header = "slice_file_name,fsID,fold,classID,class"
+    row = "{0}-{1}.wav,{0},{2},{3},c{3}"
+    lines = [row.format(n // 2, n, n % 10 + 1, n // 2 % 2) for n in range(20)]
+    write_table(tmp_path / "UrbanSound8K.csv", header, *lines)
+    touch(tmp_path / "fold1" / "0-0.wav")
+    by_column, by_name = FoldRequest(4, 0, "fsID"), FoldRequest(4, 0, None, r"(\d+)-")
+    one, other = (
+        list_recordings("urbansound8k", tmp_path, made_folds=request)
+        for request in (by_column, by_name)
+    )
+    assert rows(one) == rows(other)
+    assert all(rows(one)[n][2] == rows(one)[n + 1][2] for n in range(0, 20, 2))
+
+
+def test_a_table_that_lacks_the_column_of_groups(tmp_path: Path) -> None:
+    write_table(tmp_path / "metadata.csv", "path,label,singer", "a.wav,x,", "b.wav,y,ann")
+    request = FoldRequest(2, group_column="speaker")
+    with pytest.raises(BadInput, match="lacks the column speaker; its columns are path, label, si"):
+        list_recordings("csv", tmp_path, made_folds=request)
+    with pytest.raises(BadInput, match="line 2: no singer"):
+        list_recordings("csv", tmp_path, made_folds=FoldRequest(2, group_column="singer"))
 
 
 def test_csv_labels_that_are_names_are_numbered_alphabetically(tmp_path: Path) -> None:
@@ -183,7 +320,7 @@ def test_other_spellings_of_a_name_are_found(tmp_path: Path, listed: str, on_dis
     write_table(tmp_path / "metadata.csv", "path,label,fold", f"{listed},dog,1", "b.wav,cat,2")
     listing = list_recordings("csv", tmp_path)
     assert not listing.missing
-    assert listing.recordings[0].path.samefile(tmp_path / on_disk)
+    assert listing.recordings[0].file_name.samefile(tmp_path / on_disk)
     (note,) = listing.notes
     assert note.startswith("1 recording found under another spelling")
 
@@ -318,11 +455,12 @@ def test_a_column_of_the_very_name_wins(tmp_path: Path) -> None:
 # ---- What is refused
 
 
-@pytest.mark.parametrize("layout", ["csv", "esc50", "urbansound8k", "fsdd"])
+@pytest.mark.parametrize("layout", ["csv", "folder", "esc50", "urbansound8k", "fsdd"])
 def test_an_empty_folder(tmp_path: Path, layout: str) -> None:
     """Each layout says what it expects."""
     expected = {
         "csv": "metadata.csv",
+        "folder": "<class>/<name>.wav",
         "esc50": "meta/esc50.csv",
         "urbansound8k": "metadata/UrbanSound8K.csv",
         "fsdd": "<digit>_<speaker>_<take>.wav",
@@ -348,7 +486,8 @@ def test_an_empty_folder(tmp_path: Path, layout: str) -> None:
         ),
         (["file,class,split", "a.wav,dog,1"], "its columns are file, class, split; expected path"),
         (["file;class;fold", "a.wav;dog;1"], "its columns are file, class, fold; expected path"),
-        (["path,label,fold", "a.wav,dog,1", "b.wav,cat,"], "line 3: no fold"),
+        (["path,label,fold", "a.wav,dog,1", "b.wav,cat,"], "line 3: no fold; expected one, or"),
+        (["path,label", "a.wav,dog"], "expected path, label, fold, or --make_folds 5, which"),
         (["path,label,fold", "a.wav,dog,1", "b.wav,cat"], "line 3: no fold"),
         (["path,label,fold", "a.wav,dog,1", ",cat,2"], "line 3: no path"),
         (

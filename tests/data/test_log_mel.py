@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +13,12 @@ from raykfold.data.log_mel import (
     ESC50,
     URBANSOUND8K,
     FeatureParameters,
+    features_of_file,
     frame_count,
     log_mel,
     log_mel_numpy,
     log_mel_of_file,
     mel_filters,
-    read_audio,
 )
 from raykfold.errors import BadData, BadInput
 
@@ -100,6 +98,54 @@ def test_a_parameter_that_is_missing_is_named():
         FeatureParameters.from_dict(written)
 
 
+# ---- Windows
+
+
+def test_a_hop_is_written_only_where_there_is_one():
+    assert "hop" not in DIGITS.as_dict()
+    cut = dataclasses.replace(DIGITS, hop=0.5)
+    assert cut.as_dict() == {**DIGITS.as_dict(), "hop": 0.5}
+    assert FeatureParameters.from_dict(cut.as_dict()) == cut
+
+
+@pytest.mark.parametrize("hop", [0, -1.0, float("nan"), float("inf"), "1", True, 1e-5, 1e300])
+def test_hops_out_of_range_are_named(hop):
+    with pytest.raises(BadInput, match=r"^hop "):
+        FeatureParameters(**{**GOOD, "hop": hop})
+
+
+@pytest.mark.parametrize(
+    ("count", "hop", "starts"),
+    [
+        (1, 1.0, [0]),  # shorter than a window
+        (8000, 1.0, [0]),
+        (11999, 1.0, [0]),  # the rest does not fill half of a window
+        (12000, 1.0, [0, 8000]),
+        (16000, 1.0, [0, 8000]),
+        (16000, 0.5, [0, 4000, 8000]),  # and not 12000, where nothing is new
+        (16001, 0.5, [0, 4000, 8000, 12000]),
+        (15999, 0.25, [0, 2000, 4000, 6000, 8000]),
+        (40000, 2.0, [0, 16000, 32000]),
+        (35999, 2.0, [0, 16000]),
+    ],
+)
+def test_where_windows_begin(count, hop, starts):
+    assert list(dataclasses.replace(DIGITS, hop=hop).window_starts(count)) == starts
+
+
+def test_windows_are_the_pieces_of_a_recording(tmp_path):
+    rng = np.random.default_rng(5)
+    samples = rng.uniform(-0.5, 0.5, 21000).astype(np.float32)
+    path = tmp_path / "long.wav"
+    soundfile.write(path, samples, 8000, subtype="FLOAT")
+    cut = dataclasses.replace(DIGITS, hop=1.0)
+    features = features_of_file(path, cut)
+    assert features.shape == (3, *DIGITS.shape) and features.dtype == np.float32
+    for row, start in zip(features, (0, 8000, 16000), strict=True):  # the last is padded
+        np.testing.assert_array_equal(row, log_mel(samples[start : start + 8000], DIGITS))
+    np.testing.assert_array_equal(features_of_file(path, DIGITS), [log_mel_of_file(path, DIGITS)])
+
+
 # ---- Spectrograms
 
 
@@ -163,107 +209,22 @@ def test_a_tone_is_loudest_in_its_band(features_of, hertz):
     assert abs(loudest - mel_filters(8000, 512, 64)[:, hertz * 512 // 8000].argmax()) <= 1
 
 
-# ---- Reading
-
-
-def write(path: Path, samples: np.ndarray, rate: int, **options) -> Path:
-    soundfile.write(path, samples, rate, **options)
-    return path
-
-
-def test_channels_are_averaged(tmp_path):
-    channels = np.random.default_rng(0).uniform(-0.5, 0.5, (800, 2)).astype(np.float32)
-    samples = read_audio(write(tmp_path / "a.wav", channels, 8000, subtype="FLOAT"), 8000)
-    assert samples.dtype == np.float32
-    np.testing.assert_allclose(samples, channels.mean(axis=1), atol=1e-7)
-
-
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
-def test_formats_and_rates(tmp_path, suffix):
-    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(44100) / 44100)
-    samples = read_audio(write(tmp_path / f"a.{suffix}", tone, 44100), 8000)
-    assert samples.shape == (8000,)
-    expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(8000) / 8000)
-    assert np.abs(samples - expected)[100:-100].max() < 0.02
-
-
-def test_a_resource_fork_beside_a_recording_is_not_looked_at(tmp_path):
-    """An archive made on macOS holds ``._a.mp3``, the Finder's notes on ``a.mp3``."""
-    tone = np.sin(np.arange(44100) / 20)
-    path = write(tmp_path / "a.mp3", tone, 44100)
-    alone = read_audio(path, 8000)
-    apple_double = bytes.fromhex("00051607 00020000") + bytes(16)
-    (tmp_path / "._a.mp3").write_bytes(apple_double + bytes.fromhex("0000") + bytes(4096))
-    np.testing.assert_array_equal(read_audio(path, 8000), alone)
-
-
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
-def test_a_file_that_breaks_off_is_refused(monkeypatch, tmp_path, suffix):
-    """As on a network drive that fails, here by a folder's descriptor in place of the file's."""
-
-    opened = soundfile.SoundFile
-
-    def failing(file, **options):
-        sound = opened(file, **options)
-        folder = os.open(tmp_path, os.O_RDONLY)
-        os.dup2(folder, file if isinstance(file, int) else file.fileno())
-        os.close(folder)
-        return sound
-
-    path = write(tmp_path / f"a.{suffix}", np.random.default_rng(0).normal(size=400000) / 9, 44100)
-    assert len(read_audio(path, 44100)) == 400000
-    monkeypatch.setattr(soundfile, "SoundFile", failing)
-    with pytest.raises(BadData, match=r"cannot be read as audio"):
-        read_audio(path, 44100)
-
-
-def test_little_more_than_needed_is_read_of_a_long_file(tmp_path):
-    path = write(tmp_path / "long.wav", np.random.default_rng(0).normal(size=80000) / 10, 16000)
-    beginning = read_audio(path, 8000, seconds=1.0)
-    assert 8000 < len(beginning) < 10000
-    np.testing.assert_allclose(beginning[:8000], read_audio(path, 8000)[:8000], atol=1e-4)
+# ---- Files
 
 
 def test_features_of_a_file(tmp_path):
     clip = np.random.default_rng(0).uniform(-0.5, 0.5, 8000)
-    path = write(tmp_path / "a.wav", clip, 8000, subtype="DOUBLE")
+    path = tmp_path / "a.wav"
+    soundfile.write(path, clip, 8000, subtype="DOUBLE")
     np.testing.assert_allclose(
         log_mel_of_file(path, DIGITS), log_mel(clip, DIGITS), atol=1e-4, rtol=0
     )
 
 
-def test_files_that_hold_no_sound_are_named(tmp_path):
-    text = tmp_path / "text.wav"
-    text.write_text("this is no sound")
-    empty = tmp_path / "empty.wav"
-    empty.touch()
-    silent = write(tmp_path / "nothing.wav", np.zeros(0), 8000)
-    broken = write(tmp_path / "nan.wav", np.full(100, np.nan), 8000, subtype="FLOAT")
-    reasons = {
-        text: "cannot be read as audio",
-        empty: "cannot be read as audio",
-        silent: "holds no sound",
-        broken: "NaN or infinite",
-        tmp_path: "cannot be read as audio",
-        tmp_path / "absent.wav": "no such file",
-    }
-    for path, reason in reasons.items():
-        with pytest.raises(BadData) as caught:
-            read_audio(path, 8000)
-        assert str(path) in str(caught.value) and reason in str(caught.value)
-        assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("library", ["librosa", "soundfile"])
-def test_without_the_audio_extra_it_says_what_to_install(monkeypatch, tmp_path, library):
-    monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(BadInput, match=r"pip install 'raykfold\[audio\]'"):
-        read_audio(tmp_path / "a.wav", 8000)
-
-
 def test_importing_it_does_not_load_the_audio_libraries():
     code = (
         "import sys, raykfold.data.log_mel, raykfold.data.demo, raykfold.prepare\n"
+        "import raykfold.outputs.hub_parquet\n"
         "print([name for name in ('librosa', 'soundfile', 'ray', 'torch') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

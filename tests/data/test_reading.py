@@ -136,7 +136,7 @@ def test_bad_recordings(tmp_path: Path, recordings: np.ndarray, said: str) -> No
 def test_recordings_may_be_text_and_lie_beside_the_arrays_in_one_file(tmp_path: Path) -> None:
     clips = [f"clip {number // 2}" for number in range(N)]
     values = {"X": FEATURES, "y": np.arange(N) // 4, "folds": np.arange(N) // 2 % 2}
-    np.savez(tmp_path / "data.npz", **values, recordings=clips)
+    np.savez(tmp_path / "data.npz", recordings=np.array(clips), **values)  # type: ignore[arg-type]
     expected = (np.arange(N) // 2).tolist()
     for file in ("data.npz", "data.pt"):
         data = read_feature_set(tmp_path / file if file == "data.pt" else tmp_path)
@@ -655,6 +655,27 @@ def written(folder: Path, features: Any = FEATURES) -> FeatureSet:
     names = {3: "dog", 7: "räin", 9: "siren"}
     write_feature_set(folder, features, LABELS, FOLDS, names, {"n_fft": 512})
     return read_feature_set(folder)
+
+
+def test_how_folds_were_made_is_said_and_is_no_parameter_of_features(tmp_path: Path) -> None:
+    rule = {"method": "StratifiedKFold", "folds": 2, "seed": 3}
+    write_feature_set(tmp_path, FEATURES, LABELS, FOLDS, {}, {"n_fft": 512}, fold_rule=rule)
+    (tmp_path / "class_mapping.json").unlink()
+    data = read_feature_set(tmp_path)
+    assert data.feature_parameters == {"n_fft": 512}
+    assert "folds made by StratifiedKFold, folds 2, seed 3" in data.notes
+    assert data.fingerprint == fingerprint()
+    (tmp_path / "features.json").write_text('{"fold_rule": ["by hand"]}')
+    with pytest.raises(BadData, match=r"features\.json: fold_rule: holds a list; it should be an"):
+        read_feature_set(tmp_path)
+
+
+def test_recordings_of_an_earlier_data_set_do_not_stay(tmp_path: Path) -> None:
+    everything = np.arange(len(LABELS))
+    write_feature_set(tmp_path, FEATURES, LABELS, FOLDS, {}, {}, recordings=everything)
+    assert np.load(tmp_path / "recordings.npy").tolist() == list(range(len(LABELS)))
+    write_feature_set(tmp_path, FEATURES, LABELS, FOLDS, {}, {})
+    assert not (tmp_path / "recordings.npy").exists()
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 It speaks the part of the Hub's protocol that huggingface_hub uses to create, commit to, list and
 download models and datasets, with LFS and without Xet (`HF_HUB_DISABLE_XET=1`), which
-`xet_server.py` adds. Repositories are in memory and have one branch, `main`. LFS content lies at
-another port and under another name of this machine, as at the Hub it lies at another host. To try
-commands against it: `python tests/fakes/hub_server.py --help`.
+`xet_server.py` adds. Repositories are in memory, and commits go to one branch, `main`. LFS content
+lies at another port and under another name of this machine, as at the Hub it lies at another host.
+To try commands against it: `python tests/fakes/hub_server.py --help`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 USER = "tester"
 REGULAR_LIMIT = 1_000_000  # bytes; a larger file goes to LFS whatever its name
-LFS_SUFFIXES = (".bin", ".npy", ".npz", ".pkl", ".pt", ".safetensors")
+LFS_SUFFIXES = (".bin", ".npy", ".npz", ".parquet", ".pkl", ".pt", ".safetensors")
 ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES)
 TREE_PAGE = 1000  # entries
 COMMITS_PAGE = 50
@@ -135,6 +135,7 @@ class Repository:
     type: str
     commits: list[Commit] = field(default_factory=list)
     trees: dict[str, _Tree] = field(default_factory=dict, repr=False)
+    references: dict[str, str] = field(default_factory=dict)  # name → commit, beside `main`
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -166,9 +167,10 @@ class Repository:
         return commit
 
     def resolve(self, revision: str) -> str:
-        """The commit that `main` or a commit's own id names."""
+        """The commit that `main`, another reference or a commit's own id names."""
         if revision == "main":
             return self.head
+        revision = self.references.get(revision, revision)
         if revision not in self.trees:
             raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return revision
@@ -232,16 +234,26 @@ class HubServer:
         files: Mapping[str, bytes] | None = None,
     ) -> Repository:
         """A repository whose first commit has just these files."""
-        tree = {
-            path: _File(content, _upload_mode(path, len(content)) == "lfs")
-            for path, content in (files or {}).items()
-        }
         with self.lock:
-            self.objects.update({file.sha256: file.content for file in tree.values() if file.lfs})
             repository = Repository(id, type)
-            repository.add_commit(tree, "initial commit")
+            repository.add_commit(self._tree(files or {}), "initial commit")
             self._repositories[type, id] = repository
         return repository
+
+    def add_reference(self, repository: Repository, name: str, files: Mapping[str, bytes]) -> None:
+        """Let `refs/convert/parquet`, for one, name a commit of its own with just these files."""
+        oid = hashlib.sha1(f"{repository.id} {name}".encode()).hexdigest()
+        with self.lock:
+            repository.trees[oid] = self._tree(files)
+            repository.references[name] = oid
+
+    def _tree(self, files: Mapping[str, bytes]) -> _Tree:
+        tree = {
+            path: _File(content, _upload_mode(path, len(content)) == "lfs")
+            for path, content in files.items()
+        }
+        self.objects.update({file.sha256: file.content for file in tree.values() if file.lfs})
+        return tree
 
     def fault(self, endpoint: str, fault: Fault) -> None:
         """Order a fault for one of the endpoints in `routes`, or for every one: "*".

@@ -342,6 +342,8 @@ def test_tensors_that_do_not_fit_are_refused(model_dir: Path, change: str) -> No
         ({"hop_length": 1, "n_fft": 2**18, "seconds": 2000.0}, "values in a spectrum"),
         ({"sample_rate": 10**12, "seconds": 1e-6}, "a sample rate in Hz"),
         ({"hop_length": None}, "hop_length"),
+        ({"hop": 4e-4}, "windows over each other"),
+        ({"hop": "1"}, "hop '1'"),
     ],
     ids=str,
 )

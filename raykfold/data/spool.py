@@ -1,0 +1,242 @@
+"""Keeps features on disk while they are made, so that a killed preparation resumes.
+
+    processed_dir/.prepare/
+    ├── features.npy    rows as they come, in the order of the recordings
+    └── journal.jsonl   a line of settings, then a line for each chunk of recordings
+
+A chunk's rows are flushed to the disk before its line in the journal, so what the journal says is
+there. What lies behind that in features.npy is cut off by the next start. Since rows come in order,
+features.npy is the final file once its header has the number of rows: NumPy leaves room for it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raykfold.errors import BadInput
+from raykfold.files.atomic import as_storage_error
+
+FOLDER = ".prepare"
+
+
+class Spool:
+    """The features made so far for a list of recordings.
+
+    Args:
+        processed_dir: the folder of the data set, made by the first `append`.
+        settings: what features depend on, beside the recordings: plain values.
+        recordings: a text for each recording that changes with it.
+        shape: of a row.
+        dtype: of the features.
+
+    Attributes:
+        windows: number of rows of each recording so far; 0 for one that could not be read.
+        problems: index → why that recording could not be read.
+        discarded: how many recordings an earlier preparation had done whose settings, or whose
+            recordings, were others.
+    """
+
+    def __init__(
+        self,
+        processed_dir: Path,
+        settings: Mapping[str, Any],
+        recordings: Sequence[str],
+        shape: tuple[int, ...],
+        dtype: npt.DTypeLike,
+    ) -> None:
+        self.windows: list[int] = []
+        self.problems: dict[int, str] = {}
+        self.discarded = 0
+        self._folder = processed_dir / FOLDER
+        self._settings = {
+            "version": 1,
+            **settings,
+            "shape": list(shape),
+            "dtype": np.dtype(dtype).str,
+        }
+        self._recordings = recordings
+        self._shape, self._dtype = shape, np.dtype(dtype)
+        self._made: list[Path] = []  # folders
+        self._features: IO[bytes] | None = None
+        self._journal: IO[bytes] | None = None
+
+    @property
+    def done(self) -> int:
+        """Number of recordings that are read, or cannot be."""
+        return len(self.windows)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows so far."""
+        return sum(self.windows)
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Take up what an earlier preparation has left, and close the files at the end.
+
+        Raises:
+            BadInput: another process is preparing the same folder.
+            StorageError: the files cannot be read.
+        """
+        try:
+            if self._folder.is_dir():
+                self._open()
+            yield
+        finally:
+            for file in (self._features, self._journal):
+                if file is not None:
+                    file.close()
+
+    def append(
+        self, features: npt.NDArray[Any], windows: Sequence[int], problems: Mapping[int, str]
+    ) -> None:
+        """Add the rows of the next recordings.
+
+        Args:
+            features: (rows, *shape).
+            windows: number of rows of each of these recordings.
+            problems: index among these recordings → why it could not be read.
+
+        Raises:
+            StorageError: the disk is full, or the folder cannot be written.
+        """
+        if self._journal is None:
+            self._open()
+        assert self._features is not None and self._journal is not None
+        start, stop = self.done, self.done + len(windows)
+        line = {
+            "recordings": self._digest(start, stop),
+            "windows": list(windows),
+            "problems": {str(index): text for index, text in problems.items()},
+        }
+        with as_storage_error(self._folder):
+            if len(features):
+                _write(self._features, np.ascontiguousarray(features, dtype=self._dtype).data)
+            _write(self._journal, json.dumps(line).encode() + b"\n")
+        self._add(windows, problems)
+
+    def finish(self) -> Path:
+        """Complete the features, and return their file, for `write_feature_set` to move.
+
+        Raises:
+            StorageError: the disk fails.
+        """
+        assert self._features is not None
+        with as_storage_error(self._folder):
+            self._features.seek(0)
+            _write(self._features, self._header(self.rows))
+        return self._folder / "features.npy"
+
+    def remove(self) -> None:
+        """Delete the files, and the folders made for them if nothing else is in them."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        for folder in self._made:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+    # ---- The files
+
+    def _open(self) -> None:
+        with as_storage_error(self._folder):
+            parents = self._folder.parents
+            self._made = [folder for folder in parents if not folder.exists()]
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._journal = (self._folder / "journal.jsonl").open("a+b", buffering=0)
+            try:
+                fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BadInput(
+                    f"--processed_dir {self._folder.parent}: another prepare is writing there; "
+                    "expected a folder of its own for each"
+                ) from None
+            except OSError:  # the file system has no locks
+                pass
+            self._features = open(  # noqa: SIM115
+                self._folder / "features.npy",
+                "r+b",
+                buffering=0,  # else closing the file would try again what a full disk has refused
+                opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o666),
+            )
+            self._resume(self._features, self._journal)
+
+    def _resume(self, features: IO[bytes], journal: IO[bytes]) -> None:
+        """Read the journal as far as it is of these settings and recordings; cut off the rest."""
+        header = self._header(0)
+        row_bytes = math.prod(self._shape) * self._dtype.itemsize
+        rows_on_disk = (os.fstat(features.fileno()).st_size - len(header)) // row_bytes
+        journal.seek(0)
+        lines = journal.read().splitlines(keepends=True)
+        first = json.dumps(self._settings, sort_keys=True).encode() + b"\n"
+        length, valid = 0, bool(lines) and lines[0] == first
+        for line in lines[1:]:
+            entry = _parse(line)
+            if entry is None:  # the line that a kill has cut short
+                break
+            start, windows = self.done, entry["windows"]
+            stop = start + len(windows)
+            valid = (
+                valid
+                and stop <= len(self._recordings)
+                and entry["recordings"] == self._digest(start, stop)
+                and self.rows + sum(windows) <= rows_on_disk
+            )
+            if not valid:
+                self.discarded += len(windows)
+                continue
+            self._add(windows, {int(key): text for key, text in entry["problems"].items()})
+            length += len(line)
+        if self.done:
+            journal.truncate(len(first) + length)
+        else:
+            journal.truncate(0)
+            _write(journal, first)
+        journal.seek(0, os.SEEK_END)
+        features.truncate(len(header) + self.rows * row_bytes)
+        features.seek(0)
+        _write(features, header)
+        features.seek(0, os.SEEK_END)
+
+    def _add(self, windows: Sequence[int], problems: Mapping[int, str]) -> None:
+        self.problems |= {self.done + index: text for index, text in problems.items()}
+        self.windows += windows
+
+    def _digest(self, start: int, stop: int) -> str:
+        text = "\0".join(self._recordings[start:stop])
+        return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+    def _header(self, rows: int) -> bytes:
+        """Return the beginning of an .npy file, of the same length for any number of rows."""
+        header = io.BytesIO()
+        descr = np.lib.format.dtype_to_descr(self._dtype)
+        about = {"descr": descr, "fortran_order": False, "shape": (rows, *self._shape)}
+        np.lib.format.write_array_header_1_0(header, about)
+        return header.getvalue()
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and line.endswith(b"\n") else None
+
+
+def _write(file: IO[bytes], content: bytes | memoryview) -> None:
+    """Write to an unbuffered file, to the disk itself."""
+    left = memoryview(content).cast("B")
+    while left:
+        left = left[file.write(left) :]
+    os.fsync(file.fileno())
