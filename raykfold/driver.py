@@ -88,8 +88,8 @@ def cross_validate(
         X: the samples, `features` of `FeatureSet.from_arrays`, which says what each argument may
             be; with `y` and `folds`, instead of the files.
         y: their labels: integers, text, bool or one-hot.
-        folds: their folds: labels of any kind, one of scikit-learn's splitters, or a list of
-            (train, test) indices.
+        folds: their folds: labels of any kind, one of scikit-learn's splitters, a list of (train,
+            test) indices, or how many folds to make.
         groups: for a splitter, what belongs together.
         class_names: label → name, or the names of labels 0, 1, and so on.
         data: the samples as a feature set, instead of `X`, `y` and `folds`.

@@ -41,7 +41,7 @@ _MOST_LISTED = 40  # folds, in a note
 # What labels and folds may be besides one for each sample.
 _OR = {
     "labels": ", or one-hot (samples, classes)",
-    "folds": ", or in Python a splitter such as StratifiedKFold(5, shuffle=True, random_state=0)",
+    "folds": ", or in Python a number of folds or a splitter such as StratifiedKFold(5)",
 }
 _CHUNK_BYTES = 16 * 2**20  # of features, in one thread at a time
 

@@ -109,7 +109,8 @@ class FeatureSet:
                 ``speaker 10``); or bool. Or what makes them, numbered from 1 in the order of its
                 splits: one of scikit-learn's splitters, or a list of (train, test) indices. The
                 test sets have to partition the samples, and each train set has to be the rest.
-                A splitter that shuffles needs an integer as its ``random_state``.
+                A splitter that shuffles needs an integer as its ``random_state``. Or how many
+                folds to make, as ``--make_folds`` of `raykfold.prepare` does.
             groups: (N,) integers, text or bool, for a splitter: samples of a group belong into one
                 fold. If each fold has one group, it is the fold's name.
             class_mapping: label → name, for at least the labels in the data; a label may be a

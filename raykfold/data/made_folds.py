@@ -117,6 +117,7 @@ def make_folds(
     *,
     grouped_by: str | None = None,
     class_names: Mapping[int, str] | None = None,
+    called: str = "",
 ) -> MadeFolds:
     """Return `k` folds, stratified by class.
 
@@ -130,10 +131,12 @@ def make_folds(
         groups: (N,) the group of each sample, which stays in one fold.
         grouped_by: where groups come from, for messages and the rule.
         class_names: label → name, for messages.
+        called: what messages call the request; the flag by default.
 
     Raises:
         BadData: there are fewer groups, or fewer samples of a class, than folds.
     """
+    called = called or f"--make_folds {k}"
     labels = np.asarray(labels, dtype=np.int64)
     if groups is not None:
         # One group, whichever of its two Unicode forms a name has.
@@ -143,7 +146,7 @@ def make_folds(
             what = "one group only" if len(present) == 1 else f"{len(present)} groups only"
             more = ", ..." if len(present) > _MOST_LISTED else ""
             raise BadData(
-                f"--make_folds {k}: {what}{by} ({comma_list(present[:_MOST_LISTED])}{more}); "
+                f"{called}: {what}{by} ({comma_list(present[:_MOST_LISTED])}{more}); "
                 "expected at least as many groups as folds"
             )
     classes, counts = np.unique(labels, return_counts=True)
@@ -152,7 +155,7 @@ def make_folds(
         shown = with_name(int(classes[rare[0]]), class_names or {})
         more = f" ({len(rare)} of {len(classes)} classes are so small)" if len(rare) > 1 else ""
         raise BadData(
-            f"--make_folds {k}: class {shown} has {count_of(int(counts[rare[0]]), 'recording')}"
+            f"{called}: class {shown} has {count_of(int(counts[rare[0]]), 'recording')}"
             f"{more}; expected at most as many folds as the smallest class has recordings"
         )
     rule: dict[str, Any] = {"method": "StratifiedKFold", "folds": k, "seed": seed}

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raykfold.data.labels import GROUPS, Array, Integers, to_array, to_integers
+from raykfold.data.made_folds import make_folds
 from raykfold.errors import BadData
 from raykfold.text import one_line
 
@@ -28,11 +29,13 @@ class Splitter(Protocol):
         """Yield the indices of train and test samples of each split."""
 
 
-FoldRule = Splitter | Iterable[Indices]
+FoldRule = int | Splitter | Iterable[Indices]
 
 
 def is_rule(folds: object) -> TypeGuard[FoldRule]:
     """Return whether `folds` says how to make folds, and is not one label for each sample."""
+    if isinstance(folds, int | np.integer):
+        return not isinstance(folds, bool)
     # Tensors, and NumPy's arrays of characters, have a method `split` of another meaning.
     if callable(getattr(folds, "split", None)) and not isinstance(folds, str | bytes):
         return isinstance(folds, type) or not hasattr(folds, "__array__")
@@ -64,7 +67,8 @@ def folds_by_rule(
 
     Args:
         name: what messages call the rule.
-        rule: a splitter, or the indices of train and test samples of each split.
+        rule: a splitter, or the indices of train and test samples of each split; or how many folds
+            to make, as ``--make_folds`` does.
         features: (N, ...), for the splitter.
         labels: (N,) class labels, for the splitter.
         groups: (N,) the group of each sample, for the splitter; integers, text or bool. No group
@@ -77,6 +81,17 @@ def folds_by_rule(
     Raises:
         BadData: the rule makes no folds that a cross-validation can use.
     """
+    group_numbers, group_names = (
+        (None, {}) if groups is None else to_integers(groups_name, GROUPS, groups)
+    )
+    if isinstance(rule, int | np.integer):
+        if rule < 2:
+            raise BadData(f"{name}: {rule}; expected at least 2")
+        texts = None
+        if group_numbers is not None:
+            texts = [group_names.get(number, str(number)) for number in group_numbers.tolist()]
+        made = make_folds(labels, int(rule), groups=texts, called=f"{name}: {rule}")
+        return made.folds, dict(made.names), made.notes
     if isinstance(rule, Iterable):
         if groups is not None:
             raise BadData(
@@ -90,9 +105,6 @@ def folds_by_rule(
         raise BadData(
             f"{name}: {rule.__name__} is a class; expected an object of it, {rule.__name__}(...)"
         )
-    group_numbers, group_names = (
-        (None, {}) if groups is None else to_integers(groups_name, GROUPS, groups)
-    )
     called = type(rule).__name__
     where = f"{name}: {called}"
     with warnings.catch_warnings(record=True) as caught, _one_line_errors(where):

@@ -13,6 +13,7 @@ from sklearn import model_selection as sk
 from support.data_files import fingerprint
 
 from raykfold.data.feature_set import FeatureSet
+from raykfold.data.made_folds import make_folds
 from raykfold.errors import BadData
 
 N = 24
@@ -80,6 +81,16 @@ def test_a_fold_of_one_group_has_its_name(groups: Any) -> None:
         assert data.fold_names[int(data.folds[sample])] == speaker
     numbered = of(sk.LeaveOneGroupOut(), groups=np.repeat([7, 9], 12))
     assert numbered.fold_names == {1: "7", 2: "9"}
+
+
+def test_a_number_makes_the_folds_that_prepare_makes() -> None:
+    labels = of(4).labels
+    assert of(4).folds.tolist() == make_folds(labels, 4).folds.tolist()
+    rooms = np.repeat(["b", "a", "c"], 8)
+    data = of(np.int64(3), groups=rooms)
+    assert data.folds.tolist() == np.repeat([1, 2, 3], 8).tolist()
+    assert data.fold_names == {1: "b", 2: "a", 3: "c"}
+    assert data.notes[0] == "folds made: LeaveOneGroupOut, folds 3, seed 0, groups given"
 
 
 @pytest.mark.parametrize(
@@ -150,11 +161,13 @@ def test_what_a_splitter_warns_of_is_a_note() -> None:
         (sk.GroupKFold(3), "folds: GroupKFold: The 'groups' parameter should not be None"),
         (Own(error=RuntimeError("a\nb")), "folds: Own: a b"),
         (Own(PAIRS[:3]), "folds: Own: 6 of 24 samples are in no test set, the first is 18"),
-        (5, "or in Python a splitter such as StratifiedKFold(5, shuffle=True, random_state=0)"),
+        (1, "folds: 1; expected at least 2"),
+        (9, "folds: 9: class 0 has 8 recordings (3 of 3 classes are so small); expected at most"),
+        (True, "or in Python a number of folds or a splitter such as StratifiedKFold(5)"),
         ("kfold", "folds: shape (); folds should be one-dimensional"),
         (sk.GroupKFold(3).split(FEATURES), "folds: The 'groups' parameter should not be None"),
     ],
-    ids=range(18),
+    ids=range(20),
 )
 def test_splitters_that_make_no_folds(splitter: Any, said: str) -> None:
     assert said in refusal(splitter)
