@@ -94,7 +94,7 @@ def _open(run: str) -> Archive:
 
 
 def _data(archive: Archive, named: str | None) -> FeatureSet | None:
-    """Read the run's data for the spectrograms; without it, print a line and return None.
+    """Read the run's data for pictures of samples; without it, print a line and return None.
 
     Raises:
         BadInput: `named`, the folder that the user gave, does not hold the run's data.
@@ -116,13 +116,16 @@ def _data(archive: Archive, named: str | None) -> FeatureSet | None:
             return data
         if named is not None:
             raise BadInput(f"--processed_dir {named}: is not the data of this run")
-        print("without spectrograms: the data is not what the run was trained on", file=sys.stderr)
+        print(
+            "without pictures of samples: the data is not what the run was trained on",
+            file=sys.stderr,
+        )
     except RaykfoldError as error:
         if named is not None:
             raise
         what = one_line(str(error).partition(";")[0])
         print(
-            f"without spectrograms: {what}; --processed_dir DIR names another folder",
+            f"without pictures of samples: {what}; --processed_dir DIR names another folder",
             file=sys.stderr,
         )
     return None

@@ -34,7 +34,7 @@ def size(network: nn.Module) -> int:
 def test_the_network_has_the_size_of_the_one_it_replaces(
     n_mels: int, classes: int, time: int, parameters: int
 ) -> None:
-    assert size(build_model(DEFAULT_MODEL, n_mels, classes, time)) == parameters
+    assert size(build_model(DEFAULT_MODEL, (n_mels, time), classes)) == parameters
     model = AudioCNN(n_mels, classes, time).eval()
     assert model(torch.randn(3, n_mels, time)).shape == (3, classes)
 
@@ -66,19 +66,19 @@ def test_it_computes_what_its_definition_says() -> None:
 @pytest.mark.parametrize(("n_mels", "time"), [(7, 32), (64, 15)])
 def test_features_smaller_than_pooling_allows_are_refused(n_mels: int, time: int) -> None:
     with pytest.raises(BadInput, match="n_mels >= 8 and time >= 16"):
-        build_model(DEFAULT_MODEL, n_mels, 10, time)
+        build_model(DEFAULT_MODEL, (n_mels, time), 10)
 
 
 def test_the_smallest_features_are_accepted() -> None:
-    model = build_model(DEFAULT_MODEL, 8, 2, 16)
+    model = build_model(DEFAULT_MODEL, (8, 16), 2)
     assert model(torch.zeros(2, 8, 16)).shape == (2, 2)
 
 
 def test_width_and_dropout_can_be_others() -> None:
     torch.manual_seed(0)
     spec = f"{DEFAULT_MODEL}(width=8, dropout=0.1, head_dropout=0.0)"
-    model = build_model(spec, 16, 3, 20)
-    assert size(model) < size(build_model(DEFAULT_MODEL, 16, 3, 20)) / 4
+    model = build_model(spec, (16, 20), 3)
+    assert size(model) < size(build_model(DEFAULT_MODEL, (16, 20), 3)) / 4
     channels = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert channels == [8, 16, 32]
     assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.1, 0.1, 0.1, 0.0]
@@ -88,7 +88,7 @@ def test_without_arguments_it_is_the_same_network_to_the_bit() -> None:
     weights = []
     for spec in (DEFAULT_MODEL, f"{DEFAULT_MODEL}(width=32, dropout=0.2, head_dropout=0.5)"):
         torch.manual_seed(0)
-        weights.append(build_model(spec, 16, 3, 20).state_dict())
+        weights.append(build_model(spec, (16, 20), 3).state_dict())
     assert all(torch.equal(values, weights[1][name]) for name, values in weights[0].items())
 
 
@@ -98,5 +98,5 @@ def test_without_arguments_it_is_the_same_network_to_the_bit() -> None:
 )
 def test_arguments_that_make_no_network_are_refused(arguments: str) -> None:
     with pytest.raises(BadInput, match=r"AudioCNN\(.*\): cannot be built") as error:
-        build_model(f"{DEFAULT_MODEL}({arguments})", 16, 3, 20)
+        build_model(f"{DEFAULT_MODEL}({arguments})", (16, 20), 3)
     assert arguments.partition("=")[0] in str(error.value)

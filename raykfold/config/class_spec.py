@@ -142,9 +142,14 @@ class ClassSpec:
 
 @dataclass(frozen=True)
 class ModelSpec(ClassSpec):
-    """Which network to build; it is also called with n_mels, num_classes and target_len."""
+    """Which network to build; what follows from the data is added to its arguments."""
 
-    from_the_data: ClassVar[tuple[str, ...]] = ("n_mels", "num_classes", "target_len")
+    from_the_data: ClassVar[tuple[str, ...]] = (
+        "input_shape",
+        "n_mels",
+        "num_classes",
+        "target_len",
+    )
     name: str = DEFAULT_MODEL
 
 

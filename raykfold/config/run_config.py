@@ -130,8 +130,9 @@ class RunConfig(Options):
     """Seed of initial weights, order of samples and dropout."""
 
     model: str = _hyperparameter(DEFAULT_MODEL, network, decides_results=True, search=True)
-    """The network, `module:Class`, called with (n_mels, num_classes, target_len) and the arguments
-    in parentheses, as in raykfold.models:AudioCNN(dropout=0.3, width=16)."""
+    """The network, `module:Class`, called with (n_mels, num_classes, target_len), or with
+    input_shape= and num_classes= if it has an input_shape, and the arguments in parentheses, as in
+    raykfold.models:AudioCNN(dropout=0.3, width=16)."""
 
     # "auto" decides nothing until the device is known: see `raykfold.state.record.identity`.
     precision: str = _hyperparameter("auto", dtype, one_of("auto", "fp32", "bf16"), search=True)
@@ -181,18 +182,19 @@ class RunConfig(Options):
     class_weights: str = _recipe("class_weights", str, one_of("none", "balanced"))
     """Weights of classes in the training loss; balanced: inverse to their numbers of samples."""
 
-    normalize: str = _recipe("normalize", str, one_of("none", "global", "band", "clip"))
+    normalize: str = _recipe("normalize", str, one_of("none", "global", "band", "clip", "unit"))
     """Subtract a mean and divide by a standard deviation: of the training split (global), of each
-    mel band of it (band), or of each clip (clip)."""
+    mel band of it or, in general, each position along a sample's first axis (band), or of each clip
+    (clip); or divide integers by the largest value of their type, 255 for uint8 (unit)."""
 
     mixup: float = _recipe("mixup", number, not_negative_finite)
     """Mix pairs of training samples, with shares from Beta(mixup, mixup) (0: don't)."""
 
     spec_augment: str = _recipe("spec_augment", mask_sizes)
-    """Mask up to F mel bands and T frames of each training sample, as in 8,20."""
+    """Mask up to F mel bands and T frames (the last two axes) of training samples, as in 8,20."""
 
     time_shift: float = _recipe("time_shift", number, part_of_one)
-    """Shift training samples in time, circularly, by up to this part of their length."""
+    """Shift training samples along their last axis, time, circularly, by up to this part of it."""
 
     ema: float = _recipe("ema", number, part_of_one)
     """Evaluate and keep an exponential moving average of the weights, of this decay (0: don't)."""

@@ -43,6 +43,7 @@ _OR = {
     "labels": ", or one-hot (samples, classes)",
     "folds": ", or in Python a number of folds or a splitter such as StratifiedKFold(5)",
 }
+_EXACT = 2**24  # float32 holds all integers from minus this to this
 _CHUNK_BYTES = 16 * 2**20  # of features, in one thread at a time
 
 
@@ -51,7 +52,7 @@ class CheckedArrays:
     """Arrays that a cross-validation can use; see `raykfold.data.feature_set.FeatureSet`.
 
     Attributes:
-        features: (N, n_mels, time) float.
+        features: (N, ...) floats, integers or bools.
         labels, folds: (N,) int64.
         class_names: label → name, ascending.
         fold_names: fold → name, for folds that have one.
@@ -172,7 +173,7 @@ def _check_sample_counts(
                 f"{names[key]}: shape {array.shape}; {key} should be one-dimensional, one for "
                 f"each sample{_OR.get(key, '')}"
             )
-    if features.ndim == 0 or (len(features) > 0 and features.ndim not in (3, 4)):
+    if features.ndim == 0 or (len(features) > 0 and features.ndim < 2):
         raise _bad_shape(names["features"], features)
     if any(len(array) != len(features) for array in of_samples.values()):
         *others, last = (f"{names[key]} {len(array)}" for key, array in of_samples.items())
@@ -186,19 +187,16 @@ def _check_sample_counts(
 
 def _as_features(name: str, given: Array) -> tuple[Array, tuple[str, ...]]:
     features, notes = given, []
-    if features.dtype.kind != "f" or features.dtype.itemsize not in (2, 4, 8):
+    is_float = features.dtype.kind == "f" and features.dtype.itemsize in (2, 4, 8)
+    if not is_float and features.dtype.kind not in "iub":
         raise BadData(
-            f"{name}: dtype {features.dtype}; features should be float16, float32 or float64"
+            f"{name}: dtype {features.dtype}; features should be float16, float32 or float64, or "
+            "integers or bools"
         )
-    if features.ndim == 4:
-        if features.shape[1] == 1:
-            features = features[:, 0]
-        elif features.shape[3] == 1:
-            features = features[..., 0]
-        else:
-            raise _bad_shape(name, given)
+    if features.ndim == 4 and 1 in (features.shape[1], features.shape[3]):  # one channel
+        features = features[:, 0] if features.shape[1] == 1 else features[..., 0]
         notes.append(f"features: {given.shape} -> {features.shape}")
-    if features.ndim != 3 or 0 in features.shape:
+    if 0 in features.shape:
         raise _bad_shape(name, given)
     if not features.dtype.isnative:  # torch takes no other byte order
         features = features.astype(features.dtype.newbyteorder("="))
@@ -212,8 +210,9 @@ def _as_features(name: str, given: Array) -> tuple[Array, tuple[str, ...]]:
 
 def _bad_shape(name: str, features: Array) -> BadData:
     return BadData(
-        f"{name}: shape {features.shape}; features should be (samples, n_mels, time), or with one "
-        "channel (samples, 1, n_mels, time) or (samples, n_mels, time, 1)"
+        f"{name}: shape {features.shape}; features should be samples of one shape, none of whose "
+        "axes is empty: (samples, n_mels, time) of spectrograms, (samples, values) of embeddings "
+        "or waveforms, (samples, channels, height, width) of images"
     )
 
 
@@ -328,14 +327,14 @@ class _Chunk:
 
     digest: bytes
     unusable: int
-    first_unusable: tuple[int, ...]  # sample, mel band, frame
+    first_unusable: tuple[int, ...]  # sample, and position in it
 
 
 def _digest_finite(name: str, features: Array) -> bytes:
     """Return a digest of all values in C order and little-endian, whatever their layout.
 
     Raises:
-        BadData: a value is not finite as float32.
+        BadData: a float is not finite as float32, or float32 does not hold a 64-bit integer.
     """
     count = max(1, _CHUNK_BYTES // features[0].nbytes)
     starts = range(0, len(features), count)
@@ -343,11 +342,14 @@ def _digest_finite(name: str, features: Array) -> bytes:
         chunks = list(pool.map(lambda start: _scan(features[start : start + count], start), starts))
     unusable = sum(chunk.unusable for chunk in chunks)
     if unusable:
-        sample, mel, frame = next(chunk.first_unusable for chunk in chunks if chunk.unusable)
+        first = next(chunk.first_unusable for chunk in chunks if chunk.unusable)
+        what, expected = "NaN, infinite or too large for float32", "all should be finite"
+        if features.dtype.kind in "iu":
+            what = "integers that float32, in which networks compute, does not hold"
+            expected = f"all should be from {-_EXACT} to {_EXACT}, or scaled floats"
         raise BadData(
-            f"{name}: {unusable} of {features.size} values are NaN, infinite or too large for "
-            f"float32, the first is {features[sample, mel, frame]} in sample {sample}, at mel band "
-            f"{mel}, frame {frame}; all should be finite"
+            f"{name}: {unusable} of {features.size} values are {what}, the first is "
+            f"{features[first]} in sample {first[0]}, at {list(first[1:])}; {expected}"
         )
     return hashlib.blake2b(b"".join(chunk.digest for chunk in chunks)).digest()
 
@@ -355,15 +357,29 @@ def _digest_finite(name: str, features: Array) -> bytes:
 def _scan(samples: Array, start: int) -> _Chunk:
     # As a plain array: operations on a memmap would make memmaps, at a cost for each.
     values = np.ascontiguousarray(np.asarray(samples))
-    with np.errstate(over="ignore"):  # values beyond float32 become inf, and are counted
-        usable = np.isfinite(values.astype(np.float32) if values.dtype.itemsize > 4 else values)
-    unusable = values.size - int(np.count_nonzero(usable))
-    first = np.unravel_index(int(np.argmin(usable)), usable.shape) if unusable else (0, 0, 0)
+    unusable, first = 0, [0]
+    if (usable := _usable(values)) is not None:
+        unusable = values.size - int(np.count_nonzero(usable))
+        first = list(map(int, np.unravel_index(int(np.argmin(usable)), usable.shape)))
     return _Chunk(
         digest=hashlib.blake2b(values.astype(_little_endian(values), copy=False).data).digest(),
         unusable=unusable,
-        first_unusable=(start + int(first[0]), int(first[1]), int(first[2])),
+        first_unusable=(start + first[0], *first[1:]),
     )
+
+
+def _usable(values: Array) -> npt.NDArray[np.bool_] | None:
+    """Return which values float32 holds, or None where the type says that all are.
+
+    Floats and narrower integers may be rounded. Integers of 64 bits may not: those that need so
+    many are times, hashes or identifiers.
+    """
+    if values.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # values beyond float32 become inf, and are counted
+            return np.isfinite(values.astype(np.float32) if values.dtype.itemsize > 4 else values)
+    if values.dtype.itemsize < 8:
+        return None
+    return (values <= _EXACT) & (values >= -_EXACT)
 
 
 def _fingerprint(

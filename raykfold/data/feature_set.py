@@ -53,8 +53,9 @@ class FeatureSet:
     """The checked data of a cross-validation.
 
     Attributes:
-        features: (N, n_mels, time), float16, float32 or float64 in native byte order, all finite;
-            memory-mapped if the file is, else C-contiguous.
+        features: (N, *sample_shape) in native byte order: float16, float32 or float64, all finite;
+            or integers or bools, which float32 holds. Memory-mapped if the file is, else
+            C-contiguous.
         labels: (N,) class labels as in the files.
         folds: (N,) fold labels as in the files.
         classes: in ascending order of label, which is also the order of a network's outputs.
@@ -102,7 +103,8 @@ class FeatureSet:
             FeatureSet.from_arrays(X, y, StratifiedGroupKFold(5), groups=speakers)
 
         Args:
-            features: (N, n_mels, time), or with a channel axis of length 1 second or last; float.
+            features: (N, ...) floats, integers or bools, of any shape that a network takes. Of four
+                axes, a second or last one of length 1 is dropped: it is that of one channel.
             labels: (N,) integers in any range; text, numbered from 0 in alphabetical order; bool;
                 or one-hot (N, C), of which each column is a class.
             folds: (N,) integers; text, numbered from 1 in natural order (``speaker 2`` before
@@ -152,13 +154,9 @@ class FeatureSet:
         return len(self.labels)
 
     @property
-    def n_mels(self) -> int:
-        return int(self.features.shape[1])
-
-    @property
-    def time(self) -> int:
-        """Number of frames of a sample."""
-        return int(self.features.shape[2])
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample: (n_mels, time) of a spectrogram."""
+        return tuple(map(int, self.features.shape[1:]))
 
     @property
     def num_classes(self) -> int:
@@ -306,10 +304,10 @@ class FeatureSet:
 
 
 class SoundDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """Samples for a `DataLoader`: features (n_mels, time) float32 and a scalar label, long.
+    """Samples for a `DataLoader`: features of one shape, float32, and a scalar label, long.
 
     Args:
-        features: (N, n_mels, time), any float type; may be memory-mapped or read-only.
+        features: (N, ...) floats, integers or bools; may be memory-mapped or read-only.
         labels: (N,) integers; for a loss, class indices.
         device: the device of the tensors.
 

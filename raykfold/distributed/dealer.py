@@ -401,7 +401,7 @@ class Dealer:
             context=WeightsContext(
                 model=config.model,
                 classes=data.class_mapping,
-                input_shape=(data.n_mels, data.time),
+                input_shape=data.sample_shape,
                 feature_parameters=data.feature_parameters,
             ),
             run_dir=config.run_dir,

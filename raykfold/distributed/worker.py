@@ -57,7 +57,7 @@ class ShareTask:
         share: the share's name.
         board: handle of the `EventBoard`.
         code: the driver's, for the networks.
-        features: reference to the (N, n_mels, time) array in Ray's object store, which every
+        features: reference to the (N, *input_shape) array in Ray's object store, which every
             machine holds once.
         class_indices: (N,) int64, 0 to classes - 1.
         splits: fold → its split, for the folds of the share.
@@ -250,9 +250,9 @@ def _fetch_network(task: ShareTask) -> None:
     """
     spec = RecipeSpec.parse(task.settings.recipe)
     if find_class("recipe", spec.name, Recipe).network is not Recipe.network:
-        n_mels, time = task.context.input_shape
+        context = task.context
         with one_at_a_time("network"):
-            build_network(spec, task.settings.model, n_mels, len(task.context.classes), time)
+            build_network(spec, task.settings.model, context.input_shape, len(context.classes))
 
 
 def _trainers(

@@ -242,7 +242,8 @@ import raykfold
 fold = raykfold.load_fold("{repo_id}", {fold}{named})
 fold.model          # a torch.nn.Module, in evaluation mode
 fold.classes        # label -> name, in the order of its outputs
-fold.probabilities(features)  # features: (batch, n_mels, time)
+fold.input_shape    # of one sample; (n_mels, time) of a spectrogram
+fold.probabilities(features)  # features: (batch, *input_shape), as in training
 ```
 
 Or from the shell, for features made by `raykfold.prepare`, averaged over all folds:

@@ -34,7 +34,7 @@ from raykfold.models import AudioCNN
 from raykfold.outputs.hub_client import ModelRepository, Refused
 from raykfold.outputs.sync import Unavailable
 from raykfold.text import one_line
-from raykfold.training.network import build_model
+from raykfold.training.network import build_model, call_network
 from raykfold.training.normalization import Normalization
 
 if TYPE_CHECKING:
@@ -56,10 +56,10 @@ class FoldModel:
         fold: the fold that was held out.
         epoch: epoch of the weights, counted from 0.
         accuracy: accuracy on the fold that was held out, 0 to 1.
-        model: in evaluation mode, on the CPU; (B, n_mels, time) float32 → (B, classes) logits. With
-            ``--normalize``, its first layer is the normalization.
+        model: in evaluation mode, on the CPU; (B, *input_shape) float32 → (B, classes) logits.
+            With ``--normalize``, its first layer is the normalization.
         classes: label → name, in the order of the outputs.
-        input_shape: (n_mels, time).
+        input_shape: of one sample: (n_mels, time) of a spectrogram.
         features: content of ``features.json``; empty if unknown.
     """
 
@@ -68,14 +68,14 @@ class FoldModel:
     accuracy: float
     model: nn.Module
     classes: Mapping[int, str]
-    input_shape: tuple[int, int]
+    input_shape: tuple[int, ...]
     features: Mapping[str, Any]
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """Return the class probabilities: (B, classes) float32, each row of sum 1.
 
         Args:
-            features: (B, n_mels, time), of any float type.
+            features: (B, *input_shape), floats, integers or bools, as in training.
 
         Raises:
             ValueError: `features` has another shape.
@@ -242,33 +242,36 @@ def _read_weights(
         raise BadData(f"{file}: is not a complete safetensors file ({one_line(error)})") from error
     # These are what `raykfold.state.checkpoint.WeightsContext` writes, or a stranger.
     try:
-        n_mels, time = json.loads(metadata["input_shape"])
+        input_shape = tuple(json.loads(metadata["input_shape"]))
         classes = {int(label): name for label, name in json.loads(metadata["classes"]).items()}
         features = json.loads(metadata.get("features", "{}"))
         if not classes or not all(isinstance(name, str) for name in classes.values()):
             raise TypeError("no classes, or the name of a class is not text")
-        if not (isinstance(features, dict) and type(n_mels) is type(time) is int):
+        if not isinstance(features, dict) or not input_shape:
             raise TypeError("no shape, or no parameters, of features")
+        if not all(type(length) is int and 0 < length < 2**63 for length in input_shape):
+            raise TypeError("a length in the shape of features is not a number above 0")
         of_fold, epoch = int(metadata["fold"]), int(metadata["epoch"])
         accuracy, spec = float(metadata["accuracy"]), metadata["model"]
         normalization = None
         if "normalization" in metadata:
-            normalization = Normalization.from_json(json.loads(metadata["normalization"]), n_mels)
+            normalization = Normalization.from_json(
+                json.loads(metadata["normalization"]), input_shape
+            )
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         raise BadData(f"{file}: not the weights of a fold ({one_line(repr(error))})") from error
     if of_fold != fold:
         raise BadData(f"{file}: says that it is of fold {of_fold}")
-    shape = (n_mels, len(classes), time)
     by_recipe = metadata.get("network_by") == "recipe"
     chosen: ModelSpec | RecipeSpec
     of_model = _choose(file, spec, model, ModelSpec, "model")
     chosen = of_model
     if by_recipe:
         chosen = _choose(file, metadata.get("recipe", ""), recipe, RecipeSpec, "recipe")
-    network = _build(file, chosen, shape, tensors, of_model)
+    network = _build(file, chosen, input_shape, len(classes), tensors, of_model)
     if normalization is not None:
         network = nn.Sequential(normalization, network).eval()
-    return FoldModel(fold, epoch, accuracy, network, classes, (n_mels, time), features)
+    return FoldModel(fold, epoch, accuracy, network, classes, input_shape, features)
 
 
 def _choose(
@@ -304,20 +307,22 @@ def _choose(
 def _build(
     file: Path,
     spec: ModelSpec | RecipeSpec,
-    shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
+    num_classes: int,
     tensors: Mapping[str, Tensor],
     model: ModelSpec,
 ) -> nn.Module:
-    """Build a network for (n_mels, classes, time) and fill it with the tensors of a file.
+    """Build a network and fill it with the tensors of a file.
 
     Args:
         spec: the network, or the recipe that builds it.
+        input_shape: of one sample.
+        num_classes: number of outputs.
         model: the option of the run, which the recipe may ask for.
 
     Raises:
         BadData: the tensors do not fit it.
     """
-    arguments: Mapping[str, Any] = spec.arguments
     try:
         if isinstance(spec, RecipeSpec):
             from raykfold.training.recipe import build_network
@@ -325,18 +330,16 @@ def _build(
             # Arguments are as little trusted as the rest of the metadata.
             if model.name == DEFAULT_MODEL and model.arguments:
                 with torch.device("meta"):
-                    needed = sum(
-                        v.numel()
-                        for v in AudioCNN(*shape, **dict[str, Any](model.arguments)).parameters()
-                    )
+                    counted = call_network(AudioCNN, input_shape, num_classes, model.arguments)
+                    needed = sum(values.numel() for values in counted.parameters())
                 if needed > sum(values.numel() for values in tensors.values()):
                     raise ValueError(f"{model} has more parameters than these weights")
-            network = build_network(spec, str(model), *shape)
+            network = build_network(spec, str(model), input_shape, num_classes)
         elif spec.name != DEFAULT_MODEL:
-            network = build_model(str(spec), *shape)
+            network = build_model(str(spec), input_shape, num_classes)
         else:
             with torch.device("meta"):  # allocates nothing: the file's tensors replace its own
-                network = AudioCNN(*shape, **arguments)
+                network = call_network(AudioCNN, input_shape, num_classes, spec.arguments)
         expected = network.state_dict()
         fitting = {
             name: values.to(expected[name].dtype) if name in expected else values

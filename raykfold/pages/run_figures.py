@@ -1,4 +1,4 @@
-"""The pictures of a run: learning curves, folds, classes, confusion matrix, spectrograms."""
+"""The pictures of a run: learning curves, folds, classes, confusion matrix, samples."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_COUNTED = 60  # classes; the counts of more would be too small, and take seconds to draw
-_MOST_PIXELS = (96, 192)  # rows and columns of a spectrogram
+_MOST_PIXELS = (96, 192)  # rows and columns of a sample's picture
+_MARGIN = 6  # rows above and below a waveform, and the shade of its line
+_LINE = 0.75
+_SHORTEST_WAVEFORM = 256  # values; fewer are an embedding, whose neighbours say nothing of it
 _CELLS = ((5, 46.0), (10, 30.0), (25, 20.0), (math.inf, 13.0))  # up to how many classes, points
 
 
@@ -260,29 +263,107 @@ def _draw_cells(axes: Axes, matrix: np.ndarray, cell: float) -> None:
             axes.text(column, row, text, color=LIGHT["on" if share > 0.5 else "ink"], **style)
 
 
-# --- spectrograms --------------------------------------------------------------------------------
+# --- samples -------------------------------------------------------------------------------------
+
+
+def sample_kind(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str | None:
+    """Return what the picture of a sample is: spectrogram, image or waveform; None without one.
+
+    Args:
+        shape, dtype: of the sample. Images are uint8: (height, width), or three axes of which the
+            first or last is one of three colours, or the first is of length 1. Of other samples of
+            three axes, the first channel is drawn as a spectrogram.
+    """
+    if len(shape) == 1:
+        return "waveform" if shape[0] > _SHORTEST_WAVEFORM else None
+    is_image = len(shape) == 2 or shape[0] in (1, 3) or shape[-1] == 3
+    if dtype == np.uint8 and len(shape) in (2, 3) and is_image:
+        return "image"
+    return "spectrogram" if len(shape) in (2, 3) else None
+
+
+def sample_picture(sample: np.ndarray) -> bytes | None:
+    """Return a PNG of a sample as `sample_kind` says; None if there is nothing to draw.
+
+    Args:
+        sample: features of one sample, finite.
+    """
+    kind = sample_kind(sample.shape, sample.dtype)
+    if kind == "waveform":
+        return waveform(sample)
+    if kind == "image":
+        return image(sample)
+    if kind == "spectrogram":
+        return spectrogram(sample if sample.ndim == 2 else sample[0])
+    return None
 
 
 def spectrogram(feature: np.ndarray) -> bytes:
     """Return a PNG, low frequencies at the bottom, scaled to the range of the clip's values.
 
     Args:
-        feature: (n_mels, time), finite, any float type.
+        feature: (n_mels, time), finite.
     """
-    from matplotlib.image import imsave
+    values = _shrunk(np.asarray(feature, dtype=np.float64), _steps(feature))
+    low, high = float(values.min()), float(values.max())
+    return _png((values - low) / ((high - low) or 1.0), cmap="magma", origin="lower")
 
-    values = np.asarray(feature, dtype=np.float64)
-    # The mean of neighbours stands for them if there are more rows or columns.
-    for axis, limit in enumerate(_MOST_PIXELS):
-        step = -(-values.shape[axis] // limit)
+
+def image(sample: np.ndarray) -> bytes:
+    """Return a PNG of a uint8 image.
+
+    Args:
+        sample: (height, width), (1, height, width), (3, height, width) or (height, width, 3).
+    """
+    colours = sample[None] if sample.ndim == 2 else sample
+    if len(colours) in (1, 3):
+        colours = np.moveaxis(colours, 0, 2)
+    step = max(_steps(colours))  # one for both axes, so that pixels stay square
+    values = np.rint(_shrunk(np.asarray(colours, dtype=np.float64), (step, step)))
+    return _png(np.broadcast_to(values, (*values.shape[:2], 3)).astype(np.uint8))
+
+
+def waveform(sample: np.ndarray) -> bytes:
+    """Return a PNG of a line over time, scaled to the range of the clip's values.
+
+    Args:
+        sample: (time,), finite.
+    """
+    rows, columns = _MOST_PIXELS
+    values = np.asarray(sample, dtype=np.float64)
+    starts = np.arange(columns) * len(values) // columns
+    low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
+    # From each column to the next the line is whole.
+    low[1:], high[1:] = np.minimum(low[1:], high[:-1]), np.maximum(high[1:], low[:-1])
+    least, size = values.min(), (values.max() - values.min()) or 1.0
+    scale = (rows - 1 - 2 * _MARGIN) / size
+    bottom, top = (np.rint((each - least) * scale).astype(int) + _MARGIN for each in (low, high))
+    height = np.arange(rows)[:, None]
+    line = (height >= bottom) & (height <= top)
+    return _png(_LINE * line, cmap="magma", origin="lower")
+
+
+def _steps(values: np.ndarray) -> tuple[int, ...]:
+    """Return how many rows, and how many columns, one pixel stands for."""
+    return tuple(-(-size // limit) for size, limit in zip(values.shape, _MOST_PIXELS, strict=False))
+
+
+def _shrunk(values: np.ndarray, steps: tuple[int, ...]) -> np.ndarray:
+    """Return (rows, columns, ...) with the mean of so many neighbours in place of them."""
+    for axis, step in enumerate(steps):
         starts = np.arange(0, values.shape[axis], step)
         sums, sizes = (
             np.add.reduceat(x, starts, axis=axis) for x in (values, np.ones_like(values))
         )
         values = sums / sizes
-    low, high = float(values.min()), float(values.max())
-    options: Any = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
-    options |= {"vmin": 0, "vmax": 1, "cmap": "magma", "origin": "lower", "format": "png"}
+    return values
+
+
+def _png(values: np.ndarray, **options: Any) -> bytes:
+    """Return a PNG of (rows, columns) from 0 to 1, which `cmap` colours, or of uint8 RGB."""
+    from matplotlib.image import imsave
+
     file = io.BytesIO()
-    imsave(file, (values - low) / ((high - low) or 1.0), **options)
+    options |= {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
+    imsave(file, values, vmin=0, vmax=1, format="png", **options)
     return file.getvalue()

@@ -64,7 +64,7 @@ class Reporter(Observer):
 
     Args:
         config: configuration of the run.
-        data: data of the run, for the spectrograms.
+        data: data of the run, for pictures of samples.
     """
 
     def __init__(self, config: RunConfig, data: FeatureSet) -> None:
@@ -87,7 +87,8 @@ def report(archive: Archive, data: FeatureSet | None = None) -> str:
 
     Args:
         archive: the run, whether or not it is over.
-        data: data of the run, for the spectrograms; without it the page says that there are none.
+        data: data of the run, for pictures of samples; without it the page says that there are
+            none.
     """
     run = _Run(archive)
     return render(
@@ -555,12 +556,17 @@ def _mistakes(run: _Run, data: FeatureSet | None) -> Values | None:
     first = wrong[np.argsort(-confidence[wrong], kind="stable")][:MOST_MISTAKES]
     if not len(first):
         return {"what": "There are none: every held-out sample was recognised.", "samples": []}
+    kind = (
+        run_figures.sample_kind(data.sample_shape, data.features.dtype)
+        if data is not None
+        else None
+    )
     samples = []
     for each in first:
         image = None
-        if data is not None:
-            picture = run_figures.spectrogram(data.features[predictions.index[each]])
-            image = base64.b64encode(picture).decode("ascii")
+        if kind is not None and data is not None:
+            picture = run_figures.sample_picture(data.features[predictions.index[each]])
+            image = base64.b64encode(picture).decode("ascii") if picture else None
         samples.append(
             {
                 "image": image,
@@ -577,14 +583,16 @@ def _mistakes(run: _Run, data: FeatureSet | None) -> Values | None:
     if len(wrong) > 1:
         what += f"These are the {len(first)} that the networks were surest of. "
     what += "Sometimes it is the label that is wrong. "
-    if data is not None:
-        what += "Spectrograms have low frequencies at the bottom, and each is scaled by itself."
-    else:
+    if data is None:
         what += (
-            "Spectrograms are left out: the data was not at hand (--processed_dir of "
+            "Pictures of them are left out: the data was not at hand (--processed_dir of "
             "raykfold.report says where it is)."
         )
-    return {"what": what, "samples": samples}
+    elif kind == "spectrogram":
+        what += "Spectrograms have low frequencies at the bottom, and each is scaled by itself."
+    elif kind == "waveform":
+        what += "Each waveform is scaled by itself."
+    return {"what": what, "samples": samples, "kind": kind}
 
 
 def _facts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[str, str]]:
@@ -620,7 +628,8 @@ def _facts(run: _Run, data: FeatureSet | None) -> Iterator[tuple[str, str]]:
     if data is not None:
         if data.recordings is not None:
             yield "recordings", str(len(np.unique(data.recordings)))
-        yield "samples", f"{len(data)}, of {data.n_mels} mel bands and {data.time} frames"
+        yield "samples", str(len(data))
+        yield "features of a sample", f"{data.sample_shape}, {data.features.dtype.name}"
         if data.fold_names:
             yield "names of folds", comma_list(data.folds_shown)
     if summary is not None:

@@ -40,13 +40,13 @@ class WeightsContext:
     Attributes:
         model: the network, as ``module:Class(name=value, ...)``.
         classes: label → name, in the order of the network's outputs.
-        input_shape: (n_mels, time).
+        input_shape: of one sample: (n_mels, time) of a spectrogram.
         feature_parameters: how the features were made; empty if that is unknown.
     """
 
     model: str
     classes: Mapping[int, str]
-    input_shape: tuple[int, int]
+    input_shape: tuple[int, ...]
     feature_parameters: Mapping[str, Any]
 
     def metadata(self, fold: int, epoch: int, accuracy: float) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Augmentation of training batches, on their device and from the fold's random streams.
 
-Each function draws anew for each sample, takes (B, n_mels, time) float32, and returns that shape.
-None of them reads a value on the host, so a GPU need not be waited for.
+Each function draws anew for each sample, takes (B, *input_shape) float32, and returns that
+shape. None of them reads a value on the host, so a GPU need not be waited for.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from torch import Tensor, nn
 def time_shift(inputs: Tensor, most: float) -> Tensor:
     """Shift each sample in time, circularly: what leaves at one end enters at the other.
 
+    Time is the last axis. All channels of a sample are shifted alike.
+
     Args:
         most: largest shift to either side, as a part of the length, 0 to 1.
     """
-    batch, bands, frames = inputs.shape
+    batch, *others, frames = inputs.shape
     largest = round(most * frames)
     shifts = torch.randint(-largest, largest + 1, (batch, 1), device=inputs.device)
     source = (torch.arange(frames, device=inputs.device) - shifts).remainder(frames)
-    return inputs.gather(2, source.unsqueeze(1).expand(-1, bands, -1))
+    return inputs.gather(-1, source.view(batch, *[1] * len(others), frames).expand_as(inputs))
 
 
 def spec_augment(inputs: Tensor, bands: int, frames: int) -> Tensor:
@@ -28,14 +30,18 @@ def spec_augment(inputs: Tensor, bands: int, frames: int) -> Tensor:
 
     These are the masks of SpecAugment (D. Park et al. 2019, https://arxiv.org/abs/1904.08779): the
     width of a mask is drawn from 0 to its largest, then its place from those that are possible.
+    Mel bands and frames are the last two axes. All channels of a sample are masked alike.
 
     Args:
         bands: largest number of masked mel bands, the paper's F.
         frames: largest number of masked frames, the paper's T.
     """
-    masked = _ranges(inputs, inputs.shape[1], bands).unsqueeze(2)
-    masked = masked | _ranges(inputs, inputs.shape[2], frames).unsqueeze(1)
-    return torch.where(masked, inputs.mean(dim=(1, 2), keepdim=True), inputs)
+    batch, *channels, rows, columns = inputs.shape
+    masked = _ranges(inputs, rows, bands).unsqueeze(2)
+    masked = masked | _ranges(inputs, columns, frames).unsqueeze(1)
+    masked = masked.view(batch, *[1] * len(channels), rows, columns)
+    mean = inputs.mean(dim=tuple(range(1, inputs.ndim)), keepdim=True)
+    return torch.where(masked, mean, inputs)
 
 
 def _ranges(inputs: Tensor, length: int, most: int) -> Tensor:
@@ -65,5 +71,6 @@ def mixup(inputs: Tensor, targets: Tensor, num_classes: int, alpha: float) -> tu
     beta = torch.distributions.Beta(parameter, parameter, validate_args=False)
     share = beta.sample((len(inputs), 1))
     soft = targets if targets.ndim == 2 else nn.functional.one_hot(targets, num_classes).float()
-    mixed = inputs.roll(1, 0).lerp(inputs, share.unsqueeze(2))
+    of_inputs = share.view(-1, *[1] * (inputs.ndim - 1))
+    mixed = inputs.roll(1, 0).lerp(inputs, of_inputs)
     return mixed, soft.roll(1, 0).lerp(soft, share)

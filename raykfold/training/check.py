@@ -18,11 +18,28 @@ from raykfold.data.feature_set import FeatureSet
 from raykfold.errors import BadInput, FoldError
 from raykfold.text import one_line
 from raykfold.training.network import build_model
+from raykfold.training.normalization import check_unit
 from raykfold.training.random_streams import RandomStreams
 
 # A sum of fp32 probabilities is off by less than this, and logits are not that close by chance.
 _SUM_TOLERANCE = 1e-4
 _MOST_EVALUATED = 256  # held-out samples that a recipe is tried on
+
+
+def check_options(config: RunConfig, data: FeatureSet) -> None:
+    """Refuse options that need samples of another shape or type.
+
+    Raises:
+        BadInput: there are such options.
+    """
+    if config.normalize == "unit":
+        check_unit(data.features.dtype.kind in "iub", data.features.dtype.name)
+    if config.spec_augment != "none" and len(data.sample_shape) < 2:
+        raise BadInput(
+            f"--spec_augment {config.spec_augment}: masks ranges of mel bands and of frames, the "
+            f"last two axes of a sample, and samples of shape {data.sample_shape} have one; "
+            "expected none"
+        )
 
 
 def check_training(config: RunConfig, data: FeatureSet) -> list[str]:
@@ -42,16 +59,17 @@ def check_training(config: RunConfig, data: FeatureSet) -> list[str]:
         What the user should know about the network, in lines.
 
     Raises:
-        BadInput: one of them cannot be built, fails on this input, returns something of another
-            form than is expected, or the network cannot be trained.
+        BadInput: as `check_options`; or one of them cannot be built, fails on this input, returns
+            something of another form than is expected, or the network cannot be trained.
     """
+    check_options(config, data)
     with RandomStreams(config.seed, 0, torch.device("cpu")).active():
         if config.recipe != DEFAULT_RECIPE:
             return _check_recipe(config, data)
         name = f"--model {config.model}"
-        model = build_model(config.model, data.n_mels, data.num_classes, data.time)
+        model = build_model(config.model, data.sample_shape, data.num_classes)
         _require_parameters(model, name)
-        noise = torch.randn(2, data.n_mels, data.time)
+        noise = torch.randn(2, *data.sample_shape)
         model.train()
         batch = noise[: min(config.batch_size, 2)]
         logits = _call(model, batch, data.num_classes, name)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from raykfold.data.feature_set import Split
 from raykfold.errors import FoldError, NonFiniteLoss
 from raykfold.training.evaluation import Evaluation
+from raykfold.training.normalization import Normalization
 from raykfold.training.random_streams import RandomStreams
 from raykfold.training.recipe import (
     PROCESS_ERRORS,
@@ -101,7 +102,8 @@ class FoldTrainer:
 
     Args:
         fold: label of the fold that is held out.
-        features: (N, n_mels, time), any float type, on the device to train on.
+        features: (N, *input_shape), floats, integers or bools, on the device to train on. Only
+            batches are turned into float32.
         class_indices: (N,) long, from 0 to num_classes - 1, on the same device.
         split: the fold's training and validation indices.
         num_classes: number of outputs of the network.
@@ -145,11 +147,13 @@ class FoldTrainer:
         # On a GPU each fold has a queue of its own, so that folds can be computed side by side.
         self._cuda_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._random = RandomStreams(settings.seed, fold, self.device)
-        n_mels, target_len = features.shape[1:]
-        self.recipe = build_recipe(settings, num_classes, n_mels, self.device)
+        normalization = None
+        if settings.normalize != "none":
+            normalization = Normalization.of(settings.normalize, features)
+        self.recipe = build_recipe(settings, num_classes, self.device, normalization)
         self._checked = CheckedRecipe(self.recipe)
         with self._random.active():
-            model = self._checked.network(n_mels, num_classes, target_len)
+            model = self._checked.network(tuple(features.shape[1:]), num_classes)
             self.model = model.to(self.device)
             if state is not None:
                 self.recipe.load_state_dict(state["recipe"], self.device, built=False)

@@ -1,4 +1,4 @@
-"""Normalization of features by statistics of a fold's training split, or of each clip."""
+"""Normalization of features by statistics of a fold's training split, of each clip, or by type."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raykfold.errors import BadInput
+
 _CHUNK = 256  # samples whose sums are computed at once: float64 takes two or four times the memory
 # Values that vary less are constant, like a band above a recording's bandwidth. They are only
 # centred: divided by so little, what differs in another recording would drown everything else.
@@ -15,76 +17,133 @@ _LEAST_STD = 1e-6
 
 
 class Normalization(nn.Module):
-    """Subtracts a mean and divides by a standard deviation.
+    """Subtracts a mean and divides by a standard deviation, or divides integers by their largest.
 
     Args:
         kind: ``global``: one mean and one standard deviation, of all values of the training split.
-            ``band``: one of each for each mel band. ``clip``: those of each sample itself, which
-            needs no fit.
-        n_mels: number of mel bands.
+            ``band``: one of each for each position along the first axis of a sample: the mel bands
+            of a spectrogram, the channels of an image, the values of an embedding. ``clip``: those
+            of each sample itself. ``unit``: 0 and `largest`.
+        input_shape: of one sample.
+        largest: with ``unit``, the largest value of the features' type.
 
     Attributes:
-        mean, std: (1, 1) float32 for ``global``, (n_mels, 1) for ``band``, absent for ``clip``.
+        mean, std: float32 of as many axes as a sample has, of length 1 except that the first is as
+            long as the sample's with ``band``. Absent for ``clip`` and ``unit``, which need no fit.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, kind: str, n_mels: int) -> None:
+    def __init__(self, kind: str, input_shape: tuple[int, ...], largest: float = 1) -> None:
         super().__init__()
         self.kind = kind
-        if kind != "clip":
-            rows = n_mels if kind == "band" else 1
-            self.register_buffer("mean", torch.zeros(rows, 1))
-            self.register_buffer("std", torch.ones(rows, 1))
+        self.largest = largest
+        if self.has_statistics:
+            shape = _statistics_shape(kind, input_shape)
+            self.register_buffer("mean", torch.zeros(shape))
+            self.register_buffer("std", torch.ones(shape))
+
+    @classmethod
+    def of(cls, kind: str, features: Tensor) -> Normalization:
+        """Return the normalization of (N, *input_shape) features, not fitted yet.
+
+        Raises:
+            BadInput: as `check_unit`.
+        """
+        if kind != "unit":
+            return cls(kind, tuple(features.shape[1:]))
+        is_integer = not (features.is_floating_point() or features.is_complex())
+        check_unit(is_integer, str(features.dtype).removeprefix("torch."))
+        largest = 1 if features.dtype == torch.bool else torch.iinfo(features.dtype).max
+        return cls(kind, tuple(features.shape[1:]), largest)
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether `fit` computes anything."""
+        return self.kind in ("global", "band")
 
     def fit(self, features: Tensor) -> None:
-        """Compute the statistics of (n, n_mels, time) features, in float64."""
-        if self.kind == "clip":
+        """Compute the statistics of (n, *input_shape) features, in float64."""
+        if not self.has_statistics:
             return
-        dims = (0, 2) if self.kind == "band" else (0, 1, 2)
-        count = features.numel() // len(self.mean)
+        axes = range(features.ndim)
+        dims = tuple(axis for axis in axes if axis != 1 or self.kind == "global")
+        count = features.numel() // self.mean.numel()
         # In two passes: the difference of two large sums would lose the digits of a small variance.
         total = sum(chunk.double().sum(dims) for chunk in features.split(_CHUNK))
-        mean = (torch.as_tensor(total) / count).view(-1, 1)
+        mean = (torch.as_tensor(total) / count).view(self.mean.shape)
         squares = sum(
             (chunk.double() - mean).square().sum(dims) for chunk in features.split(_CHUNK)
         )
-        std = (torch.as_tensor(squares) / count).sqrt().view(-1, 1)
+        std = (torch.as_tensor(squares) / count).sqrt().view(self.std.shape)
         self.mean.copy_(mean)
         self.std.copy_(_or_one(std))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Return (B, n_mels, time) features, normalized."""
+        """Return (B, *input_shape) float features, normalized."""
+        if self.kind == "unit":
+            return inputs / self.largest
         if self.kind == "clip":
-            std, mean = torch.std_mean(inputs, dim=(1, 2), correction=0, keepdim=True)
+            dims = tuple(range(1, inputs.ndim))
+            std, mean = torch.std_mean(inputs, dim=dims, correction=0, keepdim=True)
             return (inputs - mean) / _or_one(std)
         return (inputs - self.mean) / self.std
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, from which `from_json` makes the same to the bit."""
+        if self.kind == "unit":
+            return {"kind": self.kind, "largest": self.largest}
         buffers = {name: values.flatten().tolist() for name, values in self.named_buffers()}
         return {"kind": self.kind, **buffers}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any], n_mels: int) -> Normalization:
+    def from_json(cls, values: Mapping[str, Any], input_shape: tuple[int, ...]) -> Normalization:
         """Return the normalization whose `to_json` is `values`.
 
         Raises:
             KeyError, TypeError, ValueError, RuntimeError: they are of another form, or not for
-                `n_mels` mel bands.
+                samples of this shape.
         """
         kind = values["kind"]
         if kind == "clip":
-            return cls(kind, n_mels)
-        rows = {"global": 1, "band": n_mels}[kind]
+            return cls(kind, input_shape)
+        if kind == "unit":
+            largest = values["largest"]
+            if type(largest) is not int or not 1 <= largest < 2**64:
+                raise ValueError("not the largest value of an integer type")
+            return cls(kind, input_shape, largest)
+        if kind not in ("global", "band"):
+            raise ValueError("no known kind of normalization")
+        shape = _statistics_shape(kind, input_shape)
+        # Compared before anything is allocated: the shape may be an absurd one.
         read = torch.tensor([values["mean"], values["std"]], dtype=torch.float32)
-        if read.shape != (2, rows) or not read.isfinite().all() or not (read[1] > 0).all():
-            raise ValueError(f"not {rows} finite means, and as many standard deviations above 0")
-        made = cls(kind, n_mels)
-        made.mean.copy_(read[0].view(-1, 1))
-        made.std.copy_(read[1].view(-1, 1))
+        if read.shape != (2, shape[0]) or not read.isfinite().all() or not (read[1] > 0).all():
+            raise ValueError(
+                f"not {shape[0]} finite means, and as many standard deviations above 0"
+            )
+        made = cls(kind, input_shape)
+        made.mean.copy_(read[0].view(shape))
+        made.std.copy_(read[1].view(shape))
         return made
+
+
+def check_unit(is_integer: bool, dtype: str) -> None:
+    """Refuse ``--normalize unit`` for features that are not integers.
+
+    Raises:
+        BadInput: they are not, so their type does not say which values they can have.
+    """
+    if not is_integer:
+        raise BadInput(
+            f"--normalize unit: divides integers by the largest value of their type, and the "
+            f"features are {dtype}; expected none, global, band or clip"
+        )
+
+
+def _statistics_shape(kind: str, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    first = input_shape[0] if kind == "band" else 1
+    return (first, *[1] * (len(input_shape) - 1))
 
 
 def _or_one(std: Tensor) -> Tensor:

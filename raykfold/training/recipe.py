@@ -145,14 +145,18 @@ class Recipe:
 
     # --- before training
 
-    def network(self, n_mels: int, num_classes: int, target_len: int) -> nn.Module:
+    def network(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         """Return the network with its initial weights; by default the one that ``--model`` names.
 
-        A network maps (B, n_mels, time) float32 to (B, num_classes) logits. `raykfold.load_fold`
+        A network maps (B, *input_shape) float32 to (B, num_classes) logits. `raykfold.load_fold`
         calls this method too, and then fills the network with a fold's weights: what inference
         needs must be in them, like the buffers of a layer that `fit` has set.
+
+        Args:
+            input_shape: of one sample: (n_mels, time) of a spectrogram.
+            num_classes: number of outputs.
         """
-        return build_model(self.settings.model, n_mels, num_classes, target_len)
+        return build_model(self.settings.model, input_shape, num_classes)
 
     def fit(self, features: Tensor, labels: Tensor) -> None:
         """Learn what training needs to know of the fold's training split.
@@ -160,7 +164,7 @@ class Recipe:
         By default these are the statistics of ``--normalize`` and ``--class_weights``.
 
         Args:
-            features: (n_train, n_mels, time) float, on the device.
+            features: (n_train, *input_shape) float32, on the device.
             labels: (n_train,) long, class indices.
         """
         if self.normalization is not None:
@@ -217,7 +221,7 @@ class Recipe:
         """Return a training batch, changed at random; batches of evaluation are not augmented.
 
         Args:
-            inputs: (B, n_mels, time) float32, normalized.
+            inputs: (B, *input_shape) float32, normalized.
             targets: (B,) long.
 
         Returns:
@@ -262,7 +266,7 @@ class Recipe:
     @property
     def has_to_fit(self) -> bool:
         """Whether `fit` does anything."""
-        has_statistics = self.normalization is not None and self.normalization.kind != "clip"
+        has_statistics = self.normalization is not None and self.normalization.has_statistics
         builtin = has_statistics or self.class_weights is not None
         return builtin or type(self).fit is not Recipe.fit
 
@@ -345,8 +349,8 @@ class CheckedRecipe:
         if interval not in ("epoch", "batch"):
             raise self._wrong("scheduler_interval", f"is {interval!r}", "epoch or batch")
 
-    def network(self, n_mels: int, num_classes: int, target_len: int) -> nn.Module:
-        made = self._call("network", n_mels, num_classes, target_len)
+    def network(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        made = self._call("network", input_shape, num_classes)
         if not isinstance(made, nn.Module):
             raise self._returned("network", made, "a torch.nn.Module")
         return made
@@ -458,9 +462,18 @@ class PlateauAfterWarmup(torch.optim.lr_scheduler.ReduceLROnPlateau):
 
 
 def build_recipe(
-    settings: TrainingSettings, num_classes: int, n_mels: int, device: torch.device
+    settings: TrainingSettings,
+    num_classes: int,
+    device: torch.device,
+    normalization: Normalization | None = None,
 ) -> Recipe:
     """Build the recipe of a fold.
+
+    Args:
+        settings: how to train.
+        num_classes: number of outputs of the network.
+        device: of the recipe's tensors.
+        normalization: what ``--normalize`` asks for.
 
     Raises:
         BadInput: its class cannot be imported, or cannot be constructed with its arguments.
@@ -484,29 +497,31 @@ def build_recipe(
     recipe._spec = spec
     recipe.settings = settings
     recipe.num_classes = num_classes
-    if settings.normalize != "none":
-        recipe.normalization = Normalization(settings.normalize, n_mels).to(device)
+    if normalization is not None:
+        recipe.normalization = normalization.to(device)
     if settings.class_weights == "balanced":
         recipe.class_weights = torch.ones(num_classes, device=device)
     return recipe
 
 
 def build_network(
-    spec: RecipeSpec, model: str, n_mels: int, num_classes: int, target_len: int
+    spec: RecipeSpec, model: str, input_shape: tuple[int, ...], num_classes: int
 ) -> nn.Module:
     """Return the network that a recipe builds, without a run.
 
     Args:
         spec: the recipe.
         model: the option of its run; other settings are those of a plain run.
+        input_shape: of one sample.
+        num_classes: number of outputs.
 
     Raises:
         BadInput: the recipe cannot be built.
         FoldError: its `network` fails.
     """
     settings = TrainingSettings(model, 32, 0.001, 10, 0, recipe=str(spec))
-    recipe = build_recipe(settings, num_classes, n_mels, torch.device("cpu"))
-    return CheckedRecipe(recipe).network(n_mels, num_classes, target_len)
+    recipe = build_recipe(settings, num_classes, torch.device("cpu"))
+    return CheckedRecipe(recipe).network(input_shape, num_classes)
 
 
 def _is_plain(value: Any) -> bool:

@@ -37,7 +37,7 @@ from raykfold.observers import Audience, Voice
 from raykfold.state.ledger import Ledger
 from raykfold.state.record import EarlierRun, RunRecord, versions
 from raykfold.text import count_of
-from raykfold.training.check import check_training
+from raykfold.training.check import check_options, check_training
 from raykfold.training.results import headline_of, kept_epochs
 from raykfold.training.search_results import OuterFold, SearchResults, Trial, best_trial
 from raykfold.tuning.findings import ResultsWriter, best_run, write_page, write_results
@@ -156,6 +156,7 @@ def _check_space(config: SearchConfig, data: FeatureSet) -> list[str]:
     warnings: dict[tuple[Any, ...], list[str]] = {}
     for values in config.space.probes():
         trial = config.trial(1, values)
+        check_options(trial, data)
         differs: tuple[Any, ...] = trial.model, trial.batch_size == 1
         if trial.recipe != DEFAULT_RECIPE:  # it may ask for any option
             differs = tuple(trial.deciding().values())

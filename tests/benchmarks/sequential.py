@@ -84,7 +84,7 @@ def main() -> None:
             "wall_seconds": wall_seconds,
             "median_epoch_seconds": epoch_seconds,
             "samples": len(data),
-            "input_shape": [data.n_mels, data.time],
+            "input_shape": list(data.sample_shape),
             "batch_size": args.batch_size,
             "device": device,
             "threads": args.threads,
@@ -101,7 +101,7 @@ def run_fold(
     validation = Subset(dataset, split.validation.tolist())
     train_loader: Loader = DataLoader(train, batch_size=args.batch_size, shuffle=True)
     validation_loader: Loader = DataLoader(validation, batch_size=args.batch_size)
-    model = PlainCNN(data.n_mels, data.num_classes).to(dataset.device)
+    model = PlainCNN(data.sample_shape[0], data.num_classes).to(dataset.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate)
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, mode="min", factor=0.2, patience=5, min_lr=1e-5

@@ -457,7 +457,7 @@ def test_a_table_elsewhere_and_frames(shared_ray, tmp_path):
     data = read_feature_set(tmp_path / "out")
     assert data.labels.tolist() == [30, -2] and data.folds.tolist() == [4, 5]
     assert data.class_names == ("-2", "30")
-    assert data.time == 40
+    assert data.sample_shape[1] == 40
 
 
 def test_a_node_that_lacks_the_audio_folder_is_an_error(shared_ray, tmp_path):

@@ -72,7 +72,7 @@ def test_data_that_has_moved_can_be_named(
     config: RunConfig, data: FeatureSet, data_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, said = made(capsys, config.model_dir)
-    assert code == 0 and said.startswith("without spectrograms: ") and said.count("\n") == 0
+    assert code == 0 and said.startswith("without pictures of samples: ") and said.count("\n") == 0
     assert "data:image/png" not in config.outputs.report.read_text(encoding="utf-8")
     assert made(capsys, config.model_dir, "--processed-dir", data_folder)[0] == 0
     assert "data:image/png" in config.outputs.report.read_text(encoding="utf-8")
@@ -103,7 +103,7 @@ def test_data_that_has_changed_is_passed_over(
     config = finish(tmp_path / "out", data, processed_dir=tmp_path / "other")
     code, _, said = made(capsys, config.model_dir)
     assert code == 0
-    assert said == "without spectrograms: the data is not what the run was trained on"
+    assert said == "without pictures of samples: the data is not what the run was trained on"
 
 
 def test_the_page_can_go_elsewhere(

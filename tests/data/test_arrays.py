@@ -49,6 +49,9 @@ def swapped_labels() -> np.ndarray:
         {"features": FEATURES.reshape(N, FRAMES, MELS)},
         {"features": FEATURES.astype(np.float64)},
         {"features": FEATURES.astype(np.float16)},
+        {"features": FEATURES.reshape(N, 2, 2, FRAMES)},
+        {"features": FEATURES.reshape(N, -1)},
+        {"features": FEATURES.view(np.int32)},
         {"features": FEATURES[::-1]},
         {"labels": swapped_labels()},
         {"labels": LABELS + 1},
@@ -57,7 +60,7 @@ def swapped_labels() -> np.ndarray:
         {"class_mapping": {3: "a", 7: "b", 9: "c", 10: "d"}},
         {"recordings": np.arange(N)},
     ],
-    ids=range(11),
+    ids=range(14),
 )
 def test_fingerprint_differs(other: dict[str, Any]) -> None:
     assert fingerprint(**other) != fingerprint()

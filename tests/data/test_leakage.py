@@ -55,6 +55,17 @@ def test_clips_of_one_recording_are_not_near_identical() -> None:
         assert find_leakage(again).warnings() == []
 
 
+@pytest.mark.parametrize("shape", [(512,), (2, 16, 16), (2, 2, 8, 16)])
+@pytest.mark.parametrize("dtype", ["f4", "u1", "i8"])
+def test_twins_of_any_shape_and_type_are_found(shape: tuple[int, ...], dtype: str) -> None:
+    features = (FEATURES * 20 + 120).astype(dtype)
+    features[11], features[17] = features[5], features[8] + (1 if dtype == "f4" else 2)
+    leakage = found(features.reshape(len(features), *shape))
+    assert leakage.identical == Twins(2, 1, Pair((5, 11), (1, 2)))
+    assert leakage.near == Twins(2, 1, Pair((8, 17), (4, 3)))
+    assert leakage.constant == NONE
+
+
 def test_identical_samples_of_different_folds_are_counted() -> None:
     # Two pairs; and three of which two are in one fold.
     features = planted(at_11=FEATURES[5], at_17=FEATURES[8], at_30=FEATURES[24], at_35=FEATURES[24])

@@ -83,7 +83,7 @@ from raykfold.training.network import build_model
 code, models = pickle.loads(Path(sys.argv[1]).read_bytes())
 code.load()
 for model in models:
-    print(model, *build_model(model, 4, 3, 5)(torch.zeros(2, 4, 5)).shape)
+    print(model, *build_model(model, (4, 5), 3)(torch.zeros(2, 4, 5)).shape)
 import colorsys  # of the library, though a folder that the driver searches last has it too
 print(*colorsys.rgb_to_hsv(0, 0, 0))
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from fakes.hub_server import HubServer
-from support.small_data import CLASSES
+from support.small_data import CLASSES, SHAPES, shaped_data
 
 import raykfold
 from raykfold.data.feature_set import FeatureSet
@@ -145,6 +146,36 @@ def test_a_class_that_is_named_wins_over_what_the_file_says(model_dir: Path) -> 
     assert isinstance(fold.model, raykfold.AudioCNN)
 
 
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_network_of_any_shape_predicts_as_it_did_in_the_run(kind: str, tmp_path: Path) -> None:
+    data, model = shaped_data(kind), f"support.networks:Of{kind.capitalize()}"
+    normalize = {"embeddings": "band", "images": "unit", "waveforms": "clip"}[kind]
+    trainer = FoldTrainer(
+        2,
+        torch.from_numpy(data.features),
+        torch.from_numpy(data.class_indices),
+        data.split(2),
+        data.num_classes,
+        TrainingSettings(model, 32, 0.003, 5, 0, normalize=normalize),
+    )
+    trainer.run_epoch()
+    context = WeightsContext(model, data.class_mapping, data.sample_shape, {})
+    file = tmp_path / "model_fold_2_best.safetensors"
+    file.write_bytes(weights_bytes(trainer.snapshot(), context))
+    fold = load_fold(tmp_path, 2, model=model)
+    assert fold.input_shape == data.sample_shape
+    np.testing.assert_allclose(
+        fold.probabilities(data.features[data.split(2).validation]),
+        trainer.held_out_probabilities(),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    with pytest.raises(ValueError, match="expected"):
+        fold.probabilities(np.zeros((2, 5), np.float32))
+    with pytest.raises(BadInput, match=r"cannot be built|do not fit|takes samples of"):
+        load_fold(tmp_path, 2, model=raykfold.AudioCNN)
+
+
 @pytest.mark.parametrize(
     "named",
     [None, "raykfold.models:AudioCNN", "raykfold.models:AudioCNN(width=4)"],
@@ -179,9 +210,9 @@ class Scaled(raykfold.Recipe):
     def __init__(self, hidden: int = 4) -> None:
         self.hidden = hidden
 
-    def network(self, n_mels: int, num_classes: int, target_len: int) -> torch.nn.Module:
-        self._scale = torch.nn.BatchNorm1d(n_mels, affine=False, momentum=0.0)
-        layers = (torch.nn.Linear(n_mels * target_len, self.hidden), torch.nn.ReLU())
+    def network(self, input_shape: tuple[int, ...], num_classes: int) -> torch.nn.Module:
+        self._scale = torch.nn.BatchNorm1d(input_shape[0], affine=False, momentum=0.0)
+        layers = (torch.nn.Linear(math.prod(input_shape), self.hidden), torch.nn.ReLU())
         head = torch.nn.Linear(self.hidden, num_classes)
         return torch.nn.Sequential(self._scale, torch.nn.Flatten(), *layers, head)
 
@@ -236,8 +267,8 @@ def test_inference_does_what_training_did_before_the_network(
 class Wrapped(raykfold.Recipe):
     """Builds on the network that ``--model`` names."""
 
-    def network(self, n_mels: int, num_classes: int, target_len: int) -> torch.nn.Module:
-        return torch.nn.Sequential(super().network(n_mels, num_classes, target_len))
+    def network(self, input_shape: tuple[int, ...], num_classes: int) -> torch.nn.Module:
+        return torch.nn.Sequential(super().network(input_shape, num_classes))
 
 
 @pytest.mark.parametrize(
@@ -275,6 +306,10 @@ def test_arguments_that_fit_no_weights_are_refused(model_dir: Path, model: str, 
     [
         {"input_shape": "[16, 32, 1]"},
         {"input_shape": "[16]"},
+        {"input_shape": "[]"},
+        {"input_shape": "16"},
+        {"input_shape": "[true, 32]"},
+        {"input_shape": "[16, 32" + ", 1" * 100_000 + "]"},
         {"input_shape": '["16", 32]'},
         {"input_shape": "[-16, 32]"},
         {"input_shape": "[4, 32]"},
@@ -284,6 +319,7 @@ def test_arguments_that_fit_no_weights_are_refused(model_dir: Path, model: str, 
         {"normalization": '{"kind": "band", "mean": [0.0], "std": [1.0]}'},
         {"normalization": '{"kind": "global", "mean": [0.0], "std": [1' + "0" * 400 + "]}"},
         {"normalization": "[]"},
+        {"normalization": '{"kind": "unit", "largest": 0}'},
         {"classes": "{}"},
         {"classes": '{"0": "dog"}'},
         {"classes": '["dog"]'},

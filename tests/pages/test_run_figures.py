@@ -63,6 +63,47 @@ def test_low_frequencies_are_at_the_bottom_of_a_spectrogram() -> None:
     assert (pixels[-1] > pixels[0]).all()
 
 
+def pixels_of(sample: np.ndarray) -> np.ndarray:
+    """The picture of a sample, (rows, columns, 3) uint8."""
+    picture = run_figures.sample_picture(sample)
+    assert picture is not None
+    return np.rint(imread(io.BytesIO(picture))[..., :3] * 255).astype(np.uint8)
+
+
+def test_an_image_is_shown_as_it_is() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (3, 20, 30)).astype(np.uint8)
+    assert (pixels_of(image) == image.transpose(1, 2, 0)).all()
+    assert (pixels_of(image.transpose(1, 2, 0)) == image.transpose(1, 2, 0)).all()
+    for grey in (image[0], image[:1]):
+        assert (pixels_of(grey) == image[0, ..., None]).all()
+    large = np.zeros((3, 400, 400), np.uint8)
+    assert pixels_of(large).shape == (80, 80, 3)  # pixels stay square
+
+
+def test_a_waveform_is_a_line_over_time() -> None:
+    t = np.linspace(0, 1, 8000)
+    light = pixels_of(np.sin(2 * np.pi * t).astype(np.float16))[..., 0] > 100
+    assert light.shape == (96, 192) and light.any(axis=0).all()
+    rows = light.argmax(axis=0)
+    assert rows[48] == rows.min() < 10  # a quarter of a turn is on top
+    assert rows[144] > 80
+    assert light.sum() < 2 * (96 + 192) * 2  # it is a line, and no area
+    assert pixels_of(np.zeros(8000)).shape == (96, 192, 3)  # silence
+    assert pixels_of(np.arange(257)).any()
+
+
+def test_of_several_channels_the_first_is_drawn() -> None:
+    channels = np.random.default_rng(0).normal(size=(2, 16, 32))
+    assert run_figures.sample_picture(channels) == run_figures.spectrogram(channels[0])
+    assert run_figures.sample_kind((2, 16, 32), channels.dtype) == "spectrogram"
+
+
+@pytest.mark.parametrize("shape", [(64,), (256,), (2, 3, 4, 5)])
+def test_of_other_samples_there_is_no_picture(shape: tuple[int, ...]) -> None:
+    assert run_figures.sample_picture(np.zeros(shape)) is None
+    assert run_figures.sample_kind(shape, np.dtype(float)) is None
+
+
 def test_a_spectrogram_is_scaled_by_itself_and_kept_small() -> None:
     feature = np.linspace(0, 1, 128 * 431, dtype=np.float32).reshape(128, 431)
     small = run_figures.spectrogram(feature)

@@ -27,7 +27,7 @@ from support.page_run import (
     summary_of,
     text_of,
 )
-from support.small_data import small_arrays
+from support.small_data import shaped_data, small_arrays
 
 from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FeatureSet
@@ -255,10 +255,24 @@ def test_the_most_confident_mistakes_are_shown(config: RunConfig, data: FeatureS
     assert f"{len(wrong)} held-out samples were taken for something else" in page
 
 
-def test_without_the_data_there_are_no_spectrograms(config: RunConfig) -> None:
+def test_without_the_data_there_are_no_pictures_of_samples(config: RunConfig) -> None:
     page = page_of(config)
     assert "data:image/png" not in page
-    assert "Spectrograms are left out: the data was not at hand (--processed_dir" in page
+    assert "Pictures of them are left out: the data was not at hand (--processed_dir" in page
+
+
+@pytest.mark.parametrize(
+    ("kind", "picture"), [("embeddings", None), ("images", "image"), ("waveforms", "waveform")]
+)
+def test_mistakes_of_any_shape_are_shown(tmp_path: Path, kind: str, picture: str | None) -> None:
+    shaped = shaped_data(kind)
+    page = page_of(finish(tmp_path / "out", shaped), shaped)
+    images = re.findall(r'<img class="(\w+)" src="data:image/png;base64,[^"]+" alt="(\w+) of', page)
+    assert images == ([] if picture is None else [(picture, picture.capitalize())] * 12)
+    assert len(re.findall(r"probability [\d.]+<br>", page)) == 12
+    shown = f"samples 120 features of a sample {shaped.sample_shape}, {shaped.features.dtype}"
+    assert shown in text_of(page)
+    assert "pectrogram" not in page
 
 
 def test_what_was_run_is_told(config: RunConfig, data: FeatureSet) -> None:

@@ -1,4 +1,4 @@
-"""Networks for tests: the built-in one that fails, is slow, or reports its environment."""
+"""Networks for tests: of other shapes, or the built-in one that fails, is slow, reports."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -94,3 +95,39 @@ class Idle(torch.nn.Module):
         if not self.training and len(x) > 2:
             time.sleep(0.25)
         return self.head(x.mean(dim=2))
+
+
+class OfEmbeddings(torch.nn.Module):
+    """Takes (B, values)."""
+
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(input_shape[0], num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x)
+
+
+class OfImages(torch.nn.Sequential):
+    """Takes (B, colours, height, width)."""
+
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int, width: int = 8) -> None:
+        super().__init__(
+            torch.nn.Conv2d(input_shape[0], width, 3, stride=2),
+            torch.nn.ReLU(),
+            torch.nn.AdaptiveAvgPool2d(1),
+            torch.nn.Flatten(),
+            torch.nn.Linear(width, num_classes),
+        )
+
+
+class OfWaveforms(torch.nn.Module):
+    """Takes (B, time), and passes on what follows from the data."""
+
+    def __init__(self, width: int = 8, **data: Any) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv1d(1, width, 32, stride=8)
+        self.head = OfEmbeddings((width,), data["num_classes"])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x.unsqueeze(1)).relu().mean(dim=2))

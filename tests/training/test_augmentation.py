@@ -61,3 +61,29 @@ def test_shares_have_the_moments_of_the_beta_distribution() -> None:
     shares = targets[0::2, 0]
     assert shares.mean() == pytest.approx(0.5, abs=0.02)
     assert shares.var() == pytest.approx(1 / (4 * (2 * 0.4 + 1)), abs=0.005)
+
+
+@pytest.mark.parametrize("shape", [(20,), (3, 20), (2, 3, 20)])
+def test_any_shape_is_shifted_along_its_last_axis(shape: tuple[int, ...]) -> None:
+    inputs = torch.arange(20.0).expand(100, *shape)
+    outputs = time_shift(inputs, 0.2).numpy()
+    first = outputs.reshape(100, -1, 20)[:, 0]
+    assert (outputs == first.reshape(100, *[1] * (len(shape) - 1), 20)).all()  # channels alike
+    assert all(np.array_equal(np.roll(np.arange(20.0), int(-row[0])), row) for row in first)
+    assert len(set(first[:, 0].tolist())) == 9
+
+
+def test_masks_cover_all_channels() -> None:
+    inputs = torch.randn(50, 3, 8, 10)
+    changed = (spec_augment(inputs, 3, 4) != inputs).numpy()
+    assert changed.any() and not changed.all()
+    assert (changed == changed[:, :1]).all()
+
+
+@pytest.mark.parametrize("shape", [(4,), (6, 4), (3, 6, 4)])
+def test_any_shape_is_mixed(shape: tuple[int, ...]) -> None:
+    inputs = torch.arange(6.0).view(6, *[1] * len(shape)).expand(6, *shape)
+    mixed, targets = mixup(inputs, torch.arange(6), 6, 0.4)
+    assert mixed.shape == inputs.shape
+    expected = (targets * torch.arange(6.0)).sum(dim=1)
+    assert torch.allclose(mixed.flatten(1), expected.unsqueeze(1).expand(-1, inputs[0].numel()))

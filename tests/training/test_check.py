@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.small_data import SHAPES, shaped_data
 from torch import Tensor, nn
 
 import raykfold
@@ -177,7 +178,41 @@ def test_what_will_hurt_is_said(
     assert part in line
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "part"),
+    [
+        (
+            "embeddings",
+            {"spec_augment": "2,2"},
+            "--spec_augment 2,2: masks .* shape (64,) have one",
+        ),
+        ("waveforms", {"preset": "strong"}, "--spec_augment 8,8: masks .* shape (8000,) have one"),
+        ("embeddings", {"normalize": "unit"}, "--normalize unit: .* the features are float32"),
+    ],
+)
+def test_options_that_do_not_fit_the_samples_are_refused(
+    config: RunConfig, kind: str, options: dict[str, Any], part: str
+) -> None:
+    own = dataclasses.replace(config, model=f"support.networks:Of{kind.capitalize()}", **options)
+    with pytest.raises(BadInput, match=part.replace("(", r"\(").replace(")", r"\)")):
+        check_training(own, shaped_data(kind))
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_networks_of_any_shape_are_tried(config: RunConfig, kind: str) -> None:
+    own = dataclasses.replace(config, model=f"support.networks:Of{kind.capitalize()}")
+    assert check_training(own, shaped_data(kind)) == []
+    other = "waveforms" if kind == "images" else "images"
+    with pytest.raises(BadInput, match=r"fails on input \(2, "):
+        check_training(own, shaped_data(other))
+    assert check_training(with_recipe(own, Plain), shaped_data(kind)) == []
+
+
 # --- recipes -------------------------------------------------------------------------------------
+
+
+class Plain(raykfold.Recipe):
+    """Changes nothing."""
 
 
 class Fine(raykfold.Recipe):
@@ -188,9 +223,9 @@ class Fine(raykfold.Recipe):
 class Layered(raykfold.Recipe):
     """Fits a layer of its network."""
 
-    def network(self, n_mels: int, num_classes: int, target_len: int) -> nn.Module:
-        self._shift = nn.Parameter(torch.zeros(n_mels, 1))
-        model = Good(n_mels, num_classes, target_len)
+    def network(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        self._shift = nn.Parameter(torch.zeros(input_shape[0], 1))
+        model = Good(input_shape[0], num_classes, input_shape[1])
         model.register_parameter("shift", self._shift)
         return model
 
@@ -239,13 +274,13 @@ class NoScheduler(raykfold.Recipe):
 
 
 class NoNetwork(raykfold.Recipe):
-    def network(self, n_mels: int, num_classes: int, target_len: int) -> nn.Module:
+    def network(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         return None  # type: ignore[return-value]
 
 
 class TooWide(raykfold.Recipe):
-    def network(self, n_mels: int, num_classes: int, target_len: int) -> nn.Module:
-        return Wide(n_mels, num_classes, target_len)
+    def network(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        return Wide(input_shape[0], num_classes, input_shape[1])
 
 
 class Failing(raykfold.Recipe):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from support.recipes import ALL_ON
+from support.small_data import SHAPES, shaped_data
 
 from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FeatureSet
@@ -89,6 +90,36 @@ def test_it_learns(small_data: FeatureSet) -> None:
     assert fold.history[-1].loss < 0.7 * fold.history[0].loss
     assert fold.kept_epoch is not None
     assert fold.history[fold.kept_epoch].val_accuracy > 0.5  # chance is 0.25
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_it_learns_from_samples_of_any_shape(kind: str) -> None:
+    data = shaped_data(kind)
+    normalize = {"embeddings": "band", "images": "unit", "waveforms": "clip"}[kind]
+    augmented: dict[str, Any] = {"mixup": 0.2} if kind == "embeddings" else {"time_shift": 0.3}
+    if kind == "images":
+        augmented["spec_augment"] = "4,4"
+    model = f"support.networks:Of{kind.capitalize()}"
+    wanted = {"model": model, "learning_rate": 0.03, "normalize": normalize, **augmented}
+    fold = trainer(data, **wanted)
+    while fold.epochs_run < 8:
+        fold.run_epoch()
+        if fold.epochs_run == 4:
+            resumed = trainer(data, **wanted)
+            resumed.load_state_dict(copy.deepcopy(fold.state_dict()))
+    assert max(each.val_accuracy for each in fold.history) > 0.8
+    while resumed.epochs_run < 8:
+        resumed.run_epoch()
+    assert_same(fold, resumed)
+
+
+def test_integers_are_scaled_only_if_told() -> None:
+    data, rows = shaped_data("images"), torch.arange(5)
+    expected = torch.from_numpy(data.features[:5].astype(np.float32))
+    model = "support.networks:OfImages"
+    assert torch.equal(trainer(data, model=model).batch(rows)[0], expected)
+    scaled, _ = trainer(data, model=model, normalize="unit").batch(rows)
+    assert torch.equal(scaled, expected / 255)
 
 
 def test_its_epochs_are_those_of_a_plain_loop_to_the_bit(small_data: FeatureSet) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -279,8 +280,8 @@ class Layered(raykfold.Recipe):
 
     scheduler_interval = "batch"
 
-    def network(self, n_mels: int, num_classes: int, target_len: int) -> nn.Module:
-        layers = [nn.Flatten(), nn.Linear(n_mels * target_len, 8), nn.Linear(8, num_classes)]
+    def network(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        layers = [nn.Flatten(), nn.Linear(math.prod(input_shape), 8), nn.Linear(8, num_classes)]
         layers[1].requires_grad_(False)
         return nn.Sequential(*layers)
 

@@ -256,6 +256,7 @@ def test_other_commands_refuse_the_outputs_of_a_search(
             "--model support.networks:Missing: cannot be",
         ),
         ("model.dropout = {uniform = [0.5, 1.5]}", (), "dropout"),
+        ("normalize = {choice = ['none', 'unit']}", (), "--normalize unit: divides integers by"),
         ("model.depth = {choice = [1, 2]}", (), "unexpected keyword argument 'depth'"),
         ("learning_rate = {grid = [0.1, 0.2]}", ("--sampler", "optuna"), "learning_rate is a grid"),
         (
