@@ -83,7 +83,8 @@ def test_arrays_from_python_are_not_looked_for(
 ) -> None:
     config = finish(tmp_path / "out", data, in_memory=True)
     code, _, said = made(capsys, config.model_dir)
-    assert code == 0 and said.startswith("without spectrograms: the data was given as arrays in P")
+    assert code == 0
+    assert said.startswith("without pictures of samples: the data was given as arrays in Python")
     assert "arrays, given in Python" in config.outputs.report.read_text(encoding="utf-8")
 
 
