@@ -16,13 +16,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from raykfold.config.command import leave_lost_folder, without_gc
@@ -71,7 +70,8 @@ def cross_validate(
     y: npt.ArrayLike | None = None,
     folds: npt.ArrayLike | FoldRule | None = None,
     groups: npt.ArrayLike | None = None,
-    class_names: Mapping[Any, Any] | Sequence[str] | None = None,
+    recordings: npt.ArrayLike | None = None,
+    class_names: Mapping[Any, Any] | Iterable[str] | None = None,
     data: FeatureSet | None = None,
     observers: Sequence[Observer] = (),
     progress: bool | None = None,
@@ -81,7 +81,8 @@ def cross_validate(
         cross_validate(config)  # the data is in files, in config.processed_dir
         cross_validate(config, X=features, y=labels, folds=StratifiedGroupKFold(5), groups=speakers)
 
-    To resume a run of arrays, call it again with the same ones. Its name is ``arrays`` by default.
+    To resume a run of arrays, call it again with the same ones. Its name is ``arrays`` by default:
+    runs of other arrays need a ``run_name`` or a ``model_dir`` of their own.
 
     Args:
         config: what to do.
@@ -89,8 +90,10 @@ def cross_validate(
             be; with `y` and `folds`, instead of the files.
         y: their labels: integers, text, bool or one-hot.
         folds: their folds: labels of any kind, one of scikit-learn's splitters, a list of (train,
-            test) indices, or how many folds to make.
+            test) indices, or how many folds to make. A run can only be resumed with the same folds.
         groups: for a splitter, what belongs together.
+        recordings: the recording that each sample is a window of; results are then also reported
+            by recording.
         class_names: label → name, or the names of labels 0, 1, and so on.
         data: the samples as a feature set, instead of `X`, `y` and `folds`.
         observers: told of everything that is committed.
@@ -107,13 +110,16 @@ def cross_validate(
             taken the run over.
     """
     arrays = {"X": X, "y": y, "folds": folds}
-    if any(each is not None for each in (*arrays.values(), groups, class_names)):
-        _check_arrays_are_the_data(config, arrays, data)
-        if isinstance(class_names, Sequence | np.ndarray) and not isinstance(class_names, str):
+    about = {"groups": groups, "recordings": recordings, "class_names": class_names}
+    given = [name for name, values in {**arrays, **about}.items() if values is not None]
+    if given:
+        _check_arrays_are_the_data(config, arrays, given, data)
+        if isinstance(class_names, Iterable) and not isinstance(class_names, Mapping | str):
             class_names = dict(enumerate(class_names))
         data = FeatureSet.from_arrays(
             *arrays.values(),  # type: ignore[arg-type]  # none of them is None
             groups=groups,
+            recordings=recordings,
             class_mapping=class_names,  # type: ignore[arg-type]  # anything else is refused
             names={"features": "X", "labels": "y", "class_mapping": "class_names"},
         )
@@ -131,21 +137,28 @@ def cross_validate(
 
 
 def _check_arrays_are_the_data(
-    config: RunConfig, arrays: Mapping[str, Any], data: FeatureSet | None
+    config: RunConfig,
+    arrays: Mapping[str, Any],
+    given: Sequence[str],
+    data: FeatureSet | None,
 ) -> None:
     """Refuse some of X, y and folds without the others, and arrays beside another source of data.
 
     Raises:
         BadInput: one of these.
     """
+    if data is not None:
+        raise BadInput(
+            f"cross_validate: both data and {comma_list(given)}; expected data alone, which has "
+            "its own (FeatureSet.from_arrays), or X, y and folds"
+        )
     lacking = [name for name, values in arrays.items() if values is None]
     if lacking:
         raise BadInput(
             f"cross_validate: without {comma_list(lacking)}; expected X, y and folds together"
         )
-    others = ["data"] if data is not None else []
     changed = config.changed()
-    others += [f"--{name}" for name in ("processed_dir", "hf_repo_id", "demo") if name in changed]
+    others = [f"--{name}" for name in ("processed_dir", "hf_repo_id", "demo") if name in changed]
     if others:
         raise BadInput(
             f"cross_validate: both X and {comma_list(others)} name the data; expected one of them"

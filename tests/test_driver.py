@@ -63,8 +63,13 @@ def test_arrays_that_are_not_the_data(
 
 
 def test_arrays_beside_a_feature_set(tmp_path: Path, small_data: FeatureSet) -> None:
-    with pytest.raises(BadInput, match=r"^cross_validate: both X and data name the data; expected"):
+    with pytest.raises(BadInput, match=r"^cross_validate: both data and X, y, folds; expected"):
         cross_validate(RunConfig(model_dir=tmp_path), X=X, y=NAMES, folds=FOLDS, data=small_data)
+
+
+def test_names_of_classes_beside_a_feature_set(tmp_path: Path, small_data: FeatureSet) -> None:
+    with pytest.raises(BadInput, match="both data and class_names; expected data alone"):
+        cross_validate(RunConfig(model_dir=tmp_path), data=small_data, class_names=["a", "b"])
 
 
 def test_arrays_go_on_with_the_run_of_the_same_data(

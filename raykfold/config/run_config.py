@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from raykfold.config.class_spec import DEFAULT_MODEL, DEFAULT_RECIPE, SPECS
 from raykfold.config.environment import python_path, script_command
@@ -45,6 +45,7 @@ from raykfold.errors import BadInput
 from raykfold.files.paths import ModelDir, RunDir, absolute, seed_name, working_copy
 from raykfold.files.remote import Place, RemotePath
 
+_Config = TypeVar("_Config", bound="RunConfig")
 # Ray sets this for the entrypoint of `ray job submit`.
 _SUBMITTED_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -402,7 +403,7 @@ class RunConfig(Options):
             hf_model_repo_id=None,  # the run's mirror uploads its repeats
         )
 
-    def with_data_in_memory(self) -> RunConfig:
+    def with_data_in_memory(self: _Config) -> _Config:
         """Return the configuration of a run whose data comes from Python.
 
         It is the same one if it names a source of data, which is then where the data lies as well.

@@ -30,7 +30,7 @@ from raykfold.data.labels import (
     to_integers,
     to_label_array,
 )
-from raykfold.data.splitters import FoldRule, folds_by_rule, is_rule
+from raykfold.data.splitters import FoldRule, folds_by_rule, is_rule, makes_folds
 from raykfold.errors import BadData
 from raykfold.text import comma_list, with_name
 
@@ -97,6 +97,8 @@ def check_arrays(
     of_samples = {"labels": to_label_array(names["labels"], labels)}
     if not is_rule(folds):
         of_samples["folds"] = to_label_array(names["folds"], folds)
+    if groups is None and recordings is not None and makes_folds(folds):
+        groups, names["groups"] = recordings, names[RECORDINGS.noun]
     if groups is not None:
         of_samples["groups"] = to_label_array(names["groups"], groups)
     _check_sample_counts(names, given, of_samples)
@@ -157,7 +159,10 @@ def check_arrays(
 def of_objects(name: str, key: str) -> BadData:
     """Return why a file or array of Python objects is refused, and what to save instead."""
     if key == "features":
-        remedy = "cut or pad all samples to one shape, and save them as one float32 array"
+        remedy = (
+            "cut or pad all samples to one shape, and make one float32 array of them (of a table, "
+            'table.to_numpy("float32"); of a sparse matrix, matrix.toarray())'
+        )
     else:
         remedy = f"save text as {key}.astype(str), or integers"
     return BadData(f"{name}: an array of Python objects (dtype object), not of numbers; {remedy}")

@@ -121,7 +121,8 @@ class FeatureSet:
             feature_parameters: how the features were made.
             fold_names: fold → name, for folds that have one; a fold may be a string.
             recordings: (N,) integers or text: the recording that each sample is a window of.
-                Accuracy is then reported by recording, too.
+                Accuracy is then reported by recording, too. Where folds are made and there are no
+                `groups`, windows of a recording stay in one fold.
             names: what messages call ``features``, ``labels``, ``folds``, ``groups``,
                 ``class_mapping``, ``fold_names`` and ``recordings``.
 

@@ -59,13 +59,21 @@ def to_array(name: str, values: Any) -> Array:
     if isinstance(values, np.ndarray):
         return values
     try:
-        if hasattr(values, "detach"):  # a tensor, which may have a gradient or be on a GPU
-            values = values.detach().cpu()
-            if str(values.dtype) == "torch.bfloat16":  # NumPy lacks it; float32 has all its values
-                values = values.float()
+        # A tensor may have a gradient or be on a GPU.
+        if hasattr(values, "detach"):
+            return _tensor_to_array(values)
+        if isinstance(values, list | tuple) and values and hasattr(values[0], "detach"):
+            return np.stack([_tensor_to_array(each) for each in values])
         return np.asarray(values)
-    except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+    except (ValueError, TypeError, OverflowError, RuntimeError, AttributeError) as error:
         raise BadData(f"{name}: not an array of numbers ({one_line(error)})") from error
+
+
+def _tensor_to_array(tensor: Any) -> Array:
+    tensor = tensor.detach().cpu()
+    if str(tensor.dtype) == "torch.bfloat16":  # NumPy lacks it; float32 has all its values
+        tensor = tensor.float()
+    return np.asarray(tensor)
 
 
 def to_label_array(name: str, values: Any) -> Array:
@@ -190,7 +198,10 @@ def _number_text(
         if all(text in number_of for text in texts):
             return np.array([number_of[text] for text in texts], dtype=np.int64), {}
     numbers = [kind.number(text) for text in texts]
-    if None not in numbers:
+    # 2 and 2.0 are the same, and of folds 1 and fold1. Otherwise 1 and 01 are identifiers.
+    whole = {text.partition(".")[0] for text in texts}
+    same = kind is FOLDS or len(set(numbers)) == len(whole)
+    if None not in numbers and same:
         return np.array(numbers, dtype=np.int64), {}
     if known:
         index = next(index for index, text in enumerate(texts) if text not in number_of)

@@ -53,6 +53,7 @@ FOLD_RULE = "fold_rule"  # a key of features.json
 # What arrays are saved as that are not read, or are under another name.
 _OTHERS = (".npy", ".npz", ".pkl", ".pickle", ".pt", ".pth", ".h5", ".hdf5", ".parquet", ".mat")
 _MOST_OTHERS = 4  # in a message
+_MOST_UNFOLDED = 50  # times the size of its file; zeros compress by a factor of 1000
 _TORCH_SAVE = 'torch.save({"features": ..., "labels": ..., "folds": ...})'
 _EXPECTED = "expected an .npz or .pt file with features, labels and folds"
 
@@ -96,8 +97,9 @@ def read_feature_set(processed_dir: Path) -> FeatureSet:
             "`python -m raykfold.prepare`, fetch it from the Hugging Face Hub with --hf_repo_id, "
             "or try --demo"
         )
-    if recordings_path is None and RECORDINGS.noun in _names_within(arrays["labels"]):
-        recordings_path = arrays["labels"]
+    if recordings_path is None:  # then beside another array, in a file of several
+        holders = dict.fromkeys(arrays.values())
+        recordings_path = next((p for p in holders if RECORDINGS.noun in _names_within(p)), None)
     if recordings_path is not None:
         arrays[RECORDINGS.noun] = recordings_path
     read = {name: _read_array(path, name) for name, path in arrays.items()}
@@ -280,6 +282,8 @@ def _read_npz(path: Path, name: str) -> tuple[Array, str]:
             raise ValueError("not a zip archive, or its end is missing")
         with np.load(path, allow_pickle=False) as archive, np.errstate(over="ignore"):
             member = _member(path, name, archive.files)
+            # A small archive can unfold to a huge array.
+            _check_unfolded(path, archive.zip.getinfo(f"{member}.npy").file_size)
             return archive[member], f"{path}: {member}"
     except BadData:
         raise
@@ -293,15 +297,21 @@ def _read_npz(path: Path, name: str) -> tuple[Array, str]:
 
 
 def _read_torch(path: Path, name: str) -> tuple[Any, str]:
-    content = _load_torch(path)
+    content, called = _load_torch(path), str(path)
     if isinstance(content, dict):
         member = _member(path, name, content)
-        return content[member], f"{path}: {member}"
-    if path.stem != name:
+        content, called = content[member], f"{path}: {member}"
+    elif path.stem != name:
         raise BadData(
             f"{path}: holds a {kind_of(content)}; expected a dict of tensors, {_TORCH_SAVE}"
         )
-    return content, str(path)
+    if str(getattr(content, "layout", "")) == "torch.strided":
+        size, stored = content.numel() * content.element_size(), content.untyped_storage().nbytes()
+        if size > stored:  # some values stand for many, as `expand` makes them
+            raise BadData(
+                f"{called}: a tensor of {size} bytes made of {stored}; save tensor.contiguous()"
+            )
+    return content, called
 
 
 def _load_torch(path: Path) -> Any:
@@ -382,12 +392,15 @@ def _stack(path: Path, arrays: list[Array]) -> Array:
             "all samples should have one type and shape"
         )
     # A small file can stack to a huge array, because one array can be many items of the list.
-    total = sum(array.nbytes for array in arrays)
-    if total > max(path.stat().st_size, 2**30):
-        raise BadData(
-            f"{path}: {path.stat().st_size} bytes that unfold to {total}; {how_to_save(path)}"
-        )
+    _check_unfolded(path, sum(array.nbytes for array in arrays))
     return np.stack(arrays)
+
+
+def _check_unfolded(path: Path, total: int) -> None:
+    """Refuse a file whose content takes far more memory than the file has bytes."""
+    size = path.stat().st_size
+    if total > max(_MOST_UNFOLDED * size, 2**30):
+        raise BadData(f"{path}: {size} bytes that unfold to {total}; {how_to_save(path)}")
 
 
 def _read_mapping(path: Path) -> Any:

@@ -42,6 +42,11 @@ def is_rule(folds: object) -> TypeGuard[FoldRule]:
     return isinstance(folds, Iterator) or _are_pairs(folds)
 
 
+def makes_folds(folds: object) -> bool:
+    """Return whether `folds` is a rule that can use groups: a splitter, or how many to make."""
+    return is_rule(folds) and not isinstance(folds, Iterable)
+
+
 def _are_pairs(folds: object) -> bool:
     return (
         isinstance(folds, list | tuple)

@@ -52,7 +52,8 @@ def fetch_missing(
         repository = DatasetRepository(repo_id, token, progress=sys.stderr.isatty())
         commit, there = repository.contents()
         found = (next((name for name in names if name in there), None) for names in choices)
-        wanted = [name for name in found if name is not None]
+        # A file that holds several arrays is found for each of them.
+        wanted = list(dict.fromkeys(name for name in found if name is not None))
         # Each commit has its own folder, so files of an earlier one are not mixed in.
         return repository.download(wanted, commit, local_dir=folder / commit), there
 

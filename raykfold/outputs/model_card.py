@@ -75,9 +75,12 @@ def _front_matter(repo_id: str, record: RunRecord, summary: Summary | None) -> s
 
     dataset = record.config["hf_repo_id"]
 
+    # Arrays given in Python may be anything.
+    audio = [] if record.config.get("in_memory") else ["audio-classification"]
+
     def result(name: str, value: float, metric: str = "accuracy") -> EvalResult:
         return EvalResult(
-            task_type="audio-classification",
+            task_type=audio[0] if audio else "other",
             dataset_type=dataset or record.run_name,
             dataset_name=dataset or record.run_name,
             dataset_split="cross-validation",
@@ -110,8 +113,8 @@ def _front_matter(repo_id: str, record: RunRecord, summary: Summary | None) -> s
     results = [*means, *results]
     data = ModelCardData(
         library_name="raykfold",
-        tags=["raykfold", "cross-validation", "audio-classification", "pytorch"],
-        pipeline_tag="audio-classification",
+        tags=["raykfold", "cross-validation", *audio, "pytorch"],
+        pipeline_tag=audio[0] if audio else None,
         metrics=metrics or ["accuracy"],
         datasets=[dataset] if dataset else None,
         model_name=repo_id.rpartition("/")[2] if results else None,
@@ -234,6 +237,10 @@ def _use(repo_id: str, record: RunRecord, state: Mapping[str, Any]) -> str:
             own = f"your_module:{spec.class_name}" if spec.module == "__main__" else spec.name
             named += f', {option}="{own}"'
             flag += f" --{option} {own}"
+    shell = f"""
+
+Or from the shell, for features made by `raykfold.prepare`, averaged over all folds:
+`python -m raykfold.predict recording.wav --repo {repo_id}{flag}`"""
     return f"""## Use
 
 ```python
@@ -244,10 +251,7 @@ fold.model          # a torch.nn.Module, in evaluation mode
 fold.classes        # label -> name, in the order of its outputs
 fold.input_shape    # of one sample; (n_mels, time) of a spectrogram
 fold.probabilities(features)  # features: (batch, *input_shape), as in training
-```
-
-Or from the shell, for features made by `raykfold.prepare`, averaged over all folds:
-`python -m raykfold.predict recording.wav --repo {repo_id}{flag}`"""
+```{"" if record.config.get("in_memory") else shell}"""
 
 
 def _training(record: RunRecord) -> str:

@@ -44,8 +44,8 @@ def comparison_lines(comparison: Comparison) -> Iterator[str]:
     if pairs is not None:
         of_seed = " with the first seed" if several else ""
         yield (
-            f"McNemar, on all held-out samples{of_seed}: only A is right on {pairs.only_first}, "
-            f"only B on {pairs.only_second}, p = {_p(pairs.p)}"
+            f"McNemar, on all held-out {comparison.compared}{of_seed}: only A is right on "
+            f"{pairs.only_first}, only B on {pairs.only_second}, p = {_p(pairs.p)}"
         )
     if test.t is not None:
         yield remarks.APPROXIMATE
@@ -94,8 +94,9 @@ def verdict(comparison: Comparison) -> str:
     if pairs is not None and pairs.p < _SIGNIFICANT:
         ahead = comparison.names[0 if pairs.only_first > pairs.only_second else 1]
         networks = (
-            f"; the networks of {ahead} are right on more of the held-out samples than those of "
-            f"the other (p = {_p(pairs.p)}), but other training sets could reverse that"
+            f"; the networks of {ahead} are right on more of the held-out {comparison.compared} "
+            f"than those of the other (p = {_p(pairs.p)}), but other training sets could reverse "
+            "that"
         )
     return (
         f"These {over} do not show which is better: {better} is ahead by {by}, "

@@ -81,7 +81,7 @@ def on_summary(summary: Summary) -> Iterator[Remark]:
         yield Remark(APPROXIMATE)
     if summary.out_of_fold is not None:
         yield Remark(POOLED)
-    if summary.by_recording is not None:
+    if summary.by_recording is not None and summary.by_recording.pooled is not None:
         yield Remark(RECORDINGS)
     if len(summary.folds) == 1:
         yield Remark(ONE_FOLD)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from raykfold.errors import BadInput
 from raykfold.files.remote import without_password
 from raykfold.state.archive import Archive
 from raykfold.text import fold_with_seed
+from raykfold.training.predictions import OutOfFold
 from raykfold.training.results import Figure, Summary
 from raykfold.training.statistics import McNemar, PairedTest, corrected_t_test, mcnemar
 
@@ -34,6 +35,8 @@ class Comparison:
         predictions: the two on all held-out samples, with the first seed; None where the kept
             weights are not those of the epochs that are compared.
         settings: what the runs were told differently: name → (of the first, of the second).
+        compared: what the two are compared on in `predictions`: samples, or recordings where
+            samples are windows, which are not independent.
     """
 
     names: tuple[str, str]
@@ -45,6 +48,7 @@ class Comparison:
     test: PairedTest
     predictions: McNemar | None
     settings: Mapping[str, tuple[Any, Any]]
+    compared: Literal["samples", "recordings"] = "samples"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -57,6 +61,7 @@ class Comparison:
             "test": asdict(self.test),
             "mcnemar": None if self.predictions is None else asdict(self.predictions),
             "settings": {name: list(values) for name, values in self.settings.items()},
+            "compared": self.compared,
         }
 
 
@@ -111,6 +116,12 @@ def compare(
     values = np.array(found)
     differences = (values[1] - values[0]).mean(axis=0).tolist()
 
+    # What is right more often: windows of one recording are not independent.
+    predictions = [run.predictions for run in runs] if kept == [by, by] else []
+    windows = all(each is not None and each.recording is not None for each in predictions)
+    if windows:
+        predictions = [each and each.of_recordings() for each in predictions]
+
     # What decides results, where the two differ in it.
     a, b = ({**run.record.identity, "epochs": run.record.epochs} for run in runs)
     return Comparison(
@@ -121,8 +132,9 @@ def compare(
         figure=figure,
         values=values,
         test=corrected_t_test(differences, max(summary.test_to_train for summary in summaries)),
-        predictions=_compare_predictions(first, second) if kept == [by, by] else None,
+        predictions=_compare_predictions(*predictions) if predictions else None,
         settings={name: (a[name], b[name]) for name in a if name in b and a[name] != b[name]},
+        compared="recordings" if predictions and windows else "samples",
     )
 
 
@@ -150,8 +162,7 @@ def _same(runs: Sequence[Archive], what: str, values: Sequence[Any]) -> Any:
     return values[0]
 
 
-def _compare_predictions(first: Archive, second: Archive) -> McNemar | None:
-    a, b = first.predictions, second.predictions
+def _compare_predictions(a: OutOfFold | None, b: OutOfFold | None) -> McNemar | None:
     if a is None or b is None or not np.array_equal(a.index, b.index):
         return None
     return mcnemar(a.prediction == a.label, b.prediction == b.label)

@@ -33,7 +33,7 @@ def check_options(config: RunConfig, data: FeatureSet) -> None:
         BadInput: there are such options.
     """
     if config.normalize == "unit":
-        check_unit(data.features.dtype.kind in "iub", data.features.dtype.name)
+        check_unit(data.features.dtype.name)
     if config.spec_augment != "none" and len(data.sample_shape) < 2:
         raise BadInput(
             f"--spec_augment {config.spec_augment}: masks ranges of mel bands and of frames, the "
@@ -45,11 +45,11 @@ def check_options(config: RunConfig, data: FeatureSet) -> None:
 def check_training(config: RunConfig, data: FeatureSet) -> list[str]:
     """Build a network, compute the gradients of one training batch, and evaluate it.
 
-    With the built-in recipe the batch is noise: two samples, enough for BatchNorm, and training
-    meets no smaller batch unless `batch_size` is 1. There is no optimizer: to import what torch's
-    optimizers need takes longer than all of this. Another recipe trains two real batches of the
-    first fold, twice, as a worker does, with a checkpoint between. The random states of the process
-    stay as they were.
+    With the built-in recipe the batch is two samples: enough for BatchNorm, and training meets no
+    smaller batch unless `batch_size` is 1. They are noise, or real ones where features are
+    integers. There is no optimizer: to import what torch's optimizers need takes longer than all of
+    this. Another recipe trains two real batches of the first fold, twice, as a worker does, with a
+    checkpoint between. The random states of the process stay as they were.
 
     Args:
         config: names the network and the recipe.
@@ -69,9 +69,11 @@ def check_training(config: RunConfig, data: FeatureSet) -> list[str]:
         name = f"--model {config.model}"
         model = build_model(config.model, data.sample_shape, data.num_classes)
         _require_parameters(model, name)
-        noise = torch.randn(2, *data.sample_shape)
+        samples = torch.randn(2, *data.sample_shape)
+        if data.features.dtype.kind != "f":  # they may be indices, of an embedding for example
+            samples = torch.from_numpy(np.array(data.features[:2], dtype=np.float32))
         model.train()
-        batch = noise[: min(config.batch_size, 2)]
+        batch = samples[: min(config.batch_size, 2)]
         logits = _call(model, batch, data.num_classes, name)
         try:
             targets = torch.zeros(len(batch), dtype=torch.long)
@@ -80,7 +82,7 @@ def check_training(config: RunConfig, data: FeatureSet) -> list[str]:
             raise BadInput(
                 f"{name}: cannot be trained ({type(error).__name__}: {error})"
             ) from error
-        return _check_evaluation(model, noise, data.num_classes, name)
+        return _check_evaluation(model, samples, data.num_classes, name)
 
 
 def _check_recipe(config: RunConfig, data: FeatureSet) -> list[str]:

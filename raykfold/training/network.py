@@ -67,9 +67,12 @@ def call_network(
         return cls(input_shape=input_shape, num_classes=num_classes, **arguments)
     if len(input_shape) != 2:
         what = "is called with (n_mels, num_classes, target_len), for samples of two axes"
-        expected = "a class with the parameters (input_shape, num_classes)"
+        expected = "a class with the parameters input_shape and num_classes"
         if f"{cls.__module__}:{cls.__qualname__}" == DEFAULT_MODEL:
-            what, expected = "takes samples of (n_mels, time)", "--model module:Class of another"
+            what, expected = (
+                "takes samples of (n_mels, time)",
+                "another network, by --model module:Class",
+            )
         raise OtherShape(f"{what}, and these have the shape {input_shape}; expected {expected}")
     n_mels, target_len = input_shape
     return cls(n_mels, num_classes, target_len, **arguments)
@@ -77,7 +80,7 @@ def call_network(
 
 def _takes_any_shape(cls: type[nn.Module]) -> bool:
     parameters = inspect.signature(cls).parameters
-    if "input_shape" in parameters:
+    if "input_shape" in parameters and "n_mels" not in parameters:
         return True
     kinds = [parameter.kind for parameter in parameters.values()]
     by_place = sum(kind in _BY_PLACE for kind in kinds)

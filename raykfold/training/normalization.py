@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from raykfold.errors import BadInput
+from raykfold.text import comma_list
 
 _CHUNK = 256  # samples whose sums are computed at once: float64 takes two or four times the memory
 # Values that vary less are constant, like a band above a recording's bandwidth. They are only
 # centred: divided by so little, what differs in another recording would drown everything else.
 _LEAST_STD = 1e-6
+_UNIT_TYPES = ("bool", "int8", "uint8", "int16", "uint16")
 
 
 class Normalization(nn.Module):
@@ -53,8 +55,7 @@ class Normalization(nn.Module):
         """
         if kind != "unit":
             return cls(kind, tuple(features.shape[1:]))
-        is_integer = not (features.is_floating_point() or features.is_complex())
-        check_unit(is_integer, str(features.dtype).removeprefix("torch."))
+        check_unit(str(features.dtype).removeprefix("torch."))
         largest = 1 if features.dtype == torch.bool else torch.iinfo(features.dtype).max
         return cls(kind, tuple(features.shape[1:]), largest)
 
@@ -128,16 +129,19 @@ class Normalization(nn.Module):
         return made
 
 
-def check_unit(is_integer: bool, dtype: str) -> None:
-    """Refuse ``--normalize unit`` for features that are not integers.
+def check_unit(dtype: str) -> None:
+    """Refuse ``--normalize unit`` for features whose type does not say which values they have.
+
+    Integers of 32 or 64 bits hardly ever use their whole range: all would be nearly 0.
 
     Raises:
-        BadInput: they are not, so their type does not say which values they can have.
+        BadInput: they are floats or such integers.
     """
-    if not is_integer:
+    if dtype not in _UNIT_TYPES:
         raise BadInput(
-            f"--normalize unit: divides integers by the largest value of their type, and the "
-            f"features are {dtype}; expected none, global, band or clip"
+            "--normalize unit: divides integers by the largest value of their type, and the "
+            f"features are {dtype}; expected {comma_list(_UNIT_TYPES)}, or none, global, band or "
+            "clip"
         )
 
 

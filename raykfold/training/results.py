@@ -775,9 +775,7 @@ class Summary:
                 classes=part(tuple[ClassMetrics, ...], "per_class"),
                 confusion=part(tuple[tuple[int, ...], ...], "confusion_matrix"),
             )
-            rows = pooled.confusion
-            if any(len(row) != len(rows) for row in rows) or (rows and not any(map(any, rows))):
-                raise ValueError("confusion_matrix is not square, or has no samples")
+            _check_confusion(pooled)
         kinds = get_type_hints(cls)
         absent = {"out_of_fold"} if "by_recording" in values else {"out_of_fold", "by_recording"}
         names = [each.name for each in fields(cls) if each.name not in absent]
@@ -800,6 +798,8 @@ class Summary:
             complete = [result.fold for result in summary.folds if _is_complete(result)]
             if [each.fold for each in summary.by_recording.folds] != complete:
                 raise ValueError("by_recording has other folds than those that are complete")
+            if summary.by_recording.pooled is not None:
+                _check_confusion(summary.by_recording.pooled)
         return summary
 
     def _by_fold(self, value_of: Callable[[FoldResult], float | None]) -> dict[int, float]:
@@ -816,6 +816,12 @@ class Summary:
         if len(values) < len(self.folds):
             return None
         return Estimate(tuple(values.values()), self.test_to_train)
+
+
+def _check_confusion(pooled: OutOfFoldMetrics) -> None:
+    rows = pooled.confusion
+    if any(len(row) != len(rows) for row in rows) or (rows and not any(map(any, rows))):
+        raise ValueError("confusion_matrix is not square, or has no samples")
 
 
 def _is_complete(result: FoldResult) -> bool:

@@ -130,7 +130,7 @@ def best_toml(config: RunConfig, note: str = "") -> str:
     """
     lines = [f"# {note}"] if note else []
     values = config.changed()
-    if not config.demo:  # the default depends on the working directory
+    if not (config.demo or config.in_memory):  # the default depends on the working directory
         values = {"processed_dir": config.processed_dir, **values}
     lines += [f"{name} = {_toml(value)}" for name, value in values.items() if name != "address"]
     return "\n".join(lines) + "\n"

@@ -74,6 +74,8 @@ def search(
     """
     observer = observer or SearchObserver()
     _check_sampler(config)
+    if data is not None:
+        config = config.with_data_in_memory()
     with open_inputs(config, data, [Voice(observer.noticed)]) as inputs:
         for line in _check_space(config, inputs.data):
             inputs.audience.noticed(line)

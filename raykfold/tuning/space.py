@@ -285,7 +285,8 @@ class SearchConfig(RunConfig):
 
     def _run(self, values: Mapping[str, Any], **own: Any) -> RunConfig:
         fields = {name: getattr(self, name) for name in options(self.trial_class)}
-        fields |= {"fresh": False, "hf_model_repo_id": None, "named": self.named, **values, **own}
+        fields |= {"fresh": False, "hf_model_repo_id": None, **values, **own}
+        fields |= {"named": self.named, "in_memory": self.in_memory}
         for name in values:
             if split := split_argument(name):
                 of, argument = split

@@ -50,19 +50,24 @@ def result(fold: int, accuracy: float, *, inner: bool = False, failed: bool = Fa
     return FoldResult.of(fold, "complete", *sizes, history)
 
 
-def predictions(accuracies: Sequence[float]) -> OutOfFold:
-    """Return predictions in which the first samples of each fold are right, to its accuracy."""
+def predictions(accuracies: Sequence[float], windows: int = 0) -> OutOfFold:
+    """Return predictions in which the first samples of each fold are right, to its accuracy.
+
+    With `windows`, so many samples in a row are one recording.
+    """
     fold = np.repeat(FOLDS, SAMPLES)
-    label = np.arange(len(fold)) % 3
+    label = np.arange(len(fold)) // max(windows, 1) % 3
     within = np.arange(len(fold)) % SAMPLES
     right = within < np.round(np.repeat(accuracies, SAMPLES) * SAMPLES)
+    prediction = np.where(right, label, (label + 1) % 3)
     return OutOfFold(
         index=np.arange(len(fold)),
         fold=fold,
         label=label,
-        prediction=np.where(right, label, (label + 1) % 3),
-        probabilities=np.full((len(fold), 3), 1 / 3, dtype=np.float32),
+        prediction=prediction,
+        probabilities=np.eye(3, dtype=np.float32)[prediction],
         classes=np.arange(3),
+        recording=np.arange(len(fold)) // windows if windows else None,
     )
 
 
@@ -75,6 +80,7 @@ def leave(
     failed: Sequence[int] = (),
     inner: bool = False,
     repeats: Mapping[int, Sequence[float]] | None = None,
+    windows: int = 0,
     **options: Any,
 ) -> str:
     """Write what compare reads of a run to `folder`, and return its path."""
@@ -101,7 +107,7 @@ def leave(
         monitor=config.monitor,
         repeats=Repeats((0, *(repeats or {})), (rows, *further)) if repeats else None,
     )
-    known = predictions(accuracies) if tuple(folds) == FOLDS else None
+    known = predictions(accuracies, windows) if tuple(folds) == FOLDS else None
     write_results(config.outputs, summary, {}, known)
     return str(folder)
 
@@ -124,6 +130,22 @@ def test_json_has_the_corrected_t_test_over_folds_and_mcnemar_s_over_samples(
     assert (found["mcnemar"]["only_first"], found["mcnemar"]["only_second"]) == (43, 0)
     assert found["settings"] == {"learning_rate": [0.001, 0.01]}
     assert found["folds"] == list(FOLDS)
+
+
+def test_windows_are_compared_by_recording(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Windows of one recording are not independent."""
+    a = leave(tmp_path / "a", FIRST, windows=10)
+    b = leave(tmp_path / "b", WORSE, windows=10)
+    assert main([a, b, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    whole = [predictions(each, 10).of_recordings() for each in (FIRST, WORSE)]
+    first, second = (each.prediction == each.label for each in whole)
+    assert found["compared"] == "recordings"
+    assert found["mcnemar"]["only_first"] == int((first & ~second).sum()) < 43
+    assert main([a, b]) == 0
+    assert "McNemar, on all held-out recordings: only A is right on" in capsys.readouterr().out
 
 
 def test_the_better_run_is_named_in_a_sentence(

@@ -205,3 +205,15 @@ def test_labels_of_no_kind(labels: Any, said: str) -> None:
     with pytest.raises(BadData, match=said) as caught:
         of_labels(labels)
     assert str(caught.value).isprintable()
+
+
+def test_texts_that_are_one_number_are_two_labels_and_one_fold() -> None:
+    data = of_labels(["1", "01", "7"] * 4)
+    assert list(data.class_names) == ["01", "1", "7"]
+    assert of_folds(["1", "fold1", "2"] * 4).fold_labels == (1, 2)
+
+
+def test_a_list_of_tensors_with_gradients() -> None:
+    rows = [torch.full((4,), float(number), requires_grad=True) for number in range(N)]
+    data = FeatureSet.from_arrays(rows, NUMBERS, FOLDS)
+    assert data.features[:, 0].tolist() == list(range(N))

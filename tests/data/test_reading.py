@@ -7,6 +7,7 @@ import io
 import pickle
 import re
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,26 @@ def test_recordings_may_be_text_and_lie_beside_the_arrays_in_one_file(tmp_path: 
         assert data.recordings is not None and data.recordings.tolist() == expected
         tensors = {name: torch.from_numpy(value) for name, value in values.items()}
         torch.save({**tensors, "recordings": torch.arange(N) // 2}, tmp_path / "data.pt")
+
+
+def test_recordings_are_found_beside_any_array(tmp_path: Path) -> None:
+    np.save(tmp_path / "labels.npy", np.arange(N) // 4)
+    others = {"features": FEATURES, "folds": np.arange(N) // 2 % 2, "recordings": np.arange(N) // 2}
+    np.savez(tmp_path / "data.npz", **others)  # type: ignore[arg-type]
+    data = read_feature_set(tmp_path)
+    assert data.recordings is not None and data.recordings.tolist() == (np.arange(N) // 2).tolist()
+
+
+def test_small_files_that_claim_huge_arrays(tmp_path: Path) -> None:
+    few = {"labels": torch.arange(4), "folds": torch.arange(4)}
+    torch.save({"features": torch.zeros(1).expand(4, 10**6, 10**6), **few}, tmp_path / "a.pt")
+    assert "a tensor of 16000000000000 bytes made of 4" in refusal(tmp_path / "a.pt", "")
+    with zipfile.ZipFile(tmp_path / "b.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("features", "labels", "folds"):
+            np.save(tmp_path / "small.npy", np.zeros(4))
+            content = (tmp_path / "small.npy").read_bytes()
+            archive.writestr(f"{name}.npy", content + bytes(2**30 if name == "features" else 0))
+    assert "unfold to 1073741984" in refusal(tmp_path / "b.npz", "")
 
 
 def is_mapped(array: np.ndarray) -> bool:

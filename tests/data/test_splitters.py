@@ -232,3 +232,13 @@ def test_indices_that_make_no_folds(pairs: Any, said: str) -> None:
 )
 def test_groups_that_no_splitter_can_use(folds: Any, groups: Any, said: str) -> None:
     assert said in refusal(folds, groups=groups)
+
+
+def test_windows_of_a_recording_stay_in_one_fold_where_folds_are_made() -> None:
+    recordings = np.arange(24) // 2
+    labels = recordings % 3
+    for rule in (2, sk.GroupKFold(2), sk.StratifiedGroupKFold(2)):
+        data = FeatureSet.from_arrays(np.ones((24, 4)), labels, rule, recordings=recordings)
+        assert (data.folds[::2] == data.folds[1::2]).all()
+    with pytest.raises(BadData, match=r"^recordings: .*in two|^recordings: "):
+        FeatureSet.from_arrays(np.ones((24, 4)), labels, sk.KFold(5), recordings=recordings)

@@ -208,6 +208,23 @@ def test_networks_of_any_shape_are_tried(config: RunConfig, kind: str) -> None:
     assert check_training(with_recipe(own, Plain), shaped_data(kind)) == []
 
 
+class Tokens(nn.Module):
+    """Takes integers from 0 to 255, as an embedding does."""
+
+    def __init__(self, input_shape: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(256, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.embedding(x.long()).mean(dim=1)
+
+
+def test_a_network_for_integers_is_tried_on_integers(config: RunConfig) -> None:
+    tokens = np.full((8, 50), 255, dtype=np.uint8)
+    data = FeatureSet.from_arrays(tokens, np.arange(8) % 2, np.arange(8) // 2 % 2)
+    assert check(config, data, Tokens) == []
+
+
 # --- recipes -------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,9 @@ def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "    def __init__(self, num_classes, input_shape, width=2):\n"
         "        super().__init__()\n"
         "        self.given = input_shape, num_classes, width\n"
+        "class Both(Good):\n"
+        "    def __init__(self, n_mels, num_classes, target_len, input_shape=None):\n"
+        "        super().__init__(n_mels, num_classes, target_len)\n"
         "class Passing(Shaped):\n"
         "    def __init__(self, width=5, **data):\n"
         "        super().__init__(width=width, **data)\n"
@@ -47,8 +50,9 @@ def test_an_own_network_is_built_with_three_numbers(own_models: str) -> None:
 
 
 def test_a_network_that_passes_everything_on_is_built_like_its_base(own_models: str) -> None:
-    model = build_model(f"{own_models}:PassingAll", (4, 5), 3)
-    assert model(torch.zeros(2, 4, 5)).shape == (2, 3)
+    for name in ("PassingAll", "Both"):
+        model = build_model(f"{own_models}:{name}", (4, 5), 3)
+        assert model(torch.zeros(2, 4, 5)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("shape", [(7,), (4, 5), (3, 4, 5)])

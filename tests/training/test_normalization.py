@@ -96,6 +96,12 @@ def test_floats_have_no_largest_value_to_divide_by() -> None:
         Normalization.of("unit", torch.zeros(2, 3, dtype=torch.float16))
 
 
+def test_unit_refuses_integers_that_would_nearly_vanish() -> None:
+    for dtype in (torch.int32, torch.int64):
+        with pytest.raises(BadInput, match=r"features are int\d\d; expected bool, int8, uint8"):
+            Normalization.of("unit", torch.full((2, 3), 255, dtype=dtype))
+
+
 @pytest.mark.parametrize(
     "values",
     [

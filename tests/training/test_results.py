@@ -375,6 +375,10 @@ def test_results_by_recording_are_in_the_file_only_where_there_are_any() -> None
         ({"folds": content["by_recording"]["folds"][:1]}, "by_recording has other folds"),
         ({"folds": [{"fold": 1}]}, "by_recording.folds[0] has no recordings"),
         ({"pooled": {}}, "by_recording.pooled has no accuracy"),
+        (
+            {"pooled": content["by_recording"]["pooled"] | {"confusion": [[0, 0], [0, 0]]}},
+            "confusion_matrix is not square, or has no samples",
+        ),
     ):
         by_recording = content["by_recording"] | changed
         with pytest.raises(ValueError, match=re.escape(named)):

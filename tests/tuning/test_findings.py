@@ -88,6 +88,10 @@ def test_the_best_names_its_data_wherever_it_is_run(
     assert parse_config(["--config", str(file)], {}) == config
 
 
+def test_the_best_of_arrays_names_no_folder_of_data() -> None:
+    assert "processed_dir" not in best_toml(RunConfig().with_data_in_memory())
+
+
 def test_the_best_does_not_name_a_cluster(tmp_path: Path) -> None:
     config = RunConfig(demo=True, address="10.0.0.1:6379")
     file = tmp_path / "best.toml"

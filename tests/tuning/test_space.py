@@ -118,6 +118,9 @@ def test_epochs_can_be_searched(tmp_path: Path) -> None:
     config = parsed(tmp_path, "epochs = {choice = [9, 27]}")
     assert (config.most_epochs, config.grace_epochs) == (27, 3)
     assert config.epochs_of({"epochs": 9}) == config.trial(1, {"epochs": 9}).epochs == 9
+    in_memory = config.with_data_in_memory()
+    assert not config.trial(1, {}).in_memory
+    assert in_memory.run_name == "arrays" and in_memory.trial(1, {}).in_memory
 
 
 # --- what is wrong -------------------------------------------------------------------------------
