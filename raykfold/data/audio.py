@@ -87,6 +87,11 @@ def read_audio(
     if not np.isfinite(channels).all():
         raise BadData(f"{source}: has samples that are NaN or infinite")
     mono = channels.mean(axis=1)
+    if len(mono) * sample_rate / rate * mono.itemsize > _MOST_BYTES:
+        raise BadData(
+            f"{source}: {len(mono)} samples at {rate} Hz, of which resampling to {sample_rate} Hz "
+            f"makes more than {_MOST_BYTES >> 30} GiB; cut it up"
+        )
     resampled = librosa.resample(mono, orig_sr=rate, target_sr=sample_rate)
     return np.asarray(resampled, dtype=np.float32)
 
@@ -156,7 +161,15 @@ def _read(source: Path | AudioBytes, seconds: float | None) -> tuple[np.ndarray,
 
 def _read_by_soundfile(source: Path | AudioBytes, seconds: float | None) -> tuple[np.ndarray, int]:
     with _opened(source) as file:
-        count = -1 if seconds is None else math.ceil(seconds * file.samplerate)
+        count = file.frames
+        if seconds is not None:
+            count = min(count, math.ceil(seconds * file.samplerate))
+        # The header may claim too much, or not know, as that of a FLAC file from a pipe.
+        if count * file.channels * 4 > _MOST_BYTES:
+            raise BadData(
+                f"{source}: by its header it has {count} samples, more than "
+                f"{_MOST_BYTES >> 30} GiB; cut it up, or write it anew"
+            )
         return file.read(count, dtype="float32", always_2d=True), file.samplerate
 
 

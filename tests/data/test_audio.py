@@ -104,6 +104,27 @@ def test_without_the_audio_extra_it_says_what_to_install(monkeypatch, tmp_path, 
         read_audio(tmp_path / "a.wav", 8000)
 
 
+@pytest.mark.parametrize("claimed", [0, 2**36 - 1])
+def test_a_header_that_claims_too_much_is_refused(tmp_path, claimed):
+    """0 is how a FLAC file begins that was written to a pipe: of unknown length."""
+    path = write(tmp_path / "a.flac", np.random.default_rng(0).normal(size=8000) / 9, 8000)
+    samples = read_audio(path, 8000)
+    content = bytearray(path.read_bytes())
+    content[21:26] = ((content[21] >> 4 << 36) + claimed).to_bytes(5, "big")
+    path.write_bytes(content)
+    with pytest.raises(
+        BadData, match=r"a\.flac: by its header it has \d+ samples, more than 2 GiB"
+    ):
+        read_audio(path, 8000)
+    np.testing.assert_array_equal(read_audio(path, 8000, seconds=0.5), samples[:4800])
+
+
+def test_a_rate_that_makes_too_much_is_refused(tmp_path):
+    path = write(tmp_path / "a.wav", np.zeros(200_000), 1)
+    with pytest.raises(BadData, match=r"a\.wav: 200000 samples at 1 Hz, .* 22050 Hz makes more"):
+        read_audio(path, 22050)
+
+
 # ---- Bytes
 
 
@@ -164,15 +185,22 @@ def test_what_ffmpeg_cannot_read_is_named(tmp_path):
     silent = tmp_path / "silent.mp4"
     picture = ["-f", "lavfi", "-i", "testsrc=d=1:s=32x32", "-c:v", "mpeg4"]
     subprocess.run(["ffmpeg", "-v", "error", *picture, str(silent)], check=True)
-    playlist = f"#EXTM3U\n#EXTINF:1,\nfile://{tmp_path}/tone.wav\n#EXT-X-ENDLIST\n"
     for content, reason in (
         (whole[: len(whole) // 2], r"cannot be read as audio \(ffmpeg: "),
-        (playlist.encode(), r"cannot be read as audio \(ffmpeg: Invalid data"),
         (silent.read_bytes(), "holds no sound"),
     ):
         with pytest.raises(BadData, match=f"^row 0: {reason}") as caught:
             read_audio(AudioBytes(content, "row 0", "a.m4a"), 8000)
         assert "\n" not in str(caught.value) and "0x" not in str(caught.value)
+
+
+@with_ffmpeg
+def test_a_playlist_does_not_have_other_files_read(tmp_path):
+    write(tmp_path / "tone.wav", np.ones(8000) / 2, 8000)
+    playlist = tmp_path / "a.m4a"
+    playlist.write_text("ffconcat version 1.0\nfile tone.wav\n")
+    with pytest.raises(BadData, match=r"a\.m4a: cannot be read as audio \(ffmpeg: .*whitelist"):
+        read_audio(playlist, 8000)
 
 
 def test_without_ffmpeg_it_says_so(monkeypatch, tmp_path):
