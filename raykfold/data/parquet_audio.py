@@ -66,7 +66,7 @@ class ParquetFiles:
         splits: the split of every row.
 
     Raises:
-        BadData: a file cannot be read as Parquet.
+        BadData: a file cannot be read as Parquet, or claims more rows than it can hold.
     """
 
     def __init__(self, splits: Mapping[str, Sequence[Path]]) -> None:
@@ -78,6 +78,12 @@ class ParquetFiles:
                 with _open(path) as file:
                     self._files.append((path, file.metadata, file.schema_arrow))
                     count = file.metadata.num_rows
+                # The footer may claim any number, and equal cells take no room. Audio files do.
+                if count > path.stat().st_size:
+                    raise BadData(
+                        f"{path}: has {count} rows in {path.stat().st_size} bytes; expected an "
+                        "audio file in each"
+                    )
                 self.rows += [(path, row) for row in range(count)]
                 self.splits += [split] * count
         self.schema: pa.Schema = self._files[0][2]
@@ -85,10 +91,7 @@ class ParquetFiles:
 
     def kind(self, column: str) -> str | None:
         """Return ``integers``, ``text``, ``truths`` or ``floats``; None for any other type."""
-        type_ = self.schema.field(column).type
-        if pa.types.is_dictionary(type_):
-            type_ = type_.value_type
-        return next((kind for is_type, kind in _KINDS if is_type(type_)), None)
+        return _kind(self.schema.field(column).type)
 
     def values(self, column: str) -> list[Any]:
         """Return the value in every row, None where there is none.
@@ -121,12 +124,24 @@ class ParquetFiles:
         """Return all files, each with its metadata and its schema.
 
         Raises:
-            BadData: one of them lacks the column.
+            BadData: one of them lacks the column, or has another type of it than the first one.
         """
+        first, _, _ = self._files[0]
+        type_ = self.schema.field(column).type
         for path, _, schema in self._files:
             if column not in schema.names:
                 raise BadData(f"{path}: lacks the column {column}, which other files have")
+            other = schema.field(column).type
+            if not _is_read_like(other, type_):
+                raise BadData(
+                    f"{path}: the column {column} is of type {one_line(other, 80)}, but "
+                    f"{one_line(type_, 80)} in {first}; expected one type in all files"
+                )
         return self._files
+
+    def metadata(self) -> list[tuple[Path, Mapping[bytes, bytes]]]:
+        """Return the metadata in the schema of each file."""
+        return [(path, schema.metadata or {}) for path, _, schema in self._files]
 
     def has_bytes(self, column: str) -> bool:
         """Return whether the type of a column is that of files: a struct of bytes, or bytes."""
@@ -138,6 +153,27 @@ class ParquetFiles:
     def is_empty(self, column: str) -> bool:
         """Return whether, by the files' statistics, no cell of an Audio column has bytes."""
         return all(_is_empty(metadata, column) for _, metadata, _ in self.files_with(column))
+
+
+def _kind(type_: pa.DataType) -> str | None:
+    if pa.types.is_dictionary(type_):
+        type_ = type_.value_type
+    return next((kind for is_type, kind in _KINDS if is_type(type_)), None)
+
+
+def _is_read_like(other: pa.DataType, first: pa.DataType) -> bool:
+    """Return whether values of a type can stand below those of the first file's type."""
+    if pa.types.is_null(other) or pa.types.is_null(first):  # none of the cells there has a value
+        return True
+    if pa.types.is_struct(first):
+        return pa.types.is_struct(other) and all(
+            other.get_field_index(field.name) >= 0
+            and _is_read_like(other.field(field.name).type, field.type)
+            for field in first
+        )
+    if _is_bytes(first):
+        return _is_bytes(other)
+    return other == first or (_kind(first) is not None and _kind(other) == _kind(first))
 
 
 def _open(path: Path) -> pq.ParquetFile:
@@ -156,7 +192,11 @@ def _unreadable(where: Path | ParquetCell, error: Exception) -> BadData:
 def _has_bytes(type_: pa.DataType) -> bool:
     if pa.types.is_struct(type_):
         place = type_.get_field_index("bytes")
-        return place >= 0 and any(is_type(type_.field(place).type) for is_type in _BINARY)
+        return place >= 0 and _is_bytes(type_.field(place).type)
+    return _is_bytes(type_)
+
+
+def _is_bytes(type_: pa.DataType) -> bool:
     return any(is_type(type_) for is_type in _BINARY)
 
 

@@ -39,7 +39,7 @@ _GROUP_NAMES = (  # by preference
     *("participant", "participantid", "actor", "actorid", "singer", "userid", "fsid", "srcfile"),
 )
 _FILE_NAMES = ("filename", "slicefilename", "file", "path")
-_MOST_LISTED = 30  # columns, in a message
+_MOST_LISTED = 30  # columns or classes, in a message
 _UNLABELLED = -1  # how `datasets` writes a ClassLabel that is not known
 
 
@@ -142,9 +142,26 @@ class _Table:
             raise BadData(f"{source}: holds no rows")
         self.files = files
         self.source = source
-        own = schema_features(files.schema.metadata)
-        self.audio = own.audio | declared.audio
-        self.class_names = {**declared.class_names, **own.class_names}
+        self.audio = schema_features(files.schema.metadata).audio | declared.audio
+        # One number should stand for one class in all files.
+        named: dict[str, tuple[Path, Sequence[str]]] = {}
+        self._contradictions: dict[str, str] = {}  # column → what is wrong with its names
+        before = None
+        for path, metadata in files.metadata():
+            if metadata == before:
+                continue
+            before = metadata
+            for column, names in schema_features(metadata).class_names.items():
+                first, expected = named.setdefault(column, (path, names))
+                if names != expected:
+                    self._contradictions.setdefault(
+                        column,
+                        f"{path}: the classes of the column {column} are {_some_of(names)}, but "
+                        f"{_some_of(expected)} in {first}; expected the same names in the same "
+                        "order in all files",
+                    )
+        own_names = {column: names for column, (_, names) in named.items()}
+        self.class_names = {**declared.class_names, **own_names}
 
     @property
     def columns(self) -> list[str]:
@@ -153,8 +170,7 @@ class _Table:
     @property
     def shown(self) -> str:
         """The names of all columns, for messages."""
-        more = len(self.columns) - _MOST_LISTED
-        return comma_list(self.columns[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+        return _some_of(self.columns)
 
     def named(self, column: str, flag: str) -> str:
         """Return the column that a flag names.
@@ -178,8 +194,11 @@ class _Table:
         """Return the values of a column: numbers, truths, or text without white space around it.
 
         Raises:
-            BadData: the column is not of single values, or lacks one.
+            BadData: the column is not of single values, or lacks one, or holds a number beyond 64
+                bits, or the files differ in what they say of it.
         """
+        if self.is_class_label(column) and column in self._contradictions:
+            raise BadData(self._contradictions[column])
         kind = self.files.kind(column)
         if kind is None:
             raise BadData(
@@ -201,15 +220,22 @@ class _Table:
                 f"{file}, row {row}: no {noun} in the column {column}, as in {len(empty)} of "
                 f"{len(values)} rows{where}; expected one in every row{hint}"
             )
-        if kind != "floats":
-            return values
-        # pandas writes whole numbers so where one was missing.
-        odd = next((value for value in values if not float(value).is_integer()), None)
-        if odd is not None:
-            raise BadData(
-                f"{self.source}: the column {column} holds {odd}; expected whole numbers or names"
-            )
-        return [int(value) for value in values]
+        if kind == "floats":  # pandas writes whole numbers so where one was missing
+            odd = next((value for value in values if not float(value).is_integer()), None)
+            if odd is not None:
+                raise BadData(
+                    f"{self.source}: the column {column} holds {odd}; expected whole numbers or "
+                    "names"
+                )
+            values = [int(value) for value in values]
+        if kind in ("floats", "integers"):
+            beyond = next((value for value in values if not -(2**63) <= value < 2**63), None)
+            if beyond is not None:
+                raise BadData(
+                    f"{self.source}: the column {column} holds {beyond}; expected numbers that fit "
+                    "64-bit integers, or names"
+                )
+        return values
 
     def one_to_one(self, first: str, second: str) -> bool:
         """Return whether each value of a column goes with one value of the other."""
@@ -371,6 +397,11 @@ def _is_label(column: str) -> bool:
         words.pop()
     noun = words[-1] if words else ""
     return not {noun, noun.removesuffix("s"), _PLURALS.get(noun)}.isdisjoint(_LABEL_NOUNS)
+
+
+def _some_of(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_LISTED
+    return comma_list(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _plain(name: str) -> str:

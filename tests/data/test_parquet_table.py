@@ -323,6 +323,71 @@ def test_labels_that_a_split_lacks_are_refused(tmp_path: Path) -> None:
         table_of(tmp_path, beyond, features=features)
 
 
+@pytest.mark.parametrize("column", ["label", "fold", "speaker"])
+def test_files_that_name_their_classes_otherwise_are_refused(tmp_path: Path, column: str) -> None:
+    columns = {**PLAIN, "label": [0, 1] * 3, "fold": [0, 0, 0, 1, 1, 1], "speaker": [0, 1] * 3}
+    request = FoldRequest(2) if column == "speaker" else None
+    paths = {name: tmp_path / f"{name}.parquet" for name in ("train", "more", "test")}
+    for path, names in zip(paths.values(), ("ab", "", "ba"), strict=True):
+        path.write_bytes(parquet(columns, {column: class_label(*names)} if names else None))
+
+    def listing(*splits: str) -> Listing:
+        files = {split: [paths[split]] for split in splits}
+        return list_parquet(files, "it", ColumnNames(), Features(), request)
+
+    assert len(listing("train", "more").recordings) == 2 * N  # which says nothing of its classes
+    for first, last, names in (("train", "test", "b, a, but a, b"), ("test", "train", "a, b, but")):
+        with pytest.raises(
+            BadData, match=rf"^.*{last}\.parquet: .* {column} are {names}"
+        ) as caught:
+            listing(first, "more", last)
+        assert str(paths[first]) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "types"),
+    [
+        ("label", [0, 1] * 3, "int64, but string"),
+        ("label", pa.array([0.5, 1.0] * 3), "double, but string"),
+        ("fold", list("aaabbb"), "string, but int64"),
+        ("audio", [b"sound"] * N, r"binary, but struct<bytes.*path"),
+        ("audio", pa.array([{"bytes": b"sound"}] * N), "struct<bytes: binary>, but struct<by"),
+        ("audio", pa.array([{"path": "a.wav"}] * N), "struct<path: string>, but struct<by"),
+    ],
+)
+def test_files_of_other_types_are_refused(
+    tmp_path: Path, column: str, values: Any, types: str
+) -> None:
+    with pytest.raises(
+        BadData, match=rf"1\.parquet: the column {column} is of type {types}.*0\.pa"
+    ):
+        table_of(tmp_path, PLAIN, {**PLAIN, column: values})
+
+
+def test_types_that_are_read_alike(tmp_path: Path) -> None:
+    large = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string()), ("x", pa.int8())])
+    other = {
+        "audio": pa.array([{"bytes": b"sound"}] * N, large),
+        "label": pa.array(PLAIN["label"]).dictionary_encode(),
+        "fold": pa.array(PLAIN["fold"], pa.int8()),
+    }
+    nameless = {"audio": pa.array([{"bytes": b"sound", "path": None}] * N)}
+    table = table_of(tmp_path, PLAIN, other, {**PLAIN, **nameless})
+    assert labels(table) == [0, 1, 2] * 6 and folds(table) == PLAIN["fold"] * 3
+
+
+@pytest.mark.parametrize("column", ["label", "fold"])
+@pytest.mark.parametrize("values", [pa.array([2**63] * N, pa.uint64()), [1e300] * N])
+def test_numbers_beyond_64_bits_are_refused(tmp_path: Path, column: str, values: Any) -> None:
+    with pytest.raises(BadData, match=rf"column {column} holds \d+; expected numbers that fit 64"):
+        table_of(tmp_path, {**PLAIN, column: values})
+
+
+def test_more_rows_than_a_file_can_hold_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadData, match=r"0\.parquet: has 100000 rows in \d+ bytes; expected an aud"):
+        table_of(tmp_path, {"x": [0] * 100_000})
+
+
 def test_a_file_that_lacks_a_column_is_refused(tmp_path: Path) -> None:
     for lacking in PLAIN:
         other = {name: values for name, values in PLAIN.items() if name != lacking}
