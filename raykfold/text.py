@@ -15,6 +15,16 @@ def one_line(about: object, longest: int | None = 200) -> str:
     return "".join(mark if mark.isprintable() else "?" for mark in text)[:longest]
 
 
+def scalar_text(value: object) -> str | None:
+    """Return a text, number or truth of somebody's file as text; None for anything else.
+
+    What YAML nests by its aliases may take all memory as text.
+    """
+    if isinstance(value, int) and value.bit_length() > 64:  # str() refuses very many digits
+        return None
+    return str(value) if isinstance(value, (str, int, float)) else None
+
+
 def accuracy_text(value: float | None) -> str:
     """``0.7163``."""
     return NOTHING if value is None or not math.isfinite(value) else f"{value:.4f}"

@@ -25,7 +25,7 @@ from raykfold.data.made_folds import FoldRequest
 from raykfold.data.parquet_audio import ParquetCell, ParquetFiles
 from raykfold.data.tables import Row, fold_number
 from raykfold.errors import BadData
-from raykfold.text import comma_list, one_line
+from raykfold.text import comma_list, one_line, scalar_text
 
 _LABEL_NOUNS = {
     *("label", "class", "category", "target", "genre", "emotion", "sentiment", "intent", "event"),
@@ -424,8 +424,8 @@ def schema_features(metadata: Mapping[bytes, bytes] | None) -> Features:
         kind, names = _mapping(feature).get("_type"), _mapping(feature).get("names")
         if kind == "Audio":
             audio.add(column)
-        if kind == "ClassLabel" and isinstance(names, list):
-            class_names[column] = tuple(map(str, names))
+        if kind == "ClassLabel" and (known := _names(names)) is not None:
+            class_names[column] = known
     return Features(frozenset(audio), class_names)
 
 
@@ -437,16 +437,25 @@ def card_features(info: object) -> Features:
     audio, class_names = set(), {}
     listed = _mapping(info).get("features")
     for feature in map(_mapping, listed if isinstance(listed, list) else []):
-        column, dtype = str(feature.get("name")), feature.get("dtype")
+        column, dtype = scalar_text(feature.get("name")), feature.get("dtype")
+        if column is None:
+            continue
         if dtype == "audio" or "audio" in _mapping(dtype):
             audio.add(column)
         names = _mapping(_mapping(dtype).get("class_label")).get("names")
         if isinstance(names, Mapping):
-            numbered = {str(number): name for number, name in names.items()}
+            numbered = {scalar_text(number): name for number, name in names.items()}
             names = [numbered.get(str(number)) for number in range(len(names))]
-        if isinstance(names, list) and None not in names:
-            class_names[column] = tuple(map(str, names))
+        if (known := _names(names)) is not None:
+            class_names[column] = known
     return Features(frozenset(audio), class_names)
+
+
+def _names(value: object) -> tuple[str, ...] | None:
+    """Return the names of classes, if the value is a list of some."""
+    names = [scalar_text(name) for name in value] if isinstance(value, list) else [None]
+    known = tuple(name for name in names if name is not None)
+    return known if len(known) == len(names) else None
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,7 +19,7 @@ from raykfold.data.tables import by_numbers_within
 from raykfold.errors import BadData
 from raykfold.outputs.hub_client import DatasetRepository, Refused, card_data, patiently
 from raykfold.outputs.sync import some_of
-from raykfold.text import comma_list, count_of
+from raykfold.text import comma_list, count_of, scalar_text
 
 _CONVERTED = "refs/convert/parquet"
 _PARTIAL = "partial-"  # before a split of which the Hub has converted the beginning only
@@ -28,6 +30,7 @@ _SPLIT_WORDS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
+_MOST_PATTERNS = 10_000  # YAML's aliases make any number of them out of a small file
 _FIRST_SPLITS = ("train", "validation", "test")
 
 
@@ -149,9 +152,11 @@ def choose_files(
     """
     parquet = sorted((name for name in names if name.endswith(".parquet")), key=by_numbers_within)
     configs = {
-        str(each.get("config_name", "default")): each
+        name: each
         for each in _list(card.get("configs"))
-        if isinstance(each, Mapping) and ("data_files" in each or "data_dir" in each)
+        if isinstance(each, Mapping)
+        and ("data_files" in each or "data_dir" in each)
+        and (name := scalar_text(each.get("config_name", "default"))) is not None
     }
     if not configs:
         # As `datasets` does, take all files. Folders may be configurations, which is not known.
@@ -164,12 +169,15 @@ def choose_files(
         )
     declared = next((name for name, each in configs.items() if each.get("default")), None)
     config = _one_config(configs, declared, about, config_name)
-    below = str(configs[config].get("data_dir", "")).strip("/")
+    below = (scalar_text(configs[config].get("data_dir")) or "").strip("/")
+    patterns = list(islice(_patterns(configs[config].get("data_files", "**")), _MOST_PATTERNS + 1))
+    if len(patterns) > _MOST_PATTERNS:
+        raise BadData(f"{about}: its README.md has more than {_MOST_PATTERNS} patterns of files")
     pairs = [
         (split or _split_of(name), name)
-        for split, pattern in _patterns(configs[config].get("data_files", "**"))
+        for split, pattern in patterns
         for name in parquet
-        if re.fullmatch(_regex(str(PurePosixPath(below, pattern))), name)
+        if _matches(name, str(PurePosixPath(below, pattern)))
     ]
     return Choice(_by_split(pairs), _info(card, config))
 
@@ -231,24 +239,29 @@ def _split_of(name: str) -> str:
     return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), "train")
 
 
-def _patterns(data_files: object) -> list[tuple[str | None, str]]:
-    """Return (split, pattern) for each pattern of a configuration; no split where none is named."""
-    pairs: list[tuple[str | None, str]] = []
+def _patterns(data_files: object) -> Iterator[tuple[str | None, str]]:
+    """Yield (split, pattern) for each pattern of a configuration; no split where none is named."""
     for each in _list(data_files):
-        if isinstance(each, Mapping):
-            split = str(each["split"]) if "split" in each else None
-            pairs += [(split, str(pattern)) for pattern in _list(each.get("path"))]
+        nested = isinstance(each, Mapping)
+        split = scalar_text(each.get("split")) if nested else None
+        for pattern in map(scalar_text, _list(each.get("path")) if nested else [each]):
+            if pattern is not None:
+                yield split, pattern
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Return whether a glob pattern matches, by fsspec's rules, which `datasets` follows.
+
+    ``**`` is any number of folders; ``*``, ``?`` and ``[0-9]`` are within the name of one.
+    """
+    parts = name.split("/")
+    reached = {0}  # numbers of the name's parts that those of the pattern so far can match
+    for part in pattern.split("/"):
+        if part == "**":
+            reached = set(range(min(reached, default=len(parts) + 1), len(parts) + 1))
         else:
-            pairs.append((None, str(each)))
-    return pairs
-
-
-def _regex(pattern: str) -> str:
-    """Return a glob pattern as a regular expression; only ``**`` matches a slash."""
-    kinds = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return re.sub(
-        r"\*\*/|\*\*|\*|\?|[^*?]+", lambda part: kinds.get(part[0], re.escape(part[0])), pattern
-    )
+            reached = {n + 1 for n in reached if n < len(parts) and fnmatchcase(parts[n], part)}
+    return len(parts) in reached
 
 
 def _info(card: Mapping[str, Any], config: str | None) -> object:

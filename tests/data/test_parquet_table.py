@@ -180,7 +180,21 @@ def test_the_readme_names_classes_too(tmp_path: Path) -> None:
     assert table.class_names == {0: "cat", 1: "dog"}
 
 
-@pytest.mark.parametrize("info", [None, [], {"features": "x"}, {"features": [None, {"a": 1}]}])
+NESTED: Any = "lol"
+for _ in range(30):
+    NESTED = [NESTED] * 10  # as YAML's aliases do: no computer holds it as text
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        *(None, [], {"features": "x"}, {"features": [None, {"a": 1}]}),
+        {"features": [{"name": "label", "dtype": {"class_label": {"names": ["a", NESTED]}}}]},
+        {"features": [{"name": "label", "dtype": {"class_label": {"names": {"0": NESTED}}}}]},
+        {"features": [{"name": NESTED, "dtype": {"class_label": {"names": ["a"]}}}]},
+        {"features": [{"name": "label", "dtype": {"class_label": {"names": [16**9999]}}}]},
+    ],
+)
 def test_a_readme_that_says_nothing_of_the_columns(info: object) -> None:
     assert card_features(info).class_names == {}
 

@@ -110,6 +110,14 @@ def test_splits_by_the_names_of_files(names: list[str], splits: dict[str, list[s
         (["data/train-00000*", "data/train-00001*"], {"train": TRAIN}),
         ([{"split": "a", "path": ["**/test*", "data/train-0000?-*"]}], {"a": [TEST, *TRAIN]}),
         ([{"split": "a", "path": "*.parquet"}], {}),
+        ("data/train-0000[1-9]-of-*", {"train": TRAIN[1:]}),
+        ("data/[!t]*", {}),
+        ("data/t[er]*[!0-9]-0*.parquet", {"train": TRAIN, "test": [TEST]}),
+        ("./**/data/**/*.parquet", {"train": TRAIN, "test": [TEST]}),
+        ("data/{train,test}-*", {}),  # fsspec takes braces as they are
+        ("**a" * 20 + "b", {}),
+        ("**/" * 2000 + "x", {}),
+        ([["data/**"], {"split": ["a"], "path": ["data/test-*", ["**"]]}], {"test": [TEST]}),
         ([{"split": "a", "path": "**"}], {"a": [TEST, *TRAIN]}),
         (3, {}),
         ([{"split": "a"}], {}),
@@ -136,6 +144,20 @@ def test_a_configuration_is_a_folder_of_data() -> None:
 @pytest.mark.parametrize("card", [{"configs": None}, {"configs": "x"}, {"configs": [3, {}]}])
 def test_a_readme_that_says_nothing_of_files(card: dict[str, Any]) -> None:
     assert choose_files(FILES, card, "it", None).splits == {"train": TRAIN, "test": [TEST]}
+
+
+def test_what_yaml_nests_is_no_name(tmp_path: Path) -> None:
+    """Of ten aliases each, which would be texts of gigabytes."""
+    nest = "".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 10)}]\n" for n in range(1, 10))
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        f"---\nx0: &x0 [lol]\n{nest}configs:\n- config_name: *x9\n  data_files: x\n"
+        "- data_files: [{split: *x9, path: [*x9, data/test-*]}, *x9]\n  data_dir: *x9\n---\n"
+    )
+    assert choose_files(FILES, hub_client.card_data(readme), "it", None).splits == {"test": [TEST]}
+    many = [{"split": "a", "path": ["x"] * 30_000}] * 30_000
+    with pytest.raises(BadData, match=r"^it: its README\.md has more than 10000 patterns of files"):
+        choose_files(FILES, {"configs": [{"data_files": many}]}, "it", None)
 
 
 def test_files_that_the_hub_has_converted() -> None:
