@@ -25,7 +25,7 @@ from raykfold.data.log_mel import URBANSOUND8K, FeatureParameters, frame_count
 from raykfold.data.losses import describe_loss, require_most
 from raykfold.data.made_folds import FoldRequest
 from raykfold.data.parquet_audio import AudioSources, ParquetCell
-from raykfold.data.parquet_table import ColumnNames, card_features, list_parquet
+from raykfold.data.parquet_table import NO_GROUPS, ColumnNames, card_features, list_parquet
 from raykfold.data.spool import Spool
 from raykfold.distributed.extraction import extract_features
 from raykfold.distributed.session import ray_session
@@ -179,7 +179,8 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("hub", help=_HUB, description=_HUB)
     _add_hub_flags(command)
     _add_feature_flags(command, URBANSOUND8K)
-    add_fold_flags(command, has_table=True)
+    found = f" [one called speaker_id, subject, ..., if there is; {NO_GROUPS} for no groups]"
+    add_fold_flags(command, has_table=True, found=found)
     return parser
 
 
@@ -241,8 +242,14 @@ def _add_feature_flags(parser: argparse.ArgumentParser, defaults: FeatureParamet
     flag("verbose", action="store_true", help=verbose)
 
 
-def add_fold_flags(parser: argparse.ArgumentParser, *, has_table: bool) -> None:
-    """Add the flags of `fold_request`."""
+def add_fold_flags(parser: argparse.ArgumentParser, *, has_table: bool, found: str = "") -> None:
+    """Add the flags of `fold_request`.
+
+    Args:
+        parser: to add them to.
+        has_table: whether groups can be in a column.
+        found: which column is taken by default, for its help.
+    """
     flag = partial(add_flag, parser)
     make = (
         "Make K folds, stratified by class, in place of any that the recordings have. The same "
@@ -252,8 +259,8 @@ def add_fold_flags(parser: argparse.ArgumentParser, *, has_table: bool) -> None:
     flag("seed", type=int, metavar="N", help="Seed of the made folds [0].")
     grouped = parser.add_mutually_exclusive_group()
     if has_table:
-        column = "Column of the table; recordings with one value stay in one fold."
-        add_flag(grouped, "group_column", metavar="NAME", help=column)
+        column = "Column of the table; recordings with one value stay in one fold"
+        add_flag(grouped, "group_column", metavar="NAME", help=f"{column}{found}.")
     pattern = (
         "Regular expression that is searched in the names of files, or in their paths below "
         "AUDIO_DIR if it has a slash; recordings with one text for its group stay in one fold. "

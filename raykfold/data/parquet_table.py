@@ -38,6 +38,8 @@ _GROUP_NAMES = (  # by preference
     *("speaker", "speakerid", "clientid", "subject", "subjectid", "patient", "patientid"),
     *("participant", "participantid", "actor", "actorid", "singer", "userid", "fsid", "srcfile"),
 )
+NO_GROUPS = "none"  # in place of a column
+_UNGROUPED = f", or --group_column {NO_GROUPS} to make folds without groups"
 _FILE_NAMES = ("filename", "slicefilename", "file", "path")
 _MOST_LISTED = 30  # columns or classes, in a message
 _UNLABELLED = -1  # how `datasets` writes a ClassLabel that is not known
@@ -82,7 +84,8 @@ def list_parquet(
         named: columns that the user has named.
         declared: what is known of the columns beside what the files say.
         made_folds: the folds to make, in place of those in the table. What belongs in one fold is
-            in the column that it names, else in one with a name such as ``speaker_id``.
+            in the column that it names, else in one with a name such as ``speaker_id``. If it names
+            `NO_GROUPS`, there are no groups.
 
     Raises:
         BadData: a file cannot be read, a column is missing or not what it should be, or the folds
@@ -91,10 +94,10 @@ def list_parquet(
     table = _Table(ParquetFiles(splits), source, declared)
     audio = _audio(table, named.audio)
     fold = _by_name(table, "fold", named.fold, _FOLD_NAMES, not_these={named.label})
-    group = None
+    group: str | None = None
+    group_notes: list[str] = []
     if made_folds is not None and made_folds.group_pattern is None:
-        given = made_folds.group_column
-        group = _by_name(table, "group", given, _GROUP_NAMES, not_these={named.label, fold})
+        group, group_notes = _group(table, made_folds, not_these={named.label, fold})
         made_folds = replace(made_folds, group_column=group)
     labels, class_names, label_text = _labels(table, named.label, {audio, fold, group})
 
@@ -105,9 +108,10 @@ def list_parquet(
         folds, fold_names, fold_text = _folds(table, fold)
     groups: list[Any] = [None] * len(labels)
     if group is not None:
-        groups = [str(value) for value in table.complete(group, "group")]
+        groups = [str(value) for value in table.complete(group, "group", _UNGROUPED)]
     found = {"audio": audio, "label": label_text, "fold": fold_text, "group": group}
     notes = [f"columns: {', '.join(f'{what} {name}' for what, name in found.items() if name)}"]
+    notes += group_notes
     if made_folds is not None and fold is not None:
         notes.append(f"the folds of {source} are not used: --make_folds makes others")
 
@@ -122,12 +126,11 @@ def list_parquet(
         notes=tuple(notes),
     )
     if made_folds is not None:
-        if made_folds.group_pattern is not None and not any(
-            recording.file_name.name for recording in listing.recordings
-        ):
+        nameless = [each.path for each in listing.recordings if not each.file_name.name]
+        if made_folds.group_pattern is not None and nameless:
             raise BadData(
-                f"--group_pattern {made_folds.group_pattern!r}: the recordings of {source} have no "
-                "names of files; expected --group_column"
+                f"--group_pattern {made_folds.group_pattern!r}: {nameless[0]}, has no name of a "
+                f"file, as {len(nameless)} of {len(labels)} rows; expected --group_column"
             )
         listing = with_made_folds(listing, Path("/"), made_folds)
     require_several(listing, listing.recordings)
@@ -190,8 +193,13 @@ class _Table:
     def is_class_label(self, column: str) -> bool:
         return column in self.class_names and self.files.kind(column) == "integers"
 
-    def complete(self, column: str, noun: str) -> list[Any]:
+    def complete(self, column: str, noun: str, otherwise: str = "") -> list[Any]:
         """Return the values of a column: numbers, truths, or text without white space around it.
+
+        Args:
+            column: the column.
+            noun: what its values are, for messages.
+            otherwise: what the user can do where there are none, for messages.
 
         Raises:
             BadData: the column is not of single values, or lacks one, or holds a number beyond 64
@@ -203,7 +211,7 @@ class _Table:
         if kind is None:
             raise BadData(
                 f"{self.source}: the column {column} is of type {self.type_of(column)}; expected "
-                f"one {noun} a recording, a number or a text"
+                f"one {noun} a recording, a number or a text{otherwise}"
             )
         values = self.files.values(column)
         if kind == "text":
@@ -218,7 +226,7 @@ class _Table:
             hint = "; --split takes one split" if several else ""
             raise BadData(
                 f"{file}, row {row}: no {noun} in the column {column}, as in {len(empty)} of "
-                f"{len(values)} rows{where}; expected one in every row{hint}"
+                f"{len(values)} rows{where}; expected one in every row{hint}{otherwise}"
             )
         if kind == "floats":  # pandas writes whole numbers so where one was missing
             odd = next((value for value in values if not float(value).is_integer()), None)
@@ -304,6 +312,33 @@ def _by_name(
         return table.named(given, f"--{noun}_column")
     free = [each for each in table.columns if each not in not_these]
     return next((each for name in names for each in free if _plain(each) == name), None)
+
+
+def _group(
+    table: _Table, request: FoldRequest, not_these: Collection[str | None]
+) -> tuple[str | None, list[str]]:
+    """Return the column of groups, or None, and what the user should know of it.
+
+    Raises:
+        BadData: there is no such column, or one that nobody has named has fewer groups than folds.
+    """
+    given = request.group_column
+    if given == NO_GROUPS:
+        return None, []
+    column = _by_name(table, "group", given, _GROUP_NAMES, not_these)
+    if column is None or given is not None:
+        return column, []
+    if table.files.kind(column) is None and table.type_of(column) != "null":
+        return column, []  # what is wrong with it is told where it is read
+    groups = set(table.files.values(column))
+    if len(groups) == 1:  # as where nobody knows who speaks
+        return None, [f"the column {column} has one value in all rows: folds are without groups"]
+    if len(groups) < request.folds:
+        raise BadData(
+            f"--make_folds {request.folds}: {len(groups)} groups only by column {column}; expected "
+            f"at least as many groups as folds{_UNGROUPED}"
+        )
+    return column, []
 
 
 def _labels(

@@ -138,9 +138,39 @@ def test_groups_by_the_names_of_files(tmp_path: Path) -> None:
     request = FoldRequest(2, group_pattern="_(?P<group>[^_]+)_")
     table = table_of(tmp_path, columns, made_folds=request)
     assert folds(table) == [1, 1, 1, 2, 2, 2] and table.fold_names == {1: "theo", 2: "ann"}
-    columns = {**columns, "audio": audio([b"sound"] * N)}
-    with pytest.raises(BadData, match=r"--group_pattern .*have no names of files"):
+    columns = {**columns, "audio": audio([b"sound"] * N, [*names[:3], "", None, names[5]])}
+    with pytest.raises(
+        BadData, match=r"--group_pattern .*, row 3, has no name .* 2 of 6 rows; exp"
+    ):
         table_of(tmp_path, columns, made_folds=request)
+
+
+@pytest.mark.parametrize("values", [[0] * N, [None] * N, pa.nulls(N, pa.string())])
+def test_a_column_of_one_group_is_none_unless_it_is_named(tmp_path: Path, values: Any) -> None:
+    columns = {"audio": SOUNDS, "label": list("aaabbb"), "speaker_id": values}
+    table = table_of(tmp_path, columns, made_folds=FoldRequest(3))
+    assert "groups" not in table.fold_rule and sorted(folds(table)) == [1, 1, 2, 2, 3, 3]
+    assert table.notes[1].startswith("the column speaker_id has one value in all rows")
+    with pytest.raises(BadData):
+        table_of(tmp_path, columns, made_folds=FoldRequest(3, group_column="speaker_id"))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (list("xyxyxy"), "2 groups only by column speaker_id; expected at least as many"),
+        ([*"xyzxy", None], "row 5: no group in the column speaker_id, as in 1 of 6"),
+        ([["x"]] * N, r"column speaker_id is of type list<.*one group a recording"),
+    ],
+)
+def test_groups_that_are_found_can_be_declined(tmp_path: Path, values: Any, message: str) -> None:
+    columns = {"audio": SOUNDS, "label": list("aaabbb"), "speaker_id": values}
+    with pytest.raises(
+        BadData, match=rf"{message}.*, or --group_column none to make folds without"
+    ):
+        table_of(tmp_path, columns, made_folds=FoldRequest(3))
+    table = table_of(tmp_path, columns, made_folds=FoldRequest(3, group_column="none"))
+    assert "groups" not in table.fold_rule and sorted(folds(table)) == [1, 1, 2, 2, 3, 3]
 
 
 def test_the_schema_names_classes_and_audio(tmp_path: Path) -> None:
