@@ -5,8 +5,9 @@
     └── journal.jsonl   a line of settings, then a line for each chunk of recordings
 
 A chunk's rows are flushed to the disk before its line in the journal, so what the journal says is
-there. What lies behind that in features.npy is cut off by the next start. Since rows come in order,
-features.npy is the final file once its header has the number of rows: NumPy leaves room for it.
+there. What lies behind that in features.npy is cut off by the next append, and nothing is before:
+who mistypes a parameter loses nothing yet. Since rows come in order, features.npy is the final file
+once its header has the number of rows: NumPy leaves room for it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Spool:
     """The features made so far for a list of recordings.
 
     Args:
-        processed_dir: the folder of the data set, made by the first `append`.
+        processed_dir: the folder of the data set, made by `opened`.
         settings: what features depend on, beside the recordings: plain values.
         recordings: a text for each recording that changes with it.
         shape: of a row.
@@ -46,7 +47,7 @@ class Spool:
         windows: number of rows of each recording so far; 0 for one that could not be read.
         problems: index → why that recording could not be read.
         discarded: how many recordings an earlier preparation had done whose settings, or whose
-            recordings, were others.
+            recordings, were others, or whose rows the disk has lost.
     """
 
     def __init__(
@@ -72,6 +73,12 @@ class Spool:
         self._made: list[Path] = []  # folders
         self._features: IO[bytes] | None = None
         self._journal: IO[bytes] | None = None
+        # What an earlier preparation has left: (its first recording, where its line begins) of
+        # each chunk, and where in the journal the first one ends that is not taken up.
+        self._chunks: list[tuple[int, int]] = []
+        self._valid_bytes = 0
+        self._begun = False  # whether files are cut to that, and written
+        self._worth_keeping = False
 
     @property
     def done(self) -> int:
@@ -87,18 +94,29 @@ class Spool:
     def opened(self) -> Iterator[None]:
         """Take up what an earlier preparation has left, and close the files at the end.
 
+        The folder is locked in between. It is removed at the end if nothing was appended to it.
+
         Raises:
             BadInput: another process is preparing the same folder.
             StorageError: the files cannot be read.
         """
         try:
-            if self._folder.is_dir():
-                self._open()
+            self._open()
             yield
         finally:
-            for file in (self._features, self._journal):
-                if file is not None:
-                    file.close()
+            if self._journal is not None and not self._worth_keeping:
+                self.remove()
+            self._close()
+
+    def take_back(self, index: int) -> None:
+        """Give up the chunk that has recording `index`, of an earlier preparation, and all later.
+
+        They stay on the disk until the next append.
+        """
+        last = max(place for place, (start, _) in enumerate(self._chunks) if start <= index)
+        start, self._valid_bytes = self._chunks[last]
+        del self._chunks[last:], self.windows[start:]
+        self.problems = {index: text for index, text in self.problems.items() if index < start}
 
     def append(
         self, features: npt.NDArray[Any], windows: Sequence[int], problems: Mapping[int, str]
@@ -113,9 +131,7 @@ class Spool:
         Raises:
             StorageError: the disk is full, or the folder cannot be written.
         """
-        if self._journal is None:
-            self._open()
-        assert self._features is not None and self._journal is not None
+        features_file, journal = self._begin()
         start, stop = self.done, self.done + len(windows)
         line = {
             "recordings": self._digest(start, stop),
@@ -124,8 +140,9 @@ class Spool:
         }
         with as_storage_error(self._folder):
             if len(features):
-                _write(self._features, np.ascontiguousarray(features, dtype=self._dtype).data)
-            _write(self._journal, json.dumps(line).encode() + b"\n")
+                _write(features_file, np.ascontiguousarray(features, dtype=self._dtype).data)
+            _write(journal, json.dumps(line).encode() + b"\n")
+        self._worth_keeping = True
         self._add(windows, problems)
 
     def finish(self) -> Path:
@@ -134,15 +151,16 @@ class Spool:
         Raises:
             StorageError: the disk fails.
         """
-        assert self._features is not None
+        features, _ = self._begin()
         with as_storage_error(self._folder):
-            self._features.seek(0)
-            _write(self._features, self._header(self.rows))
+            features.seek(0)
+            _write(features, self._header(self.rows))
         return self._folder / "features.npy"
 
     def remove(self) -> None:
         """Delete the files, and the folders made for them if nothing else is in them."""
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._close()  # not before: it is locked as long
         for folder in self._made:
             with suppress(OSError):  # it is not empty
                 folder.rmdir()
@@ -151,36 +169,53 @@ class Spool:
 
     def _open(self) -> None:
         with as_storage_error(self._folder):
-            parents = self._folder.parents
-            self._made = [folder for folder in parents if not folder.exists()]
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._journal = (self._folder / "journal.jsonl").open("a+b", buffering=0)
-            try:
-                fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BadInput(
-                    f"--processed_dir {self._folder.parent}: another prepare is writing there; "
-                    "expected a folder of its own for each"
-                ) from None
-            except OSError:  # the file system has no locks
-                pass
+            self._made = [folder for folder in self._folder.parents if not folder.exists()]
+            self._journal = self._locked_journal()
             self._features = open(  # noqa: SIM115
                 self._folder / "features.npy",
                 "r+b",
                 buffering=0,  # else closing the file would try again what a full disk has refused
                 opener=lambda path, flags: os.open(path, flags | os.O_CREAT, 0o666),
             )
-            self._resume(self._features, self._journal)
+            self._read_journal(self._features, self._journal)
 
-    def _resume(self, features: IO[bytes], journal: IO[bytes]) -> None:
-        """Read the journal as far as it is of these settings and recordings; cut off the rest."""
-        header = self._header(0)
+    def _locked_journal(self) -> IO[bytes]:
+        path = self._folder / "journal.jsonl"
+        while True:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            journal = path.open("a+b", buffering=0)
+            try:
+                fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                journal.close()
+                raise BadInput(
+                    f"--processed_dir {self._folder.parent}: another prepare is writing there; "
+                    "expected a folder of its own for each"
+                ) from None
+            except OSError:  # the file system has no locks
+                return journal
+            # Whoever had the lock may have removed the file before it was given up.
+            if os.fstat(journal.fileno()).st_nlink:
+                return journal
+            journal.close()
+
+    def _close(self) -> None:
+        for file in (self._features, self._journal):
+            if file is not None:
+                file.close()
+        self._features = self._journal = None
+
+    def _read_journal(self, features: IO[bytes], journal: IO[bytes]) -> None:
+        """Read the journal as far as it is of these settings and recordings."""
         row_bytes = math.prod(self._shape) * self._dtype.itemsize
-        rows_on_disk = (os.fstat(features.fileno()).st_size - len(header)) // row_bytes
+        size = os.fstat(features.fileno()).st_size - len(self._header(0))
+        if size < 0:  # features.npy has become that of the data set, or there was none
+            return
         journal.seek(0)
         lines = journal.read().splitlines(keepends=True)
-        first = json.dumps(self._settings, sort_keys=True).encode() + b"\n"
-        length, valid = 0, bool(lines) and lines[0] == first
+        valid = bool(lines) and lines[0] == self._first_line()
+        if valid:
+            self._valid_bytes = len(lines[0])
         for line in lines[1:]:
             entry = _parse(line)
             if entry is None:  # the line that a kill has cut short
@@ -191,23 +226,38 @@ class Spool:
                 valid
                 and stop <= len(self._recordings)
                 and entry["recordings"] == self._digest(start, stop)
-                and self.rows + sum(windows) <= rows_on_disk
+                and self.rows + sum(windows) <= size // row_bytes
             )
             if not valid:
                 self.discarded += len(windows)
                 continue
+            self._chunks.append((start, self._valid_bytes))
             self._add(windows, {int(key): text for key, text in entry["problems"].items()})
-            length += len(line)
-        if self.done:
-            journal.truncate(len(first) + length)
-        else:
-            journal.truncate(0)
-            _write(journal, first)
-        journal.seek(0, os.SEEK_END)
-        features.truncate(len(header) + self.rows * row_bytes)
-        features.seek(0)
-        _write(features, header)
-        features.seek(0, os.SEEK_END)
+            self._valid_bytes += len(line)
+        self._worth_keeping = bool(self.done or self.discarded)
+
+    def _begin(self) -> tuple[IO[bytes], IO[bytes]]:
+        """Cut off what is not taken up, and return the files to write to."""
+        features, journal = self._features, self._journal
+        assert features is not None and journal is not None  # `opened`
+        if not self._begun:
+            with as_storage_error(self._folder):
+                journal.truncate(self._valid_bytes)
+                if self._valid_bytes:
+                    os.fsync(journal.fileno())
+                else:
+                    _write(journal, self._first_line())
+                header = self._header(0)
+                row_bytes = math.prod(self._shape) * self._dtype.itemsize
+                features.truncate(len(header) + self.rows * row_bytes)
+                features.seek(0)
+                _write(features, header)
+                features.seek(0, os.SEEK_END)
+            self._begun = True
+        return features, journal
+
+    def _first_line(self) -> bytes:
+        return json.dumps(self._settings, sort_keys=True).encode() + b"\n"
 
     def _add(self, windows: Sequence[int], problems: Mapping[int, str]) -> None:
         self.problems |= {self.done + index: text for index, text in problems.items()}

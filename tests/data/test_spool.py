@@ -129,6 +129,54 @@ def test_two_preparations_do_not_mix(half: Path) -> None:
         assert complete(one) == saved(ROWS)
 
 
+def test_two_preparations_that_start_together_do_not_mix(tmp_path: Path) -> None:
+    one, other = spool_in(tmp_path / "new"), spool_in(tmp_path / "new")
+    with one.opened():
+        with pytest.raises(BadInput, match="another prepare is writing there"), other.opened():
+            pass
+        assert complete(one) == saved(ROWS)
+
+
+def test_nothing_is_cut_off_before_the_first_append(half: Path) -> None:
+    """A parameter may have been mistyped, which the user sees while Ray starts."""
+    other = spool_in(half, n_fft=16)
+    with other.opened():
+        assert (other.done, other.discarded) == (0, 4)
+    spool = spool_in(half)
+    with spool.opened():
+        assert (spool.done, spool.discarded) == (4, 0)
+        assert complete(spool) == saved(ROWS)
+
+
+def test_recordings_that_can_be_read_now_are_taken_back_with_their_chunk(half: Path) -> None:
+    for stopped in (True, False):
+        spool = spool_in(half)
+        with spool.opened():
+            assert spool.problems == PROBLEMS
+            spool.take_back(2)
+            assert (spool.done, spool.rows, spool.problems) == (2, 3, {})
+            if not stopped:
+                assert complete(spool) == saved(ROWS)
+    again = spool_in(half)
+    with again.opened():
+        assert (again.done, again.discarded) == (len(RECORDINGS), 0)
+        again.take_back(0)
+    again = spool_in(half)
+    with again.opened():
+        assert again.done == len(RECORDINGS)
+
+
+def test_a_journal_whose_features_became_the_data_set_counts_nothing(half: Path) -> None:
+    spool = spool_in(half)
+    with spool.opened():
+        complete(spool)
+        spool.finish().rename(half / "features.npy")
+    for _ in range(2):  # not after a start that made nothing either
+        spool = spool_in(half)
+        with spool.opened():
+            assert (spool.done, spool.discarded) == (0, 0)
+
+
 def test_nothing_is_made_before_there_are_features(tmp_path: Path) -> None:
     spool = spool_in(tmp_path / "new" / "folder")
     with spool.opened():
