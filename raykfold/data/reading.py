@@ -30,7 +30,7 @@ from raykfold.data.labels import RECORDINGS, Array, kind_of
 from raykfold.data.made_folds import describe_rule
 from raykfold.data.pickles import read_pickle
 from raykfold.errors import BadData, StorageError
-from raykfold.files.atomic import json_bytes
+from raykfold.files.atomic import flush_folder, json_bytes
 from raykfold.text import comma_list, one_line
 
 _SUFFIXES = (".npy", ".npz", ".pt", ".pkl")
@@ -49,6 +49,7 @@ FILE_NAMES = (
     (PARAMETERS,),
     tuple(f"{RECORDINGS.noun}{suffix}" for suffix in _SUFFIXES),
 )
+_FEATURES = "features.npy"
 FOLD_RULE = "fold_rule"  # a key of features.json
 # What arrays are saved as that are not read, or are under another name.
 _OTHERS = (".npy", ".npz", ".pkl", ".pickle", ".pt", ".pth", ".h5", ".hdf5", ".parquet", ".mat")
@@ -164,9 +165,11 @@ def write_feature_set(
     """Write the files that `read_feature_set` reads, as `.npy` and `.json`, into `directory`.
 
     The folder is made if it does not exist. All files are written under other names and then
-    moved, so each is there whole or not at all. The data is not checked. Features that are large
-    may be an `.npy` file on the same disk, which is moved last. `fold_rule` says how folds were
-    made, if they were, and `recordings` (N,) which recording each sample is a window of.
+    moved, so each is there whole or not at all. The features that were there go first, and the new
+    ones come last: in between, and after a kill, the folder has none, and nobody reads a mixture.
+    The data is not checked. Features that are large may be an `.npy` file on the same disk, which
+    is moved. `fold_rule` says how folds were made, if they were, and `recordings` (N,) which
+    recording each sample is a window of.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
@@ -185,7 +188,7 @@ def write_feature_set(
     if recordings is not None:
         contents[f"{RECORDINGS.noun}.npy"] = np.asarray(recordings)
     if not isinstance(features, Path):
-        contents["features.npy"] = np.asarray(features)
+        contents[_FEATURES] = np.asarray(features)
     aside = {name: directory / f".{name}.{os.getpid()}" for name in contents}
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -197,18 +200,34 @@ def write_feature_set(
                     np.save(file, content, allow_pickle=False)
                 file.flush()
                 os.fsync(file.fileno())
+        _hide_features(directory)
         for name in FILE_NAMES[-1]:  # recordings of other data that was here
             (directory / name).unlink(missing_ok=True)
         for name in contents:
-            os.replace(aside[name], directory / name)
-        if isinstance(features, Path):
-            os.replace(features, directory / "features.npy")
+            if name != _FEATURES:
+                os.replace(aside[name], directory / name)
+        flush_folder(directory)
+        new = features if isinstance(features, Path) else aside[_FEATURES]
+        os.replace(new, directory / _FEATURES)
+        flush_folder(directory)
     except OSError as error:
         raise StorageError(f"{directory}: cannot be written ({one_line(error)})") from error
     finally:
         with suppress(OSError):  # the error above is the one to report
             for path in aside.values():
                 path.unlink(missing_ok=True)
+
+
+def _hide_features(directory: Path) -> None:
+    """See to it that `directory` is refused until there is a new features.npy."""
+    others = [name for name in FILE_NAMES[0] if name != _FEATURES]
+    if _first_file(directory, others) is None:
+        (directory / _FEATURES).unlink(missing_ok=True)
+    else:  # features.pkl, say, which would be read in its place
+        aside = directory / f".{_FEATURES}.{os.getpid()}.empty"
+        aside.touch()
+        os.replace(aside, directory / _FEATURES)
+    flush_folder(directory)
 
 
 def _with_text_keys(names: Mapping[int, str]) -> dict[str, str]:

@@ -57,7 +57,7 @@ def write_file(path: Place, content: bytes) -> None:
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
 
 
 def write_json(path: Place, value: Any) -> None:
@@ -141,7 +141,7 @@ def write_folder(folder: Place, files: Mapping[str, bytes], facts: Mapping[str, 
             aside.mkdir()
             for name, content in {**files, MANIFEST: _manifest_bytes(manifest)}.items():
                 _write_and_flush(aside / name, content)
-            _flush_folder(aside)
+            flush_folder(aside)
             former = replaced_folder(folder)
             shutil.rmtree(former, ignore_errors=True)
             if folder.exists():
@@ -151,7 +151,7 @@ def write_folder(folder: Place, files: Mapping[str, bytes], facts: Mapping[str, 
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
-        _flush_folder(folder.parent)
+        flush_folder(folder.parent)
 
 
 def replaced_folder(folder: Path) -> Path:
@@ -240,6 +240,19 @@ def is_seen(file: Place) -> bool:
         return False
 
 
+def flush_folder(folder: Path) -> None:
+    """Make a rename survive a loss of power, where the file system can flush a folder.
+
+    Elsewhere the file that was there before may come back, which is as whole as the new one.
+    """
+    with courtesy():
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def _entry(content: bytes) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
@@ -259,19 +272,6 @@ def _write_and_flush(path: Path, content: bytes) -> None:
 
 def _manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
     return json.dumps(manifest, indent=2).encode()  # no line's end, which could be cut unseen
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename survive a loss of power, where the file system can flush a folder.
-
-    Elsewhere the file that was there before may come back, which is as whole as the new one.
-    """
-    with courtesy():
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 @contextmanager

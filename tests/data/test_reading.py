@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import pickle
 import re
 import struct
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -701,6 +703,64 @@ def test_how_folds_were_made_is_said_and_is_no_parameter_of_features(tmp_path: P
     (tmp_path / "features.json").write_text('{"fold_rule": ["by hand"]}')
     with pytest.raises(BadData, match=r"features\.json: fold_rule: holds a list; it should be an"):
         read_feature_set(tmp_path)
+
+
+CLASSES = {3: "dog", 7: "rain", 9: "siren"}
+
+
+@pytest.mark.parametrize(("suffix", "as_file"), [(".npy", True), (".pkl", False)])
+def test_a_kill_at_any_step_leaves_no_mixture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, as_file: bool
+) -> None:
+    def write(folder: Path, new: bool) -> None:
+        features: Any = FEATURES + new
+        folder.mkdir(parents=True, exist_ok=True)
+        if as_file:
+            features = folder.parent / "features.npy"
+            np.save(features, FEATURES + new)
+        labels = np.roll(LABELS, new)
+        recordings = np.arange(N)[:: -1 if new else 1]
+        write_feature_set(folder, features, labels, FOLDS, CLASSES, {}, recordings=recordings)
+
+    def prints(folder: Path) -> tuple[str, list[int]]:
+        data = read_feature_set(folder)
+        assert data.recordings is not None
+        return data.fingerprint, data.recordings.tolist()
+
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # takes long, and a kill needs none
+    replace, unlink = os.replace, Path.unlink
+    for name, new in (("old", False), ("new", True)):
+        write(tmp_path / name / "data", new)
+        write(tmp_path / name / "data", new)  # over itself
+    refused = 0
+    for step in range(1, 12):
+        folder = tmp_path / str(step) / "data"
+        write(folder, False)
+        if suffix == ".pkl":
+            (folder / "features.npy").unlink()
+            (folder / "features.pkl").write_bytes(pickle.dumps(FEATURES))
+        steps = iter([*[None] * (step - 1), KeyboardInterrupt])
+
+        def once(call: Any) -> Any:
+            def called(*args: Any, **options: Any) -> None:
+                if (stop := next(steps, None)) is not None:
+                    raise stop
+                call(*args, **options)
+
+            return called
+
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            patch.setattr(os, "replace", once(replace))
+            patch.setattr(Path, "unlink", once(unlink))
+            write(folder, True)
+        try:
+            assert prints(folder) in (prints(tmp_path / each / "data") for each in ("old", "new"))
+        except BadData as error:
+            refused += 1
+            assert re.search(r"lacks features\.npy|features\.npy: .*make it again", str(error))
+        write(folder, True)
+        assert prints(folder) == prints(tmp_path / "new" / "data")
+    assert refused > 3
 
 
 def test_recordings_of_an_earlier_data_set_do_not_stay(tmp_path: Path) -> None:
