@@ -45,6 +45,14 @@ _READ_BEYOND = 0.1  # seconds, because resampling depends on what follows a cut
 _FFMPEG_BEYOND = 1.0  # seconds; ffmpeg may count from before the first sample, and in whole frames
 
 
+class NoSuchFile(BadData):
+    """This machine lacks the recording."""
+
+
+class NoFfmpeg(BadData):
+    """This machine lacks ffmpeg, which the recording needs."""
+
+
 @dataclass(frozen=True)
 class AudioBytes:
     """The content of an audio file that is a cell of a table.
@@ -74,8 +82,9 @@ def read_audio(
         seconds: read little more than this much of the file; all of it by default.
 
     Raises:
-        BadData: the recording cannot be read, or holds no sound, or needs ffmpeg, which is not
-            installed.
+        BadData: the recording cannot be read, or holds no sound.
+        NoSuchFile: there is none.
+        NoFfmpeg: it needs ffmpeg, which is not installed.
         BadInput: librosa or soundfile is not installed.
     """
     librosa, _ = require_audio()
@@ -97,17 +106,22 @@ def read_audio(
 
 
 def seconds_of_file(source: Path | AudioBytes) -> float | None:
-    """Return the length of a recording by its header; None where that does not tell.
+    """Return the length of a recording by its header; None where only ffmpeg may know it.
 
     Raises:
+        BadData: the recording cannot be read.
         BadInput: librosa or soundfile is not installed.
     """
-    _, soundfile = require_audio()
-    try:
-        with _opened(source) as file:
-            return float(file.frames / file.samplerate)
-    except (OSError, soundfile.SoundFileError):
-        return None
+    with _as_bad_data(source):
+        by_ffmpeg = needs_ffmpeg(_file_name(source)) or _FFMPEG_HEAD.match(_head(source))
+        _, soundfile = require_audio()
+        try:
+            with _opened(source) as file:
+                return float(file.frames / file.samplerate)
+        except soundfile.SoundFileError:
+            if by_ffmpeg:
+                return None
+            raise
 
 
 def needs_ffmpeg(file_name: str) -> bool:
@@ -144,6 +158,31 @@ def require_audio() -> tuple[ModuleType, ModuleType]:
             f"reading audio needs librosa and soundfile ({error}): pip install 'raykfold[audio]'"
         ) from None
     return librosa, soundfile
+
+
+def reader_versions() -> dict[str, str]:
+    """Return the versions of what reads and resamples audio.
+
+    Raises:
+        BadInput: librosa or soundfile is not installed.
+    """
+    librosa, soundfile = require_audio()
+    import soxr  # librosa resamples by it
+
+    return {
+        "librosa": librosa.__version__,
+        "libsndfile": soundfile.__libsndfile_version__,
+        "soxr": soxr.__version__,
+    }
+
+
+def ffmpeg_version() -> str | None:
+    """Return the line in which ffmpeg tells its version; None if it is not installed."""
+    ffmpeg = shutil.which("ffmpeg")
+    if ffmpeg is None:
+        return None
+    done = subprocess.run([ffmpeg, "-version"], stdin=subprocess.DEVNULL, capture_output=True)
+    return done.stdout.decode(errors="replace").partition("\n")[0]
 
 
 def _read(source: Path | AudioBytes, seconds: float | None) -> tuple[np.ndarray, int]:
@@ -192,11 +231,12 @@ def _read_by_ffmpeg(source: Path | AudioBytes, seconds: float | None) -> tuple[n
     """Return what `_read` does, decoded by ffmpeg.
 
     Raises:
-        BadData: ffmpeg is not installed, or cannot decode the file.
+        BadData: ffmpeg cannot decode the file.
+        NoFfmpeg: it is not installed.
     """
     ffmpeg = shutil.which("ffmpeg")
     if ffmpeg is None:
-        raise BadData(f"{source}: needs ffmpeg, which is not installed")
+        raise NoFfmpeg(f"{source}: needs ffmpeg, which is not installed")
     with tempfile.TemporaryDirectory(prefix="raykfold-") as folder:
         if isinstance(source, AudioBytes):
             # Not by a pipe: ffmpeg has to go back and forth in the file.
@@ -239,8 +279,9 @@ def _as_bad_data(source: Path | AudioBytes) -> Iterator[None]:
     try:
         yield
     except (OSError, soundfile.SoundFileError) as error:
-        reason = _reason(error, source)
-        raise BadData(f"{source}: cannot be read as audio ({reason})") from None
+        if _is_missing(source):
+            raise NoSuchFile(f"{source}: cannot be read as audio (no such file)") from None
+        raise BadData(f"{source}: cannot be read as audio ({_reason(error)})") from None
 
 
 def _head(source: Path | AudioBytes) -> bytes:
@@ -254,10 +295,16 @@ def _file_name(source: Path | AudioBytes) -> str:
     return source.file_name if isinstance(source, AudioBytes) else source.name
 
 
-def _reason(error: Exception, source: Path | AudioBytes) -> str:
+def _is_missing(source: Path | AudioBytes) -> bool:
+    """Return whether there is no such file, as far as may be known."""
+    try:
+        return isinstance(source, Path) and not source.exists()
+    except PermissionError:  # of a folder above it, up to Python 3.13
+        return False
+
+
+def _reason(error: Exception) -> str:
     """Return what went wrong, without the path."""
-    if isinstance(source, Path) and not source.exists():
-        return "no such file"
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return str(getattr(error, "error_string", error)).strip().rstrip(".")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from raykfold.data.audio import AudioBytes, read_audio, require_audio
 from raykfold.errors import BadData, BadInput
@@ -148,14 +149,20 @@ DIGITS = FeatureParameters(
 )
 
 
-def features_of_file(path: Path | AudioBytes, parameters: FeatureParameters) -> np.ndarray:
-    """Return the features (windows, n_mels, frames) float32 of a recording, by `windows_of_file`.
+def features_of_file(
+    path: Path | AudioBytes, parameters: FeatureParameters, dtype: npt.DTypeLike = np.float32
+) -> np.ndarray:
+    """Return the features (windows, n_mels, frames) of a recording, those of `windows_of_file`.
 
     Raises:
         BadData: the file cannot be read, or holds no sound.
         BadInput: librosa or soundfile is not installed.
     """
-    return np.stack(list(windows_of_file(path, parameters)))
+    samples, starts = _read_windows(path, parameters)
+    features = np.empty((len(starts), *parameters.shape), dtype)  # once: an hour is a gigabyte
+    for row, start in zip(features, starts, strict=True):
+        row[:] = log_mel(samples[start : start + parameters.length], parameters)
+    return features
 
 
 def windows_of_file(path: Path | AudioBytes, parameters: FeatureParameters) -> Iterator[np.ndarray]:
@@ -167,12 +174,18 @@ def windows_of_file(path: Path | AudioBytes, parameters: FeatureParameters) -> I
         BadData: the file cannot be read, or holds no sound.
         BadInput: librosa or soundfile is not installed.
     """
-    if parameters.hop is None:
-        yield log_mel_of_file(path, parameters)
-        return
-    samples = read_audio(path, parameters.sample_rate)
-    for start in parameters.window_starts(len(samples)):
+    samples, starts = _read_windows(path, parameters)
+    for start in starts:
         yield log_mel(samples[start : start + parameters.length], parameters)
+
+
+def _read_windows(
+    path: Path | AudioBytes, parameters: FeatureParameters
+) -> tuple[np.ndarray, range]:
+    """Return a recording as `read_audio` does, as much as is needed, and where windows begin."""
+    most = parameters.seconds if parameters.hop is None else None
+    samples = read_audio(path, parameters.sample_rate, most)
+    return samples, parameters.window_starts(len(samples))
 
 
 def log_mel_of_file(path: Path | AudioBytes, parameters: FeatureParameters) -> np.ndarray:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import os
+import shutil
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from raykfold.config.environment import worker_runtime_env
+from raykfold.data.audio import NoFfmpeg, NoSuchFile
 from raykfold.data.log_mel import FeatureParameters, features_of_file
 from raykfold.data.parquet_audio import AudioSources, ParquetCell
 from raykfold.data.spool import Spool
@@ -19,10 +23,27 @@ from raykfold.errors import BadData, BadInput, RaykfoldError
 
 MOST_FILES = 50  # in a task: a worker's first one waits seconds for librosa to load
 _MOST_FEATURES = 16 * 2**20  # bytes that a task returns, if recordings are one sample each
-_MOST_AUDIO = 32 * 2**20  # bytes of files in a task, if recordings are cut into windows
+# Bytes of files in a task, if recordings are cut into windows, for each window that a moment is in.
+_MOST_AUDIO = 32 * 2**20
 # Tasks in flight for each CPU. Those that are done wait in the object store for the ones before
 # them; with more of them, a slow task holds up less, and more memory is needed.
 _TASKS_PER_CPU = 3
+
+
+class Chunk(NamedTuple):
+    """What a task returns of some recordings.
+
+    Attributes:
+        features: (rows, n_mels, frames).
+        windows: number of rows of each recording.
+        problems: index → why that recording could not be read.
+        node: where the task ran.
+    """
+
+    features: np.ndarray
+    windows: list[int]
+    problems: dict[int, BadData]
+    node: str
 
 
 def extract_features(
@@ -52,7 +73,7 @@ def extract_features(
 
     Raises:
         BadData: a recording could not be read, and `strict`.
-        BadInput: a node lacks `audio_dir` or librosa.
+        BadInput: a node lacks `audio_dir` or librosa, or a recording, or ffmpeg, that is here.
         RaykfoldError: Ray lost a task more often than it retries.
         StorageError: the spool cannot be written.
     """
@@ -62,21 +83,25 @@ def extract_features(
     task = ray.remote(num_cpus=1, runtime_env=worker_runtime_env(own_instance))(chunk_features)
     chunks = chunk_ends(sizes, spool.done, parameters, dtype)
     # The driver holds one chunk at a time, and the object store those in flight.
-    in_flight: deque[ray.ObjectRef[Any]] = deque()
-    start = spool.done
+    in_flight: deque[tuple[int, ray.ObjectRef[Any]]] = deque()  # with where it stops
+    start = stop = spool.done
     try:
         while True:
             most = _TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
-            while len(in_flight) < most and (stop := next(chunks, None)) is not None:
-                in_flight.append(task.remote(audio_dir, paths[start:stop], parameters, dtype))
-                start = stop
+            while len(in_flight) < most and (end := next(chunks, None)) is not None:
+                chunk_paths = paths[start:end]
+                in_flight.append((end, task.remote(audio_dir, chunk_paths, parameters, dtype)))
+                start = end
             if not in_flight:
                 return
-            features, windows, problems = ray.get(in_flight.popleft())
-            if problems and strict:
-                raise BadData(f"--strict: {next(iter(problems.values()))}")
-            spool.append(features, windows, problems)
-            advance(len(windows))
+            stop, reference = in_flight.popleft()
+            chunk: Chunk = ray.get(reference)
+            require_same_machine(chunk, paths[spool.done : stop])
+            if chunk.problems and strict:
+                raise BadData(f"--strict: {next(iter(chunk.problems.values()))}")
+            problems = {index: str(error) for index, error in chunk.problems.items()}
+            spool.append(chunk.features, chunk.windows, problems)
+            advance(len(chunk.windows))
     except RayTaskError as error:
         if isinstance(error.cause, RaykfoldError):
             raise error.cause from None
@@ -85,9 +110,41 @@ def extract_features(
                 f"a node cannot import what is needed there ({error.cause}); expected raykfold "
                 "installed on it, or prepare submitted by ray job submit --working-dir"
             ) from error
-        raise RaykfoldError(f"a task failed: {error.cause!r}") from error
+        where = _names(paths[spool.done : stop])
+        raise RaykfoldError(f"a task failed{where}: {error.cause!r}") from error
     except RayError as error:
-        raise RaykfoldError(f"Ray lost a task: {error}") from error
+        where = _names(paths[spool.done : stop])
+        raise RaykfoldError(f"Ray lost a task{where}: {error}") from error
+
+
+def _names(paths: Sequence[Path | ParquetCell]) -> str:
+    """Return which recordings a task had, for a message."""
+    if not paths:
+        return ""
+    more = f" to {paths[-1]}" if len(paths) > 1 else ""
+    return f", of {paths[0]}{more}"
+
+
+def require_same_machine(chunk: Chunk, paths: Sequence[Path | ParquetCell]) -> None:
+    """Check that no recording is lost for what its node lacks and this machine has.
+
+    Else it would depend on where Ray runs a task which recordings are lost.
+
+    Raises:
+        BadInput: one is; it names the node.
+    """
+    for index, error in chunk.problems.items():
+        path = paths[index]
+        if isinstance(error, NoSuchFile) and isinstance(path, Path) and os.path.exists(path):
+            raise BadInput(
+                f"{path}: does not exist on node {chunk.node}; expected every node of the cluster "
+                "to be able to read it"
+            )
+        if isinstance(error, NoFfmpeg) and shutil.which("ffmpeg"):
+            raise BadInput(
+                f"{error} on node {chunk.node}, and is here; expected the program ffmpeg on the "
+                "PATH of every node"
+            )
 
 
 def chunk_ends(
@@ -97,13 +154,15 @@ def chunk_ends(
     n_mels, frames = parameters.shape
     row = n_mels * frames * np.dtype(dtype).itemsize
     most_files = min(MOST_FILES, max(1, _MOST_FEATURES // row))
+    # How many windows a moment is in.
+    overlap = 1 if parameters.hop is None else math.ceil(parameters.seconds / parameters.hop)
     first, audio = start, 0
     for index in range(start, len(sizes)):
-        audio += sizes[index]
+        audio += sizes[index] * overlap
         too_long = parameters.hop is not None and audio > _MOST_AUDIO
         if index > first and (index - first == most_files or too_long):
             yield index
-            first, audio = index, sizes[index]
+            first, audio = index, sizes[index] * overlap
     if first < len(sizes):
         yield len(sizes)
 
@@ -113,12 +172,8 @@ def chunk_features(
     paths: Sequence[Path | ParquetCell],
     parameters: FeatureParameters,
     dtype: npt.DTypeLike,
-) -> tuple[np.ndarray, list[int], dict[int, str]]:
+) -> Chunk:
     """Return the features of some recordings.
-
-    Returns:
-        The features (rows, n_mels, frames); the number of rows of each recording; and index → why
-        that recording could not be read.
 
     Raises:
         BadInput: this node lacks `audio_dir`, or a Parquet file.
@@ -128,15 +183,20 @@ def chunk_features(
             f"--audio_dir {audio_dir}: does not exist on node {socket.gethostname()}; "
             "every node of the cluster should be able to read it"
         )
-    parts = [np.empty((0, *parameters.shape), dtype=dtype)]
-    windows, problems = [], {}
+    parts: list[np.ndarray] = []
+    windows: list[int] = []
+    problems: dict[int, BadData] = {}
     sources = AudioSources()
     for index, path in enumerate(paths):
         try:
-            parts.append(features_of_file(sources.open(path), parameters).astype(dtype, copy=False))
+            parts.append(features_of_file(sources.open(path), parameters, dtype))
         except BadData as error:
-            problems[index] = str(error)
+            problems[index] = type(error)(str(error))  # without the frames, which hold the audio
             windows.append(0)
         else:
             windows.append(len(parts[-1]))
-    return np.concatenate(parts), windows, problems
+    if len(parts) == 1:  # one may be an hour long: no copy
+        features = parts[0]
+    else:
+        features = np.concatenate([np.empty((0, *parameters.shape), dtype), *parts])
+    return Chunk(features, windows, problems, socket.gethostname())

@@ -9,7 +9,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -722,6 +722,14 @@ def test_a_kill_at_any_step_leaves_no_mixture(
         recordings = np.arange(N)[:: -1 if new else 1]
         write_feature_set(folder, features, labels, FOLDS, CLASSES, {}, recordings=recordings)
 
+    def stopped(call: Any, steps: Iterator[bool]) -> Any:
+        def called(*args: Any, **options: Any) -> None:
+            if next(steps, False):
+                raise KeyboardInterrupt
+            call(*args, **options)
+
+        return called
+
     def prints(folder: Path) -> tuple[str, list[int]]:
         data = read_feature_set(folder)
         assert data.recordings is not None
@@ -732,35 +740,28 @@ def test_a_kill_at_any_step_leaves_no_mixture(
     for name, new in (("old", False), ("new", True)):
         write(tmp_path / name / "data", new)
         write(tmp_path / name / "data", new)  # over itself
-    refused = 0
+    refused: list[str] = []
     for step in range(1, 12):
         folder = tmp_path / str(step) / "data"
         write(folder, False)
         if suffix == ".pkl":
             (folder / "features.npy").unlink()
             (folder / "features.pkl").write_bytes(pickle.dumps(FEATURES))
-        steps = iter([*[None] * (step - 1), KeyboardInterrupt])
-
-        def once(call: Any) -> Any:
-            def called(*args: Any, **options: Any) -> None:
-                if (stop := next(steps, None)) is not None:
-                    raise stop
-                call(*args, **options)
-
-            return called
+        steps = iter([*[False] * (step - 1), True])
 
         with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
-            patch.setattr(os, "replace", once(replace))
-            patch.setattr(Path, "unlink", once(unlink))
+            patch.setattr(os, "replace", stopped(replace, steps))
+            patch.setattr(Path, "unlink", stopped(unlink, steps))
             write(folder, True)
         try:
             assert prints(folder) in (prints(tmp_path / each / "data") for each in ("old", "new"))
         except BadData as error:
-            refused += 1
-            assert re.search(r"lacks features\.npy|features\.npy: .*make it again", str(error))
+            refused.append(str(error))
         write(folder, True)
         assert prints(folder) == prints(tmp_path / "new" / "data")
-    assert refused > 3
+    assert len(refused) > 3
+    expected = r"lacks features\.npy" if suffix == ".npy" else r"features\.npy: .*make it again"
+    assert all(re.search(expected, text) for text in refused)
 
 
 def test_recordings_of_an_earlier_data_set_do_not_stay(tmp_path: Path) -> None:
