@@ -19,9 +19,21 @@ import numpy as np
 
 from raykfold.config.command import Parser, add_flag, leave_lost_folder, run_command
 from raykfold.config.environment import without_secrets
-from raykfold.data.audio import require_audio, require_readable, seconds_of_file
+from raykfold.data.audio import (
+    ffmpeg_version,
+    needs_ffmpeg,
+    reader_versions,
+    require_audio,
+    require_readable,
+    seconds_of_file,
+)
 from raykfold.data.layouts import LAYOUTS, Listing, list_recordings
-from raykfold.data.log_mel import URBANSOUND8K, FeatureParameters, frame_count
+from raykfold.data.log_mel import (
+    URBANSOUND8K,
+    FeatureParameters,
+    frame_count,
+    windows_of_file,
+)
 from raykfold.data.losses import describe_loss, require_most
 from raykfold.data.made_folds import FoldRequest
 from raykfold.data.parquet_audio import AudioSources, ParquetCell
@@ -68,7 +80,7 @@ def _prepare(options: argparse.Namespace) -> int:
         if options.strict:
             raise BadData(f"--strict: {missing[min(missing)]}")
         require_most(listing, missing, allow_missing=options.allow_missing)
-    librosa, _ = require_audio()
+    versions = reader_versions()
     paths = [recording.path for recording in recordings]
     require_readable([path.name for path in paths])
     _check_window(paths, parameters)
@@ -76,23 +88,20 @@ def _prepare(options: argparse.Namespace) -> int:
     dtype = np.dtype(options.dtype)
     spool = Spool(
         processed_dir,
-        {**parameters.as_dict(), "librosa": librosa.__version__},
+        {**parameters.as_dict(), **versions},
         [f"{path} {about}" for path, about in zip(paths, files, strict=True)],
         parameters.shape,
         dtype,
     )
     with spool.opened():
         # Make the features, which go to the disk as they come.
+        _take_back_problems(spool, paths, parameters)
         _check_room(processed_dir, spool, len(paths), parameters, dtype)
         _print_found(listing, spool)
-        try:
-            if options.strict and spool.problems:  # of a prepare before this one
-                raise BadData(f"--strict: {next(iter(spool.problems.values()))}")
-            if spool.done < len(paths):
-                _extract(options, spool, audio_dir, paths, [size for size, _ in files], parameters)
-        except BadData:
-            spool.remove()
-            raise
+        if options.strict and spool.problems:  # of a prepare before this one
+            raise BadData(f"--strict: {next(iter(spool.problems.values()))}")
+        if spool.done < len(paths):
+            _extract(options, spool, audio_dir, paths, [size for size, _ in files], parameters)
         _print_problems(spool.problems)
         _require_most(listing, spool, allow_missing=options.allow_missing)
 
@@ -233,7 +242,10 @@ def _add_feature_flags(parser: argparse.ArgumentParser, defaults: FeatureParamet
     cluster = "Ray cluster to use [RAY_ADDRESS, else a local instance of its own]."
     flag("address", metavar="HOST:PORT", help=cluster, default=address)
     flag("local_cpus", type=int, metavar="N", help="CPUs that a local Ray instance offers [all].")
-    strict = "Stop at a recording that cannot be read, and write nothing."
+    strict = (
+        "Stop at a recording that cannot be read, and write no data set; the same command goes on "
+        "from what is done."
+    )
     how_many = parser.add_mutually_exclusive_group()
     add_flag(how_many, "strict", action="store_true", help=strict)
     allow = "Go on without recordings that are missing or cannot be read, however many they are."
@@ -324,7 +336,7 @@ def _check_window(paths: Sequence[Path | ParquetCell], parameters: FeatureParame
     """Check that a recording fills a window, by the headers of as many files as it takes.
 
     Raises:
-        BadData: none does.
+        BadData: none of those that can be read does.
     """
     if parameters.hop is None:
         return
@@ -335,9 +347,11 @@ def _check_window(paths: Sequence[Path | ParquetCell], parameters: FeatureParame
             seconds = seconds_of_file(sources.open(path))
         except BadData:  # a worker says which
             continue
-        if seconds is None or seconds >= parameters.seconds:  # None: another reader may know it
+        if seconds is None or seconds >= parameters.seconds:  # None: ffmpeg may know it
             return
         longest = max(longest, seconds)
+    if longest == 0:  # a worker says why none can be read
+        return
     raise BadData(
         f"--window {parameters.seconds:g}: longer than every recording, of which the longest has "
         f"{longest:.6g} s; expected at most that, or --seconds {parameters.seconds:g} to make one "
@@ -347,15 +361,19 @@ def _check_window(paths: Sequence[Path | ParquetCell], parameters: FeatureParame
 
 def _sizes_and_changes(paths: Sequence[Path | ParquetCell]) -> list[tuple[int, str]]:
     """Return each recording's size in bytes, about, and a text that changes when its file does."""
+    # It is installed or renewed like a file.
+    uses_ffmpeg = any(needs_ffmpeg(path.name) for path in paths)
+    by_ffmpeg = f" {ffmpeg_version()}" if uses_ffmpeg else ""
     in_file = Counter(path.file for path in paths if isinstance(path, ParquetCell))
     known = {file: _size_and_change(file) for file in in_file}
     found = []
     for path in paths:
         if isinstance(path, ParquetCell):
             size, change = known[path.file]
-            found.append((size // in_file[path.file], f"{path.column} {change}"))
+            size, change = size // in_file[path.file], f"{path.column} {change}"
         else:
-            found.append(_size_and_change(path))
+            size, change = _size_and_change(path)
+        found.append((size, change + by_ffmpeg if needs_ffmpeg(path.name) else change))
     return found
 
 
@@ -366,6 +384,23 @@ def _size_and_change(path: Path) -> tuple[int, str]:
     except OSError:  # it is missing, or whoever reads it says why it cannot be read
         return 0, "unknown"
     return stat.st_size, f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+def _take_back_problems(
+    spool: Spool, paths: Sequence[Path | ParquetCell], parameters: FeatureParameters
+) -> None:
+    """Give up what an earlier prepare has done from a recording on that can be read by now.
+
+    Ffmpeg may have been installed since then, or a permission given, or a drive has come back.
+    """
+    sources = AudioSources()
+    for index in sorted(spool.problems):
+        try:
+            next(windows_of_file(sources.open(paths[index]), parameters))
+        except BadData:
+            continue
+        spool.take_back(index)
+        return
 
 
 def _check_room(
@@ -480,8 +515,8 @@ def _print_found(listing: Listing, spool: Spool) -> None:
     total = len(listing.recordings)
     if spool.discarded:
         print(
-            f"{count_of(spool.discarded, 'recording')} of an unfinished prepare dropped: the files "
-            "or the parameters are others now"
+            f"{count_of(spool.discarded, 'recording')} of an unfinished prepare cannot be used: "
+            "the files, the parameters or the libraries have changed"
         )
     more = f"; {spool.done} of them are done" if spool.done else ""
     start = "; starting Ray" if spool.done < total else ""

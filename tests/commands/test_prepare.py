@@ -33,7 +33,7 @@ from raykfold.data.reading import read_feature_set
 from raykfold.data.spool import FOLDER, Spool
 from raykfold.distributed import extraction
 from raykfold.distributed.session import ray_session
-from raykfold.errors import BadInput
+from raykfold.errors import BadData, BadInput
 
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("librosa")
@@ -239,7 +239,7 @@ def test_too_many_that_cannot_be_read_are_refused(shared_ray, tmp_path):
     outcome = run("fsdd", *flags)
     assert outcome.code == 0
     # Those before the one that was mended are not read again.
-    assert "3 recordings of an unfinished prepare dropped: the files or" in outcome.out
+    assert "3 recordings of an unfinished prepare cannot be used: the files," in outcome.out
     assert f"12 recordings in {tmp_path}; 9 of them are done; starting Ray" in outcome.out
     assert " 80%  10 of 12 recordings\n" in outcome.out
     assert outcome.err.startswith("raykfold: left out: ")
@@ -268,7 +268,7 @@ def test_when_one_fold_is_left_nothing_is_written(shared_ray, tmp_path):
     outcome = run("fsdd", *flags)
     assert outcome.code == 2 and "nothing is left of fold 2 (ben)" in outcome.error
     assert run("fsdd", *flags, "--strict").error.startswith(f"raykfold: --strict: {tmp_path}/0_ben")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [FOLDER]
     outcome = run("fsdd", *flags, "--allow_missing")
     assert outcome.code == 2
     assert "all recordings that can be read are in fold 1 (ann)" in outcome.error
@@ -494,7 +494,7 @@ def test_a_sigkill_resumes(tmp_path):
     assert process.returncode == -signal.SIGKILL
     assert [path.name for path in (tmp_path / "killed").iterdir()] == [FOLDER]
     again = subprocess.run(killed, check=True, capture_output=True, text=True).stdout
-    assert "of them are done; starting Ray" in again and "dropped" not in again
+    assert "of them are done; starting Ray" in again and "cannot be used" not in again
     whole, resumed = (
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
         for name in ("whole", "killed")
@@ -508,10 +508,11 @@ def test_a_sigkill_resumes(tmp_path):
 def test_workers_on_a_cluster_see_no_secrets(shared_ray, monkeypatch, digits, tmp_path):
     def tell(audio_dir, paths, parameters, dtype):
         secret = os.environ.get("HF_TOKEN")
-        return np.zeros((0, *SMALL.shape), np.float32), [0], {0: f"HF_TOKEN={secret!r}"}
+        problem = BadData(f"HF_TOKEN={secret!r}")
+        return extraction.Chunk(np.zeros((0, *SMALL.shape), np.float32), [0], {0: problem}, "here")
 
     unguarded = ray.get(ray.remote(tell).remote(None, [], None, None))
-    assert unguarded[2] == {0: "HF_TOKEN='hf_of_the_cluster'"}
+    assert str(unguarded.problems[0]) == "HF_TOKEN='hf_of_the_cluster'"
     monkeypatch.setattr(extraction, "chunk_features", tell)
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_driver")
     outcome = run(
@@ -604,7 +605,10 @@ def test_a_window_longer_than_every_recording(no_ray, tmp_path):
         "raykfold: --window 2: longer than every recording, of which the longest has 0.75 s; "
         "expected at most that, or --seconds 2 to make one sample of each"
     )
-    (tmp_path / "1_ben_0.wav").write_text("whose length nobody knows")
+    for name in ("0_ben_0.wav", "0_a_0.wav"):  # one that cannot be read decides nothing
+        (tmp_path / name).write_text("no sound")
+    assert "the longest has 0.75 s" in run("fsdd", *flags, "--window", 2).error
+    (tmp_path / "1_ben_0.wav").write_bytes(b"\0\0\0\x1cftypM4A whose length ffmpeg may know")
     with pytest.raises(AssertionError, match="Ray was started"):
         run("fsdd", *flags, "--window", 2)
 
@@ -684,6 +688,58 @@ def all_unreadable(monkeypatch) -> None:
 
     monkeypatch.setattr(prepare, "ray_session", session)
     monkeypatch.setattr(prepare, "extract_features", extract)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch) -> None:
+    """In place of Ray: this process makes the features, two recordings at a time."""
+
+    def extract(spool, audio_dir, paths, sizes, parameters, dtype, *, strict, **options):
+        while spool.done < len(paths):
+            these = paths[spool.done : spool.done + 2]
+            chunk = extraction.chunk_features(audio_dir, these, parameters, dtype)
+            if strict and chunk.problems:
+                raise BadData(f"--strict: {next(iter(chunk.problems.values()))}")
+            problems = {index: str(error) for index, error in chunk.problems.items()}
+            spool.append(chunk.features, chunk.windows, problems)
+
+    session = contextlib.nullcontext
+    monkeypatch.setattr(prepare, "ray_session", lambda address, **options: session(True))
+    monkeypatch.setattr(prepare, "extract_features", extract)
+
+
+def test_a_recording_that_can_be_read_by_now_is_not_lost(in_this_process, tmp_path):
+    """As after a drive that failed for a while, which changes neither size nor time of a file."""
+    paths = [tmp_path / "audio" / f"{n % 2}_{'ab'[n % 2]}_{n // 2}.wav" for n in range(8)]
+    for path in paths:
+        write_sound(path)
+    broken = [sorted(paths)[2], sorted(paths)[5]]
+    whole, stat = broken[0].read_bytes(), broken[0].stat()
+    for path in broken:
+        path.write_bytes(b"?" * len(whole))
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    flags = ["--audio_dir", tmp_path / "audio", "--processed_dir", tmp_path / "out", *SMALL_FLAGS]
+    assert "2 of 8 (25 %)" in run("fsdd", *flags).error
+    assert "2 of 8 (25 %)" in (again := run("fsdd", *flags)).error
+    assert "; 8 of them are done\n" in again.out
+    for path, done in zip(broken, (2, 4), strict=True):
+        path.write_bytes(whole)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        outcome = run("fsdd", *flags)
+        assert f"; {done} of them are done; starting Ray" in outcome.out
+    assert outcome.code == 0 and len(read_feature_set(tmp_path / "out")) == 8
+
+
+def test_what_was_read_stays_when_strict_stops(in_this_process, tmp_path):
+    for n in range(8):
+        write_sound(tmp_path / "audio" / f"{n % 2}_{'ab'[n % 2]}_{n // 2}.wav")
+    (tmp_path / "audio" / "1_b_2.wav").write_text("no sound")
+    flags = ["--audio_dir", tmp_path / "audio", "--processed_dir", tmp_path / "out", *SMALL_FLAGS]
+    assert "1_b_2.wav: cannot be read" in run("fsdd", *flags, "--strict").error
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [FOLDER]
+    write_sound(tmp_path / "audio" / "1_b_2.wav")
+    outcome = run("fsdd", *flags, "--strict")
+    assert outcome.code == 0 and "; 6 of them are done; starting" in outcome.out
 
 
 def test_why_recordings_cannot_be_read_is_said_before_they_are_refused(all_unreadable, tmp_path):
