@@ -87,7 +87,10 @@ def files_below(folder: Path) -> list[Path]:
         BadInput: a folder cannot be listed.
     """
     found = [Path(path) for path in _files_below(str(folder), ())]
-    return sorted(found, key=lambda path: [unicodedata.normalize("NFC", p) for p in path.parts])
+    # A disk may have a name in both forms; it lists them in any order.
+    return sorted(
+        found, key=lambda path: ([unicodedata.normalize("NFC", p) for p in path.parts], path.parts)
+    )
 
 
 def _files_below(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:

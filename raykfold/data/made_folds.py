@@ -70,11 +70,13 @@ class FoldRequest:
             BadData: the pattern does not match a file.
         """
         assert self.group_pattern is not None
-        pattern = re.compile(self.group_pattern)
+        # In one Unicode form: '.' and [ü] match an accent that macOS writes as two characters.
+        pattern = re.compile(unicodedata.normalize("NFC", self.group_pattern))
         which: str | int = "group" if "group" in pattern.groupindex else 1
         groups, missed = [], []
         for path in paths:
             below = os.path.relpath(path, base).replace("\\", "/")
+            below = unicodedata.normalize("NFC", below)
             match = pattern.search(below if "/" in self.group_pattern else below.rpartition("/")[2])
             group = match[which] if match else None
             if not group:
@@ -118,6 +120,7 @@ def make_folds(
     grouped_by: str | None = None,
     class_names: Mapping[int, str] | None = None,
     called: str = "",
+    noun: str = "recording",
 ) -> MadeFolds:
     """Return `k` folds, stratified by class.
 
@@ -132,6 +135,7 @@ def make_folds(
         grouped_by: where groups come from, for messages and the rule.
         class_names: label → name, for messages.
         called: what messages call the request; the flag by default.
+        noun: what messages call a sample.
 
     Raises:
         BadData: there are fewer groups, or fewer samples of a class, than folds.
@@ -155,8 +159,8 @@ def make_folds(
         shown = with_name(int(classes[rare[0]]), class_names or {})
         more = f" ({len(rare)} of {len(classes)} classes are so small)" if len(rare) > 1 else ""
         raise BadData(
-            f"{called}: class {shown} has {count_of(int(counts[rare[0]]), 'recording')}"
-            f"{more}; expected at most as many folds as the smallest class has recordings"
+            f"{called}: class {shown} has {count_of(int(counts[rare[0]]), noun)}"
+            f"{more}; expected at most as many folds as the smallest class has {noun}s"
         )
     rule: dict[str, Any] = {"method": "StratifiedKFold", "folds": k, "seed": seed}
     if groups is None:
@@ -176,8 +180,10 @@ def make_folds(
     if groups is not None and len(present) == k:
         names = {int(fold): group for fold, group in zip(folds, groups, strict=True)}
     notes: tuple[str, ...] = (f"folds made: {describe_rule(rule)}",)
-    if lopsided := _lopsided(labels, folds, names, class_names or {}):
+    if lopsided := _lopsided(labels, folds, names, class_names or {}, noun):
         notes += (f"the folds are lopsided: {lopsided}",)
+    if groups is not None and (alike := _alike(present)):
+        notes += (f"groups whose names differ in capitals only are several: {alike}",)
     return MadeFolds(folds, dict(sorted(names.items())), rule, notes)
 
 
@@ -214,11 +220,22 @@ def _numbered(splits: Any, count: int) -> npt.NDArray[np.int64]:
     return folds
 
 
+def _alike(groups: Sequence[str]) -> str:
+    """Return the names that differ in capitals only; empty if none do."""
+    spellings: dict[str, list[str]] = {}
+    for group in groups:
+        spellings.setdefault(group.casefold(), []).append(group)
+    alike = [" and ".join(names) for names in spellings.values() if len(names) > 1]
+    more = len(alike) - _MOST_LISTED
+    return comma_list(alike[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
 def _lopsided(
     labels: npt.NDArray[np.int64],
     folds: npt.NDArray[np.int64],
     fold_names: Mapping[int, str],
     class_names: Mapping[int, str],
+    noun: str,
 ) -> str:
     """Return which folds are much smaller than others, or lack a class; empty if none does."""
     k = int(folds.max())
@@ -226,7 +243,7 @@ def _lopsided(
     sizes = np.bincount(folds)[1:]
     if sizes.max() > _LOPSIDED * sizes.min():
         ends = (int(place(sizes)) for place in (np.argmin, np.argmax))
-        small, large = (f"fold {with_name(n + 1, fold_names)} has {sizes[n]} samples" for n in ends)
+        small, large = (f"fold {with_name(n + 1, fold_names)} has {sizes[n]} {noun}s" for n in ends)
         said.append(f"{small}, {large}")
     lacking: list[str] = []
     few: list[str] = []
@@ -235,7 +252,7 @@ def _lopsided(
         for place in np.flatnonzero(there * _LOPSIDED * k < there.sum()):
             text = f"class {with_name(label, class_names)} in fold {place + 1}"
             (few if there[place] else lacking).append(text)
-    for what, places in (("no samples of", lacking), ("few samples of", few)):
+    for what, places in ((f"no {noun}s of", lacking), (f"few {noun}s of", few)):
         if places:
             more = len(places) - _MOST_LISTED
             listed = comma_list(places[:_MOST_LISTED])

@@ -84,11 +84,12 @@ def test_lopsided_folds_are_said() -> None:
     groups = ["large"] * 30 + ["small"] * 3 + ["other"] * 9
     made = make_folds(labels, 3, groups=groups, class_names=NAMES)
     assert made.notes[1] == (
-        "the folds are lopsided: fold 2 (small) has 3 samples, fold 1 (large) has 30 samples; "
-        "no samples of class 4 (cat) in fold 2, class 4 (cat) in fold 3, class 7 (dog) in fold 1"
+        "the folds are lopsided: fold 2 (small) has 3 recordings, fold 1 (large) has 30 "
+        "recordings; no recordings of class 4 (cat) in fold 2, class 4 (cat) in fold 3, "
+        "class 7 (dog) in fold 1"
     )
     labels = np.array([4, 7] * 5 + [4] * 4 + [7])
-    made = make_folds(labels, 2, groups=["x"] * 10 + ["y"] * 5, class_names=NAMES)
+    made = make_folds(labels, 2, groups=["x"] * 10 + ["y"] * 5, class_names=NAMES, noun="sample")
     assert made.notes[1:] == ("the folds are lopsided: few samples of class 7 (dog) in fold 2",)
 
 
@@ -105,6 +106,20 @@ def test_folds_that_cannot_be_made(k: int, groups: list[str] | None, message: st
     with pytest.raises(BadData) as caught:
         make_folds(LABELS, k, groups=groups, grouped_by="column who", class_names=NAMES)
     assert message in str(caught.value)
+
+
+def test_groups_that_differ_in_capitals_are_two_and_it_is_said() -> None:
+    groups = ["Anna", "anna", "Ben", "cy"] * 20
+    made = make_folds(np.arange(80) // 4 % 2, 4, groups=groups)
+    assert sorted(made.names.values()) == ["Anna", "Ben", "anna", "cy"]
+    expected = "groups whose names differ in capitals only are several: Anna and anna"
+    assert made.notes[1:] == (expected,)
+    assert make_folds(LABELS, 4, groups=SPEAKERS).notes[1:] == ()
+
+
+def test_what_a_sample_is_called() -> None:
+    with pytest.raises(BadData, match=r"has 20 samples; .* as the smallest class has samples"):
+        make_folds(LABELS, 21, noun="sample")
 
 
 def test_a_rule_of_somebody_else_is_one_line() -> None:
@@ -130,6 +145,13 @@ def test_groups_of_a_pattern(pattern: str, groups: list[str]) -> None:
     request = FoldRequest(2, group_pattern=pattern)
     assert request.groups_of_paths(paths, Path("/data")) == groups
     assert request.grouped_by == f"pattern {pattern}"
+
+
+@pytest.mark.parametrize("pattern", ["^(.{4})_", "^([a-zü]+)_", "^([a-zu\u0308]+)_"])
+def test_a_pattern_sees_one_unicode_form(pattern: str) -> None:
+    paths = [Path("/data/ju\u0308rg_1.wav"), Path("/data/j\u00fcrg_2.wav")]  # macOS, and others
+    groups = FoldRequest(2, group_pattern=pattern).groups_of_paths(paths, Path("/data"))
+    assert groups == ["j\u00fcrg", "j\u00fcrg"]
 
 
 @pytest.mark.parametrize("pattern", ["(ann)", "([abc]nn)?.*_"])

@@ -162,7 +162,7 @@ def test_what_a_splitter_warns_of_is_a_note() -> None:
         (Own(error=RuntimeError("a\nb")), "folds: Own: a b"),
         (Own(PAIRS[:3]), "folds: Own: 6 of 24 samples are in no test set, the first is 18"),
         (1, "folds: 1; expected at least 2"),
-        (9, "folds: 9: class 0 has 8 recordings (3 of 3 classes are so small); expected at most"),
+        (9, "folds: 9: class 0 has 8 samples (3 of 3 classes are so small); expected at most"),
         (True, "or in Python a number of folds or a splitter such as StratifiedKFold(5)"),
         ("kfold", "folds: shape (); folds should be one-dimensional"),
         (sk.GroupKFold(3).split(FEATURES), "folds: The 'groups' parameter should not be None"),
