@@ -30,6 +30,7 @@ from raykfold.distributed.events import (
     ShareStopping,
     WorkerAlive,
 )
+from raykfold.distributed.feature_file import FeatureFile
 from raykfold.distributed.nodes import (
     Request,
     Watch,
@@ -117,7 +118,8 @@ class Dealer:
 
     Args:
         config: of the run.
-        data: of all ledgers. The features go into Ray's object store, once.
+        data: of all ledgers. Features that are not in a file which workers can map go into Ray's
+            object store, once.
         observer: told of what the user should know.
         size: what a worker takes of a node.
         code: what workers need of the driver's.
@@ -141,8 +143,10 @@ class Dealer:
         self._board = start_actor(EventBoard)
         self._received = 0  # events
         self._clock = AwakeClock()
-        # A memory-mapped array would travel as a pickle, and be a private copy in each worker.
-        self._features = ray.put(np.asarray(self.data.features))
+        # On one machine, workers map the file themselves. Elsewhere the features travel: as a plain
+        # array, because a map would be pickled, and be a private copy in each worker.
+        file = FeatureFile.of(self.data.features) if self.own_instance else None
+        self._features = file or ray.put(np.asarray(self.data.features))
         # An instance of our own is one node, and cannot grow.
         self._watch = None if self.own_instance else Watch()
         self._request = None if self.own_instance else Request(_new_name(), self.size)

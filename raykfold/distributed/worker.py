@@ -27,6 +27,7 @@ from raykfold.distributed.events import (
     ShareStopping,
     WorkerAlive,
 )
+from raykfold.distributed.feature_file import FeatureFile
 from raykfold.distributed.pace import Pace
 from raykfold.distributed.ray_private import report_in_place
 from raykfold.distributed.stall import StallWatch
@@ -57,8 +58,8 @@ class ShareTask:
         share: the share's name.
         board: handle of the `EventBoard`.
         code: the driver's, for the networks.
-        features: reference to the (N, *input_shape) array in Ray's object store, which every
-            machine holds once.
+        features: the file that holds the (N, *input_shape) array, or a reference to the array in
+            Ray's object store, which every machine holds once.
         class_indices: (N,) int64, 0 to classes - 1.
         splits: fold → its split, for the folds of the share.
         origins: fold → folder of the state it resumes from; other folds start anew.
@@ -273,7 +274,10 @@ def _trainers(
     # Always the same kernels: results must not depend on the timings of an auto-tuner.
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    array = ray.get(task.features)  # takes as long as the network between two nodes does
+    if isinstance(task.features, FeatureFile):
+        array = task.features.open()
+    else:
+        array = ray.get(task.features)  # takes as long as the network between two nodes does
     recorder = None if task.record or not task.size.gpus else no_recordings("a worker has died")
     classes, count = len(task.context.classes), stall_watch.count
     trainers, failed = {}, {}
