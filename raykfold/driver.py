@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +114,9 @@ def cross_validate(
     given = [name for name, values in {**arrays, **about}.items() if values is not None]
     if given:
         _check_arrays_are_the_data(config, arrays, given, data)
-        if isinstance(class_names, Iterable) and not isinstance(class_names, Mapping | str):
+        # A set has no order to number its names in.
+        named = isinstance(class_names, Mapping | Set | str | bytes)
+        if isinstance(class_names, Iterable) and not named:
             class_names = dict(enumerate(class_names))
         data = FeatureSet.from_arrays(
             *arrays.values(),  # type: ignore[arg-type]  # none of them is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 
 NOTHING = "-"  # in place of a number that there is not
 RUN_AGAIN = "run its script, or the cell of its notebook, again"  # where no command resumes a run
@@ -16,13 +17,13 @@ def one_line(about: object, longest: int | None = 200) -> str:
 
 
 def scalar_text(value: object) -> str | None:
-    """Return a text, number or truth of somebody's file as text; None for anything else.
+    """Return a text, number, date or truth of somebody's file as text; None for anything else.
 
     What YAML nests by its aliases may take all memory as text.
     """
     if isinstance(value, int) and value.bit_length() > 64:  # str() refuses very many digits
         return None
-    return str(value) if isinstance(value, (str, int, float)) else None
+    return str(value) if isinstance(value, (str, int, float, date)) else None
 
 
 def accuracy_text(value: float | None) -> str:

@@ -42,13 +42,14 @@ OTHERS = ("--processed_dir", "--hf_repo_id", "--demo")
         ({"y": NAMES[:, None]}, {}, "y: shape (240, 1); labels should be one-dimensional"),
         ({"folds": FOLDS / 2}, {}, "folds: non-integer folds, value 0.5 at index 0"),
         ({"class_names": ["rain", "dog"]}, {}, "is missing among the names of class_names"),
+        ({"class_names": {"dog", "rain"}}, {}, "class_names: holds a set; it should be a dict"),
         (
             {"class_names": "dog"},
             {},
             "class_names: holds a str; it should be a dict, label to name",
         ),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_arrays_that_are_not_the_data(
     tmp_path: Path, arguments: dict[str, Any], options: dict[str, Any], said: str

@@ -299,7 +299,7 @@ def _is_missing(source: Path | AudioBytes) -> bool:
     """Return whether there is no such file, as far as may be known."""
     try:
         return isinstance(source, Path) and not source.exists()
-    except PermissionError:  # of a folder above it, up to Python 3.13
+    except OSError:  # as of a folder above it that may not be entered
         return False
 
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from raykfold.data.arrays import check_arrays
+from raykfold.data.feature_file import FeatureFile
 from raykfold.data.labels import Array, Integers
 from raykfold.data.splitters import FoldRule
 from raykfold.errors import BadInput
@@ -67,6 +68,7 @@ class FeatureSet:
         left_out: folds to ignore: their samples are neither trained on nor held out.
         recordings: (N,) number of the recording that each sample is a window of; None where
             samples are not windows. All windows of a recording have one label and one fold.
+        file: the file that holds the features as they are, if they were read from one.
     """
 
     features: Array
@@ -79,6 +81,7 @@ class FeatureSet:
     fold_names: Mapping[int, str] = field(default_factory=dict)
     left_out: tuple[int, ...] = ()
     recordings: Integers | None = None
+    file: FeatureFile | None = None
 
     @classmethod
     def from_arrays(

@@ -65,7 +65,14 @@ def to_array(name: str, values: Any) -> Array:
         if isinstance(values, list | tuple) and values and hasattr(values[0], "detach"):
             return np.stack([_tensor_to_array(each) for each in values])
         return np.asarray(values)
-    except (ValueError, TypeError, OverflowError, RuntimeError, AttributeError) as error:
+    except (
+        ValueError,
+        TypeError,
+        OverflowError,
+        RuntimeError,
+        AttributeError,
+        MemoryError,
+    ) as error:
         raise BadData(f"{name}: not an array of numbers ({one_line(error)})") from error
 
 

@@ -188,17 +188,6 @@ def _read_windows(
     return samples, parameters.window_starts(len(samples))
 
 
-def log_mel_of_file(path: Path | AudioBytes, parameters: FeatureParameters) -> np.ndarray:
-    """Return the features (n_mels, frames) float32 of a recording, of its beginning.
-
-    Raises:
-        BadData: the file cannot be read, or holds no sound.
-        BadInput: librosa or soundfile is not installed.
-    """
-    samples = read_audio(path, parameters.sample_rate, parameters.seconds)
-    return log_mel(samples, parameters)
-
-
 def log_mel(samples: np.ndarray, parameters: FeatureParameters) -> np.ndarray:
     """Return a log-mel spectrogram by librosa, (n_mels, frames) float32.
 

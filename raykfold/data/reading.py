@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raykfold.data.arrays import ARRAYS, FOLD_NAMES, PARAMETERS, of_objects
+from raykfold.data.feature_file import FeatureFile, stamp_of
 from raykfold.data.feature_set import FeatureSet
 from raykfold.data.file_kinds import MAPPING, how_to_save, kind_of_file
 from raykfold.data.file_names import names_in
@@ -103,6 +104,8 @@ def read_feature_set(processed_dir: Path) -> FeatureSet:
         recordings_path = next((p for p in holders if RECORDINGS.noun in _names_within(p)), None)
     if recordings_path is not None:
         arrays[RECORDINGS.noun] = recordings_path
+    path = Path(os.path.abspath(arrays["features"]))
+    stamp = stamp_of(path)  # before it is read
     read = {name: _read_array(path, name) for name, path in arrays.items()}
     parameters = _read_json_object(parameters_path) if parameters_path else {}
     # Nothing that features are made by.
@@ -122,9 +125,9 @@ def read_feature_set(processed_dir: Path) -> FeatureSet:
             FOLD_NAMES: f"{parameters_path}: {FOLD_NAMES}",
         },
     )
-    if not fold_rule:
-        return data
-    return replace(data, notes=(*data.notes, f"folds made by {describe_rule(fold_rule)}"))
+    file = FeatureFile.of(path, stamp, read["features"][0], data.features)
+    made = [f"folds made by {describe_rule(fold_rule)}"] if fold_rule else []
+    return replace(data, file=file, notes=(*data.notes, *made))
 
 
 def files_to_read(existing: Iterable[str]) -> list[str]:
@@ -324,12 +327,10 @@ def _read_torch(path: Path, name: str) -> tuple[Any, str]:
         raise BadData(
             f"{path}: holds a {kind_of(content)}; expected a dict of tensors, {_TORCH_SAVE}"
         )
-    if str(getattr(content, "layout", "")) == "torch.strided":
-        size, stored = content.numel() * content.element_size(), content.untyped_storage().nbytes()
-        if size > stored:  # some values stand for many, as `expand` makes them
-            raise BadData(
-                f"{called}: a tensor of {size} bytes made of {stored}; save tensor.contiguous()"
-            )
+    # Some values of a tensor may stand for many, as `expand` makes them, and a tensor for several.
+    tensors = content if isinstance(content, list | tuple) else [content]
+    sized = [each for each in tensors if hasattr(each, "element_size")]
+    _check_unfolded(path, sum(each.numel() * each.element_size() for each in sized))
     return content, called
 
 

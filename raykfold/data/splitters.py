@@ -95,7 +95,14 @@ def folds_by_rule(
         texts = None
         if group_numbers is not None:
             texts = [group_names.get(number, str(number)) for number in group_numbers.tolist()]
-        made = make_folds(labels, int(rule), groups=texts, called=f"{name}: {rule}", noun="sample")
+        made = make_folds(
+            labels,
+            int(rule),
+            groups=texts,
+            grouped_by=None if groups_name == GROUPS.noun else groups_name,
+            called=f"{name}: {rule}",
+            noun="sample",
+        )
         return made.folds, dict(made.names), made.notes
     if isinstance(rule, Iterable):
         if groups is not None:

@@ -78,7 +78,7 @@ class Spool:
         self._chunks: list[tuple[int, int]] = []
         self._valid_bytes = 0
         self._begun = False  # whether files are cut to that, and written
-        self._worth_keeping = False
+        self._worth_keeping = True  # until the journal says that nothing is there
 
     @property
     def done(self) -> int:
@@ -210,6 +210,7 @@ class Spool:
         row_bytes = math.prod(self._shape) * self._dtype.itemsize
         size = os.fstat(features.fileno()).st_size - len(self._header(0))
         if size < 0:  # features.npy has become that of the data set, or there was none
+            self._worth_keeping = False
             return
         journal.seek(0)
         lines = journal.read().splitlines(keepends=True)

@@ -30,7 +30,6 @@ from raykfold.distributed.events import (
     ShareStopping,
     WorkerAlive,
 )
-from raykfold.distributed.feature_file import FeatureFile
 from raykfold.distributed.nodes import (
     Request,
     Watch,
@@ -145,7 +144,7 @@ class Dealer:
         self._clock = AwakeClock()
         # On one machine, workers map the file themselves. Elsewhere the features travel: as a plain
         # array, because a map would be pickled, and be a private copy in each worker.
-        file = FeatureFile.of(self.data.features) if self.own_instance else None
+        file = self.data.file if self.own_instance else None
         self._features = file or ray.put(np.asarray(self.data.features))
         # An instance of our own is one node, and cannot grow.
         self._watch = None if self.own_instance else Watch()

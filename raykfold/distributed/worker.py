@@ -15,6 +15,7 @@ import ray.train
 import torch
 
 from raykfold.config.class_spec import RecipeSpec
+from raykfold.data.feature_file import FeatureFile
 from raykfold.data.feature_set import Split
 from raykfold.distributed.code import DriverCode
 from raykfold.distributed.deal import WorkerSize
@@ -27,7 +28,6 @@ from raykfold.distributed.events import (
     ShareStopping,
     WorkerAlive,
 )
-from raykfold.distributed.feature_file import FeatureFile
 from raykfold.distributed.pace import Pace
 from raykfold.distributed.ray_private import report_in_place
 from raykfold.distributed.stall import StallWatch
@@ -221,8 +221,11 @@ def _write_round(
     """Write what a round has brought, then report the round to Ray Train.
 
     Raises:
-        StorageError: something cannot be written.
+        StorageError: something cannot be written, or the features have changed.
     """
+    # The epochs of this round may be of other data by now: then they are not committed.
+    if isinstance(task.features, FeatureFile):
+        task.features.check()
     # States go where Ray Train keeps the share's checkpoints, so it need not copy them.
     storage = ray.train.get_context().get_storage()
     path = f"{storage.experiment_fs_path}/checkpoint_{round_.number:06}"

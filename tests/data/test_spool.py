@@ -121,6 +121,21 @@ def test_other_settings_start_over(half: Path) -> None:
             append(spool, 0, 4)
 
 
+def test_an_interrupt_while_the_journal_is_read_loses_nothing(
+    half: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(content: bytes) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("raykfold.data.spool.hashlib.sha256", interrupt)
+        with pytest.raises(KeyboardInterrupt), spool_in(half).opened():
+            pass
+    spool = spool_in(half)
+    with spool.opened():
+        assert spool.windows == WINDOWS[:4] and spool.rows == sum(WINDOWS[:4])
+
+
 def test_two_preparations_do_not_mix(half: Path) -> None:
     one, other = spool_in(half), spool_in(half)
     with one.opened():

@@ -1,0 +1,61 @@
+"""Features that workers map from a file: the same values, or a file that has changed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raykfold.data.feature_file import FeatureFile
+from raykfold.data.feature_set import FeatureSet
+from raykfold.data.reading import read_feature_set
+from raykfold.errors import StorageError
+
+FEATURES = np.random.default_rng(0).standard_normal((20, 1, 4, 6)).astype(np.float32)
+LABELS = np.arange(20) % 2
+FOLDS = np.arange(20) // 2 % 2
+
+
+def file_of(folder: Path, features: np.ndarray = FEATURES) -> FeatureFile | None:
+    for name, values in (("features", features), ("labels", LABELS), ("folds", FOLDS)):
+        np.save(folder / f"{name}.npy", values)
+    return read_feature_set(folder).file
+
+
+@pytest.mark.parametrize("features", [FEATURES, FEATURES[:, 0].astype(np.float16)])
+def test_a_worker_maps_the_same_values(tmp_path: Path, features: np.ndarray) -> None:
+    file = file_of(tmp_path, features)
+    assert file is not None
+    mapped = pickle.loads(pickle.dumps(file)).open()
+    expected = read_feature_set(tmp_path).features
+    np.testing.assert_array_equal(mapped, expected)
+    assert mapped.dtype == expected.dtype and not mapped.flags.writeable
+    file.check()
+
+
+def test_what_no_file_holds_as_it_is(tmp_path: Path) -> None:
+    assert file_of(tmp_path, FEATURES.astype(">f4")) is None
+    assert file_of(tmp_path, np.asfortranarray(FEATURES[:, 0])) is None
+    given = np.load(tmp_path / "features.npy", mmap_mode="c")
+    assert FeatureSet.from_arrays(given, LABELS, FOLDS).file is None
+
+
+def test_a_file_that_has_changed_is_noticed(tmp_path: Path) -> None:
+    file, path = file_of(tmp_path), tmp_path / "features.npy"
+    assert file is not None
+    np.save(tmp_path / "new.npy", FEATURES)
+    os.utime(tmp_path / "new.npy", ns=(0, os.stat(path).st_mtime_ns))
+    os.replace(tmp_path / "new.npy", path)
+    for use in (file.open, file.check):
+        with pytest.raises(StorageError, match="has changed since the run started"):
+            use()
+    path.write_bytes(b"short")
+    with pytest.raises(StorageError, match="cannot be read any more"):
+        file.open()
+    path.unlink()
+    for use in (file.open, file.check):
+        with pytest.raises(StorageError, match="cannot be read any more"):
+            use()
