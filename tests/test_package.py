@@ -67,7 +67,7 @@ def test_an_index_shows_no_link_that_leads_nowhere(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as content:
         (metadata,) = (name for name in content.namelist() if name.endswith("/METADATA"))
         shown = content.read(metadata).decode()
-    assert "# raykfold" in shown and "report.html`.\n\n`prepare` also knows" in shown
+    assert "# raykfold" in shown and "report.html`.\n\n`prepare` stops" in shown
     targets = re.findall(r"\]\(([^)]+)\)|src=\"([^\"]+)\"", shown)
     assert targets and all("".join(pair).startswith("https://") for pair in targets)
 
