@@ -6,6 +6,7 @@ import io
 import resource
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -203,21 +204,28 @@ def test_nothing_is_made_before_there_are_features(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
+@contextmanager
 def small_disk() -> Iterator[None]:
-    """No file may be larger than one with the rows of the first chunk and a bit."""
+    """No file may be larger than one with the rows of the first chunk and a bit.
+
+    That is also so for the file that pytest may be writing to: nothing else may happen within.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(saved(ROWS[:3])) + 30, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("small_disk")
 def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path) -> None:
     spool = spool_in(tmp_path)
     with spool.opened():
         append(spool, 0, 2)
-        with pytest.raises(StorageError, match=r"cannot be written \(.*resumes from it"):
+        with (
+            pytest.raises(StorageError, match=r"cannot be written \(.*resumes from it"),
+            small_disk(),
+        ):
             append(spool, 2, 4)
     again = spool_in(tmp_path)
     with again.opened():
