@@ -253,6 +253,12 @@ class RunConfig(Options):
     use_gpu: bool | None = _ray(None, OrWord("auto", switch))
     """Whether each worker takes a GPU (auto: if Ray has any)."""
 
+    features_on: Literal["auto", "device", "host"] = _ray(
+        "auto", str, one_of("auto", "device", "host")
+    )
+    """Where features are in training: all in the memory of the GPU, or of a process without one; or
+    in a file on the host, of which batches are read ahead (auto: on the GPU if they fit)."""
+
     wait_timeout: float | None = _ray(None, OrWord("never", number), positive)
     """Seconds to wait for a free slot when no fold has one (never: as long as it takes)."""
 

@@ -388,7 +388,7 @@ class Dealer:
     def _task(self, ledger: Ledger, name: str, folds: tuple[int, ...]) -> ShareTask:
         config, data = ledger.config, self.data
         # After a death, folds are stepped one by one, so that the next death tells whose fault it
-        # was; and no steps are recorded, because recordings take memory.
+        # was; and no steps are recorded and no features kept on a GPU, because both take memory.
         has_died = ledger.has_died(folds)
         together = self.config.folds_per_slot or (None if self.size.gpus else 1)
         return ShareTask(
@@ -414,6 +414,7 @@ class Dealer:
             watch=config.wandb_watch and config.wandb_project is not None,
             together=1 if has_died else together,
             record=not has_died,
+            features_on="host" if has_died and config.features_on == "auto" else config.features_on,
             stall_timeout=config.stall_timeout,
         )
 

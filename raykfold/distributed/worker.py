@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
@@ -44,7 +43,9 @@ from raykfold.state.checkpoint import (
     weights_bytes,
 )
 from raykfold.training.classes import find_class
+from raykfold.training.feature_stream import FeatureStream
 from raykfold.training.fold import FoldTrainer, Snapshot, run_epochs
+from raykfold.training.gpu_memory import fits_on_gpu
 from raykfold.training.recipe import Recipe, TrainingSettings, build_network
 from raykfold.training.results import EpochMetrics, Histogram, Round
 from raykfold.training.steps import no_recordings
@@ -74,6 +75,7 @@ class ShareTask:
         watch: report histograms of weights and gradients.
         together: how many folds are stepped together; None to find out what is fastest.
         record: record steps as CUDA graphs where possible.
+        features_on: as the option of `RunConfig`.
         stall_timeout: as the option of `RunConfig`; 0 for no watch.
     """
 
@@ -94,6 +96,7 @@ class ShareTask:
     watch: bool
     together: int | None
     record: bool
+    features_on: Literal["auto", "device", "host"]
     stall_timeout: float | None
 
 
@@ -285,7 +288,14 @@ def _trainers(
     classes, count = len(task.context.classes), stall_watch.count
     trainers, failed = {}, {}
     with stall_watch.expect("start"):
-        features, class_indices = _tensor(array).to(device), _tensor(task.class_indices).to(device)
+        class_indices = torch.tensor(task.class_indices, device=device)
+        stream = FeatureStream(array, device)
+        splits = list(task.splits.values())
+        resident = task.features_on == "device" or (
+            task.features_on == "auto"
+            and fits_on_gpu(stream, class_indices, splits, classes, task.settings)
+        )
+        features = stream.on_device(count) if resident else stream
         for fold, split in task.splits.items():
             state = load_state(task.origins[fold]) if fold in task.origins else None
             try:
@@ -304,11 +314,3 @@ def _trainers(
                 failed[fold] = str(error)
             count()
     return trainers, failed
-
-
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    """Return the array as a tensor on the same memory."""
-    with warnings.catch_warnings():
-        # Memory of the object store is shared and read-only. The trainer only reads it.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)

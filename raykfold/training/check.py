@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from raykfold.config.class_spec import DEFAULT_RECIPE
 from raykfold.config.run_config import RunConfig
 from raykfold.data.feature_set import FeatureSet
+from raykfold.data.labels import Integers
 from raykfold.errors import BadInput, FoldError
 from raykfold.text import one_line
 from raykfold.training.network import build_model
@@ -24,6 +25,7 @@ from raykfold.training.random_streams import RandomStreams
 # A sum of fp32 probabilities is off by less than this, and logits are not that close by chance.
 _SUM_TOLERANCE = 1e-4
 _MOST_EVALUATED = 256  # held-out samples that a recipe is tried on
+_MOST_FITTED = 1024  # training samples that it is fitted to
 
 
 def check_options(config: RunConfig, data: FeatureSet) -> None:
@@ -88,6 +90,7 @@ def check_training(config: RunConfig, data: FeatureSet) -> list[str]:
 def _check_recipe(config: RunConfig, data: FeatureSet) -> list[str]:
     """Train two batches of the first fold as a worker does, from a checkpoint too."""
     # These import torch's optimizers, which takes long.
+    from raykfold.training.feature_stream import FeatureStream
     from raykfold.training.fold import FoldTrainer
     from raykfold.training.recipe import Recipe, TrainingSettings
 
@@ -95,16 +98,21 @@ def _check_recipe(config: RunConfig, data: FeatureSet) -> list[str]:
         def _training_batches(self, order: Tensor) -> tuple[Tensor, ...]:
             return super()._training_batches(order)[:2]
 
+    # A part of the first fold, since the data may be larger than memory.
     split = data.split(data.fold_labels[0], inner=config.select == "inner", seed=config.seed)
-    some = split.validation[:: max(len(split.validation) // _MOST_EVALUATED, 1)]
+    split = dataclasses.replace(
+        split,
+        train=_some(split.train, max(_MOST_FITTED, 2 * config.batch_size)),
+        validation=_some(split.validation, _MOST_EVALUATED),
+        inner=_some(split.inner, _MOST_EVALUATED),
+    )
     settings = TrainingSettings.of(config, "fp32")
-    features = torch.from_numpy(np.array(data.features))
+    features = FeatureStream(data.features, torch.device("cpu"))
     targets = torch.from_numpy(data.class_indices)
 
     def trainer(state: Mapping[str, Any] | None = None) -> FoldTrainer:
-        held_out = dataclasses.replace(split, validation=some)
         return TwoBatches(
-            split.fold, features, targets, held_out, data.num_classes, settings, state=state
+            split.fold, features, targets, split, data.num_classes, settings, state=state
         )
 
     name = f"--recipe {config.recipe}"
@@ -115,7 +123,8 @@ def _check_recipe(config: RunConfig, data: FeatureSet) -> list[str]:
         network_name = name if own_network else f"--model {config.model}"
         model = copy.deepcopy(first.model)
         _require_parameters(model, network_name)
-        samples, _ = first.batch(torch.from_numpy(split.train[:2]))
+        rows = torch.from_numpy(split.train[:2])
+        samples, _ = first.batch(rows, *features.read([rows]))
         model.train()
         _call(model, samples, data.num_classes, network_name)
         warnings = _check_evaluation(model, samples, data.num_classes, network_name)
@@ -138,6 +147,13 @@ def _check_recipe(config: RunConfig, data: FeatureSet) -> list[str]:
             "with _, and random numbers from the generators of torch, NumPy or Python themselves"
         )
     return warnings
+
+
+def _some(samples: Integers, most: int) -> Integers:
+    """Return samples drawn at random, ascending, or all where there are no more."""
+    if len(samples) <= most:
+        return samples
+    return np.sort(np.random.default_rng(0).choice(samples, most, replace=False))
 
 
 def _require_parameters(model: nn.Module, name: str) -> None:

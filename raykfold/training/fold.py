@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from raykfold.data.feature_set import Split
 from raykfold.errors import FoldError, NonFiniteLoss
 from raykfold.training.evaluation import Evaluation
+from raykfold.training.feature_stream import FeatureStream
 from raykfold.training.normalization import Normalization
 from raykfold.training.random_streams import RandomStreams
 from raykfold.training.recipe import (
@@ -32,6 +33,8 @@ from raykfold.training.steps import RecordedStep, Recorder, Step, cuda_graphs, n
 # A constant, because batch size affects how a convolution rounds: the accuracy of a set of weights
 # must not depend on a setting of training.
 EVALUATION_BATCH = 64
+# Likewise the sums of statistics round by it.
+FITTING_BATCH = 256
 _HISTOGRAM_BINS = 64
 # Batches of a fold before the next fold has its turn. Switching random streams takes 0.1 ms; a GPU
 # has the turns of all folds in its queues, and computes them side by side.
@@ -102,8 +105,9 @@ class FoldTrainer:
 
     Args:
         fold: label of the fold that is held out.
-        features: (N, *input_shape), floats, integers or bools, on the device to train on. Only
-            batches are turned into float32.
+        features: (N, *input_shape), floats, integers or bools, on the device to train on; or a
+            stream of them to that device. Only batches are turned into float32. Results do not
+            depend on which it is.
         class_indices: (N,) long, from 0 to num_classes - 1, on the same device.
         split: the fold's training and validation indices.
         num_classes: number of outputs of the network.
@@ -122,7 +126,7 @@ class FoldTrainer:
     def __init__(
         self,
         fold: int,
-        features: Tensor,
+        features: Tensor | FeatureStream,
         class_indices: Tensor,
         split: Split,
         num_classes: int,
@@ -141,15 +145,17 @@ class FoldTrainer:
         self._on_batch = on_batch
         self._features = features
         self._class_indices = class_indices
-        self._train = torch.as_tensor(split.train, device=self.device)
-        self._validation = torch.as_tensor(split.validation, device=self.device)
-        self._inner = torch.as_tensor(split.inner, device=self.device)
+        # In host memory, where streams and the random order need them.
+        self._train = torch.as_tensor(split.train)
+        self._validation = torch.as_tensor(split.validation)
+        self._inner = torch.as_tensor(split.inner)
         # On a GPU each fold has a queue of its own, so that folds can be computed side by side.
         self._cuda_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._random = RandomStreams(settings.seed, fold, self.device)
         normalization = None
         if settings.normalize != "none":
-            normalization = Normalization.of(settings.normalize, features)
+            input_shape = tuple(features.shape[1:])
+            normalization = Normalization.of(settings.normalize, input_shape, features.dtype)
         self.recipe = build_recipe(settings, num_classes, self.device, normalization)
         self._checked = CheckedRecipe(self.recipe)
         with self._random.active():
@@ -158,8 +164,8 @@ class FoldTrainer:
             if state is not None:
                 self.recipe.load_state_dict(state["recipe"], self.device, built=False)
             elif self.recipe.has_to_fit:
-                # Copies: whatever a recipe does, it sees the training split and nothing else.
-                self._checked.fit(*self._batch(self._train))
+                labels = self._class_indices.index_select(0, self._train.to(self.device))
+                self._checked.fit(_TrainingFeatures(self), labels)
             self.optimizer = self._checked.optimizer(self.model)
             steps = len(self._training_batches(self._train))
             self.scheduler = self._checked.scheduler(self.optimizer, settings.epochs, steps)
@@ -175,16 +181,17 @@ class FoldTrainer:
 
     # --- a step
 
-    def training_step(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def training_step(self, rows: Tensor, samples: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Update the weights on one batch.
 
         Args:
             rows: (B,) long, indices of the batch's samples.
+            samples: (B, *input_shape), if features are streamed.
 
         Returns:
             Mean loss and number of samples classified correctly, both scalars on the device.
         """
-        inputs, targets = self._checked.augment(*self.batch(rows))
+        inputs, targets = self._checked.augment(*self.batch(rows, samples))
         precision: AbstractContextManager[object] = nullcontext()
         if self.settings.precision == "bf16":
             # A step uses each weight once, so a cache of cast weights would gain nothing; and a
@@ -203,10 +210,10 @@ class FoldTrainer:
         likeliest = targets if targets.ndim == 1 else targets.argmax(dim=1)
         return loss.detach(), (logits.detach().argmax(dim=1) == likeliest).sum()
 
-    def evaluation_step(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def evaluation_step(self, rows: Tensor, samples: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the mean cross-entropy of a batch, and its (B, num_classes) logits."""
         with torch.inference_mode():
-            inputs, targets = self.batch(rows)
+            inputs, targets = self.batch(rows, samples)
             logits = self.evaluated(inputs)
             return nn.functional.cross_entropy(logits, targets), logits
 
@@ -236,15 +243,33 @@ class FoldTrainer:
                 else:
                     mean.copy_(value)
 
-    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return inputs of the network, normalized and not augmented, and their (B,) targets."""
-        inputs, targets = self._batch(rows)
+    def batch(self, rows: Tensor, samples: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return inputs of the network, normalized and not augmented, and their (B,) targets.
+
+        Args:
+            rows: (B,) long, indices of samples.
+            samples: (B, *input_shape) in the features' type, if these are streamed.
+        """
+        inputs, targets = self._batch(rows, samples)
         normalization = self.recipe.normalization
         return (inputs if normalization is None else normalization(inputs)), targets
 
-    def _batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        inputs = self._features.index_select(0, rows).float()
-        return inputs, self._class_indices.index_select(0, rows)
+    def _batch(self, rows: Tensor, samples: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if samples is None:
+            assert isinstance(self._features, Tensor)
+            samples = self._features.index_select(0, rows)
+        return samples.float(), self._class_indices.index_select(0, rows)
+
+    def _read(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+        """Yield what a step takes of each batch: its rows on the device, and streamed samples.
+
+        Args:
+            batches: (B,) long each, rows in host memory.
+        """
+        on_device = torch.cat(list(batches)).to(self.device).split(list(map(len, batches)))
+        if isinstance(self._features, Tensor):
+            return zip(on_device)
+        return zip(on_device, self._features.read(batches), strict=True)
 
     # --- an epoch
 
@@ -270,7 +295,7 @@ class FoldTrainer:
             validation and, with an inner split, inner validation.
         """
         # Training uses every sample once, in a new order.
-        order = self._train[torch.randperm(self.n_train).to(self.device)]
+        order = self._train[torch.randperm(self.n_train)]
         passes = [
             ("training", self._training, self._training_batches(order)),
             ("validation", self._evaluation, self._validation.split(EVALUATION_BATCH)),
@@ -279,6 +304,8 @@ class FoldTrainer:
             batches = self._inner.split(EVALUATION_BATCH)
             passes.append(("inner validation", self._evaluation, batches))
 
+        # One reader for all passes: at the end of one, the first batches of the next are there.
+        reader = self._read([rows for _, _, batches in passes for rows in batches])
         tallies = []
         for phase, step, batches in passes:
             is_training = phase == "training"
@@ -286,10 +313,10 @@ class FoldTrainer:
             self.evaluated.train(is_training)
             losses = torch.zeros(len(batches), device=self.device)
             outputs = []
-            for number, rows in enumerate(batches):
+            for number, batch in enumerate(itertools.islice(reader, len(batches))):
                 # Results stay on the device: to read one would be to wait for the GPU. A recorded
                 # step returns the same tensors each time.
-                losses[number], output = step(rows)
+                losses[number], output = step(*batch)
                 outputs.append(output.clone())
                 if is_training and self._steps_scheduler("batch"):
                     self._checked.step_scheduler(self.scheduler)
@@ -343,7 +370,7 @@ class FoldTrainer:
                 total = math.fsum(loss * n for loss, n in zip(losses, tally.sizes, strict=True))
                 means[tally.phase] = mean = total / sum(tally.sizes)
                 if tally.phase != "training":
-                    targets = self._class_indices[samples[tally.phase]]
+                    targets = self._class_indices[samples[tally.phase].to(self.device)]
                     evaluations[tally.phase] = Evaluation(mean, tally.outputs, targets)
             right = int(tallies[0].outputs.sum())
             scores = self._scores(evaluations)
@@ -368,9 +395,7 @@ class FoldTrainer:
 
         # Keep the weights if this is the best epoch so far. Early stopping follows from history.
         if self.kept_epoch == metrics.epoch:
-            self.kept_weights = {
-                name: value.detach().clone() for name, value in self.evaluated.state_dict().items()
-            }
+            self.kept_weights = _on(self.device, self.evaluated.state_dict(), copied=True)
 
         # Recordings contain the settings of the optimizer, so new ones need new recordings.
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
@@ -452,14 +477,14 @@ class FoldTrainer:
     def held_out_probabilities(self) -> np.ndarray:
         """Return (n_val, num_classes) float32, in sample order, computed with the kept weights."""
         model = self.evaluated
-        current = {name: value.clone() for name, value in model.state_dict().items()}
+        current = _on(self.device, model.state_dict(), copied=True)
         model.load_state_dict(self.kept_weights)
         model.eval()
         try:
             with torch.inference_mode(), self._random.fork():
                 logits = []
-                for rows in self._validation.split(EVALUATION_BATCH):
-                    logits.append(model(self.batch(rows)[0]))
+                for batch in self._read(self._validation.split(EVALUATION_BATCH)):
+                    logits.append(model(self.batch(*batch)[0]))
                     self._on_batch()
                 probabilities = torch.softmax(torch.cat(logits), dim=1)
         finally:
@@ -519,9 +544,7 @@ class FoldTrainer:
         self.recipe.load_state_dict(state["recipe"], self.device)
         self._random.load_state_dict(state["random"])
         self.history = [EpochMetrics(**metrics) for metrics in state["history"]]
-        self.kept_weights = {
-            name: value.to(self.device) for name, value in state["kept_weights"].items()
-        }
+        self.kept_weights = _on(self.device, state["kept_weights"], copied=False)
         self._training.forget()  # the optimizer has other tensors now
         self._evaluation.forget()
 
@@ -530,7 +553,7 @@ class FoldTrainer:
         # Training changes weights and optimizer in place; everything else it replaces.
         in_place = ("model", "optimizer", "average", "average_steps", "recipe")
         state = {
-            name: _to_host(value, copied=name in in_place)
+            name: _on(torch.device("cpu"), value, copied=name in in_place)
             for name, value in self.state_dict().items()
         }
         if self._cuda_stream is not None:
@@ -562,6 +585,22 @@ class FoldTrainer:
             if not vars(type(made)).get("recordable", False):
                 return f"{name}, {type(made).__name__}, does not say that it is recordable"
         return None
+
+
+class _TrainingFeatures(Iterable[Tensor]):
+    """Features of the training split in batches, as often as a recipe iterates over them.
+
+    They are copies: whatever a recipe does, it sees the training split and nothing else.
+    """
+
+    def __init__(self, fold: FoldTrainer) -> None:
+        self._fold = fold
+
+    def __iter__(self) -> Iterator[Tensor]:
+        fold = self._fold
+        for batch in fold._read(fold._train.split(FITTING_BATCH)):
+            yield fold._batch(*batch)[0]
+            fold._on_batch()
 
 
 def run_epochs(trainers: Sequence[FoldTrainer]) -> dict[int, EpochMetrics | FoldError]:
@@ -627,18 +666,18 @@ def _turn(
     return None
 
 
-def _to_host(value: Any, *, copied: bool) -> Any:
-    """Return `value` with every tensor in host memory; what is there already is copied on demand.
+def _on(device: torch.device, value: Any, *, copied: bool) -> Any:
+    """Return `value` with every tensor on the device; what is there already is copied on demand.
 
     Copies from a GPU are complete only once its stream has been waited for.
     """
     if isinstance(value, Tensor):
-        return value.detach().to("cpu", non_blocking=True, copy=copied)
+        return value.detach().to(device, non_blocking=True, copy=copied)
     if type(value) in (list, tuple):
-        return type(value)(_to_host(each, copied=copied) for each in value)
+        return type(value)(_on(device, each, copied=copied) for each in value)
     if isinstance(value, dict):
         result = copy.copy(value)  # with the attribute in which a network versions its layout
         for name, each in value.items():
-            result[name] = _to_host(each, copied=copied)
+            result[name] = _on(device, each, copied=copied)
         return result
     return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from raykfold.errors import BadInput
 from raykfold.text import comma_list
 
-_CHUNK = 256  # samples whose sums are computed at once: float64 takes two or four times the memory
 # Values that vary less are constant, like a band above a recording's bandwidth. They are only
 # centred: divided by so little, what differs in another recording would drown everything else.
 _LEAST_STD = 1e-6
@@ -47,37 +46,42 @@ class Normalization(nn.Module):
             self.register_buffer("std", torch.ones(shape))
 
     @classmethod
-    def of(cls, kind: str, features: Tensor) -> Normalization:
-        """Return the normalization of (N, *input_shape) features, not fitted yet.
+    def of(cls, kind: str, input_shape: tuple[int, ...], dtype: torch.dtype) -> Normalization:
+        """Return the normalization of features of this shape and type, not fitted yet.
 
         Raises:
             BadInput: as `check_unit`.
         """
         if kind != "unit":
-            return cls(kind, tuple(features.shape[1:]))
-        check_unit(str(features.dtype).removeprefix("torch."))
-        largest = 1 if features.dtype == torch.bool else torch.iinfo(features.dtype).max
-        return cls(kind, tuple(features.shape[1:]), largest)
+            return cls(kind, input_shape)
+        check_unit(str(dtype).removeprefix("torch."))
+        return cls(kind, input_shape, 1 if dtype == torch.bool else torch.iinfo(dtype).max)
 
     @property
     def has_statistics(self) -> bool:
         """Whether `fit` computes anything."""
         return self.kind in ("global", "band")
 
-    def fit(self, features: Tensor) -> None:
-        """Compute the statistics of (n, *input_shape) features, in float64."""
+    def fit(self, batches: Iterable[Tensor]) -> None:
+        """Compute the statistics of batches of features, in float64.
+
+        Args:
+            batches: (B, *input_shape) each, of any size; the same ones for each of two passes.
+        """
         if not self.has_statistics:
             return
-        axes = range(features.ndim)
+        axes = range(self.mean.ndim + 1)
         dims = tuple(axis for axis in axes if axis != 1 or self.kind == "global")
-        count = features.numel() // self.mean.numel()
         # In two passes: the difference of two large sums would lose the digits of a small variance.
-        total = sum(chunk.double().sum(dims) for chunk in features.split(_CHUNK))
-        mean = (torch.as_tensor(total) / count).view(self.mean.shape)
-        squares = sum(
-            (chunk.double() - mean).square().sum(dims) for chunk in features.split(_CHUNK)
-        )
-        std = (torch.as_tensor(squares) / count).sqrt().view(self.std.shape)
+        count, total = 0, torch.zeros((), dtype=torch.float64, device=self.mean.device)
+        for batch in batches:
+            count += batch.numel() // self.mean.numel()
+            total = total + batch.double().sum(dims)
+        mean = (total / count).view(self.mean.shape)
+        squares = torch.zeros_like(total)
+        for batch in batches:
+            squares = squares + (batch.double() - mean).square().sum(dims)
+        std = (squares / count).sqrt().view(self.std.shape)
         self.mean.copy_(mean)
         self.std.copy_(_or_one(std))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -158,14 +158,15 @@ class Recipe:
         """
         return build_model(self.settings.model, input_shape, num_classes)
 
-    def fit(self, features: Tensor, labels: Tensor) -> None:
+    def fit(self, features: Iterable[Tensor], labels: Tensor) -> None:
         """Learn what training needs to know of the fold's training split.
 
         By default these are the statistics of ``--normalize`` and ``--class_weights``.
 
         Args:
-            features: (n_train, *input_shape) float32, on the device.
-            labels: (n_train,) long, class indices.
+            features: in batches (B, *input_shape) float32, on the device, because all of them may
+                be more than it holds. They can be iterated over again, which reads them again.
+            labels: (n_train,) long, class indices in the same order.
         """
         if self.normalization is not None:
             self.normalization.fit(features)
@@ -355,7 +356,7 @@ class CheckedRecipe:
             raise self._returned("network", made, "a torch.nn.Module")
         return made
 
-    def fit(self, features: Tensor, labels: Tensor) -> None:
+    def fit(self, features: Iterable[Tensor], labels: Tensor) -> None:
         self._call("fit", features, labels)
         made = self._recipe.normalization
         if made is not None and not isinstance(made, Normalization):

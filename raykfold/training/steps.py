@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Takes the indices of a batch, (B,) long; returns its mean loss and its number of correctly
-# classified samples, both scalars.
-Step: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
-# Records a step over the given batch. The step that it returns does the same for any batch of that
-# size, and returns the same two tensors each time, with new values.
-Recorder: TypeAlias = Callable[[Step, Tensor], Step]
+# Takes the indices of a batch, (B,) long, and its samples unless they are on the device already;
+# returns its mean loss and its number of correctly classified samples, both scalars.
+Step: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
+# Records a step over the given batch: `recorder(step, *batch)`. The step that it returns does the
+# same for any batch of that size, and returns the same two tensors each time, with new values.
+Recorder: TypeAlias = Callable[..., Step]
 
 # Libraries initialize themselves in the first calls, which a recording must not contain.
 _RUNS_BEFORE_RECORDING = 3
@@ -50,40 +50,41 @@ class RecordedStep:
         self._runs: Counter[int] = Counter()
         self._recordings: dict[int, Step] = {}
 
-    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        size = len(rows)
+    def __call__(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        size = len(batch[0])
         if size in self._recordings:
-            return self._recordings[size](rows)
+            return self._recordings[size](*batch)
         if self._recorder is None or self._runs[size] < _RUNS_BEFORE_RECORDING:
             self._runs[size] += 1
-            return self._step(rows)
-        return self._record(self._recorder, rows)
+            return self._step(*batch)
+        return self._record(self._recorder, batch)
 
     def forget(self) -> None:
         """Drop the recordings, because the step has other constants or other tensors now."""
         self._recordings.clear()
 
-    def _record(self, recorder: Recorder, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _record(self, recorder: Recorder, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         # Run the step itself. Its results count, whatever becomes of the recording.
-        before, host_before = _copy(self._state(), rows.device), _host_random_state()
-        loss, right = (value.clone() for value in self._step(rows))
-        after = _copy(self._state(), rows.device)
+        device = batch[0].device
+        before, host_before = _copy(self._state(), device), _host_random_state()
+        loss, right = (value.clone() for value in self._step(*batch))
+        after = _copy(self._state(), device)
         try:
-            if rows.device.type == "cuda" and _host_random_state() != host_before:
+            if device.type == "cuda" and _host_random_state() != host_before:
                 raise RuntimeError("the step draws random numbers that are not the GPU's")
 
             # Record the step from the same state.
             _restore(self._state(), before)
             addresses = [tensor.data_ptr() for tensor in self._state()]
-            recording = recorder(self._step, rows)
+            recording = recorder(self._step, *batch)
             if [tensor.data_ptr() for tensor in self._state()] != addresses:
                 raise RuntimeError("the step does not change its tensors in place")
 
             # Replay the recording, again from the same state, and compare.
             _restore(self._state(), before)
-            replayed = recording(rows)
+            replayed = recording(*batch)
             pairs = zip(
-                [*after, loss, right], [*_copy(self._state(), rows.device), *replayed], strict=True
+                [*after, loss, right], [*_copy(self._state(), device), *replayed], strict=True
             )
             # A NaN equals a NaN: where training diverges, it does so in both.
             if not all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in pairs):
@@ -94,14 +95,14 @@ class RecordedStep:
             self._recordings.clear()
             _restore(self._state(), after)
             return loss, right
-        self._recordings[len(rows)] = recording
+        self._recordings[len(batch[0])] = recording
         return replayed
 
 
 def no_recordings(why: str) -> Recorder:
     """Return a recorder that refuses, for steps that should not be recorded though they could."""
 
-    def record(step: Step, rows: Tensor) -> Step:
+    def record(step: Step, *batch: Tensor) -> Step:
         raise NotImplementedError(why)
 
     return record
@@ -115,14 +116,16 @@ def cuda_graphs(stream: torch.cuda.Stream) -> Recorder:
     """
     pool = torch.cuda.graph_pool_handle()
 
-    def record(step: Step, rows: Tensor) -> Step:
-        inputs = rows.clone()
+    def record(step: Step, *example: Tensor) -> Step:
+        inputs = [tensor.clone() for tensor in example]
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=stream):
-            loss, right = step(inputs)
+        # Only this thread: another one gathers the next batches into pinned memory meanwhile.
+        with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+            loss, right = step(*inputs)
 
-        def replay(batch: Tensor) -> tuple[Tensor, Tensor]:
-            inputs.copy_(batch)
+        def replay(*batch: Tensor) -> tuple[Tensor, Tensor]:
+            for there, new in zip(inputs, batch, strict=True):
+                there.copy_(new)
             graph.replay()
             return loss, right
 

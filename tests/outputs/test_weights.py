@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -216,10 +216,10 @@ class Scaled(raykfold.Recipe):
         head = torch.nn.Linear(self.hidden, num_classes)
         return torch.nn.Sequential(self._scale, torch.nn.Flatten(), *layers, head)
 
-    def fit(self, features: torch.Tensor, labels: torch.Tensor) -> None:
+    def fit(self, features: Iterable[torch.Tensor], labels: torch.Tensor) -> None:
         super().fit(features, labels)
         assert self._scale.running_mean is not None
-        self._scale.running_mean.copy_(features.mean((0, 2)))
+        self._scale.running_mean.copy_(torch.cat(list(features)).mean((0, 2)))
 
 
 class Smooth(raykfold.Recipe):

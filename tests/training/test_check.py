@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -246,8 +247,8 @@ class Layered(raykfold.Recipe):
         model.register_parameter("shift", self._shift)
         return model
 
-    def fit(self, features: Tensor, labels: Tensor) -> None:
-        self._shift.data.copy_(features.mean((0, 2)).unsqueeze(1))
+    def fit(self, features: Iterable[Tensor], labels: Tensor) -> None:
+        self._shift.data.copy_(torch.cat(list(features)).mean((0, 2)).unsqueeze(1))
 
 
 class OneValue(raykfold.Recipe):
@@ -301,7 +302,7 @@ class TooWide(raykfold.Recipe):
 
 
 class Failing(raykfold.Recipe):
-    def fit(self, features: Tensor, labels: Tensor) -> None:
+    def fit(self, features: Iterable[Tensor], labels: Tensor) -> None:
         raise RuntimeError("no statistics")
 
 
@@ -330,8 +331,8 @@ class Hiding(raykfold.Recipe):
 
 
 class OwnNormalization(raykfold.Recipe):
-    def fit(self, features: Tensor, labels: Tensor) -> None:
-        self.normalization = nn.BatchNorm1d(features.shape[1])  # type: ignore[assignment]
+    def fit(self, features: Iterable[Tensor], labels: Tensor) -> None:
+        self.normalization = nn.BatchNorm1d(len(next(iter(features))[0]))  # type: ignore[assignment]
 
 
 class Counted(raykfold.Recipe):
@@ -344,16 +345,16 @@ class Made(raykfold.Recipe):
 
     head: nn.Module | None = None
 
-    def fit(self, features: Tensor, labels: Tensor) -> None:
-        self.head = nn.BatchNorm1d(features.shape[1])
+    def fit(self, features: Iterable[Tensor], labels: Tensor) -> None:
+        self.head = nn.BatchNorm1d(len(next(iter(features))[0]))
 
     def augment(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return inputs if self.head is None else self.head(inputs), targets
 
 
 class Private(raykfold.Recipe):
-    def fit(self, features: Tensor, labels: Tensor) -> None:
-        self._shift = features.mean()
+    def fit(self, features: Iterable[Tensor], labels: Tensor) -> None:
+        self._shift = torch.cat(list(features)).mean()
 
     def augment(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return inputs - self._shift, targets
@@ -392,7 +393,7 @@ class Trained(raykfold.Recipe):
         self.temperature = nn.Parameter(torch.ones(1))
         self.pair = (torch.zeros(1), 0)
 
-    def fit(self, features: Tensor, labels: Tensor) -> None:
+    def fit(self, features: Iterable[Tensor], labels: Tensor) -> None:
         self.count = len(labels)
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:

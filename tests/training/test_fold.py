@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.folds import assert_same
 from support.recipes import ALL_ON
 from support.small_data import SHAPES, shaped_data
 
@@ -55,26 +56,6 @@ def trainer(
         settings(**changes),
         recorder,
     )
-
-
-def outcome(trained: FoldTrainer) -> tuple[list[Any], dict[str, Any]]:
-    """What must be equal to the bit: metrics without times, and weights."""
-    rows = [
-        (m.epoch, m.loss, m.accuracy, m.val_loss, m.val_accuracy, m.learning_rate)
-        for m in trained.history
-    ]
-    return rows, trained.model.state_dict()
-
-
-def assert_same(a: FoldTrainer, b: FoldTrainer) -> None:
-    (rows_a, weights_a), (rows_b, weights_b) = outcome(a), outcome(b)
-    assert rows_a == rows_b
-    assert weights_a.keys() == weights_b.keys()
-    for name, value in weights_a.items():
-        assert torch.equal(value, weights_b[name]), name
-    assert a.kept_epoch == b.kept_epoch
-    for name, value in a.kept_weights.items():
-        assert torch.equal(value, b.kept_weights[name]), name
 
 
 def test_settings_are_the_options_of_the_same_names() -> None:
@@ -384,7 +365,9 @@ def test_a_last_batch_of_one_sample_joins_the_one_before(small_data: FeatureSet)
     sizes = []
 
     class Sizes(FoldTrainer):
-        def training_step(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        def training_step(
+            self, rows: torch.Tensor, samples: torch.Tensor | None = None
+        ) -> tuple[torch.Tensor, torch.Tensor]:
             sizes.append(len(rows))
             return super().training_step(rows)
 
@@ -399,13 +382,15 @@ class Scripted(FoldTrainer):
 
     script: list[tuple[float, float]]
 
-    def evaluation_step(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def evaluation_step(
+        self, rows: torch.Tensor, samples: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         loss, accuracy = self.script[self.epochs_run]
         logits = torch.nn.functional.one_hot(self._class_indices[rows], 4).float()
         logits[round(accuracy * len(rows)) :] *= -1
         return torch.tensor(loss), logits
 
-    def training_step(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def training_step(self, *_: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.tensor(1.0), torch.tensor(0)
 
 

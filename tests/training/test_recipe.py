@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from support.folds import assert_same
 from support.recipes import ALL_ON, Counting
 from torch import Tensor, nn
 
@@ -49,16 +51,6 @@ def saved(fold: FoldTrainer) -> dict[str, Any]:
     file.seek(0)
     state: dict[str, Any] = torch.load(file, weights_only=True)
     return state
-
-
-def assert_same(a: FoldTrainer, b: FoldTrainer) -> None:
-    assert [dataclasses.replace(m, seconds=0) for m in a.history] == [
-        dataclasses.replace(m, seconds=0) for m in b.history
-    ]
-    for one, other in ((a.model, b.model), (a.evaluated, b.evaluated)):
-        for name, value in one.state_dict().items():
-            assert torch.equal(value, other.state_dict()[name]), name
-    assert np.array_equal(a.held_out_probabilities(), b.held_out_probabilities())
 
 
 # --- the options ---------------------------------------------------------------------------------
@@ -237,9 +229,11 @@ def test_what_a_recipe_holds_is_part_of_a_folds_state(small_data: FeatureSet) ->
 class Fitting(raykfold.Recipe):
     fitted: ClassVar[list[tuple[Tensor, Tensor]]] = []
 
-    def fit(self, features: Tensor, labels: Tensor) -> None:
-        self.fitted.append((features.clone(), labels.clone()))
-        features.zero_()  # even this changes nothing of the fold's data
+    def fit(self, features: Iterable[Tensor], labels: Tensor) -> None:
+        self.fitted.append((torch.cat(list(features)), labels.clone()))
+        for batch in features:
+            batch.zero_()  # even this changes nothing of the fold's data
+        labels.zero_()
 
 
 def test_fit_sees_the_training_split_once_and_nothing_else(small_data: FeatureSet) -> None:
