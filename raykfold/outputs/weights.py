@@ -84,10 +84,13 @@ class FoldModel:
             raise ValueError(
                 f"features of shape {features.shape}; expected (B, *{self.input_shape})"
             )
-        batches = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).split(_BATCH)
+        logits = []
         with torch.inference_mode():
-            logits = torch.cat([self.model(batch) for batch in batches])
-        return logits.softmax(dim=1).numpy()
+            for start in range(0, max(len(features), 1), _BATCH):
+                # One batch is float32 in memory at a time: `features` may be a map of a large file.
+                batch = np.array(features[start : start + _BATCH], np.float32, order="C")
+                logits.append(self.model(torch.from_numpy(batch)))
+        return torch.cat(logits).softmax(dim=1).numpy()
 
     def feature_parameters(self) -> FeatureParameters:
         """Return how to compute, from audio, the features that this network was trained on.
