@@ -28,6 +28,7 @@ from raykfold.config.command import leave_lost_folder, without_gc
 from raykfold.config.environment import Credentials, without_secrets
 from raykfold.config.run_config import RunConfig
 from raykfold.data.demo import demo_feature_set
+from raykfold.data.feature_file import temporary_feature_file
 from raykfold.data.feature_set import FeatureSet
 from raykfold.data.leakage import Leakage, find_leakage
 from raykfold.data.reading import files_to_read, names_a_file, read_feature_set
@@ -37,7 +38,7 @@ from raykfold.distributed.ray_private import imports_from_ray, untested_version
 from raykfold.distributed.session import ray_session
 from raykfold.errors import BadInput
 from raykfold.files.remote import RemotePath, local_copy
-from raykfold.files.scratch import scratch_dir
+from raykfold.files.scratch import scratch_dir, temporary_folder
 from raykfold.observers import Audience, Observer
 from raykfold.outputs.console import console
 from raykfold.outputs.hub_dataset import fetch_missing
@@ -227,11 +228,21 @@ def _read_data(
     if config.demo:
         return demo_feature_set()
     if isinstance(data_dir := config.processed_dir, RemotePath):
-        folder = scratch.enter_context(scratch_dir())  # features stay there, memory-mapped
+        # Features stay there, memory-mapped.
+        parent = config.scratch_dir or temporary_folder()
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = scratch.enter_context(scratch_dir(parent))
+        except OSError as error:
+            raise BadInput(
+                f"--scratch_dir {parent}: cannot be written ({error.strerror or error}); expected "
+                f"a folder for what is fetched from {data_dir}"
+            ) from error
+        hint = f"--scratch_dir {parent}"
         if names_a_file(data_dir.name):
-            with local_copy(data_dir.parent, {data_dir.name}.intersection, folder):
+            with local_copy(data_dir.parent, {data_dir.name}.intersection, folder, hint):
                 return read_feature_set(folder / data_dir.name)
-        with local_copy(data_dir, files_to_read, folder):
+        with local_copy(data_dir, files_to_read, folder, hint):
             return read_feature_set(folder)
     if config.hf_repo_id is not None:
         fetch_missing(data_dir, config.hf_repo_id, hf_token, observer.noticed)
@@ -413,19 +424,29 @@ def connect_dealer(
     Raises:
         BadInput: Ray lacks what raykfold or the flags ask for, or workers cannot have these.
     """
-    config = earlier.config
-    with ray_session(
-        config.address,
-        local_cpus=config.local_cpus,
-        verbose=config.verbose,
-        meanwhile=_import_dealer,
-    ) as own_instance:
+    config, data = earlier.config, inputs.data
+    with ExitStack() as stack:
+        # Workers map a file. If Ray is to start at all, whatever lies in none goes into one.
+        file = data.file or stack.enter_context(
+            temporary_feature_file(data.features, config.scratch_dir)
+        )
+        own_instance = stack.enter_context(
+            ray_session(
+                config.address,
+                local_cpus=config.local_cpus,
+                verbose=config.verbose,
+                meanwhile=_import_dealer,
+            )
+        )
         # These import Ray, which the session has set up.
         with imports_from_ray():
             from raykfold.distributed.code import DriverCode
             from raykfold.distributed.dealer import Dealer
+            from raykfold.distributed.feature_copy import FeatureServer, FeatureSource
+            from raykfold.distributed.nodes import start_actor
             from raykfold.distributed.preflight import (
                 check_code,
+                check_features,
                 check_slots,
                 storage_marker,
                 worker_size,
@@ -437,15 +458,19 @@ def connect_dealer(
         _log.info("connected to Ray")
         size = worker_size(config, own_instance, earlier.identity_value("device"))
         code = DriverCode.of((each.model for each in configs), (each.recipe for each in configs))
-        with ExitStack() as stack:
-            marker = None  # on one machine, every worker sees the storage
-            if own_instance:
-                check_slots(config, size)
-            else:
-                check_code(code, size)
-                marker = stack.enter_context(storage_marker(config, size))
-            dealer = Dealer(config, inputs.data, inputs.audience, size, code, marker, own_instance)
-            yield stack.enter_context(closing(dealer))
+        # On one machine, every worker sees the storage and the file of features.
+        marker = server = None
+        if not own_instance:
+            server = start_actor(FeatureServer, file, restarts=True)
+        features = FeatureSource(file, config.scratch_dir, os.urandom(8).hex(), server)
+        if own_instance:
+            check_slots(config, size)
+        else:
+            check_code(code, size)
+            check_features(features, size)
+            marker = stack.enter_context(storage_marker(config, size))
+        dealer = Dealer(config, data, features, inputs.audience, size, code, marker, own_instance)
+        yield stack.enter_context(closing(dealer))
 
 
 def _import_dealer() -> None:

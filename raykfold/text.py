@@ -92,6 +92,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def size_text(count: int) -> str:
+    """``26.2 GB``, ``420 MB``: a number of bytes."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
 def times(count: int) -> str:
     """``never``, ``once``, ``2 times``."""
     return {0: "never", 1: "once"}.get(count, f"{count} times")

@@ -22,13 +22,14 @@ import sys
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from raykfold.config.class_spec import SPECS, ModelSpec, RecipeSpec, plain
 from raykfold.config.command import Parser, add_flag
 from raykfold.errors import BadInput
 from raykfold.files.paths import absolute
-from raykfold.files.remote import Place, place, without_password
+from raykfold.files.remote import Place, RemotePath, place, without_password
 from raykfold.text import one_line
 
 if sys.version_info >= (3, 11):
@@ -120,6 +121,13 @@ def path(value: object) -> Place:
     except UnicodeEncodeError:
         raise ValueError("expected a path in UTF-8") from None
     return place(text(value) if isinstance(value, str) else value)
+
+
+def local_path(value: object) -> Path:
+    found = path(value)
+    if isinstance(found, RemotePath):
+        raise ValueError("expected a folder on a local disk")
+    return found
 
 
 def network(value: object) -> str:

@@ -20,6 +20,7 @@ from raykfold.config.options import (
     fold_list,
     hub_repository,
     integer,
+    local_path,
     mask_sizes,
     network,
     not_negative,
@@ -272,6 +273,10 @@ class RunConfig(Options):
     checkpoint_every: int = _ray(1, integer, positive)
     """Rounds from one checkpoint to the next."""
 
+    scratch_dir: Path | None = _ray(None, local_path)
+    """Folder on a disk of each node (the system's for temporary files by default), for features
+    that the node does not see as a file: arrays from Python, or the driver's alone."""
+
     hf_model_repo_id: str | None = _hub(None, text, hub_repository)
     """Model repository on the Hugging Face Hub that weights and results are uploaded to."""
 
@@ -349,6 +354,8 @@ class RunConfig(Options):
         self._set("run_name", self.run_name or self._default_run_name())
         self._set("model_dir", absolute(self.model_dir or Path("~/raykfold") / self.run_name))
         self._set("storage_path", absolute(self.storage_path or self.model_place / "ray"))
+        if self.scratch_dir is not None:
+            self._set("scratch_dir", absolute(self.scratch_dir))
         if self.hf_repo_id is not None and isinstance(self.processed_dir, RemotePath):
             raise BadInput(
                 f"--processed_dir {self.processed_dir}: with --hf_repo_id, expected a local path: "

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import ray
 
 from raykfold.config.run_config import RunConfig
@@ -20,9 +19,11 @@ from raykfold.data.feature_set import FeatureSet
 from raykfold.distributed.code import DriverCode
 from raykfold.distributed.deal import Load, WorkerSize, deal, hand_over, slots
 from raykfold.distributed.events import (
+    CopyBegun,
+    CopyEnded,
     EventBoard,
     FoldsStepping,
-    NodeIsBlind,
+    NodeUnfit,
     RoundCommitted,
     ShareNotice,
     ShareReady,
@@ -30,6 +31,7 @@ from raykfold.distributed.events import (
     ShareStopping,
     WorkerAlive,
 )
+from raykfold.distributed.feature_copy import FeatureSource, remove_copy
 from raykfold.distributed.nodes import (
     Request,
     Watch,
@@ -38,6 +40,7 @@ from raykfold.distributed.nodes import (
     inventory,
     is_up,
     kill_process,
+    run_on,
     start_actor,
 )
 from raykfold.distributed.stall import NO_PULSE, AwakeClock, Pulse, stall_of
@@ -50,6 +53,7 @@ from raykfold.observers import Observer
 from raykfold.state.checkpoint import WeightsContext
 from raykfold.state.deaths import Death
 from raykfold.state.ledger import Ledger
+from raykfold.text import size_text
 from raykfold.training.recipe import TrainingSettings
 
 _log = logging.getLogger(__name__)
@@ -63,7 +67,9 @@ _END_SECONDS = 30.0  # how long shares may take to end in order; one takes two
 _STOP_SECONDS = 5.0  # how long shares may take to end when they are stopped
 # When shares end before their first round, the next wait is longer, up to this.
 _LONGEST_PAUSE_SECONDS = 30.0
-_BLIND_SECONDS = 60.0  # until a node that did not see the storage is tried again
+_UNFIT_SECONDS = 60.0  # until a node that lacked storage or room is tried again
+_REMOVE_SECONDS = 5.0  # how long the nodes may take to remove their copies of the features
+_LARGE_BYTES = 10**9  # a copy of so much takes long enough to be told
 _REMIND_SECONDS = 30.0
 _PATIENCE_SECONDS = 3.0  # a slot that has just been left shows as free a moment later
 # A shorter break of the network passes unnoticed. After this, the work is better done elsewhere.
@@ -91,7 +97,7 @@ class _Share:
     slot: str | None = None  # id of the node where it has its slot; None until that is known
     started: bool = False  # its worker runs
     address: str = ""  # of its node
-    blind: bool = False  # its worker did not see the storage
+    unfit: bool = False  # its worker found that its node cannot train it
     committed: bool = False  # at least one round of it is committed
     stepping: Mapping[int, int] = field(default_factory=dict)  # fold being trained → its epoch
     asked: frozenset[int] = frozenset()  # folds that it was asked to give back
@@ -117,8 +123,8 @@ class Dealer:
 
     Args:
         config: of the run.
-        data: of all ledgers. Features that are not in a file which workers can map go into Ray's
-            object store, once.
+        data: of all ledgers.
+        features: where workers find the data's features.
         observer: told of what the user should know.
         size: what a worker takes of a node.
         code: what workers need of the driver's.
@@ -128,6 +134,7 @@ class Dealer:
 
     config: RunConfig
     data: FeatureSet
+    features: FeatureSource
     observer: Observer
     size: WorkerSize
     code: DriverCode
@@ -142,14 +149,11 @@ class Dealer:
         self._board = start_actor(EventBoard)
         self._received = 0  # events
         self._clock = AwakeClock()
-        # On one machine, workers map the file themselves. Elsewhere the features travel: as a plain
-        # array, because a map would be pickled, and be a private copy in each worker.
-        file = self.data.file if self.own_instance else None
-        self._features = file or ray.put(np.asarray(self.data.features))
         # An instance of our own is one node, and cannot grow.
         self._watch = None if self.own_instance else Watch()
         self._request = None if self.own_instance else Request(_new_name(), self.size)
-        self._blind: dict[str, float] = {}  # nodes, and until when no worker is to start there
+        self._unfit: dict[str, float] = {}  # nodes, and until when no worker is to start there
+        self._with_copy: set[str] = set()  # nodes that have a copy of the features, or make one
         self._failed_starts = 0  # shares in a row that ended without a round
         self._last_reason = ""  # why the last of them did
         self._start_mode = StartMode()
@@ -224,10 +228,22 @@ class Dealer:
             raise
 
     def close(self) -> None:
-        """Stop watching the cluster, and withdraw the request for more of it."""
+        """Remove copies, stop watching the cluster, and withdraw the request for more of it."""
+        self._remove_copies()
         for aid in (self._watch, self._request):
             if aid is not None:
                 aid.close()
+
+    def _remove_copies(self) -> None:
+        """Remove the copies of the features from the nodes that answer."""
+        try:
+            lost = self._watch.silent() if self._watch is not None else set()
+            with_copy = self._with_copy - lost
+            if with_copy:
+                nodes = [node for node in all_nodes() if node.id in with_copy]
+                run_on(nodes, remove_copy, self.features, seconds=_REMOVE_SECONDS)
+        except Exception as error:  # the cluster is ending; a later session there removes them
+            _log.info("cannot remove copies of the features: %s", error)
 
     def _is_busy(self) -> bool:
         return bool(self._waiting_ledgers()) or any(share.active for share in self._shares.values())
@@ -303,8 +319,8 @@ class Dealer:
         if self._watch is None:
             return set()
         now = time.monotonic()
-        blind = {node for node, until in self._blind.items() if until > now}
-        return blind | self._watch.leaving() | self._watch.silent()
+        unfit = {node for node, until in self._unfit.items() if until > now}
+        return unfit | self._watch.leaving() | self._watch.silent()
 
     def _wait(self) -> None:
         """Say from time to time why no fold is trained, until that has lasted too long.
@@ -395,7 +411,7 @@ class Dealer:
             share=name,
             board=self._board,
             code=self.code,
-            features=self._features,
+            features=self.features,
             class_indices=data.class_indices,
             splits={fold: ledger.split(fold) for fold in folds},
             origins=ledger.origins(folds),
@@ -424,6 +440,8 @@ class Dealer:
         """Act on what has happened in the shares; if nothing has, wait so long for something."""
         events = ray.get(self._board.events_from.remote(self._received, wait_seconds))
         self._received += len(events)
+        # Whatever became of a share since, a copy that it began is to be removed.
+        self._with_copy |= {event.node for event in events if isinstance(event, CopyBegun)}
         # A share that is not known any more was given up, and its folds are elsewhere.
         events = [event for event in events if event.share in self._shares]
 
@@ -457,14 +475,21 @@ class Dealer:
                 case ShareNotice() if event.text not in self._noticed:
                     self._noticed.add(event.text)
                     self.observer.noticed(event.text)
-                case NodeIsBlind():
-                    share.blind = True
-                    if event.node not in self._blind:
-                        self.observer.noticed(
-                            f"node {event.address} is left out: it does not see "
-                            f"{self.config.run_dir.root}"
-                        )
-                    self._blind[event.node] = time.monotonic() + _BLIND_SECONDS
+                case NodeUnfit():
+                    share.unfit = True
+                    if event.node not in self._unfit:
+                        self.observer.noticed(f"node {event.address} is left out: {event.reason}")
+                    self._unfit[event.node] = time.monotonic() + _UNFIT_SECONDS
+                case CopyBegun():
+                    count = self.features.file.nbytes
+                    what = f"{size_text(count)} of features to {event.folder}"
+                    text = f"node {event.address} copies {what}"
+                    _log.info("share %s: %s", event.share, text)
+                    if count >= _LARGE_BYTES:
+                        self.observer.noticed(text)
+                case CopyEnded():
+                    text = f"node {event.address} has its copy after {event.seconds:.1f} s"
+                    _log.info("share %s: %s", event.share, text)
                 case ShareStopping():
                     raise event.error
                 case RoundCommitted(round=round_):
@@ -492,9 +517,9 @@ class Dealer:
                     f"{self.config.run_dir.root}: the disk is full; what was complete before is "
                     "safe, and the same command resumes from it"
                 )
-        if share.blind:
+        if share.unfit:
             share.ledger.waiting |= share.active
-        if share.blind or not share.active:
+        if share.unfit or not share.active:
             return
 
         # Find out what the end tells: of a death, of a failure, or of neither.

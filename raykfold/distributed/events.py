@@ -83,11 +83,46 @@ class ShareNotice(Event):
 
 
 @dataclass(frozen=True)
-class NodeIsBlind(Event):
-    """The worker of a share does not see the run's storage from its node, and ends."""
+class NodeUnfit(Event):
+    """A share cannot be trained on the node of its worker, which ends.
+
+    Attributes:
+        node: id of the node.
+        address: of the node.
+        reason: for the user, like "it does not see /shared".
+    """
 
     node: str
     address: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class CopyBegun(Event):
+    """The worker of a share copies the features to the disk of its node.
+
+    Attributes:
+        node: id of the node.
+        address: of the node.
+        folder: of the copy.
+    """
+
+    node: str
+    address: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class CopyEnded(Event):
+    """The copy on a worker's node is whole.
+
+    Attributes:
+        address: of the node.
+        seconds: that it took.
+    """
+
+    address: str
+    seconds: float
 
 
 @dataclass(frozen=True)

@@ -105,15 +105,22 @@ def is_up(node_id: str) -> bool:
     return any(node.id == node_id and answers(node) for node in all_nodes())
 
 
-def start_actor(actor_class: type) -> Any:
+def start_actor(actor_class: type, *arguments: Any, restarts: bool = False) -> Any:
     """Start an actor on this process's node that takes no CPU, and return its handle.
 
     It ends with the driver. Ray repeats a call that a bad network has cut short, for as long as the
     actor lives. So each call may come twice.
+
+    Args:
+        actor_class: its class.
+        arguments: of the class.
+        restarts: start it again, from these, when its process dies.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": 0, "scheduling_strategy": here, "max_task_retries": -1}
-    return ray.remote(actor_class).options(**options).remote()
+    if restarts:
+        options["max_restarts"] = -1
+    return ray.remote(actor_class).options(**options).remote(*arguments)
 
 
 def kill_process(node_id: str, pid: int) -> None:
@@ -146,8 +153,8 @@ def blind_nodes(marker: Place, size: WorkerSize) -> list[Node]:
     A node that does not answer is not among them: its workers look for the file themselves.
     """
     here = ray.get_runtime_context().get_node_id()
-    others = [node for node in all_nodes() if node.id != here]
-    return [node for node, sees in _ask(others, size, is_seen, marker) if not sees]
+    others = [node for node in nodes_for(size) if node.id != here]
+    return [node for node, sees in run_on(others, is_seen, marker) if not sees]
 
 
 def missing_imports(code: DriverCode, size: WorkerSize) -> dict[str, tuple[str, list[Node]]]:
@@ -157,31 +164,38 @@ def missing_imports(code: DriverCode, size: WorkerSize) -> dict[str, tuple[str, 
     """
     missing: dict[str, tuple[str, list[Node]]] = {}
     values = (code.before, code.after, code.classes, code.by_value)
-    for node, failure in _ask(all_nodes(), size, import_task(), *values):
+    for node, failure in run_on(nodes_for(size), import_task(), *values):
         if failure is not None:
             what, why = failure
             missing.setdefault(what, (why, []))[1].append(node)
     return missing
 
 
-def _ask(
-    nodes: Iterable[Node], size: WorkerSize, task: Callable[..., Any], *arguments: Any
+def nodes_for(size: WorkerSize) -> list[Node]:
+    """Return the nodes with room for a worker, if nothing else runs there."""
+    return [node for node in all_nodes() if slots([node.resources], size)]
+
+
+def run_on(
+    nodes: Iterable[Node],
+    task: Callable[..., Any],
+    *arguments: Any,
+    seconds: float = _ANSWER_SECONDS,
 ) -> list[tuple[Node, Any]]:
-    """Run a task on each node with room for a worker; return what those that answer have returned.
+    """Run a task on each of these nodes; return what those that answer have returned.
 
     Args:
         nodes: the nodes.
-        size: of a worker.
         task: the task.
         arguments: of the task.
+        seconds: to wait for answers.
     """
     asked = {}
     for node in nodes:
-        if slots([node.resources], size):
-            there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-            remote = ray.remote(num_cpus=0, max_retries=0)(task).options(scheduling_strategy=there)
-            asked[remote.remote(*arguments)] = node
-    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
+        there = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        remote = ray.remote(num_cpus=0, max_retries=0)(task).options(scheduling_strategy=there)
+        asked[remote.remote(*arguments)] = node
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
     answers = []
     for reference in answered:
         try:

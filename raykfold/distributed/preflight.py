@@ -10,17 +10,20 @@ from raykfold.config.class_spec import DEFAULT_MODEL, ModelSpec
 from raykfold.config.run_config import RunConfig
 from raykfold.distributed.code import DriverCode
 from raykfold.distributed.deal import WorkerSize
+from raykfold.distributed.feature_copy import FeatureSource, node_obstacle
 from raykfold.distributed.nodes import (
     blind_nodes,
     free_slots,
     gpus_have_bf16,
     missing_imports,
     most_gpus,
+    nodes_for,
+    run_on,
 )
 from raykfold.errors import BadInput, StorageError
 from raykfold.files.atomic import write_file
 from raykfold.files.remote import Place, RemotePath
-from raykfold.text import count_of, one_line
+from raykfold.text import count_of, one_line, size_text
 from raykfold.training.recipe import Precision
 
 
@@ -76,6 +79,24 @@ def check_code(code: DriverCode, size: WorkerSize) -> None:
         raise BadInput(
             f"{what}: cannot be imported on node {addresses} ({one_line(why)}); expected it "
             f"{expected}, or a run submitted by ray job submit --working-dir, which carries it"
+        )
+
+
+def check_features(source: FeatureSource, size: WorkerSize) -> None:
+    """Check that a node of a cluster sees the features or has room for a copy.
+
+    Where only some do, the workers of the others say so, and the run goes on without these nodes.
+
+    Raises:
+        BadInput: of the nodes with room for a worker, none does.
+    """
+    answers = run_on(nodes_for(size), node_obstacle, source)
+    if answers and all(obstacle is not None for _, obstacle in answers):
+        found = "; ".join(f"on {node.address}, {obstacle}" for node, obstacle in answers)
+        raise BadInput(
+            f"--scratch_dir {source.folder}: no node sees {source.file.path} or can hold a copy "
+            f"of its {size_text(source.file.nbytes)} of features ({found}); expected a folder "
+            "with that room on each node, or data in a folder that all nodes share"
         )
 
 

@@ -585,7 +585,7 @@ class ControllerHandle:
 def useful_callbacks(callbacks: list[Any]) -> list[Any]:
     """Return Ray Train's callbacks without two that start an actor each. Gains 110 MB apiece.
 
-    Features come through the object store and not through Ray Data. The driver frees the slot of a
+    Features come from a file and not through Ray Data. The driver frees the slot of a
     dead controller itself, if it can find the slot by its name.
 
     Args:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,14 +20,17 @@ from raykfold.data.feature_set import Split
 from raykfold.distributed.code import DriverCode
 from raykfold.distributed.deal import WorkerSize
 from raykfold.distributed.events import (
+    CopyBegun,
+    CopyEnded,
     FoldsStepping,
-    NodeIsBlind,
+    NodeUnfit,
     ShareNotice,
     ShareReady,
     ShareStarted,
     ShareStopping,
     WorkerAlive,
 )
+from raykfold.distributed.feature_copy import FeatureSource, ScratchError
 from raykfold.distributed.pace import Pace
 from raykfold.distributed.ray_private import report_in_place
 from raykfold.distributed.stall import StallWatch
@@ -42,6 +46,7 @@ from raykfold.state.checkpoint import (
     save_finished_fold,
     weights_bytes,
 )
+from raykfold.text import size_text
 from raykfold.training.classes import find_class
 from raykfold.training.feature_stream import FeatureStream
 from raykfold.training.fold import FoldTrainer, Snapshot, run_epochs
@@ -59,8 +64,7 @@ class ShareTask:
         share: the share's name.
         board: handle of the `EventBoard`.
         code: the driver's, for the networks.
-        features: the file that holds the (N, *input_shape) array, or a reference to the array in
-            Ray's object store, which every machine holds once.
+        features: where to find the (N, *input_shape) array.
         class_indices: (N,) int64, 0 to classes - 1.
         splits: fold → its split, for the folds of the share.
         origins: fold → folder of the state it resumes from; other folds start anew.
@@ -82,7 +86,7 @@ class ShareTask:
     share: str
     board: Any
     code: DriverCode
-    features: Any
+    features: FeatureSource
     class_indices: np.ndarray
     splits: Mapping[int, Split]
     origins: Mapping[int, Place]
@@ -108,8 +112,9 @@ def run_share(config: Mapping[str, Any]) -> None:
     """
     task: ShareTask = ray.get(config["task"])
     node, address = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
-    if task.marker is not None and not is_seen(task.marker):
-        ray.get(task.board.post.remote(NodeIsBlind(task.share, node, address)))
+    unfit = _why_unfit(task)
+    if unfit is not None:
+        ray.get(task.board.post.remote(NodeUnfit(task.share, node, address, unfit)))
         return
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if task.size.gpus else ""
     ray.get(task.board.post.remote(ShareStarted(task.share, node, address, os.getpid(), gpu)))
@@ -121,19 +126,58 @@ def run_share(config: Mapping[str, Any]) -> None:
         with stall_watch, ThreadPoolExecutor(max_workers=1) as writer:
             task.code.load()
             _fetch_network(task)
-            _run_rounds(task, writer, stall_watch)
+            with _features_here(task, node, address, stall_watch) as features:
+                _run_rounds(task, features, writer, stall_watch)
+    except ScratchError as error:  # the disk has filled up meanwhile
+        unfit = _about_scratch(task, str(error))
+        ray.get(task.board.post.remote(NodeUnfit(task.share, node, address, unfit)))
     except RaykfoldError as error:
         ray.get(task.board.post.remote(ShareStopping(task.share, error)))
         raise
 
 
-def _run_rounds(task: ShareTask, writer: Executor, stall_watch: StallWatch) -> None:
+def _why_unfit(task: ShareTask) -> str | None:
+    """Return why this node cannot train the share, or None if it can."""
+    if task.marker is not None and not is_seen(task.marker):
+        return f"it does not see {task.run_dir.root}"
+    obstacle = task.features.obstacle()
+    return obstacle and _about_scratch(task, obstacle)
+
+
+def _about_scratch(task: ShareTask, obstacle: str) -> str:
+    file = task.features.file
+    return (
+        f"it does not see {file.path}, {obstacle}, and a copy of the features takes "
+        f"{size_text(file.nbytes)} (--scratch_dir)"
+    )
+
+
+@contextmanager
+def _features_here(
+    task: ShareTask, node: str, address: str, stall_watch: StallWatch
+) -> Iterator[FeatureFile]:
+    """Yield the file that holds the features on this node; make a copy if it needs one."""
+    folder, post = str(task.features.folder), task.board.post.remote
+    source = task.features.on_this_node(
+        stall_watch.count,
+        copying=lambda: ray.get(post(CopyBegun(task.share, node, address, folder))),
+        copied=lambda seconds: post(CopyEnded(task.share, address, seconds)),
+    )
+    with ExitStack() as stack:
+        with stall_watch.expect("start"):
+            file = stack.enter_context(source)
+        yield file
+
+
+def _run_rounds(
+    task: ShareTask, features: FeatureFile, writer: Executor, stall_watch: StallWatch
+) -> None:
     """Train in rounds, one epoch of every active fold each.
 
     One round is in flight at a time. The writer's thread writes and reports round k while this one
     trains round k + 1, which is not written before round k is committed.
     """
-    active, unbuilt = _trainers(task, stall_watch)
+    active, unbuilt = _trainers(task, features, stall_watch)
     task.board.post.remote(ShareReady(task.share))
     number = 0
     pace = Pace(task.together)
@@ -208,7 +252,7 @@ def _run_rounds(task: ShareTask, writer: Executor, stall_watch: StallWatch) -> N
             saved=saved,
             histograms=histograms,
         )
-        in_flight = writer.submit(_write_round, task, round_, snapshots, probabilities)
+        in_flight = writer.submit(_write_round, task, features, round_, snapshots, probabilities)
         del snapshots, round_, probabilities  # the writer frees them before the next are made
         active = staying
     in_flight.result()
@@ -217,6 +261,7 @@ def _run_rounds(task: ShareTask, writer: Executor, stall_watch: StallWatch) -> N
 
 def _write_round(
     task: ShareTask,
+    features: FeatureFile,
     round_: Round,
     snapshots: Mapping[int, Snapshot],
     probabilities: Mapping[int, np.ndarray],
@@ -227,8 +272,7 @@ def _write_round(
         StorageError: something cannot be written, or the features have changed.
     """
     # The epochs of this round may be of other data by now: then they are not committed.
-    if isinstance(task.features, FeatureFile):
-        task.features.check()
+    features.check()
     # States go where Ray Train keeps the share's checkpoints, so it need not copy them.
     storage = ray.train.get_context().get_storage()
     path = f"{storage.experiment_fs_path}/checkpoint_{round_.number:06}"
@@ -263,7 +307,7 @@ def _fetch_network(task: ShareTask) -> None:
 
 
 def _trainers(
-    task: ShareTask, stall_watch: StallWatch
+    task: ShareTask, file: FeatureFile, stall_watch: StallWatch
 ) -> tuple[dict[int, FoldTrainer], dict[int, str]]:
     """Build a trainer for each fold of the share, in the state that the fold goes on from.
 
@@ -280,10 +324,7 @@ def _trainers(
     # Always the same kernels: results must not depend on the timings of an auto-tuner.
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    if isinstance(task.features, FeatureFile):
-        array = task.features.open()
-    else:
-        array = ray.get(task.features)  # takes as long as the network between two nodes does
+    array = file.open()
     recorder = None if task.record or not task.size.gpus else no_recordings("a worker has died")
     classes, count = len(task.context.classes), stall_watch.count
     trainers, failed = {}, {}

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from raykfold.errors import BadInput, StorageError
-from raykfold.text import one_line
+from raykfold.files.scratch import free_bytes
+from raykfold.text import one_line, size_text
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSelector, FileSystem
@@ -146,6 +147,11 @@ class RemotePath:
     def iterdir(self) -> Iterator[RemotePath]:
         """Yield the paths directly below, if any."""
         yield from (each for each, _ in self._list(recursive=False))
+
+    def sizes(self) -> dict[str, int]:
+        """Return name → size of what lies directly below; 0 for what has more below itself."""
+        listed = self._list(recursive=False)
+        return {each.name: info.size if info.is_file else 0 for each, info in listed}
 
     def files(self) -> dict[RemotePath, int]:
         """Return all objects below, at any depth, with their sizes."""
@@ -333,7 +339,10 @@ def without_password(text: str) -> str:
 
 @contextmanager
 def local_copy(
-    remote: RemotePath, wanted: Callable[[Iterable[str]], Iterable[str]], folder: Path
+    remote: RemotePath,
+    wanted: Callable[[Iterable[str]], Iterable[str]],
+    folder: Path,
+    chosen_by: str = "TMPDIR",
 ) -> Iterator[Path]:
     """Fetch objects directly below `remote` into `folder`, and yield `folder`.
 
@@ -341,12 +350,22 @@ def local_copy(
 
     Args:
         wanted: chooses the objects to fetch, among the names of all.
+        folder: on a disk with room for them.
+        chosen_by: what a message calls that folder.
 
     Raises:
-        BadInput: the store cannot be reached, or refuses.
+        BadInput: the store cannot be reached, or refuses; or there is no room.
     """
     try:
-        for name in wanted([each.name for each in remote.impatient().iterdir()]):
+        sizes = remote.impatient().sizes()
+        names = list(wanted(sizes))
+        needed, free = sum(sizes[name] for name in names), free_bytes(folder)
+        if needed > free:
+            raise BadInput(
+                f"{chosen_by}: has {size_text(free)} free, and {remote} takes {size_text(needed)}; "
+                "expected a folder with that room"
+            )
+        for name in names:
             (remote / name).fetch(folder / name)
     except StorageError as error:
         raise BadInput(f"{remote}: cannot be read ({reason(error)})") from None

@@ -1,22 +1,28 @@
-"""Temporary folders that do not outlive their process, even a killed one.
+"""Temporary folders that do not outlive their processes, even killed ones.
 
-A folder belongs to the process that holds the lock on the file inside it. The kernel drops the lock
-however the process ends, so the next raykfold on the machine removes folders of dead owners. A pid
-would not do: pids are reused, and containers may share `/tmp`.
+A folder belongs to the processes that hold the lock on the file inside it: one, or several that
+share a file. The kernel drops a lock however its process ends, so the next raykfold on the machine
+removes folders of dead owners. A pid would not do: pids are reused, and containers may share
+`/tmp`.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 _PREFIX = "rkf-"  # short: Ray puts UNIX sockets below, whose paths have at most 107 bytes
 _LOCK = ".owner"
+_SHARED, _PART = "shared", "part-"
+_LOOK_SECONDS = 0.1
 
 
 @contextmanager
@@ -42,6 +48,88 @@ def scratch_dir(parent: Path | None = None) -> Iterator[Path]:
 
 
 @contextmanager
+def shared_file(
+    parent: Path, name: str, write: Callable[[Path], object], wait: Callable[[], object]
+) -> Iterator[Path]:
+    """Yield a file that this machine's processes share by its name; the first of them writes it.
+
+    The others wait. The file is there whole or not at all: a process that is killed while it writes
+    leaves a part, and the next one begins anew. The file stays when nobody uses it, for a process
+    that may come: remove it with `remove_shared`. If nobody does, the next raykfold that makes a
+    folder in `parent` does, as soon as no process uses the file.
+
+    Args:
+        parent: the folder to put it in; it is made if there is none.
+        name: no other file has it.
+        write: writes the file at the path that it is given, where there is nothing.
+        wait: called several times a second while another process writes.
+
+    Raises:
+        OSError: the folder cannot be made or locked, or what `write` raises.
+    """
+    file = shared_path(parent, name)
+    while True:
+        with _lock(file.parent) as lock:
+            # The folder may have been removed before it was locked.
+            if lock is not None and _try_lock(lock, fcntl.LOCK_SH) and _is_current(lock):
+                if file.exists():
+                    _remove_abandoned(parent)
+                    yield file
+                    return
+                # The kernel drops the shared lock first: another process may come in between.
+                if _try_lock(lock, fcntl.LOCK_EX) and _is_current(lock) and not file.exists():
+                    _remove_abandoned(parent)
+                    _write_shared(file, write)
+                    continue  # to a shared lock
+        wait()
+        time.sleep(_LOOK_SECONDS)
+
+
+def _write_shared(file: Path, write: Callable[[Path], object]) -> None:
+    """Write the file of a folder that this process has the only lock on, whole or not at all."""
+    try:
+        for part in file.parent.glob(f"{_PART}*"):  # of a process that was killed
+            part.unlink()
+        # A name of its own: where machines share the folder and not its locks, two may write.
+        part = file.with_name(f"{_PART}{secrets.token_hex(4)}")
+        write(part)
+        os.replace(part, file)
+    except BaseException:
+        shutil.rmtree(file.parent, ignore_errors=True)
+        raise
+
+
+def shared_path(parent: Path, name: str) -> Path:
+    """Return where `shared_file` puts a file."""
+    return parent / f"{_PREFIX}{name}" / _SHARED
+
+
+def shared_bytes(parent: Path, name: str) -> int:
+    """Return how many bytes a file of `shared_file`, whole or in part, takes of the disk now."""
+    taken = 0
+    for path in shared_path(parent, name).parent.glob("*"):
+        with suppress(OSError):  # it is being moved or removed
+            taken += path.stat().st_blocks * 512
+    return taken
+
+
+def remove_shared(parent: Path, name: str) -> None:
+    """Remove a file of `shared_file`, if there is one. Who has it open or mapped keeps it so."""
+    shutil.rmtree(shared_path(parent, name).parent, ignore_errors=True)
+
+
+def temporary_folder() -> Path:
+    """Return the system's folder for temporary files."""
+    return Path(tempfile.gettempdir())
+
+
+def free_bytes(folder: Path) -> int:
+    """Return how much fits on the disk of `folder`, or of the first of its parents that exists."""
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    return shutil.disk_usage(existing).free
+
+
+@contextmanager
 def one_at_a_time(name: str) -> Iterator[None]:
     """Let this user's processes on this machine through the block one after the other.
 
@@ -57,6 +145,35 @@ def one_at_a_time(name: str) -> Iterator[None]:
             stack.callback(os.close, file)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[IO[bytes] | None]:
+    """Make a folder and open its lock, not locked yet; None if the folder is being removed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with ExitStack() as stack:
+        lock = None
+        with suppress(FileNotFoundError):
+            lock = stack.enter_context(open(folder / _LOCK, "ab"))
+        yield lock
+
+
+def _try_lock(lock: IO[bytes], kind: int) -> bool:
+    """Lock a file, in place of a lock that it has; return whether nobody else's is in the way."""
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_current(lock: IO[bytes]) -> bool:
+    """Return whether a lock is still at its path."""
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name))
+    except FileNotFoundError:
+        return False
 
 
 def _remove_abandoned(parent: Path) -> None:

@@ -3,7 +3,7 @@
     results = search(parse_search(["--config", "search.toml"], os.environ))
 
 Each trial is a whole cross-validation, the same run as `raykfold.driver.cross_validate` makes. All
-trials share one session of Ray, whose object store holds the data once.
+trials share one session of Ray, and each node's copy of the data.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 For each number of workers, starts a run, watches it for some seconds of training, and stops it.
 Batches of two leave out the memory of a training step, which every training loop needs. Counts
 memory that is resident in one process only: of the largest Train worker, and of all processes of
-the run. Does not count the features, which the machine holds once, in Ray's object store and in
-the mapped file: they would be charged to the process that touches a page first.
+the run. Does not count the features, which the machine holds once, in the mapped file: they would
+be charged to the process that touches a page first.
 """
 
 from __future__ import annotations

@@ -128,6 +128,7 @@ def test_a_cluster_named_by_ray_is_used_unless_another_is_named() -> None:
         ),
         (["--model_dir", "a\udcff"], {}, ["--model_dir", "UTF-8"]),
         (["--model_dir", "hf://owner/name"], {}, ["--model_dir 'hf://owner/name'", "s3://"]),
+        (["--scratch_dir", "s3://b/x"], {}, ["--scratch_dir 's3://b/x'", "a local disk"]),
         (["--processed_dir", "s3:///x"], {}, ["--processed_dir 's3:///x'", "s3://bucket/path"]),
         (["--model_dir", "s3://b/x?ports=1"], {}, ["--model_dir", "'ports'", "endpoint_override"]),
         (

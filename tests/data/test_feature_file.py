@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raykfold.data.feature_file import FeatureFile
+from raykfold.data.feature_file import FeatureFile, temporary_feature_file
 from raykfold.data.feature_set import FeatureSet
 from raykfold.data.reading import read_feature_set
-from raykfold.errors import StorageError
+from raykfold.errors import BadInput, StorageError
 
 FEATURES = np.random.default_rng(0).standard_normal((20, 1, 4, 6)).astype(np.float32)
 LABELS = np.arange(20) % 2
@@ -59,3 +59,48 @@ def test_a_file_that_has_changed_is_noticed(tmp_path: Path) -> None:
     for use in (file.open, file.check):
         with pytest.raises(StorageError, match="cannot be read any more"):
             use()
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        FEATURES[:, 0],
+        np.asfortranarray(FEATURES[:, 0]),
+        FEATURES[::2, 0, :, ::-3],
+        FEATURES[:, 0] > 0,
+        FEATURES.astype(np.float16),
+        (FEATURES * 100).astype(np.uint8),
+    ],
+)
+def test_arrays_are_written_to_a_file_that_goes(tmp_path: Path, features: np.ndarray) -> None:
+    with temporary_feature_file(features, tmp_path / "new") as file:
+        mapped = file.open()
+        np.testing.assert_array_equal(mapped, features)
+        assert mapped.dtype == features.dtype and mapped.flags.c_contiguous
+        assert file.nbytes == mapped.nbytes == file.path.stat().st_size
+        assert file.is_seen()
+    assert list((tmp_path / "new").iterdir()) == [] and not file.is_seen()
+
+
+def test_arrays_for_which_there_is_no_room_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder, said in ((tmp_path, r"has .* GB free"), (tmp_path / "file", "cannot be written")):
+        features = FEATURES if folder.is_file() else np.broadcast_to(FEATURES[0], (10**15, 4, 6))
+        with (
+            pytest.raises(BadInput, match=f"--scratch_dir {folder}: {said}"),
+            temporary_feature_file(features, folder),
+        ):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("count", [1, 7, 480, 10**9])
+def test_bytes_of_features_are_read_a_part_at_a_time(tmp_path: Path, count: int) -> None:
+    file = file_of(tmp_path, FEATURES[:, 0])
+    assert file is not None
+    starts = range(0, file.nbytes, count)
+    read = b"".join(file.read_bytes(start, count).tobytes() for start in starts)
+    assert read == FEATURES.tobytes()
+    os.utime(file.path, ns=(0, 0))
+    with pytest.raises(StorageError, match="has changed since the run started"):
+        file.read_bytes(0, 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes.s3_server import CREDENTIALS
-from support.hosts import Hosts, drain, driver_pids, job_command, needs_hosts, wait_for
+from support.hosts import Host, Hosts, drain, driver_pids, job_command, needs_hosts, wait_for
 from support.outcome import assert_as_without_ray
 from support.shell import command, read_until
 
@@ -49,9 +50,13 @@ def cluster(workers: int) -> Iterator[Hosts]:
 
 @pytest.fixture(scope="module")
 def three_hosts() -> Iterator[Hosts]:
-    """A head and three hosts with one CPU each; the last does not see the others' `unshared`."""
+    """A head and three hosts with one CPU each; the last does not see what is in `unshared`.
+
+    Nor does it see what the others have in `data_of`.
+    """
     with Hosts(4, **CREDENTIALS) as hosts:
         hosts[3].private(unshared(hosts))
+        hosts[3].private(data_of(hosts))
         hosts.start_head()
         hosts.join(*hosts.workers)
         yield hosts
@@ -66,6 +71,12 @@ def shared_cluster(three_hosts: Hosts) -> Hosts:
 
 def unshared(hosts: Hosts) -> Path:
     folder = hosts.folder / "unshared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def data_of(hosts: Hosts) -> Path:
+    folder = hosts.folder / "data"
     folder.mkdir(exist_ok=True)
     return folder
 
@@ -116,12 +127,14 @@ def assert_each_epoch_once(output: str, epochs: int) -> None:
 def test_a_submitted_job_gives_the_same_bits_after_a_worker_and_a_node_have_died(
     shared_cluster: Hosts, data_dir: Path, tmp_path: Path
 ) -> None:
-    """Submit with the working directory, as the README does."""
+    """Submit with the working directory, as the README does. A node needs a copy of the data."""
     hosts, epochs = shared_cluster, 9
+    data = shutil.copytree(data_dir, data_of(hosts) / "sounds")
     root = Path(raykfold.__file__).parents[1]
     sent = ("--runtime-env", str(root / "cluster/runtime_env.yaml"), "--working-dir", str(root))
-    arguments = (*UNHURRIED, "--epochs", str(epochs))
-    with submitted(hosts, data_dir, tmp_path, *arguments, sent=sent) as job:
+    scratch = data_of(hosts) / "scratch"
+    arguments = (*UNHURRIED, "--epochs", str(epochs), "--scratch_dir", str(scratch), "--verbose")
+    with submitted(hosts, data, tmp_path, *arguments, sent=sent) as job:
         lines = read_until(job, r"fold 1  epoch 1/")
         for fold in FOLDS:
             wait_for_epoch(tmp_path, fold, 1)
@@ -135,6 +148,8 @@ def test_a_submitted_job_gives_the_same_bits_after_a_worker_and_a_node_have_died
         lines.append(finish(job))
     output = "".join(lines)
     assert "Average Best Validation Accuracy" in output
+    assert set(re.findall(r"node (\S+) copies", output)) == {hosts[3].address}
+    assert hosts[3].files(scratch.parent, "*") and not hosts[3].files(scratch, "*")
     assert_each_epoch_once(output, epochs)
     assert_as_without_ray(tmp_path, data_dir, folds=FOLDS, epochs=epochs, patience=EPOCHS)
 
@@ -422,28 +437,69 @@ def autoscaled(most_workers: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_features_reach_each_node_once(tmp_path: Path) -> None:
-    """Two nodes with two workers each receive little more than the features."""
-    rng = np.random.default_rng(0)
-    features = rng.normal(size=(160, 64, 1024)).astype(np.float32)
-    labels, folds = np.arange(160) % 2, np.arange(160) // 2 % 4 + 1
-    write_feature_set(tmp_path / "large", features, labels, folds, {0: "low", 1: "high"}, {})
-    with Hosts(3) as hosts:
+def test_each_node_copies_the_features_once(tmp_path: Path) -> None:
+    """One of two nodes has no room. The other's workers die while they copy. A third comes late."""
+    with Hosts(4) as hosts:
+        head, whole, small, late = hosts
+        own = data_of(hosts)
+        for host in hosts.workers:
+            host.private(own, megabytes=50 if host is small else 2000)
+        size = write_large(own / "large", megabytes=200)
+        scratch = own / "scratch"
+        arguments = (
+            *("--model", "support.networks:Idle", "--scratch_dir", str(scratch)),
+            *("--epochs", "30", "--early_stopping_patience", "30"),
+        )
         hosts.start_head()
-        hosts.join(*hosts.workers, cpus=2)
-        before = [host.received_bytes() for host in hosts.workers]
-        idle = ("--model", "support.networks:Idle", "--epochs", "40")
-        patience = ("--early_stopping_patience", "40")
-        with submitted(hosts, tmp_path / "large", tmp_path / "out", *idle, *patience) as job:
-            finish(job)
-        received = [
-            host.received_bytes() - earlier
-            for host, earlier in zip(hosts.workers, before, strict=True)
-        ]
+        hosts.join(small, cpus=2)
+        address = ("--address", hosts.address)
+        done = head.run(*command(own / "large", tmp_path / "none", *arguments, *address))
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert re.fullmatch(
+            rf"raykfold: --scratch_dir {scratch}: no node sees .* or can hold a copy of its "
+            rf"210 MB of features \(on {small.address}, {scratch} has \d\d MB free\); .*\n",
+            done.stderr,
+        )
+
+        hosts.join(whole, cpus=2)
+        with submitted(hosts, own / "large", tmp_path / "out", *arguments) as job:
+            wait_for(lambda: written(whole, scratch) > 10e6, "a part of the copy")
+            assert head.kill("FeatureServer", signal.SIGSTOP)
+            assert 10e6 < written(whole, scratch) < size
+            assert whole.kill("TrainWorker")
+            assert head.kill("FeatureServer", signal.SIGCONT)
+            lines = read_until(job, r"fold 1  epoch 1/")
+            (copy,) = whole.files(scratch, "rkf-*/shared")
+            assert copy.stat().st_size == size
+            hosts.join(late, cpus=2)
+            before = late.received_bytes()
+            wait_for(lambda: len(late.processes("TrainWorker")) == 2, "workers on the late node")
+            lines.append(finish(job))
+            received = late.received_bytes() - before
+        output = "".join(lines)
+        for host in hosts.workers:
+            assert not host.files(scratch, "rkf-*")
+    room = rf"{scratch} has \d\d MB free, and a copy of the features takes 210 MB"
+    left_out = rf"node {small.address} is left out: it does not see \S+/features.npy, {room}"
+    assert len(re.findall(left_out, output)) == 1
+    assert "quarantined" not in output
     assert json.loads((tmp_path / "out/summary.json").read_text())["num_workers"] == 4
-    for count in received:
-        assert features.nbytes < count < 1.3 * features.nbytes, received
-    print(f"features {features.nbytes / 1e6:.1f} MB; received {[n / 1e6 for n in received]} MB")
+    assert size < received < 1.1 * size
+    print(f"features {size / 1e6:.1f} MB; a late node with two workers: {received / 1e6:.1f} MB")
+
+
+def write_large(folder: Path, *, megabytes: int) -> int:
+    """Write data whose features are zeros but for one value; return their size in bytes."""
+    features = np.zeros((megabytes * 4, 64, 1024), np.float32)
+    features[0, 0, 0] = 1
+    number = np.arange(len(features))
+    write_feature_set(folder, features, number % 2, number // 2 % 4 + 1, {0: "low", 1: "high"}, {})
+    return features.nbytes
+
+
+def written(host: Host, scratch: Path) -> int:
+    """Return how many bytes of a copy a host has."""
+    return sum(path.stat().st_size for path in host.files(scratch, "rkf-*/[ps]*"))
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from fakes.s3_server import S3Server
 
-from raykfold.errors import StorageError
+from raykfold.errors import BadInput, StorageError
 from raykfold.files.atomic import (
     Damaged,
     is_linked,
@@ -22,7 +22,7 @@ from raykfold.files.atomic import (
     write_folder,
     write_json,
 )
-from raykfold.files.remote import RemotePath, place
+from raykfold.files.remote import RemotePath, local_copy, place
 from raykfold.state.claim import Held, Lease, hold_lease
 
 
@@ -241,6 +241,23 @@ def test_a_local_copy_is_made_again_when_the_object_is_another(
     assert not is_linked(root / "x", tmp_path / "x")
     link_file(root / "x", tmp_path / "x")
     assert (tmp_path / "x").read_text() == "2\n"
+
+
+def test_what_a_disk_has_no_room_for_is_not_fetched(
+    root: RemotePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "large").write_bytes(b"x" * 3_000_000)
+    (root / "unwanted").write_bytes(b"x" * 3_000_000)
+    monkeypatch.setattr("raykfold.files.remote.free_bytes", lambda folder: 2_999_999)
+    with (
+        pytest.raises(BadInput, match=r"^--disk: has 3 MB free, and s3://.* takes 3 MB; expected"),
+        local_copy(root, {"large"}.intersection, tmp_path, "--disk"),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("raykfold.files.remote.free_bytes", lambda folder: 3_000_000)
+    with local_copy(root, {"large"}.intersection, tmp_path, "--disk") as folder:
+        assert (folder / "large").stat().st_size == 3_000_000
 
 
 # --- the lease -----------------------------------------------------------------------------------

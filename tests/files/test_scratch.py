@@ -5,12 +5,20 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from raykfold.files.scratch import one_at_a_time, scratch_dir
+from raykfold.files.scratch import (
+    one_at_a_time,
+    remove_shared,
+    scratch_dir,
+    shared_bytes,
+    shared_file,
+)
 
 OWNER = (
     "import sys, time\n"
@@ -106,3 +114,95 @@ def test_without_locks_a_block_is_passed(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(fcntl, "flock", refuse)
     with one_at_a_time("test"), one_at_a_time("test"):
         pass
+
+
+# --- a file that processes share -----------------------------------------------------------------
+
+# Each opens the lock for itself, as a process does.
+WRITER = (
+    "import sys, time\n"
+    "from pathlib import Path\n"
+    "from raykfold.files.scratch import shared_file\n"
+    "def write(path):\n"
+    "    path.write_bytes(b'half')\n"
+    "    print('writes', flush=True)\n"
+    "    time.sleep(60 if sys.argv[2] == 'half' else 0)\n"
+    "with shared_file(Path(sys.argv[1]), 'run', write, lambda: None):\n"
+    "    print('uses', flush=True)\n"
+    "    time.sleep(60)\n"
+)
+
+
+def never() -> None:
+    raise AssertionError("nobody else writes")
+
+
+def refuse(path: Path) -> None:
+    raise AssertionError(f"{path.parent} has the file")
+
+
+def test_one_of_many_writes_a_shared_file(tmp_path: Path) -> None:
+    waited = threading.Event()
+    written = []
+
+    def write(path: Path) -> None:
+        path.write_bytes(b"part")
+        assert shared_bytes(tmp_path / "disk", "run") > 0
+        assert waited.wait(20)
+        path.write_bytes(b"whole")
+        written.append(path)
+
+    def use(_: int) -> bytes:
+        with shared_file(tmp_path / "disk", "run", write, waited.set) as file:
+            return file.read_bytes()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(use, range(4))) == {b"whole"}
+    assert len(written) == 1
+    with shared_file(tmp_path / "disk", "run", refuse, never) as file:
+        assert file.read_bytes() == b"whole"
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"), shared_file(tmp_path, "run", fail, never):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("when", ["half", "whole"])
+def test_a_writer_that_is_killed_leaves_no_half_of_a_file(tmp_path: Path, when: str) -> None:
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path), when], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "writes\n"
+        if when == "whole":
+            assert writer.stdout.readline() == "uses\n"
+            with scratch_dir(tmp_path):  # another raykfold leaves alone what is in use
+                assert len(list(tmp_path.glob("*/shared"))) == 1
+    finally:
+        writer.kill()
+        writer.wait()
+    again: Any = refuse if when == "whole" else lambda path: path.write_bytes(b"new")
+    with shared_file(tmp_path, "run", again, never) as file:
+        assert file.read_bytes() == (b"half" if when == "whole" else b"new")
+        assert sorted(path.name for path in file.parent.iterdir()) == [".owner", "shared"]
+    with scratch_dir(tmp_path) as own:  # nobody uses it any more
+        assert list(tmp_path.iterdir()) == [own]
+
+
+def test_a_shared_file_that_is_removed_is_written_anew(tmp_path: Path) -> None:
+    with shared_file(tmp_path, "run", lambda path: path.write_bytes(b"old"), never) as file:
+        with open(file, "rb") as held:
+            remove_shared(tmp_path, "run")
+            assert held.read() == b"old"
+        with shared_file(tmp_path, "run", lambda path: path.write_bytes(b"new"), never) as file:
+            assert file.read_bytes() == b"new"
+    remove_shared(tmp_path, "run")
+    remove_shared(tmp_path, "run")
+    assert list(tmp_path.iterdir()) == [] and shared_bytes(tmp_path, "run") == 0

@@ -75,7 +75,7 @@ class Host:
         self.address = f"{_NETWORK}.{number + 1}"
         self.folder = hosts.folder / str(number)
         self._hosts = hosts
-        self._private: list[Path] = []
+        self._private: dict[Path, int] = {}
 
     @property
     def _port(self) -> str:
@@ -103,15 +103,24 @@ class Host:
         finally:
             ip("-n", self._hosts.switch, "link", "set", self._port, "master", "bridge")
 
-    def private(self, folder: Path) -> None:
-        """Give what this host starts from now on an empty folder in place of `folder`."""
-        self._private.append(folder)
+    def private(self, folder: Path, megabytes: int = 2000) -> None:
+        """Give what this host starts from now on an empty folder in place of `folder`.
+
+        It is a disk of its own, with room for so many megabytes.
+        """
+        self._private[folder] = megabytes
+
+    def files(self, folder: Path, pattern: str) -> list[Path]:
+        """Return paths, readable from anywhere, of what the host's Ray node has in a folder."""
+        for pid in self.processes("raylet"):
+            return list(Path(f"/proc/{pid}/root{folder}").glob(pattern))
+        return []
 
     def command(self, *arguments: str) -> list[str]:
         """Return a command that runs `arguments` on this host."""
         inside = list(arguments)
-        for folder in self._private:
-            mount = f'mount -t tmpfs private "{folder}" && exec "$@"'
+        for folder, megabytes in self._private.items():
+            mount = f'mount -t tmpfs -o size={megabytes}m private "{folder}" && exec "$@"'
             inside = ["unshare", "--mount", "sh", "-c", mount, "sh", *inside]
         return ["ip", "netns", "exec", self.name, *inside]
 
