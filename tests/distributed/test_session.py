@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil  # Ray brings it along
+import psutil  # type: ignore[import-untyped]  # Ray brings it along
 import pytest
 import ray
 from fakes.hub_server import HubServer
@@ -83,7 +83,7 @@ def test_a_password_in_an_address_is_not_shown(monkeypatch: pytest.MonkeyPatch) 
 OWN = """
 import os
 import ray
-import psutil  # Ray brings it along
+import psutil  # type: ignore[import-untyped]  # Ray brings it along
 from raykfold.distributed.session import ray_session
 
 ran = []
