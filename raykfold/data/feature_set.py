@@ -55,8 +55,8 @@ class FeatureSet:
 
     Attributes:
         features: (N, *sample_shape) in native byte order: float16, float32 or float64, all finite;
-            or integers or bools, which float32 holds. Memory-mapped if the file is, else
-            C-contiguous.
+            or integers or bools, which float32 holds. C-contiguous, and memory-mapped if the file
+            is.
         labels: (N,) class labels as in the files.
         folds: (N,) fold labels as in the files.
         classes: in ascending order of label, which is also the order of a network's outputs.
