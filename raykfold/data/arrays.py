@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raykfold.data.disk_copy import copy_to_disk, fits_in_memory
 from raykfold.data.file_kinds import MAPPING
 from raykfold.data.labels import (
     FOLDS,
@@ -45,6 +46,7 @@ _OR = {
 }
 _EXACT = 2**24  # float32 holds all integers from minus this to this
 _CHUNK_BYTES = 16 * 2**20  # of features, in one thread at a time
+_COPY_BYTES = 256 * 2**20  # of a map in Fortran order, whose pages hold many samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,14 +205,35 @@ def _as_features(name: str, given: Array) -> tuple[Array, tuple[str, ...]]:
         notes.append(f"features: {given.shape} -> {features.shape}")
     if 0 in features.shape:
         raise _bad_shape(name, given)
-    if not features.dtype.isnative:  # torch takes no other byte order
-        features = features.astype(features.dtype.newbyteorder("="))
-        notes.append(
-            "features: their byte order is not this machine's, so they are copied into memory"
-        )
-    if not isinstance(features, np.memmap):
-        features = np.ascontiguousarray(features)
-    return features, tuple(notes)
+    features, copied = _contiguous(name, features)
+    return features, (*notes, *copied)
+
+
+def _contiguous(name: str, features: Array) -> tuple[Array, tuple[str, ...]]:
+    """Return features in C order and this machine's byte order, and a note if that takes a copy.
+
+    Raises:
+        BadData: the copy of a map does not fit on the disk.
+    """
+    # torch takes no other byte order. In Fortran order a sample is spread over the whole file.
+    if features.dtype.isnative and features.flags.c_contiguous:
+        return features, ()
+    dtype = features.dtype.newbyteorder("=")
+    if features.dtype.isnative:
+        reason = "they are not in C order"
+    else:
+        reason = "their byte order is not this machine's"
+    if not isinstance(features, np.memmap) or fits_in_memory(features.nbytes):
+        copied = np.ascontiguousarray(features, dtype)
+        note = f"features: {reason}, so they are copied into memory"
+        return copied, () if features.dtype.isnative else (note,)
+    count = max(1, _COPY_BYTES // features[0].nbytes)
+    chunks = (
+        np.ascontiguousarray(features[start : start + count], dtype).data
+        for start in range(0, len(features), count)
+    )
+    copied = copy_to_disk(name, chunks, dtype, features.shape)
+    return copied, (f"features: {reason}, so they are copied into a temporary file",)
 
 
 def _bad_shape(name: str, features: Array) -> BadData:

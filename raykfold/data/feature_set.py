@@ -55,8 +55,8 @@ class FeatureSet:
 
     Attributes:
         features: (N, *sample_shape) in native byte order: float16, float32 or float64, all finite;
-            or integers or bools, which float32 holds. Memory-mapped if the file is, else
-            C-contiguous.
+            or integers or bools, which float32 holds. C-contiguous, and memory-mapped if the file
+            is.
         labels: (N,) class labels as in the files.
         folds: (N,) fold labels as in the files.
         classes: in ascending order of label, which is also the order of a network's outputs.
@@ -280,7 +280,7 @@ class FeatureSet:
         Raises:
             BadInput: as `split` does.
         """
-        present = set(self.labels[self._in_use].tolist())
+        present = _labels_in(self.labels[self._in_use])
         lines = []
         absent = [each for each in self.classes if each.label not in present]
         if absent:
@@ -288,13 +288,13 @@ class FeatureSet:
         lacking_inside: dict[int, list[SoundClass]] = {}
         for fold in self.fold_labels if folds is None else folds:
             split = self.split(fold, inner=inner, seed=seed)
-            trained = set(self.labels[split.train].tolist())
+            trained = _labels_in(self.labels[split.train])
             lacking = [each for each in self.classes if each.label in present - trained]
             if lacking:
                 lines.append(
                     f"fold {fold}: its training split has no sample of {_class_list(lacking)}"
                 )
-            chosen = set(self.labels[split.inner].tolist())
+            chosen = _labels_in(self.labels[split.inner])
             lacking_inside[fold] = [each for each in self.classes if each.label in trained - chosen]
         count = sum(map(bool, lacking_inside.values()))
         if inner and count:
@@ -333,6 +333,10 @@ class SoundDataset(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
         sample = torch.from_numpy(np.array(self.features[index], dtype=np.float32))
         label = torch.tensor(int(self.labels[index]), dtype=torch.long)
         return sample.to(self.device), label.to(self.device)
+
+
+def _labels_in(labels: Integers) -> set[int]:
+    return set(np.unique(labels).tolist())  # not of all: a list takes several times the memory
 
 
 def _class_list(classes: list[SoundClass]) -> str:

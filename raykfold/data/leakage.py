@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 Booleans = npt.NDArray[np.bool_]
+T = TypeVar("T")
 
 # Distance of near-identical samples, relative to their size. In FSDD, spoken digits, any two
 # recordings are at least 0.13 apart, also of one speaker; noise of 1 % adds less than 0.04.
@@ -38,6 +40,7 @@ _FEWEST = 256  # samples to compare, however many there are to compare each with
 _SEED = 0  # fixed, so that a resumed run looks at the same samples
 _CHUNK_BYTES = 4 * 2**20  # of features as float32, in one thread at a time
 _BLOCK_PAIRS = 2**20
+_KEPT_BYTES = 64 * 2**20  # of sketches, those of 275,000 samples; of more they are made twice
 # Squares of values near float32's end overflow. That spoils the search for near-identical samples,
 # as it spoils a training, but is no reason for NumPy to print warnings.
 _QUIET = np.errstate(over="ignore", invalid="ignore")
@@ -177,8 +180,9 @@ def find_leakage(data: FeatureSet) -> Leakage:
     another gain does to a log-mel spectrogram, makes no difference. A copy that begins a frame
     later is not found: it is as far away as another recording.
 
-    The features are read once, and once more where samples may be near-identical. Up to 8192
-    samples are all looked at, of more some from every fold, always the same ones.
+    The features are read once, and once more where samples may be near-identical or are more than
+    275,000. Up to 8192 samples are all looked at, of more some from every fold, always the same
+    ones. Beside the features this takes some 70 bytes a sample, and 300 MB at most.
     """
     scan = _scan(data.features)
     _, groups = np.unique(scan.digests, return_inverse=True)
@@ -200,68 +204,138 @@ def find_leakage(data: FeatureSet) -> Leakage:
 
 @dataclass(frozen=True, eq=False)
 class _Scan:
-    """Summaries of the samples, each less its own mean.
+    """Summaries of samples, each less its own mean.
 
     Attributes:
         digests: (N,) uint64. Two collide in one of 40 million data sets of a million samples.
         constant: (N,) whether all values of the sample are equal.
         sizes: (N,) Euclidean norms.
-        sketches: (N, _SUMS); their distances approximate those between the samples.
+        sketches: (N, _SUMS); their distances approximate those between the samples. None if they
+            would take too much memory.
         total: (n_mels * time,) float64, the sum of the samples.
     """
 
     digests: npt.NDArray[np.uint64]
     constant: Booleans
     sizes: Floats
-    sketches: Floats
+    sketches: Floats | None
     total: Array
 
     def __len__(self) -> int:
         return len(self.digests)
 
+    @property
+    def mean(self) -> Floats:
+        """The mean of the samples, (n_mels * time,)."""
+        mean: Floats = (self.total / len(self)).astype(np.float32)
+        return mean
+
 
 def _scan(features: Array) -> _Scan:
-    width = features[0].size
-    rows = -(-width // _SUMS)
-    signs = np.random.default_rng(_SEED).choice(np.array([-1, 1], np.float32), (rows, _SUMS))
-    count = max(1, _CHUNK_BYTES // (4 * width))
-    starts = range(0, len(features), count)
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        parts = list(pool.map(lambda at: _scan_chunk(features[at : at + count], signs), starts))
-    return _Scan(
-        digests=np.concatenate([part.digests for part in parts]),
-        constant=np.concatenate([part.constant for part in parts]),
-        sizes=np.concatenate([part.sizes for part in parts]),
-        sketches=np.concatenate([part.sketches for part in parts]),
-        total=np.sum([part.total for part in parts], axis=0),
+    count = len(features)
+    keep = count * _SUMS * np.dtype(np.float32).itemsize <= _KEPT_BYTES
+    scan = _Scan(
+        digests=np.empty(count, np.uint64),
+        constant=np.empty(count, np.bool_),
+        sizes=np.empty(count, np.float32),
+        sketches=np.empty((count, _SUMS), np.float32) if keep else None,
+        total=np.zeros(features[0].size),
     )
+    signs = _signs(features[0].size)
+    for rows, part in _by_chunk(lambda chunk: _scan_chunk(chunk, signs), features):
+        scan.digests[rows] = part.digests
+        scan.constant[rows] = part.constant
+        scan.sizes[rows] = part.sizes
+        if scan.sketches is not None:
+            scan.sketches[rows] = part.sketches
+        np.add(scan.total, part.total, out=scan.total)
+    return scan
+
+
+def _by_chunk(function: Callable[[Array], T], features: Array) -> Iterator[tuple[slice, T]]:
+    """Yield in order what `function` returns for each chunk of the features, and where it lies."""
+    count = max(1, _CHUNK_BYTES // (4 * max(features[0].size, _SUMS)))
+    threads = min(8, os.cpu_count() or 1)
+    ahead: deque[tuple[slice, Future[T]]] = deque()  # few: what is not consumed yet takes memory
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(features), count):
+            rows = slice(start, start + count)
+            ahead.append((rows, pool.submit(lambda rows: function(features[rows]), rows)))
+            if len(ahead) > 2 * threads:
+                rows, done = ahead.popleft()
+                yield rows, done.result()
+        for rows, done in ahead:
+            yield rows, done.result()
 
 
 @_QUIET  # threads do not inherit it
 def _scan_chunk(samples: Array, signs: Floats) -> _Scan:
-    padded = np.zeros((len(samples), signs.size), np.float32)
-    values = padded[:, : samples[0].size]
-    # Adding to 0.0 turns -0.0 into 0.0. As a plain array: each step costs more for a memmap.
-    values += np.asarray(samples).reshape(values.shape)
+    padded, values = _as_rows(samples, signs)
     digests = b"".join(hashlib.blake2b(row.data, digest_size=8).digest() for row in values)
-    values -= values.mean(axis=1, dtype=np.float64, keepdims=True).astype(np.float32)
+    _centre_rows(values)
     return _Scan(
         digests=np.frombuffer(digests, np.uint64),
         constant=np.logical_not(values.any(axis=1)),
         sizes=np.sqrt(np.einsum("nv,nv->n", values, values)),
-        sketches=np.einsum("nrs,rs->ns", padded.reshape(-1, *signs.shape), signs),
+        sketches=_sketch(padded, signs),
         total=values.sum(axis=0, dtype=np.float64),
     )
+
+
+@_QUIET
+def _sketch_chunk(samples: Array, signs: Floats) -> Floats:
+    """Return the sketches that `_scan_chunk` makes."""
+    padded, values = _as_rows(samples, signs)
+    _centre_rows(values)
+    return _sketch(padded, signs)
+
+
+def _as_rows(samples: Array, signs: Floats) -> tuple[Floats, Floats]:
+    """Return samples as rows of float32: padded to the size of `signs`, and the part with values.
+
+    The second is a view of the first.
+    """
+    padded = np.zeros((len(samples), signs.size), np.float32)
+    values = padded[:, : samples[0].size]
+    # Adding to 0.0 turns -0.0 into 0.0. As a plain array: each step costs more for a memmap.
+    values += np.asarray(samples).reshape(values.shape)
+    return padded, values
+
+
+def _centre_rows(values: Floats) -> None:
+    """Subtract from each row its mean, in place."""
+    values -= values.mean(axis=1, dtype=np.float64, keepdims=True).astype(np.float32)
+
+
+def _signs(width: int) -> Floats:
+    """Return signs for a sketch of `width` values, (rows, _SUMS)."""
+    rows = -(-width // _SUMS)
+    return np.random.default_rng(_SEED).choice(np.array([-1, 1], np.float32), (rows, _SUMS))
+
+
+def _sketch(padded: Floats, signs: Floats) -> Floats:
+    sketches: Floats = np.einsum("nrs,rs->ns", padded.reshape(-1, *signs.shape), signs)
+    return sketches
 
 
 # ---- Identical samples
 
 
 def _differ_in_group(groups: Integers, values: Integers) -> Booleans:
-    """Return (N,) whether `values` differ among the samples of a sample's group."""
-    _, firsts = np.unique(groups, return_index=True)
-    differing = groups[values != values[firsts][groups]]
-    return np.isin(groups, differing)
+    """Return (N,) whether `values` differ among the samples of a sample's group.
+
+    Args:
+        groups: (N,) number of each sample's group, from 0.
+        values: (N,) integers.
+    """
+    if len(groups) == 0:
+        return np.zeros(0, np.bool_)
+    one = np.empty(groups.max() + 1, values.dtype)  # the value of any sample of the group
+    one[groups] = values
+    differing = np.zeros(len(one), np.bool_)
+    differing[groups[values != one[groups]]] = True
+    found: Booleans = differing[groups]
+    return found
 
 
 def _count_identical(data: FeatureSet, groups: Integers, chosen: Booleans) -> Twins:
@@ -281,28 +355,34 @@ def _count_contradictions(
     data: FeatureSet, groups: Integers, near: Iterable[tuple[int, int]]
 ) -> Contradictions:
     """Count samples identical to one of another label, and both of each pair of `near`."""
-    _, in_folds = np.unique(np.stack([groups, data.folds]), axis=1, return_inverse=True)
-    identical = np.flatnonzero(_differ_in_group(groups, data.labels))
-    within = set(np.flatnonzero(_differ_in_group(in_folds.ravel(), data.labels)).tolist())
-    for pair in near:
-        if data.folds[pair[0]] == data.folds[pair[1]]:
-            within.update(pair)
+    identical = _differ_in_group(groups, data.labels)
+    found, within = identical.copy(), np.zeros(len(data), np.bool_)
+    chosen = np.flatnonzero(identical)
+    fold_labels, fold_numbers = np.unique(data.folds[chosen], return_inverse=True)
+    parts = groups[chosen] * len(fold_labels) + fold_numbers
+    _, part_numbers = np.unique(parts, return_inverse=True)
+    within[chosen] = _differ_in_group(part_numbers, data.labels[chosen])
     twins = dict(near)
-    if len(identical):
+    for pair in twins.items():
+        found[list(pair)] = True
+        if data.folds[pair[0]] == data.folds[pair[1]]:
+            within[list(pair)] = True
+    if identical.any():
         # Name one within a fold if there is one: those across folds are named as twins, too.
-        first = next((sample for sample in identical.tolist() if sample in within), identical[0])
+        inside = identical & within
+        first = int(np.argmax(inside if inside.any() else identical))
         others = (groups == groups[first]) & (data.labels != data.labels[first])
         own_fold = others & (data.folds == data.folds[first])
-        twin = np.flatnonzero(own_fold if own_fold.any() else others)[0]
+        twin = int(np.argmax(own_fold if own_fold.any() else others))
     elif twins:
-        first = next((sample for sample in twins if sample in within), next(iter(twins)))
+        first = next((sample for sample in twins if within[sample]), next(iter(twins)))
         twin = twins[first]
     else:
         return Contradictions()
     names = data.class_mapping
     return Contradictions(
-        samples=len({sample for pair in near for sample in pair}.union(identical.tolist())),
-        within_folds=len(within),
+        samples=int(np.count_nonzero(found)),
+        within_folds=int(np.count_nonzero(within)),
         example=_pair(data, first, twin),
         classes=(names[int(data.labels[first])], names[int(data.labels[twin])]),
     )
@@ -334,8 +414,8 @@ def _near_pairs(
 
     Each sample comes with the nearest such one.
     """
-    mean = (scan.total / len(scan)).astype(np.float32)
-    candidates = _candidates(scan, (data.folds, data.labels), looked_at)
+    mean = scan.mean
+    candidates = _candidates(data.features, scan, (data.folds, data.labels), looked_at)
     # Two samples may be each other's nearest: compare them once.
     unordered = list({frozenset(pair) for each in candidates for pair in each})
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
@@ -358,29 +438,60 @@ def _count_near(data: FeatureSet, pairs: list[tuple[int, int]]) -> Twins:
 
 
 def _candidates(
-    scan: _Scan, partitions: Sequence[Integers], looked_at: Integers
+    features: Array, scan: _Scan, partitions: Sequence[Integers], looked_at: Integers
 ) -> list[list[tuple[int, int]]]:
     """Return for each partition the samples that may be near-identical to one of another part.
 
     Each comes with the nearest such one.
     """
-    sketches = scan.sketches - scan.sketches.mean(axis=0)
+    if len(looked_at) == 0:
+        return [[] for _ in partitions]
+    # The sketches of those looked at, and of all samples, in chunks unless they were kept.
+    signs = _signs(features[0].size)
+    if scan.sketches is not None:
+        own = scan.sketches[looked_at]
+        chunks: Iterable[tuple[slice, Floats]] = [(slice(0, len(scan)), scan.sketches)]
+    else:
+        own = np.concatenate([_sketch_chunk(features[[each]], signs) for each in looked_at])
+        chunks = _by_chunk(lambda chunk: _sketch_chunk(chunk, signs), features)
+    # Distances remain if one sketch is subtracted from all; that of the mean makes them exact.
+    padded = np.zeros((1, signs.size), np.float32)
+    padded[0, : scan.total.size] = scan.mean
+    centre = _sketch(padded, signs)
+    own = own - centre
+    own_squares, own_limits = _squares_and_limits(own, scan.sizes[looked_at])
+
+    # The least distance found so far, and the sample that has it.
+    least = np.full((len(partitions), len(looked_at)), np.inf, np.float32)
+    nearest = np.zeros(least.shape, np.int64)
+    for rows, sketches in chunks:
+        sketches = sketches - centre
+        squares, limits = _squares_and_limits(sketches, scan.sizes[rows])
+        count = max(1, _BLOCK_PAIRS // len(sketches))
+        for start in range(0, len(looked_at), count):
+            block = slice(start, start + count)
+            distances = (-2 * own[block]) @ sketches.T
+            distances += own_squares[block, None]
+            distances += squares
+            distances[~(distances < np.minimum(own_limits[block, None], limits))] = np.inf
+            for number, parts in enumerate(partitions):
+                apart = parts[looked_at[block], None] != parts[rows]
+                eligible = np.where(apart, distances, np.inf)
+                at = eligible.argmin(axis=1)
+                found = eligible[np.arange(len(at)), at]
+                nearer = found < least[number, block]
+                least[number, block][nearer] = found[nearer]
+                nearest[number, block][nearer] = rows.start + at[nearer]
+    return [
+        list(zip(looked_at[near].tolist(), nearest[number, near].tolist(), strict=True))
+        for number, near in enumerate(np.isfinite(least))
+    ]
+
+
+def _squares_and_limits(sketches: Floats, sizes: Floats) -> tuple[Floats, Floats]:
+    """Return squared norms of centred sketches, and squares of how far apart twins may be."""
     squares = np.einsum("ns,ns->n", sketches, sketches)
-    limits = (_SLACK * _NEAR) ** 2 * np.minimum(scan.sizes**2, squares)
-    count = max(1, _BLOCK_PAIRS // len(scan))
-    pairs: list[list[tuple[int, int]]] = [[] for _ in partitions]
-    for start in range(0, len(looked_at), count):
-        block = looked_at[start : start + count]
-        distances = sketches[block] @ (-2 * sketches.T)
-        distances += squares[block, None]
-        distances += squares
-        distances[~(distances < np.minimum(limits[block, None], limits))] = np.inf
-        for found, parts in zip(pairs, partitions, strict=True):
-            eligible = np.where(parts[block, None] != parts, distances, np.inf)
-            nearest = eligible.argmin(axis=1)
-            finite = np.isfinite(eligible[np.arange(len(block)), nearest])
-            found += zip(block[finite].tolist(), nearest[finite].tolist(), strict=True)
-    return pairs
+    return squares, (_SLACK * _NEAR) ** 2 * np.minimum(sizes**2, squares)
 
 
 @_QUIET

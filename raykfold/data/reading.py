@@ -17,12 +17,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from raykfold.data.arrays import ARRAYS, FOLD_NAMES, PARAMETERS, of_objects
+from raykfold.data.disk_copy import copy_to_disk, fits_in_memory
 from raykfold.data.feature_file import FeatureFile, stamp_of
 from raykfold.data.feature_set import FeatureSet
 from raykfold.data.file_kinds import MAPPING, how_to_save, kind_of_file
@@ -55,6 +56,7 @@ FOLD_RULE = "fold_rule"  # a key of features.json
 # What arrays are saved as that are not read, or are under another name.
 _OTHERS = (".npy", ".npz", ".pkl", ".pickle", ".pt", ".pth", ".h5", ".hdf5", ".parquet", ".mat")
 _MOST_OTHERS = 4  # in a message
+_UNPACK_BYTES = 8 * 2**20
 _MOST_UNFOLDED = 50  # times the size of its file; zeros compress by a factor of 1000
 _TORCH_SAVE = 'torch.save({"features": ..., "labels": ..., "folds": ...})'
 _EXPECTED = "expected an .npz or .pt file with features, labels and folds"
@@ -70,7 +72,9 @@ def read_feature_set(processed_dir: Path) -> FeatureSet:
     text, for example.
 
     ``features.npy`` is memory-mapped, and read once to check and fingerprint it. So is a `.pt`,
-    unless it has torch's older format. Other files are read into memory.
+    unless it has torch's older format. Arrays of more than 256 MB in an `.npz`, in another byte
+    order or in Fortran order are copied into a temporary file, and that is mapped. Other files are
+    read into memory.
 
     Args:
         processed_dir: a folder, or one `.npz` or `.pt` file with all three arrays.
@@ -305,8 +309,13 @@ def _read_npz(path: Path, name: str) -> tuple[Array, str]:
         with np.load(path, allow_pickle=False) as archive, np.errstate(over="ignore"):
             member = _member(path, name, archive.files)
             # A small archive can unfold to a huge array.
-            _check_unfolded(path, archive.zip.getinfo(f"{member}.npy").file_size)
-            return archive[member], f"{path}: {member}"
+            size = archive.zip.getinfo(f"{member}.npy").file_size
+            _check_unfolded(path, size)
+            called = f"{path}: {member}"
+            if fits_in_memory(size):
+                return archive[member], called
+            with archive.zip.open(f"{member}.npy") as stored:
+                return _unpack(called, stored), called
     except BadData:
         raise
     except Exception as error:  # so can a broken archive
@@ -316,6 +325,26 @@ def _read_npz(path: Path, name: str) -> tuple[Array, str]:
             f"{path}: damaged, or not an .npz file of plain numbers ({one_line(error)}); make it "
             "again with numpy.savez"
         ) from error
+
+
+def _unpack(name: str, stored: IO[bytes]) -> Array:
+    """Return an array of an archive as a map of a temporary file.
+
+    Raises:
+        BadData: the disk has no room for it.
+        ValueError: it holds Python objects, or is of another version of the format.
+    """
+    version = np.lib.format.read_magic(stored)
+    if version == (1, 0):
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stored)
+    elif version == (2, 0):
+        shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(stored)
+    else:
+        raise ValueError(f"version {version} of the .npy format")
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be loaded")
+    parts = iter(lambda: stored.read(_UNPACK_BYTES), b"")
+    return copy_to_disk(name, parts, dtype, shape, "F" if is_fortran else "C")
 
 
 def _read_torch(path: Path, name: str) -> tuple[Any, str]:

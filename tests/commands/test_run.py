@@ -24,12 +24,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,12 +39,19 @@ import sklearn.metrics
 from fakes.hub_server import Fault, HubServer
 from safetensors import safe_open
 from support.event_files import scalars
-from support.outcome import FOLDS, FinishedRun, Outcome, assert_as_without_ray, assert_same
+from support.outcome import (
+    FOLDS,
+    FinishedRun,
+    Outcome,
+    assert_as_without_ray,
+    assert_same,
+    assert_same_folds,
+    files_that_hold,
+)
 from support.processes import find_process, wait_until_gone, worker_pid
 from support.recipes import ALL_ON
 from support.shell import (
     command,
-    environment,
     read_until,
     run,
     run_command,
@@ -438,6 +442,7 @@ def test_repeats_are_runs_with_the_next_seeds_and_resume_after_ctrl_c(
 # --- folds that fail, runs that are stopped ------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_failing_folds_stop_no_other(outcome: Outcome, data_dir: Path, tmp_path: Path) -> None:
     """Fold 4's network raises in epoch 3, and fold 2's kills its worker; one share trains both."""
     network = ("--model", "support.networks:Troubled")
@@ -501,6 +506,7 @@ def test_a_network_that_hangs_fails_its_own_fold(
             assert rows[row["fold"]] == row
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_a_state_cannot_be_written_and_keeps_the_weights_before_it(
     data_dir: Path, tmp_path: Path
 ) -> None:
@@ -560,27 +566,6 @@ def mirrored(*arguments: str) -> tuple[str, ...]:
     return ("--local_cpus", "2", "--folds", "1,2,3", *where, *arguments)
 
 
-def assert_same_folds(outcome: Outcome, model_dir: Path) -> None:
-    """Assert that a run of folds 1, 2, 3 has the same results for them as the run of all folds."""
-    folds = (1, 2, 3)
-    some = Outcome.of(model_dir)
-    assert some.folds == [row for row in outcome.folds if row["fold"] in folds]
-    assert some.histories == [outcome.histories[FOLDS.index(fold)] for fold in folds]
-    mine = {name: content for name, content in outcome.weights.items() if _is_of(name, folds)}
-    assert some.weights.keys() == mine.keys()
-    for name, content in mine.items():
-        # Tensors, not bytes: the metadata name the network, which can be a derived one.
-        tensors = safetensors.numpy.load(some.weights[name])
-        for tensor, values in safetensors.numpy.load(content).items():
-            np.testing.assert_array_equal(tensors[tensor], values, err_msg=f"{name} {tensor}")
-
-
-def _is_of(name: str, folds: tuple[int, ...]) -> bool:
-    match = re.search(r"fold_(\d+)", name)
-    assert match, name
-    return int(match[1]) in folds
-
-
 def assert_is_mirrored(hub: HubServer, model_dir: Path) -> None:
     """Assert that the repository has the bytes of these outputs, and got each epoch once:
 
@@ -610,15 +595,6 @@ def assert_is_mirrored(hub: HubServer, model_dir: Path) -> None:
     assert "summary.json" in repository.commits[-1].paths
     epochs = [path for commit in repository.commits for path in commit.paths if "/epoch_" in path]
     assert len(epochs) == len(set(epochs))
-
-
-def files_that_hold(secret: str, folder: Path) -> list[Path]:
-    """Return the files below `folder` whose content has `secret` in it."""
-    return [
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and secret.encode() in path.read_bytes()
-    ]
 
 
 @pytest.mark.slow
@@ -683,63 +659,6 @@ def test_five_workers_give_the_same_bits_as_two(
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "summary.json").read_text())["num_workers"] == 5
     assert_same(outcome, Outcome.of(tmp_path))
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """The address and token of a cluster with two CPUs, started with a token of the Hub around."""
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
-    token = secrets.token_hex(32)
-    # Short: Ray puts UNIX sockets below, and their paths end at 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="rkt-", dir="/tmp") as folder:
-        head = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-                *("--port", str(port), "--num-cpus", "2", "--temp-dir", folder),
-                *("--include-dashboard", "false", "--disable-usage-stats"),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment(
-                RAY_AUTH_MODE="token",
-                RAY_AUTH_TOKEN=token,
-                HF_TOKEN=HubServer.token,
-                ENVIRONMENTS=str(tmp_path / "told"),
-            ),
-        )
-        try:
-            address = re.search(r"\d+(?:\.\d+){3}", read_until(head, "Local node")[-1])
-            assert address
-            read_until(head, "Ray runtime started")
-            yield f"{address[0]}:{port}", token
-        finally:
-            head.terminate()
-            head.communicate(timeout=60)
-
-
-@pytest.mark.slow
-def test_on_a_named_cluster_workers_have_no_secrets_and_a_token_is_needed(
-    outcome: Outcome, cluster: tuple[str, str], data_dir: Path, tmp_path: Path
-) -> None:
-    address, token = cluster
-    model_dir, told = tmp_path / "out", tmp_path / "told"
-    told.mkdir()
-    network = ("--model", "support.networks:ReportsEnvironment")
-    arguments = ("--address", address, "--folds", "1,2,3", *network)
-    wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "ENVIRONMENTS": str(told)}
-    refused = run(data_dir, model_dir, *arguments, **wrong)
-    assert refused.returncode == 2
-    assert "the cluster refuses this token" in refused.stderr.splitlines()[-1]
-    assert not model_dir.exists()
-
-    right = {**wrong, "RAY_AUTH_TOKEN": token, "HF_TOKEN": HubServer.token}
-    done = run(data_dir, model_dir, *arguments, **right)
-    assert done.returncode == 0, done.stderr
-    assert_same_folds(outcome, model_dir)
-    assert files_that_hold(HubServer.token, told) == []
 
 
 FAULTS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -271,6 +272,32 @@ def test_a_small_fold_is_looked_at_among_many_samples() -> None:
     leakage = find_leakage(FeatureSet.from_arrays(features, np.arange(20000) % 2, folds))
     assert leakage.looked_at < 10000
     assert leakage.near.groups == 300
+
+
+def test_of_very_many_samples_twins_are_found_in_little_memory() -> None:
+    """Of so many, the sketches of 61 sums are not kept."""
+    count = 280_000
+    features = np.random.default_rng(0).normal(size=(count, 32)).astype(np.float32)
+    features[-80:] = features[:80] + 0.5
+    features[200] = features[100_000]
+    folds = np.repeat([1, 2, 3], [100_000, count - 100_080, 80])
+    labels = np.arange(count) % 2
+    labels[-80:] = 1 - labels[:80]
+    data = FeatureSet.from_arrays(features, labels, folds)
+    tracemalloc.start()
+    try:
+        leakage = find_leakage(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert leakage.identical == Twins(2, 1, Pair((200, 100_000), (1, 2)))
+    assert leakage.looked_at == 256
+    assert leakage.near.samples >= leakage.near.groups == 80
+    assert leakage.contradictions.samples == 160
+    assert peak < 61 * 4 * count
+
+    same = FeatureSet.from_arrays(np.zeros((count, 2)), labels, folds)
+    assert find_leakage(same).looked_at == 0  # of constant samples alone
 
 
 def test_huge_values_are_no_reason_to_fail() -> None:

@@ -4,7 +4,6 @@ import os
 import platform
 import re
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -12,8 +11,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]  # Ray brings it along
 import pytest
 import ray
+from fakes.hub_server import HubServer
+from support.outcome import Outcome, assert_same_folds, files_that_hold
+from support.shell import run
 
 from raykfold.distributed.session import ray_session
 from raykfold.errors import BadInput
@@ -80,7 +83,7 @@ def test_a_password_in_an_address_is_not_shown(monkeypatch: pytest.MonkeyPatch) 
 OWN = """
 import os
 import ray
-import psutil  # Ray brings it along
+import psutil  # type: ignore[import-untyped]  # Ray brings it along
 from raykfold.distributed.session import ray_session
 
 ran = []
@@ -145,8 +148,17 @@ server.serve_forever()
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[tuple[str, str]]:
-    """Where a cluster that wants a token listens, and the token. It has a head and nothing else."""
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder where processes of the cluster report their environment."""
+    return tmp_path_factory.mktemp("told")
+
+
+@pytest.fixture(scope="module")
+def cluster(told: Path) -> Iterator[tuple[str, str]]:
+    """Where a cluster that wants a token listens, and the token.
+
+    It has a head with two CPUs and nothing else, and was started with a token of the Hub around.
+    """
     with socket.socket() as free:
         free.bind(("", 0))
         port = free.getsockname()[1]
@@ -157,13 +169,19 @@ def cluster() -> Iterator[tuple[str, str]]:
         subprocess.Popen(
             [
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-                *("--port", str(port), "--num-cpus", "1", "--temp-dir", folder),
+                *("--port", str(port), "--num-cpus", "2", "--temp-dir", folder),
                 *("--include-dashboard", "false", "--disable-usage-stats"),
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token),
+            env=environment(
+                RAY_AUTH_MODE="token",
+                RAY_AUTH_TOKEN=token,
+                HF_TOKEN=HubServer.token,
+                ENVIRONMENTS=str(told),
+                PYTHONPATH=os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
+            ),
         ) as head,
     ):
         try:
@@ -177,7 +195,9 @@ def cluster() -> Iterator[tuple[str, str]]:
             assert address, said
             yield f"{address[1]}:{port}", token
         finally:
-            head.send_signal(signal.SIGTERM)
+            # Asked to end, Ray waits half a minute for a raylet that has had workers.
+            for process in (*psutil.Process(head.pid).children(recursive=True), head):
+                process.kill()
             head.communicate(timeout=60)
 
 
@@ -218,6 +238,26 @@ def test_a_token_that_the_cluster_refuses_is_said_in_one_line_and_at_once(
         assert done.returncode == 2, done.stderr
         line = f"raykfold: --address {re.escape(address)}: {what}.*{re.escape(wanted)}.*\n"
         assert re.fullmatch(line, done.stderr)
+
+
+def test_workers_of_a_named_cluster_give_the_same_bits_and_have_no_secrets(
+    outcome: Outcome, cluster: tuple[str, str], told: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    address, token = cluster
+    network = ("--model", "support.networks:ReportsEnvironment")
+    arguments = ("--address", address, "--folds", "1,2,3", *network)
+    wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "ENVIRONMENTS": str(told)}
+    refused = run(data_dir, tmp_path / "out", *arguments, **wrong)
+    assert refused.returncode == 2
+    assert "the cluster refuses this token" in refused.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+    right = {**wrong, "RAY_AUTH_TOKEN": token, "HF_TOKEN": HubServer.token}
+    done = run(data_dir, tmp_path / "out", *arguments, **right)
+    assert done.returncode == 0, done.stderr
+    assert_same_folds(outcome, tmp_path / "out")
+    assert len(list(told.iterdir())) >= 3  # of the driver and two workers
+    assert files_that_hold(HubServer.token, told) == []
 
 
 OTHER_PATCH = """

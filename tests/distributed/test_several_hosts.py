@@ -124,6 +124,7 @@ def assert_each_epoch_once(output: str, epochs: int) -> None:
 # --- on one cluster ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_submitted_job_gives_the_same_bits_after_a_worker_and_a_node_have_died(
     shared_cluster: Hosts, data_dir: Path, tmp_path: Path
 ) -> None:
@@ -174,6 +175,7 @@ def test_a_link_that_is_cut_and_a_controller_that_dies_change_nothing(
     assert_as_without_ray(tmp_path, data_dir, folds=FOLDS, epochs=epochs, patience=epochs)
 
 
+@pytest.mark.slow
 def test_a_storage_that_the_nodes_do_not_share_is_found_before_training(
     shared_cluster: Hosts, data_dir: Path, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,6 +69,36 @@ def assert_same(first: Outcome, second: Outcome) -> None:
         assert content == second.weights[name], name
     for name, values in first.predictions.items():
         np.testing.assert_array_equal(values, second.predictions[name], err_msg=name)
+
+
+def assert_same_folds(outcome: Outcome, model_dir: Path) -> None:
+    """Assert that a run of folds 1, 2, 3 has the same results for them as the run of all folds."""
+    folds = (1, 2, 3)
+    some = Outcome.of(model_dir)
+    assert some.folds == [row for row in outcome.folds if row["fold"] in folds]
+    assert some.histories == [outcome.histories[FOLDS.index(fold)] for fold in folds]
+    mine = {name: content for name, content in outcome.weights.items() if _is_of(name, folds)}
+    assert some.weights.keys() == mine.keys()
+    for name, content in mine.items():
+        # Tensors, not bytes: the metadata name the network, which can be a derived one.
+        tensors = safetensors.numpy.load(some.weights[name])
+        for tensor, values in safetensors.numpy.load(content).items():
+            np.testing.assert_array_equal(tensors[tensor], values, err_msg=f"{name} {tensor}")
+
+
+def _is_of(name: str, folds: tuple[int, ...]) -> bool:
+    match = re.search(r"fold_(\d+)", name)
+    assert match, name
+    return int(match[1]) in folds
+
+
+def files_that_hold(secret: str, folder: Path) -> list[Path]:
+    """Return the files below `folder` whose content has `secret` in it."""
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and secret.encode() in path.read_bytes()
+    ]
 
 
 @dataclass(frozen=True)
