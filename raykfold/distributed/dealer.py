@@ -404,7 +404,8 @@ class Dealer:
     def _task(self, ledger: Ledger, name: str, folds: tuple[int, ...]) -> ShareTask:
         config, data = ledger.config, self.data
         # After a death, folds are stepped one by one, so that the next death tells whose fault it
-        # was; and no steps are recorded and no features kept on a GPU, because both take memory.
+        # was. And no steps are recorded, nor features kept on a GPU unless that is asked for: both
+        # take memory.
         has_died = ledger.has_died(folds)
         together = self.config.folds_per_slot or (None if self.size.gpus else 1)
         return ShareTask(

@@ -48,9 +48,9 @@ from raykfold.state.checkpoint import (
 )
 from raykfold.text import size_text
 from raykfold.training.classes import find_class
+from raykfold.training.feature_placement import place_features
 from raykfold.training.feature_stream import FeatureStream
 from raykfold.training.fold import FoldTrainer, Snapshot, run_epochs
-from raykfold.training.gpu_memory import fits_on_gpu
 from raykfold.training.recipe import Recipe, TrainingSettings, build_network
 from raykfold.training.results import EpochMetrics, Histogram, Round
 from raykfold.training.steps import no_recordings
@@ -332,11 +332,9 @@ def _trainers(
         class_indices = torch.tensor(task.class_indices, device=device)
         stream = FeatureStream(array, device)
         splits = list(task.splits.values())
-        resident = task.features_on == "device" or (
-            task.features_on == "auto"
-            and fits_on_gpu(stream, class_indices, splits, classes, task.settings)
+        features = place_features(
+            stream, task.features_on, class_indices, splits, classes, task.settings, count
         )
-        features = stream.on_device(count) if resident else stream
         for fold, split in task.splits.items():
             state = load_state(task.origins[fold]) if fold in task.origins else None
             try:

@@ -102,7 +102,9 @@ def _check_recipe(config: RunConfig, data: FeatureSet) -> list[str]:
     split = data.split(data.fold_labels[0], inner=config.select == "inner", seed=config.seed)
     split = dataclasses.replace(
         split,
-        train=_some(split.train, max(_MOST_FITTED, 2 * config.batch_size)),
+        train=_some_of_each(
+            split.train, data.class_indices, max(_MOST_FITTED, 2 * config.batch_size)
+        ),
         validation=_some(split.validation, _MOST_EVALUATED),
         inner=_some(split.inner, _MOST_EVALUATED),
     )
@@ -154,6 +156,12 @@ def _some(samples: Integers, most: int) -> Integers:
     if len(samples) <= most:
         return samples
     return np.sort(np.random.default_rng(0).choice(samples, most, replace=False))
+
+
+def _some_of_each(samples: Integers, classes: Integers, most: int) -> Integers:
+    """Return `_some`, and one of each class: a recipe may divide by the number of its samples."""
+    _, firsts = np.unique(classes[samples], return_index=True)
+    return np.union1d(_some(samples, most), samples[firsts])
 
 
 def _require_parameters(model: nn.Module, name: str) -> None:

@@ -17,6 +17,10 @@ from raykfold.data.labels import Array
 
 _AHEAD = 2  # batches that are gathered before a step asks for them
 _ANNOUNCED = 2  # batches more that the kernel is told about
+# Batches of a fold that may be on a GPU, waiting for their steps: two turns of `run_epochs`, so
+# that folds are computed side by side, or fewer if they are large.
+_QUEUED = 16
+_QUEUED_BYTES = 2**28
 # Small samples in a small file are all in memory soon. To announce each, and to hand batches from
 # thread to thread, would cost more than it saves: 0.1 ms a batch, a third of a small step.
 _SMALL_SAMPLE = mmap.PAGESIZE
@@ -92,6 +96,7 @@ class FeatureStream:
         coming = iter(batches)
         announced: deque[Tensor] = deque()
         gathered: deque[Future[tuple[Tensor, torch.cuda.Event | None]]] = deque()
+        steps: deque[torch.cuda.Event] = deque()
         while True:
             for rows in islice(coming, _AHEAD + _ANNOUNCED - len(gathered) - len(announced)):
                 if self._announcer is not None:
@@ -102,21 +107,27 @@ class FeatureStream:
             if not gathered:
                 return
             samples, copied = gathered.popleft().result()
-            if copied is not None:
-                # The step's stream waits for the copy, and its memory for the step.
-                stream = torch.cuda.current_stream(self.device)
-                stream.wait_event(copied)
-                samples.record_stream(stream)
+            if copied is None:
+                yield samples
+                continue
+            # The step's stream waits for the copy, and its memory for the step.
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(copied)
+            samples.record_stream(stream)
             yield samples
+            # Steps are queued sooner than they are computed, and each has its samples on the GPU.
+            steps.append(stream.record_event())
+            if len(steps) > min(_QUEUED, _QUEUED_BYTES // samples.nbytes + 1):
+                steps.popleft().synchronize()
 
     def _gather(self, rows: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         """Return samples on the device, and what says when their copy is complete."""
         if self._copies is None:
             return self._features.index_select(0, rows), None
         size = (len(rows), *self.shape[1:])
-        samples = torch.empty(size, dtype=self.dtype, pin_memory=True)
-        torch.index_select(self._features, 0, rows, out=samples)
-        with torch.cuda.stream(self._copies):
+        with torch.cuda.stream(self._copies):  # PyTorch asks for this thread's, also to pin memory
+            samples = torch.empty(size, dtype=self.dtype, pin_memory=True)
+            torch.index_select(self._features, 0, rows, out=samples)
             # The pinned memory is not used again before the copy is complete: PyTorch sees to it.
             return samples.to(self.device, non_blocking=True), self._copies.record_event()
 

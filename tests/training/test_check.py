@@ -335,6 +335,16 @@ class OwnNormalization(raykfold.Recipe):
         self.normalization = nn.BatchNorm1d(len(next(iter(features))[0]))  # type: ignore[assignment]
 
 
+class Prior(raykfold.Recipe):
+    """Adds the logarithm of each class's share."""
+
+    def fit(self, features: Iterable[Tensor], labels: Tensor) -> None:
+        self.shares = labels.bincount(minlength=self.num_classes) / len(labels)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return super().loss(logits + self.shares.log(), targets)
+
+
 class Counted(raykfold.Recipe):
     def __init__(self) -> None:
         self.seen: Counter[int] = Counter()
@@ -425,6 +435,16 @@ def test_a_recipe_that_trains_passes(config: RunConfig, small_data: FeatureSet) 
         assert check_training(with_recipe(config, recipe), small_data) == []
     everything = dataclasses.replace(config, preset="strong", class_weights="balanced", ema=0.9)
     assert check_training(with_recipe(everything, Fine), small_data) == []
+
+
+def test_a_recipe_is_fitted_to_every_class_of_the_training_split(config: RunConfig) -> None:
+    """Also to one that is rare, in data of which a part is tried."""
+    samples = np.arange(6000)
+    labels = np.where(samples < 2, 7, samples % 2)
+    features = np.random.default_rng(0).normal(size=(6000, 16, 32)).astype(np.float32)
+    data = FeatureSet.from_arrays(features, labels, samples % 5 + 1)
+    smoothed = dataclasses.replace(config, label_smoothing=0.1)
+    assert check_training(with_recipe(smoothed, Prior), data) == []
 
 
 @pytest.mark.parametrize(

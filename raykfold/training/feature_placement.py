@@ -1,10 +1,11 @@
-"""Whether a GPU has room for all features beside what training takes."""
+"""Where features are in training: on the device, if it has room, or streamed to it."""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +22,37 @@ _SMALL_SHARE = 0.25
 _TIMES_PEAK = 2.0
 
 
+def place_features(
+    stream: FeatureStream,
+    where: Literal["auto", "device", "host"],
+    class_indices: Tensor,
+    splits: Sequence[Split],
+    num_classes: int,
+    settings: TrainingSettings,
+    on_batch: Callable[[], None] = lambda: None,
+) -> Tensor | FeatureStream:
+    """Return the features for the trainers of `splits`: all on the device, or the stream.
+
+    Args:
+        stream: of the features, to the device that trains.
+        where: as the option ``features_on`` of `RunConfig`.
+        class_indices: as `FoldTrainer` takes them, like `num_classes` and `settings`.
+        splits: of the folds that are trained side by side.
+        on_batch: called after each part that is copied to the device.
+
+    Raises:
+        torch.OutOfMemoryError, RuntimeError: with ``device``, there is too little memory.
+    """
+    if where == "device":
+        return stream.on_device(on_batch)
+    if where == "auto" and fits_on_gpu(stream, class_indices, splits, num_classes, settings):
+        try:
+            return stream.on_device(on_batch)
+        except torch.OutOfMemoryError:  # another process has taken the memory meanwhile
+            torch.cuda.empty_cache()
+    return stream
+
+
 def fits_on_gpu(
     stream: FeatureStream,
     class_indices: Tensor,
@@ -35,7 +67,7 @@ def fits_on_gpu(
 
     Args:
         stream: of the features, to the device that trains. If that is no GPU, they do not fit.
-        class_indices: as `FoldTrainer` takes them, like the other arguments.
+        class_indices, splits, num_classes, settings: as `place_features` takes them.
     """
     if stream.device.type != "cuda":
         return False
