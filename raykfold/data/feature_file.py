@@ -130,15 +130,16 @@ def temporary_feature_file(features: Array, folder: Path | None) -> Iterator[Fea
     """
     folder, needed = folder or temporary_folder(), features.nbytes
     option = f"--scratch_dir {folder}"
-    if free_bytes(folder) < needed:
-        raise BadInput(
-            f"{option}: has {size_text(free_bytes(folder))} free, and the features, which workers "
-            f"read from a file, take {size_text(needed)}; expected a folder with that room"
-        )
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             path = stack.enter_context(scratch_dir(folder)) / "features"
+            free = free_bytes(folder)  # without what killed runs have left there
+            if free < needed:
+                raise BadInput(
+                    f"{option}: has {size_text(free)} free, and the features, which workers read "
+                    f"from a file, take {size_text(needed)}; expected a folder with that room"
+                )
             step = max(1, len(features) * _WRITE_BYTES // max(1, needed))
             with open(path, "xb") as file:
                 for first in range(0, len(features), step):

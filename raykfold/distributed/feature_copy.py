@@ -10,7 +10,6 @@ the chunks that are on their way and no more.
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from raykfold.errors import RaykfoldError
 from raykfold.files.scratch import (
     free_bytes,
     remove_shared,
+    scratch_dir,
     shared_bytes,
     shared_file,
     shared_path,
@@ -132,15 +132,20 @@ class FeatureSource:
         if self.server is None or self.file.is_seen():
             return None
         try:
+            # A copy that is there stays, even if nobody uses it now. Leftovers of killed runs go.
+            if shared_path(self.folder, self.session).exists():
+                return None
             self.folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryDirectory(dir=self.folder).cleanup()
+            with (
+                scratch_dir(self.folder) as folder,
+                shared_file(folder, "lock", Path.touch, lambda: None),
+            ):
+                pass
         except OSError as error:
             return f"{self.folder} cannot be written ({error.strerror or error})"
         return self._lack_of_room()
 
     def _lack_of_room(self) -> str | None:
-        if shared_path(self.folder, self.session).exists():
-            return None
         # A copy that is being made has taken some already.
         free = free_bytes(self.folder) + shared_bytes(self.folder, self.session)
         return f"{self.folder} has {size_text(free)} free" if free < self.file.nbytes else None

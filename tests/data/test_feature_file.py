@@ -94,6 +94,27 @@ def test_arrays_for_which_there_is_no_room_are_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_leftovers_of_killed_runs_go_before_room_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / "rkf-dead"
+    left.mkdir()
+    (left / ".owner").touch()
+    monkeypatch.setattr(
+        "raykfold.data.feature_file.free_bytes", lambda _: 0 if left.exists() else 10**9
+    )
+    with temporary_feature_file(FEATURES, tmp_path) as file:
+        np.testing.assert_array_equal(file.open(), FEATURES)
+
+
+def test_a_scratch_dir_with_too_long_a_name_is_one_line(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BadInput, match=r"cannot be written \(File name too long\)"),
+        temporary_feature_file(FEATURES, tmp_path / ("x" * 300)),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("count", [1, 7, 480, 10**9])
 def test_bytes_of_features_are_read_a_part_at_a_time(tmp_path: Path, count: int) -> None:
     file = file_of(tmp_path, FEATURES[:, 0])

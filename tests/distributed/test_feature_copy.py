@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +76,37 @@ def test_what_keeps_a_node_from_having_the_features(tmp_path: Path) -> None:
         assert lacking is not None and f"{tmp_path}/new has " in lacking and "free" in lacking
         assert source_of(large, tmp_path, server=None).obstacle() is None
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_leftovers_of_killed_runs_go_before_room_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, own = tmp_path / "rkf-dead", tmp_path / "rkf-session"
+    for folder in (left, own):
+        folder.mkdir()
+        (folder / ".owner").touch()
+    (own / "shared").touch()
+    monkeypatch.setattr(
+        "raykfold.distributed.feature_copy.free_bytes", lambda _: 0 if left.exists() else 10**9
+    )
+    source = source_of(FeatureFile(tmp_path / "elsewhere", 0, (8,), "uint8", None), tmp_path)
+    assert source.obstacle() is None
+    assert own.exists() and left.exists()  # this session has its copy, which nobody uses now
+    assert replace(source, session="next").obstacle() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_node_without_locks_cannot_have_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lack(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", lack)
+    source = source_of(FeatureFile(tmp_path / "elsewhere", 0, (8,), "uint8", None), tmp_path)
+    found = source.obstacle()
+    assert found is not None and "cannot be locked: No locks available" in found
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_a_node_sees_is_not_copied(tmp_path: Path) -> None:
