@@ -74,7 +74,7 @@ class FeatureFile:
         """Read some of the features' bytes, counted from the first value; at the end, fewer.
 
         Raises:
-            StorageError: the file has gone, or is another one by now.
+            StorageError: the file has gone, or cannot be read, or is another one by now.
         """
         count = min(count, self.nbytes - start)
         try:
@@ -82,6 +82,8 @@ class FeatureFile:
         except OSError as error:
             raise StorageError(f"{self.path}: cannot be read any more ({error})") from error
         self.check()
+        if len(read) < count:  # NumPy is silent about an error of the disk
+            raise StorageError(f"{self.path}: cannot be read any more (its end is missing)")
         return read
 
     def open(self) -> Array:
@@ -150,7 +152,7 @@ def temporary_feature_file(features: Array, folder: Path | None) -> Iterator[Fea
                 f"workers read from a file, take {size_text(needed)}; expected a folder with that "
                 "room"
             ) from error
-        yield FeatureFile(path, 0, features.shape, features.dtype.name, stamp_of(path))
+        yield FeatureFile(path, 0, features.shape, features.dtype.name, stamp=None)
 
 
 def stamp_of(path: Path) -> Stamp:

@@ -16,7 +16,7 @@ from raykfold.distributed.feature_copy import (
     FeatureServer,
     FeatureSource,
     copy_features,
-    remove_copy,
+    remove_copies,
 )
 from raykfold.errors import StorageError
 
@@ -38,6 +38,11 @@ def test_a_copy_has_the_same_bytes(tmp_path: Path) -> None:
     assert len(counted) == 2  # of chunks of 2 MiB
     copied.path.unlink()
     copied.check()  # nobody else writes to it, and a map stays
+
+
+def test_chunks_that_are_too_short_are_noticed(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="3 of 4 bytes came"):
+        copy_features(4, lambda start: np.zeros(3, np.uint8), tmp_path / "copy", lambda: None)
 
 
 def test_two_chunks_are_on_their_way_at_once_and_no_more(tmp_path: Path) -> None:
@@ -118,5 +123,5 @@ def test_a_file_that_a_node_sees_is_not_copied(tmp_path: Path) -> None:
             source = source_of(file, tmp_path / "scratch", server)
             with source.on_this_node(never, never, never) as found:
                 assert found == file
-            remove_copy(source)
+            remove_copies(source.session, {source.folder})
     assert not (tmp_path / "scratch").exists()
