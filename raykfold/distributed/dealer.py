@@ -546,11 +546,11 @@ class Dealer:
                     f"{self.config.run_dir.root}: the disk is full; what was complete before is "
                     "safe, and the same command resumes from it"
                 )
-        # A slot on a node that cannot have the features, or that is lost to copying, is none.
-        if share.started and not (share.unfit or share.copying):
-            self._waiting_since = None
+        # A slot on a node that cannot have the features, or where their copy fails, is none.
         if share.unfit:
             share.ledger.waiting |= share.active
+        elif share.started and not (share.copying and share.active):
+            self._waiting_since = None
         if share.unfit or not share.active:
             return
 
@@ -559,6 +559,7 @@ class Dealer:
             end = End("it ended early")
         elif share.slot is not None and self._is_gone(share.slot):
             end = End(f"its node {share.address or share.slot} is gone", displaced=True)
+            self._waiting_since = None
         elif share.stall is not None:
             end = End(share.stall, died=True, failed=True)
         else:
