@@ -88,7 +88,7 @@ class RunConfig(Options):
     labels, paths text, and `model` may be a class. What a flag could say is as good: "auto", "1,3".
 
     Raises:
-        BadInput: an option cannot have its value; an output path of a submitted job is relative.
+        BadInput: an option cannot have its value; a folder of a submitted job is relative.
     """
 
     module: ClassVar[str] = "raykfold.run"
@@ -330,7 +330,7 @@ class RunConfig(Options):
 
         # The working directory of a submitted job vanishes with it.
         if in_submitted_job(os.environ):
-            for name in ("model_dir", "storage_path"):
+            for name in ("model_dir", "storage_path", "scratch_dir"):
                 given = getattr(self, name)
                 if isinstance(given, Path) and not str(given).startswith(("/", "~")):
                     raise BadInput(

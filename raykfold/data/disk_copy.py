@@ -6,15 +6,17 @@ The file goes when nothing maps it any more, however the process ends.
 from __future__ import annotations
 
 import math
-import shutil
 import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from raykfold.data.labels import Array
 from raykfold.errors import BadData
+from raykfold.files.scratch import free_bytes
+from raykfold.text import size_text
 
 MOST_IN_MEMORY = 256 * 2**20  # bytes
 
@@ -45,11 +47,11 @@ def copy_to_disk(
     """
     folder, needed = tempfile.gettempdir(), dtype.itemsize * math.prod(shape)
     expected = "expected more room there, or another folder as TMPDIR"
-    total, _, free = shutil.disk_usage(folder)
-    if total and needed > free:  # some file systems say 0 for all
+    free = free_bytes(Path(folder))
+    if needed > free:
         raise BadData(
-            f"{name}: a copy needs {needed / 1e9:.1f} GB in {folder}, which has "
-            f"{free / 1e9:.1f} GB left; {expected}"
+            f"{name}: a copy needs {size_text(needed)} in {folder}, which has {size_text(free)} "
+            f"free; {expected}"
         )
     with tempfile.TemporaryFile(prefix="raykfold-") as file:
         try:

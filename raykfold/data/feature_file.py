@@ -74,7 +74,7 @@ class FeatureFile:
         """Read some of the features' bytes, counted from the first value; at the end, fewer.
 
         Raises:
-            StorageError: the file has gone, or is another one by now.
+            StorageError: the file has gone, or cannot be read, or is another one by now.
         """
         count = min(count, self.nbytes - start)
         try:
@@ -82,6 +82,8 @@ class FeatureFile:
         except OSError as error:
             raise StorageError(f"{self.path}: cannot be read any more ({error})") from error
         self.check()
+        if len(read) < count:  # NumPy is silent about an error of the disk
+            raise StorageError(f"{self.path}: cannot be read any more (its end is missing)")
         return read
 
     def open(self) -> Array:
@@ -130,15 +132,16 @@ def temporary_feature_file(features: Array, folder: Path | None) -> Iterator[Fea
     """
     folder, needed = folder or temporary_folder(), features.nbytes
     option = f"--scratch_dir {folder}"
-    if free_bytes(folder) < needed:
-        raise BadInput(
-            f"{option}: has {size_text(free_bytes(folder))} free, and the features, which workers "
-            f"read from a file, take {size_text(needed)}; expected a folder with that room"
-        )
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             path = stack.enter_context(scratch_dir(folder)) / "features"
+            free = free_bytes(folder)  # without what killed runs have left there
+            if free < needed:
+                raise BadInput(
+                    f"{option}: has {size_text(free)} free, and the features, which workers read "
+                    f"from a file, take {size_text(needed)}; expected a folder with that room"
+                )
             step = max(1, len(features) * _WRITE_BYTES // max(1, needed))
             with open(path, "xb") as file:
                 for first in range(0, len(features), step):
@@ -149,7 +152,7 @@ def temporary_feature_file(features: Array, folder: Path | None) -> Iterator[Fea
                 f"workers read from a file, take {size_text(needed)}; expected a folder with that "
                 "room"
             ) from error
-        yield FeatureFile(path, 0, features.shape, features.dtype.name, stamp_of(path))
+        yield FeatureFile(path, 0, features.shape, features.dtype.name, stamp=None)
 
 
 def stamp_of(path: Path) -> Stamp:

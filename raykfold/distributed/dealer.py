@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import ray
 
@@ -21,6 +22,7 @@ from raykfold.distributed.deal import Load, WorkerSize, deal, hand_over, slots
 from raykfold.distributed.events import (
     CopyBegun,
     CopyEnded,
+    Event,
     EventBoard,
     FoldsStepping,
     NodeUnfit,
@@ -31,7 +33,7 @@ from raykfold.distributed.events import (
     ShareStopping,
     WorkerAlive,
 )
-from raykfold.distributed.feature_copy import FeatureSource, remove_copy
+from raykfold.distributed.feature_copy import FeatureSource, remove_copies
 from raykfold.distributed.nodes import (
     Request,
     Watch,
@@ -98,6 +100,7 @@ class _Share:
     started: bool = False  # its worker runs
     address: str = ""  # of its node
     unfit: bool = False  # its worker found that its node cannot train it
+    copying: bool = False  # its worker copies the features to its node
     committed: bool = False  # at least one round of it is committed
     stepping: Mapping[int, int] = field(default_factory=dict)  # fold being trained → its epoch
     asked: frozenset[int] = frozenset()  # folds that it was asked to give back
@@ -152,8 +155,11 @@ class Dealer:
         # An instance of our own is one node, and cannot grow.
         self._watch = None if self.own_instance else Watch()
         self._request = None if self.own_instance else Request(_new_name(), self.size)
-        self._unfit: dict[str, float] = {}  # nodes, and until when no worker is to start there
-        self._with_copy: set[str] = set()  # nodes that have a copy of the features, or make one
+        # Node → until when no worker is to start there, and what the user was told.
+        self._unfit: dict[str, tuple[float, str]] = {}
+        # Nodes that have a copy of the features, or make one, and the folders of copies there.
+        self._with_copy: set[str] = set()
+        self._copy_folders: set[Path] = set()
         self._failed_starts = 0  # shares in a row that ended without a round
         self._last_reason = ""  # why the last of them did
         self._start_mode = StartMode()
@@ -228,20 +234,32 @@ class Dealer:
             raise
 
     def close(self) -> None:
-        """Remove copies, stop watching the cluster, and withdraw the request for more of it."""
-        self._remove_copies()
-        for aid in (self._watch, self._request):
-            if aid is not None:
-                aid.close()
+        """Withdraw the request for more nodes, stop watching the cluster, and remove copies.
 
-    def _remove_copies(self) -> None:
-        """Remove the copies of the features from the nodes that answer."""
+        The request comes first: `ray job stop` gives this process three seconds.
+        """
+        lost = self._watch.silent() if self._watch is not None else set()
         try:
-            lost = self._watch.silent() if self._watch is not None else set()
+            for aid in (self._request, self._watch):
+                if aid is not None:
+                    aid.close()
+        finally:
+            if not self.own_instance:
+                self._remove_copies(lost)
+
+    def _remove_copies(self, lost: set[str]) -> None:
+        """Remove the copies of the features from the nodes that answer.
+
+        Args:
+            lost: ids of nodes that do not.
+        """
+        try:
+            self._take_events(wait_seconds=0)  # a copy may just have begun
             with_copy = self._with_copy - lost
             if with_copy:
                 nodes = [node for node in all_nodes() if node.id in with_copy]
-                run_on(nodes, remove_copy, self.features, seconds=_REMOVE_SECONDS)
+                where = self.features.session, self._copy_folders
+                run_on(nodes, remove_copies, *where, seconds=_REMOVE_SECONDS)
         except Exception as error:  # the cluster is ending; a later session there removes them
             _log.info("cannot remove copies of the features: %s", error)
 
@@ -319,7 +337,7 @@ class Dealer:
         if self._watch is None:
             return set()
         now = time.monotonic()
-        unfit = {node for node, until in self._unfit.items() if until > now}
+        unfit = {node for node, (until, _) in self._unfit.items() if until > now}
         return unfit | self._watch.leaving() | self._watch.silent()
 
     def _wait(self) -> None:
@@ -336,13 +354,14 @@ class Dealer:
         waited = now - self._waiting_since
         if self._failed_starts > 1:
             what = f"no worker has come to a round; the last ended: {self._last_reason}"
-        elif self._shares or not self._waiting_ledgers():
-            return  # shares are on their way
+        elif self._shares or not self._waiting_ledgers() or now < self._deal_after:
+            return  # shares are on their way, or soon will be
         else:
             waiting = ", ".join(
                 each.fold_names(sorted(each.waiting)) for each in self._waiting_ledgers()
             )
             what = f"no free slot in Ray; {waiting} waiting ({inventory(self.size)})"
+            what += "".join(f"; {told}" for until, told in self._unfit.values() if until > now)
         if waited >= _PATIENCE_SECONDS and now - self._reminded >= _REMIND_SECONDS:
             self._reminded = now
             self.observer.noticed(f"for {waited:.0f} s, {what}")
@@ -439,10 +458,7 @@ class Dealer:
 
     def _receive(self, wait_seconds: float) -> None:
         """Act on what has happened in the shares; if nothing has, wait so long for something."""
-        events = ray.get(self._board.events_from.remote(self._received, wait_seconds))
-        self._received += len(events)
-        # Whatever became of a share since, a copy that it began is to be removed.
-        self._with_copy |= {event.node for event in events if isinstance(event, CopyBegun)}
+        events = self._take_events(wait_seconds)
         # A share that is not known any more was given up, and its folds are elsewhere.
         events = [event for event in events if event.share in self._shares]
 
@@ -462,7 +478,6 @@ class Dealer:
                     share.started = True
                     share.pid = event.pid
                     share.slot, share.address = event.node, event.address
-                    self._waiting_since = None
                     self._count_workers(share.entry)
                     gpu = f", GPU {event.gpu}" if event.gpu else ""
                     where = f"{event.address}, pid {event.pid}{gpu}"
@@ -478,10 +493,12 @@ class Dealer:
                     self.observer.noticed(event.text)
                 case NodeUnfit():
                     share.unfit = True
+                    told = f"node {event.address} is left out: {event.reason}"
                     if event.node not in self._unfit:
-                        self.observer.noticed(f"node {event.address} is left out: {event.reason}")
-                    self._unfit[event.node] = time.monotonic() + _UNFIT_SECONDS
+                        self.observer.noticed(told)
+                    self._unfit[event.node] = time.monotonic() + _UNFIT_SECONDS, told
                 case CopyBegun():
+                    share.copying = True
                     count = self.features.file.nbytes
                     what = f"{size_text(count)} of features to {event.folder}"
                     text = f"node {event.address} copies {what}"
@@ -489,6 +506,7 @@ class Dealer:
                     if count >= _LARGE_BYTES:
                         self.observer.noticed(text)
                 case CopyEnded():
+                    share.copying = False
                     text = f"node {event.address} has its copy after {event.seconds:.1f} s"
                     _log.info("share %s: %s", event.share, text)
                 case ShareStopping():
@@ -501,6 +519,17 @@ class Dealer:
                     share.active -= {*round_.finished, *round_.failed, *round_.released}
                     seconds = [metrics.seconds for metrics in round_.epochs.values()]
                     share.epoch_seconds = max(seconds, default=share.epoch_seconds)
+
+    def _take_events(self, wait_seconds: float) -> list[Event]:
+        """Return what has happened in the shares, and note which nodes have copies."""
+        events = ray.get(self._board.events_from.remote(self._received, wait_seconds))
+        self._received += len(events)
+        # Whatever became of a share since, a copy that it began is to be removed.
+        for event in events:
+            if isinstance(event, CopyBegun):
+                self._with_copy.add(event.node)
+                self._copy_folders.add(Path(event.folder))
+        return list(events)
 
     def _settle(self, name: str, error: Exception | None) -> None:
         """Let the folds that an ended share has not finished wait again, or fail those to blame.
@@ -518,8 +547,11 @@ class Dealer:
                     f"{self.config.run_dir.root}: the disk is full; what was complete before is "
                     "safe, and the same command resumes from it"
                 )
+        # A slot on a node that cannot have the features, or where their copy fails, is none.
         if share.unfit:
             share.ledger.waiting |= share.active
+        elif share.started and not (share.copying and share.active):
+            self._waiting_since = None
         if share.unfit or not share.active:
             return
 
@@ -528,6 +560,7 @@ class Dealer:
             end = End("it ended early")
         elif share.slot is not None and self._is_gone(share.slot):
             end = End(f"its node {share.address or share.slot} is gone", displaced=True)
+            self._waiting_since = None
         elif share.stall is not None:
             end = End(share.stall, died=True, failed=True)
         else:
@@ -545,13 +578,13 @@ class Dealer:
                 self._say_switch("complete a round" if share.started else "start")
 
         # Blame a death on the folds that were being trained. If none was, or it was a failure, all
-        # folds of the share may have caused it.
+        # folds of the share may have caused it; but none did before the features were there.
         stepped = share.stepping if end.died else {}
         for fold in folds:
             death = None
             if fold in stepped:
                 death = Death(end.reason, stepped[fold], together=len(stepped) > 1)
-            elif end.failed and not excused and not stepped.keys() & share.active:
+            elif end.failed and not (excused or share.copying or stepped.keys() & share.active):
                 death = Death(end.reason)
             share.ledger.take_back(fold, death)
 

@@ -10,15 +10,14 @@ the chunks that are on their way and no more.
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +28,7 @@ from raykfold.errors import RaykfoldError
 from raykfold.files.scratch import (
     free_bytes,
     remove_shared,
+    scratch_dir,
     shared_bytes,
     shared_file,
     shared_path,
@@ -132,15 +132,20 @@ class FeatureSource:
         if self.server is None or self.file.is_seen():
             return None
         try:
+            # A copy that is there stays, even if nobody uses it now. Leftovers of killed runs go.
+            if shared_path(self.folder, self.session).exists():
+                return None
             self.folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryDirectory(dir=self.folder).cleanup()
+            with (
+                scratch_dir(self.folder) as folder,
+                shared_file(folder, "lock", Path.touch, lambda: None),
+            ):
+                pass
         except OSError as error:
             return f"{self.folder} cannot be written ({error.strerror or error})"
         return self._lack_of_room()
 
     def _lack_of_room(self) -> str | None:
-        if shared_path(self.folder, self.session).exists():
-            return None
         # A copy that is being made has taken some already.
         free = free_bytes(self.folder) + shared_bytes(self.folder, self.session)
         return f"{self.folder} has {size_text(free)} free" if free < self.file.nbytes else None
@@ -161,15 +166,16 @@ def node_obstacle(source: FeatureSource) -> str | None:
     return source.obstacle()
 
 
-def remove_copy(source: FeatureSource) -> None:
-    """Remove this node's copy, if there is one. Who has it mapped keeps it so."""
-    remove_shared(source.folder, source.session)
+def remove_copies(session: str, folders: Iterable[Path]) -> None:
+    """Remove this node's copies from these folders, if any. Who has one mapped keeps it so."""
+    for folder in folders:
+        remove_shared(folder, session)
 
 
 def copy_features(
     total: int, chunk: Callable[[int], Bytes], path: Path, count: Callable[[], object]
 ) -> None:
-    """Write a copy of the features, which survives a loss of power once this returns.
+    """Write a copy of the features.
 
     Args:
         total: bytes of the features.
@@ -178,7 +184,7 @@ def copy_features(
         count: called after each chunk.
 
     Raises:
-        OSError: the copy cannot be written.
+        OSError: the copy cannot be written, or chunks are too short.
     """
     with open(path, "xb") as file, ThreadPoolExecutor(_IN_FLIGHT) as pool:
         starts = iter(range(0, total, _CHUNK_BYTES))
@@ -191,10 +197,7 @@ def copy_features(
             file.write(ahead.popleft().result().data)
             count()
             if file.tell() % _FLUSH_BYTES == 0:
-                _flush(file)
-        _flush(file)
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+                file.flush()
+                os.fsync(file.fileno())
+        if file.tell() != total:
+            raise OSError(f"{file.tell()} of {total} bytes came")

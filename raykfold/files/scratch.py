@@ -12,17 +12,20 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 _PREFIX = "rkf-"  # short: Ray puts UNIX sockets below, whose paths have at most 107 bytes
 _LOCK = ".owner"
 _SHARED, _PART = "shared", "part-"
 _LOOK_SECONDS = 0.1
+_UNWRITTEN_SECONDS = 60.0  # until a file that nobody writes is no longer waited for
 
 
 @contextmanager
@@ -65,9 +68,11 @@ def shared_file(
         wait: called several times a second while another process writes.
 
     Raises:
-        OSError: the folder cannot be made or locked, or what `write` raises.
+        OSError: the folder cannot be made or locked, it is another user's, or others use a file
+            that has been removed from it; or what `write` raises.
     """
     file = shared_path(parent, name)
+    written_at = time.monotonic()
     while True:
         with _lock(file.parent) as lock:
             # The folder may have been removed before it was locked.
@@ -82,6 +87,10 @@ def shared_file(
                     _write_shared(file, write)
                     continue  # to a shared lock
         wait()
+        if any(file.parent.glob(f"{_PART}*")):
+            written_at = time.monotonic()
+        elif time.monotonic() - written_at >= _UNWRITTEN_SECONDS:
+            raise OSError(f"{file} is missing, and other processes have its lock")
         time.sleep(_LOOK_SECONDS)
 
 
@@ -95,7 +104,8 @@ def _write_shared(file: Path, write: Callable[[Path], object]) -> None:
         write(part)
         os.replace(part, file)
     except BaseException:
-        shutil.rmtree(file.parent, ignore_errors=True)
+        with suppress(OSError):
+            _remove_locked(file.parent)
         raise
 
 
@@ -119,14 +129,23 @@ def remove_shared(parent: Path, name: str) -> None:
 
 
 def temporary_folder() -> Path:
-    """Return the system's folder for temporary files."""
-    return Path(tempfile.gettempdir())
+    """Return the system's folder for temporary files, whether it can be written now or not.
+
+    That of `tempfile` is another one while the disk is full: a node's processes would differ.
+    """
+    return Path(os.environ.get("TMPDIR") or "/tmp")
 
 
 def free_bytes(folder: Path) -> int:
-    """Return how much fits on the disk of `folder`, or of the first of its parents that exists."""
-    existing = next(each for each in (folder, *folder.parents) if each.exists())
-    return shutil.disk_usage(existing).free
+    """Return how much fits on the disk of `folder`, or of the first of its parents that exists.
+
+    It is `sys.maxsize` where the file system does not say.
+    """
+    for existing in (folder, *folder.parents):
+        with suppress(OSError):
+            total, _, free = shutil.disk_usage(existing)
+            return free if total else sys.maxsize  # some file systems say 0 for all
+    return sys.maxsize
 
 
 @contextmanager
@@ -149,22 +168,48 @@ def one_at_a_time(name: str) -> Iterator[None]:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[IO[bytes] | None]:
-    """Make a folder and open its lock, not locked yet; None if the folder is being removed."""
+    """Make a folder and open its lock, not locked yet; None if the folder is being removed.
+
+    Raises:
+        OSError: the folder cannot be made, or it is another user's.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     with ExitStack() as stack:
         lock = None
         with suppress(FileNotFoundError):
-            lock = stack.enter_context(open(folder / _LOCK, "ab"))
+            if not _is_own(folder):
+                raise OSError(f"{folder} is another user's, or a link")
+            lock = stack.enter_context(_open_lock(folder / _LOCK, "a+b"))
         yield lock
 
 
+def _is_own(folder: Path) -> bool:
+    """Return whether this is a folder of this user's, and not a link to one."""
+    status = os.lstat(folder)
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+
+
+def _open_lock(path: Path, mode: Literal["a+b", "r+b"]) -> IO[bytes]:
+    """Open a lock, for NFS both to read and to write. What is no file is refused at once."""
+    more = os.O_NOFOLLOW | os.O_NONBLOCK
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | more, 0o600))
+
+
 def _try_lock(lock: IO[bytes], kind: int) -> bool:
-    """Lock a file, in place of a lock that it has; return whether nobody else's is in the way."""
+    """Lock a file, in place of a lock that it has; return whether nobody else's is in the way.
+
+    Raises:
+        OSError: the file system has no locks. The folder is removed, if it holds nothing else.
+    """
     try:
         fcntl.flock(lock, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        with suppress(OSError):
+            _remove_lock(Path(lock.name).parent)
+        raise OSError(f"its files cannot be locked: {error.strerror or error}") from error
     return True
 
 
@@ -179,8 +224,32 @@ def _is_current(lock: IO[bytes]) -> bool:
 def _remove_abandoned(parent: Path) -> None:
     for lock_file in parent.glob(f"{_PREFIX}*/{_LOCK}"):
         try:
-            with open(lock_file) as lock:
+            if not _is_own(lock_file.parent):
+                continue
+            with _open_lock(lock_file, "r+b") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock_file.parent, ignore_errors=True)
+                _remove_locked(lock_file.parent)
         except OSError:
-            continue  # the owner lives, the folder is another user's, or it has just gone
+            continue  # the owner lives, or the folder has just gone
+
+
+def _remove_locked(folder: Path) -> None:
+    """Remove a folder that this process has the only lock on.
+
+    The lock goes last. Until then nobody else begins to use the folder, and should this process be
+    killed, the next one goes on.
+    """
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != _LOCK:
+            path.unlink(missing_ok=True)
+    _remove_lock(folder)
+
+
+def _remove_lock(folder: Path) -> None:
+    """Remove a folder if it holds a lock and nothing else."""
+    lock = folder / _LOCK
+    if list(folder.iterdir()) == [lock]:
+        lock.unlink()
+        folder.rmdir()  # not if another process has just made its lock there

@@ -293,8 +293,8 @@ def test_wrong_python_values_get_the_line_that_a_flag_gets(
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("flag", ["--model_dir", "--storage_path"])
-def test_in_a_submitted_job_outputs_need_an_absolute_path(
+@pytest.mark.parametrize("flag", ["--model_dir", "--storage_path", "--scratch_dir"])
+def test_in_a_submitted_job_folders_need_an_absolute_path(
     flag: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")

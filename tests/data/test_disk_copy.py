@@ -74,5 +74,5 @@ def test_a_disk_without_room_is_one_line(
 ) -> None:
     save(tmp_path, features_npy=np.asfortranarray(FEATURES))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: (10**9, 10**9 - 1, 1))
-    with pytest.raises(BadData, match=rf"{folder}, which has 0.0 GB left; expected more room"):
+    with pytest.raises(BadData, match=rf"{folder}, which has 0 MB free; expected more room"):
         read_feature_set(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,12 @@ def test_arrays_are_written_to_a_file_that_goes(tmp_path: Path, features: np.nda
         assert mapped.dtype == features.dtype and mapped.flags.c_contiguous
         assert file.nbytes == mapped.nbytes == file.path.stat().st_size
         assert file.is_seen()
-    assert list((tmp_path / "new").iterdir()) == [] and not file.is_seen()
+        os.utime(file.path, (0, 0))
+        file.check()
+        file.path.unlink()  # as a cleaner of old files does
+        file.check()
+        assert not file.is_seen()
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_arrays_for_which_there_is_no_room_are_refused(tmp_path: Path) -> None:
@@ -94,6 +100,27 @@ def test_arrays_for_which_there_is_no_room_are_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_leftovers_of_killed_runs_go_before_room_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / "rkf-dead"
+    left.mkdir()
+    (left / ".owner").touch()
+    monkeypatch.setattr(
+        "raykfold.data.feature_file.free_bytes", lambda _: 0 if left.exists() else 10**9
+    )
+    with temporary_feature_file(FEATURES, tmp_path) as file:
+        np.testing.assert_array_equal(file.open(), FEATURES)
+
+
+def test_a_scratch_dir_with_too_long_a_name_is_one_line(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BadInput, match=r"cannot be written \(File name too long\)"),
+        temporary_feature_file(FEATURES, tmp_path / ("x" * 300)),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("count", [1, 7, 480, 10**9])
 def test_bytes_of_features_are_read_a_part_at_a_time(tmp_path: Path, count: int) -> None:
     file = file_of(tmp_path, FEATURES[:, 0])
@@ -101,6 +128,9 @@ def test_bytes_of_features_are_read_a_part_at_a_time(tmp_path: Path, count: int)
     starts = range(0, file.nbytes, count)
     read = b"".join(file.read_bytes(start, count).tobytes() for start in starts)
     assert read == FEATURES.tobytes()
+    longer = replace(file, shape=(21, 4, 6), stamp=None)
+    with pytest.raises(StorageError, match=r"cannot be read any more \(its end is missing\)"):
+        longer.read_bytes(file.nbytes - 1, 2)
     os.utime(file.path, ns=(0, 0))
     with pytest.raises(StorageError, match="has changed since the run started"):
         file.read_bytes(0, 1)

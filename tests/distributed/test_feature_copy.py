@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from raykfold.distributed.feature_copy import (
     FeatureServer,
     FeatureSource,
     copy_features,
-    remove_copy,
+    remove_copies,
 )
 from raykfold.errors import StorageError
 
@@ -36,6 +38,11 @@ def test_a_copy_has_the_same_bytes(tmp_path: Path) -> None:
     assert len(counted) == 2  # of chunks of 2 MiB
     copied.path.unlink()
     copied.check()  # nobody else writes to it, and a map stays
+
+
+def test_chunks_that_are_too_short_are_noticed(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="3 of 4 bytes came"):
+        copy_features(4, lambda start: np.zeros(3, np.uint8), tmp_path / "copy", lambda: None)
 
 
 def test_two_chunks_are_on_their_way_at_once_and_no_more(tmp_path: Path) -> None:
@@ -76,6 +83,37 @@ def test_what_keeps_a_node_from_having_the_features(tmp_path: Path) -> None:
     assert list((tmp_path / "new").iterdir()) == []
 
 
+def test_leftovers_of_killed_runs_go_before_room_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, own = tmp_path / "rkf-dead", tmp_path / "rkf-session"
+    for folder in (left, own):
+        folder.mkdir()
+        (folder / ".owner").touch()
+    (own / "shared").touch()
+    monkeypatch.setattr(
+        "raykfold.distributed.feature_copy.free_bytes", lambda _: 0 if left.exists() else 10**9
+    )
+    source = source_of(FeatureFile(tmp_path / "elsewhere", 0, (8,), "uint8", None), tmp_path)
+    assert source.obstacle() is None
+    assert own.exists() and left.exists()  # this session has its copy, which nobody uses now
+    assert replace(source, session="next").obstacle() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_node_without_locks_cannot_have_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lack(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", lack)
+    source = source_of(FeatureFile(tmp_path / "elsewhere", 0, (8,), "uint8", None), tmp_path)
+    found = source.obstacle()
+    assert found is not None and "cannot be locked: No locks available" in found
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_that_a_node_sees_is_not_copied(tmp_path: Path) -> None:
     def never(*_: object) -> None:
         raise AssertionError("nothing is copied")
@@ -85,5 +123,5 @@ def test_a_file_that_a_node_sees_is_not_copied(tmp_path: Path) -> None:
             source = source_of(file, tmp_path / "scratch", server)
             with source.on_this_node(never, never, never) as found:
                 assert found == file
-            remove_copy(source)
+            remove_copies(source.session, {source.folder})
     assert not (tmp_path / "scratch").exists()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,12 +13,15 @@ from typing import Any
 
 import pytest
 
+from raykfold.files import scratch
 from raykfold.files.scratch import (
+    free_bytes,
     one_at_a_time,
     remove_shared,
     scratch_dir,
     shared_bytes,
     shared_file,
+    temporary_folder,
 )
 
 OWNER = (
@@ -69,6 +73,93 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     with scratch_dir(tmp_path):
         pass
     assert {path.name for path in tmp_path.iterdir()} == {"rkf-mine", "other"}
+
+
+def abandoned(parent: Path, name: str = "rkf-dead") -> Path:
+    """A folder as a killed process leaves it."""
+    folder = parent / name
+    folder.mkdir()
+    (folder / ".owner").touch()
+    (folder / "big").write_bytes(b"x")
+    return folder
+
+
+def test_what_is_another_users_or_no_file_is_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tmp_path / "rkf-pipe"
+    pipe.mkdir()
+    os.mkfifo(pipe / ".owner")  # to open it would take for ever
+    with scratch_dir(tmp_path):
+        pass
+    folder, me = abandoned(tmp_path), os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: me + 1)
+    with scratch_dir(tmp_path):
+        pass
+    assert folder.exists()
+    with (
+        pytest.raises(OSError, match="rkf-dead is another user's"),
+        shared_file(tmp_path, "dead", refuse, never),
+    ):
+        pass
+    monkeypatch.undo()
+    (tmp_path / "rkf-link").symlink_to(folder)
+    with pytest.raises(OSError, match="a link"), shared_file(tmp_path, "link", refuse, never):
+        pass
+    with scratch_dir(tmp_path):
+        assert not folder.exists()
+
+
+def test_locks_are_opened_as_nfs_needs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes, flock = [], fcntl.flock
+
+    def lock(file: Any, operation: int) -> None:
+        modes.append(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE)
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    abandoned(tmp_path)
+    with shared_file(tmp_path, "run", lambda path: path.touch(), never):
+        assert not (tmp_path / "rkf-dead").exists()
+    assert set(modes) == {os.O_RDWR}
+
+
+def test_a_sweep_removes_the_lock_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = abandoned(tmp_path)
+    (folder / "deep").mkdir()
+    removed, unlink, rmtree = [], Path.unlink, shutil.rmtree
+
+    def note_file(path: Path, missing_ok: bool = False) -> None:
+        removed.append(path.name)
+        unlink(path, missing_ok)
+
+    def note_folder(path: Path, ignore_errors: bool = False) -> None:
+        removed.append(path.name)
+        rmtree(path, ignore_errors)
+
+    monkeypatch.setattr(Path, "unlink", note_file)
+    monkeypatch.setattr(shutil, "rmtree", note_folder)
+    with scratch_dir(tmp_path):
+        assert not folder.exists()
+        assert sorted(removed[:2]) == ["big", "deep"] and removed[2:] == [".owner"]
+
+
+def test_room_where_it_cannot_be_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = free_bytes(tmp_path)
+    assert free_bytes(tmp_path / ("x" * 300) / "y") == pytest.approx(there, abs=10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: (0, 0, 0))
+    assert free_bytes(tmp_path) == sys.maxsize
+
+
+def test_the_temporary_folder_stays_where_it_is_on_a_full_disk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    assert temporary_folder() == Path("/nowhere")
+    monkeypatch.setenv("TMPDIR", "")
+    assert temporary_folder() == Path("/tmp")
 
 
 def test_the_path_is_short_enough_for_sockets_below_it() -> None:
@@ -206,3 +297,31 @@ def test_a_shared_file_that_is_removed_is_written_anew(tmp_path: Path) -> None:
     remove_shared(tmp_path, "run")
     remove_shared(tmp_path, "run")
     assert list(tmp_path.iterdir()) == [] and shared_bytes(tmp_path, "run") == 0
+
+
+def test_a_shared_file_without_locks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lack(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", lack)
+    with (
+        pytest.raises(OSError, match="its files cannot be locked: No locks available"),
+        shared_file(tmp_path, "run", refuse, never),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shared_file_that_nobody_writes_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scratch, "_UNWRITTEN_SECONDS", 0.0)
+    with shared_file(tmp_path, "run", lambda path: path.touch(), never) as file:
+        file.unlink()  # by hand
+        with (
+            pytest.raises(OSError, match=r"shared is missing, and other processes have its lock"),
+            shared_file(tmp_path, "run", refuse, lambda: None),
+        ):
+            pass
