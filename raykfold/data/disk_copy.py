@@ -8,14 +8,13 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from raykfold.data.labels import Array
 from raykfold.errors import BadData
-from raykfold.files.scratch import free_bytes
+from raykfold.files.scratch import free_bytes, temporary_folder
 from raykfold.text import size_text
 
 MOST_IN_MEMORY = 256 * 2**20  # bytes
@@ -45,20 +44,20 @@ def copy_to_disk(
     Raises:
         BadData: the disk has no room for it.
     """
-    folder, needed = tempfile.gettempdir(), dtype.itemsize * math.prod(shape)
+    folder, needed = temporary_folder(), dtype.itemsize * math.prod(shape)
     expected = "expected more room there, or another folder as TMPDIR"
-    free = free_bytes(Path(folder))
+    free = free_bytes(folder)
     if needed > free:
         raise BadData(
             f"{name}: a copy needs {size_text(needed)} in {folder}, which has {size_text(free)} "
             f"free; {expected}"
         )
-    with tempfile.TemporaryFile(prefix="raykfold-") as file:
-        try:
+    try:
+        with tempfile.TemporaryFile(prefix="raykfold-", dir=folder) as file:
             # Not into a map: a disk that is full would end the process, by SIGBUS.
             file.writelines(parts)
             file.flush()
-        except OSError as error:
-            reason = error.strerror or error
-            raise BadData(f"{name}: cannot be copied to {folder} ({reason}); {expected}") from error
-        return np.memmap(file, dtype, "r", shape=shape, order=order)
+            return np.memmap(file, dtype, "r", shape=shape, order=order)
+    except OSError as error:
+        reason = error.strerror or error
+        raise BadData(f"{name}: cannot be copied to {folder} ({reason}); {expected}") from error

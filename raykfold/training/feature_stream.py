@@ -155,20 +155,17 @@ class _Announcer:
         base: object = features
         while isinstance(base, np.ndarray):
             base = base.base
+        if not (isinstance(base, mmap.mmap) and features.flags.c_contiguous):
+            return None
         sample = features[0].nbytes
         is_small = sample < _SMALL_SAMPLE and features.nbytes < _SMALL_FILE
-        can = hasattr(mmap, "MADV_WILLNEED")
-        if (
-            not can
-            or is_small
-            or not isinstance(base, mmap.mmap)
-            or not features.flags.c_contiguous
-        ):
+        if is_small or not hasattr(mmap, "MADV_WILLNEED"):
             return None
         whole = np.frombuffer(base, np.uint8)
         return cls(base, features.ctypes.data - whole.ctypes.data, sample)
 
     def announce(self, rows: Tensor) -> None:
+        """Have the samples of these rows, (B,) long, read into memory; do not wait for them."""
         for row in rows.sort().values.tolist():
             start = self._start + row * self._sample
             first = start // mmap.PAGESIZE * mmap.PAGESIZE

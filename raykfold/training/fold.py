@@ -394,7 +394,7 @@ class FoldTrainer:
 
         # Keep the weights if this is the best epoch so far. Early stopping follows from history.
         if self.kept_epoch == metrics.epoch:
-            self.kept_weights = _on(self.device, self.evaluated.state_dict(), copied=True)
+            self.kept_weights = _to_device(self.device, self.evaluated.state_dict(), copied=True)
 
         # Recordings contain the settings of the optimizer, so new ones need new recordings.
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
@@ -476,7 +476,7 @@ class FoldTrainer:
     def held_out_probabilities(self) -> np.ndarray:
         """Return (n_val, num_classes) float32, in sample order, computed with the kept weights."""
         model = self.evaluated
-        current = _on(self.device, model.state_dict(), copied=True)
+        current = _to_device(self.device, model.state_dict(), copied=True)
         model.load_state_dict(self.kept_weights)
         model.eval()
         try:
@@ -543,7 +543,7 @@ class FoldTrainer:
         self.recipe.load_state_dict(state["recipe"], self.device)
         self._random.load_state_dict(state["random"])
         self.history = [EpochMetrics(**metrics) for metrics in state["history"]]
-        self.kept_weights = _on(self.device, state["kept_weights"], copied=False)
+        self.kept_weights = _to_device(self.device, state["kept_weights"], copied=False)
         self._training.forget()  # the optimizer has other tensors now
         self._evaluation.forget()
 
@@ -552,7 +552,7 @@ class FoldTrainer:
         # Training changes weights and optimizer in place; everything else it replaces.
         in_place = ("model", "optimizer", "average", "average_steps", "recipe")
         state = {
-            name: _on(torch.device("cpu"), value, copied=name in in_place)
+            name: _to_device(torch.device("cpu"), value, copied=name in in_place)
             for name, value in self.state_dict().items()
         }
         if self._cuda_stream is not None:
@@ -690,7 +690,7 @@ def _turn(
     return None
 
 
-def _on(device: torch.device, value: Any, *, copied: bool) -> Any:
+def _to_device(device: torch.device, value: Any, *, copied: bool) -> Any:
     """Return `value` with every tensor on the device; what is there already is copied on demand.
 
     Copies from a GPU are complete only once its stream has been waited for.
@@ -698,10 +698,10 @@ def _on(device: torch.device, value: Any, *, copied: bool) -> Any:
     if isinstance(value, Tensor):
         return value.detach().to(device, non_blocking=True, copy=copied)
     if type(value) in (list, tuple):
-        return type(value)(_on(device, each, copied=copied) for each in value)
+        return type(value)(_to_device(device, each, copied=copied) for each in value)
     if isinstance(value, dict):
         result = copy.copy(value)  # with the attribute in which a network versions its layout
         for name, each in value.items():
-            result[name] = _on(device, each, copied=copied)
+            result[name] = _to_device(device, each, copied=copied)
         return result
     return value
